@@ -1,0 +1,69 @@
+# The ways in. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := service tests benchmarks
+# The interpreter that makes $(VENV): the first of these that runs and is 3.11 or newer.
+PYTHON ?= $(shell for candidate in python3.11 python3; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
+# Passed on to the command that a target starts, as in: make serve ARGS="--port 9000"
+ARGS ?=
+URL ?= http://127.0.0.1:8000
+DATA ?=
+OUT ?= runs/mini
+
+.PHONY: help serve test lint format unit mini bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@echo 'ARGS="..." goes to the command: make serve ARGS="--port 9000 --model NAME=SOURCE"'
+
+serve: $(VENV)/serve.stamp ## install what is needed and start the server on http://127.0.0.1:8000
+	exec $(BIN)/python -m service serve $(ARGS)
+
+test: lint unit ## install what is needed, then lint and run every test: what CI runs
+
+lint: $(VENV)/dev.stamp ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp ## let ruff format and mend the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+unit: $(VENV)/dev.stamp ## run the tests only: make unit ARGS="-k similarity"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
+
+mini: $(VENV)/serve.stamp ## train the model that ships: make mini DATA=folder-of-data-sets OUT=runs/mini
+	@test -n "$(DATA)" || { echo 'Say where the data sets lie: make mini DATA=folder' >&2; exit 2; }
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune \
+		--recipe service/training/recipes/mini.toml --data "$(DATA)" --output "$(OUT)" $(ARGS)
+
+bench: $(VENV)/serve.stamp ## load a running server with real texts: make bench DATA=folder-or-file URL=...
+	@test -n "$(DATA)" || { echo 'Say where the texts lie: make bench DATA=folder-or-file' >&2; exit 2; }
+	$(BIN)/python -m benchmarks.load --url "$(URL)" --texts "$(DATA)" $(ARGS)
+
+clean: ## remove caches; the virtual environment stays (rm -r .venv removes it)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find service tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is older than its requirements when they have changed: then, and only then, pip runs again.
+# torch comes first and by its exact version, so that a build chosen by pip's own configuration is kept.
+$(VENV)/serve.stamp: requirements.txt | $(BIN)/pip
+	$(BIN)/python -m pip install --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV) || { echo 'On Debian and Ubuntu: apt install python3-venv' >&2; exit 2; }

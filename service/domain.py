@@ -1,0 +1,89 @@
+"""What flows through the service: encodings down, outputs and timings up.
+
+Knows no torch, no HTTP and no text: an encoding is ids, an output is numbers, and both cross the process border as they
+are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IdArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Cls:
+    """The final hidden state of the first token: scores has shape [1, hidden]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of the final hidden states of all tokens: scores has shape [1, hidden]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The logits of the sequence-classification head: scores has shape [1, num_labels]."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """The masked-LM logits of `token_ids` at `positions`: scores has shape [len(positions), len(token_ids)]."""
+
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """The `k` most probable tokens at `positions`: scores (probabilities) and ids have shape [len(positions), k]."""
+
+    positions: tuple[int, ...]
+    k: int
+
+
+Readout = Cls | Mean | Labels | TokenScores | TopTokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoding:
+    """One row for the encoder.
+
+    `ids`, `segment_ids` and `positions` are int32 arrays of one length. `blocks` are disjoint, ascending half-open spans
+    [start, end) of that row: a token inside a block sees its own block and every token outside all blocks; a token
+    outside sees the whole row. Without blocks every token sees every token.
+    """
+
+    model: str
+    ids: IdArray
+    segment_ids: IdArray
+    positions: IdArray
+    readout: Readout
+    blocks: tuple[tuple[int, int], ...] = ()
+    truncated: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Output:
+    """The numbers read from one row; the shapes are told by its `Readout`."""
+
+    scores: FloatArray
+    ids: IdArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of one request went, in seconds."""
+
+    tokenize: float = 0.0
+    queue: float = 0.0
+    compute: float = 0.0
+    total: float = 0.0

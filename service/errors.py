@@ -1,0 +1,119 @@
+"""Every error that a caller may meet, with its HTTP status and its stable code.
+
+ServiceError
+├── InvalidRequest            422 invalid_request: a field is wrong, too long or empty
+│   └── MalformedBody         400 malformed_body: not JSON, not UTF-8
+├── BodyTooLarge              413 body_too_large
+├── NotFound                  404 not_found: no such route
+│   └── ModelNotFound         404 model_not_found
+├── MethodNotAllowed          405 method_not_allowed
+├── QueueFull                 429 queue_full, retryable
+├── Unavailable               503 unavailable, retryable: starting, draining, no replica
+│   └── ReplicaLost           503 replica_lost, retryable
+├── DeadlineExceeded          504 deadline_exceeded
+├── InferenceFailed           500 inference_failed: the forward itself failed on this row
+└── StartupError              no status: the process cannot start (bad setting, bad checkpoint)
+    ├── SettingError          a setting has a bad value
+    └── CheckpointError       a model cannot be found, read or understood
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One thing wrong with one field of a request; `field` is its path, as in `inputs[3].text`."""
+
+    field: str
+    message: str
+
+
+class ServiceError(Exception):
+    """Base of all errors that callers see. `detail` is safe to show: it never holds a request's text."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, detail: str, *, errors: Sequence[FieldError] = (), retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ServiceError):
+    status = 422
+    code = "invalid_request"
+
+    @classmethod
+    def of(cls, field: str, message: str) -> InvalidRequest:
+        """The usual case: one field, one problem."""
+        return cls(f"{field}: {message}", errors=[FieldError(field, message)])
+
+
+class MalformedBody(InvalidRequest):
+    status = 400
+    code = "malformed_body"
+
+
+class BodyTooLarge(ServiceError):
+    status = 413
+    code = "body_too_large"
+
+
+class NotFound(ServiceError):
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class QueueFull(ServiceError):
+    status = 429
+    code = "queue_full"
+    retryable = True
+
+
+class Unavailable(ServiceError):
+    status = 503
+    code = "unavailable"
+    retryable = True
+
+
+class ReplicaLost(Unavailable):
+    code = "replica_lost"
+
+
+class DeadlineExceeded(ServiceError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class InferenceFailed(ServiceError):
+    code = "inference_failed"
+
+
+class StartupError(ServiceError):
+    code = "startup_error"
+
+
+class SettingError(StartupError):
+    code = "setting_error"
+
+
+class CheckpointError(StartupError):
+    code = "checkpoint_error"
