@@ -1,0 +1,148 @@
+"""Measures the anonymous memory that loading a 1.3B-shaped fp32 `.bin` into bfloat16 takes at its peak.
+
+    python -m benchmarks.load_memory --folder /tmp/load-memory
+
+Writes a checkpoint of random numbers (5.2 GB on disk, and in memory while it is written) in the upstream layout, loads
+it in a fresh process that samples its own RssAnon, compares the peak with the limit of 1.3 times the bfloat16 weights
+plus 500 MB, and removes the checkpoint. Ends with status 1 when the peak is above the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from transformers import MegatronBertConfig, MegatronBertForMaskedLM
+
+from service.checkpoint import describe
+from service.engine.engine import Engine
+
+RESULT = Path(__file__).parent / "results" / "load_memory.json"
+SAMPLE_S = 0.002
+MB = 1e6
+
+
+def main() -> int:
+    arguments = _parse()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure)))
+        return 0
+    folder: Path = arguments.folder
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"--folder {folder}: is not empty")
+    try:
+        write_checkpoint(folder, arguments.layers)
+        measured = _measure_in_fresh_process(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _report(measured, arguments)
+
+
+def write_checkpoint(folder: Path, num_layers: int) -> None:
+    """A masked-LM checkpoint with the sizes of Erlangshen-MegatronBert-1.3B, every tensor with a storage of its own."""
+    config = MegatronBertConfig(
+        vocab_size=21_248,
+        hidden_size=2048,
+        num_hidden_layers=num_layers,
+        num_attention_heads=8,
+        intermediate_size=8192,
+        hidden_act="gelu_new",
+        architectures=["MegatronBertForMaskedLM"],
+    )
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in MegatronBertForMaskedLM(config).state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
+    tensors = {
+        name: torch.empty(shape).uniform_(-0.02, 0.02) for name, shape in shapes.items() if ".decoder." not in name
+    }
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Loads the checkpoint in this process, sampling RssAnon meanwhile."""
+    checkpoint = describe(folder, "load-memory")
+    before = _rss_anon()
+    peak = before
+    is_done = threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not is_done.wait(SAMPLE_S):
+            peak = max(peak, _rss_anon())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    started = time.perf_counter()
+    totals: list[int] = []
+    engine = Engine.load(checkpoint, precision="bfloat16", progress=lambda done, total: totals.append(total))
+    load_s = time.perf_counter() - started
+    is_done.set()
+    sampler.join()
+    after = _rss_anon()
+    assert engine.precision == "bfloat16"
+    return {
+        "file_bytes": (folder / "pytorch_model.bin").stat().st_size,
+        "weights_bytes": totals[-1],
+        "rss_anon_before_bytes": before,
+        "rss_anon_peak_bytes": max(peak, after),
+        "rss_anon_after_bytes": after,
+        "load_s": round(load_s, 2),
+    }
+
+
+def _measure_in_fresh_process(folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.load_memory", "--measure", str(folder)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _report(measured: dict[str, float], arguments: argparse.Namespace) -> int:
+    limit = 1.3 * measured["weights_bytes"] + 500 * MB
+    peak = measured["rss_anon_peak_bytes"]
+    for name, value in {**measured, "limit_bytes": limit}.items():
+        print(f"{name:24}{value / MB:12.1f} MB" if name.endswith("_bytes") else f"{name:24}{value:12.2f}")
+    print(f"peak / limit            {peak / limit:12.3f}")
+    result = {
+        "what": "peak RssAnon while Engine.load reads a 1.3B-shaped fp32 .bin into bfloat16 on a CPU",
+        "method": f"RssAnon of /proc/self/status sampled every {SAMPLE_S * 1000:g} ms in a fresh process; "
+        "limit = 1.3 x bfloat16 weights + 500 MB",
+        "command": f"python -m benchmarks.load_memory --folder FOLDER --layers {arguments.layers}",
+        "machine": arguments.machine,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **measured,
+        "limit_bytes": round(limit),
+        "fits": peak <= limit,
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0 if peak <= limit else 1
+
+
+def _rss_anon() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load_memory", description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/load-memory"), help="made for the run, then removed")
+    parser.add_argument("--layers", type=int, default=24, help="24 are 1.3 billion parameters")
+    parser.add_argument("--machine", default="2-core CPU, 24 GiB", help="words for the result file")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""What a checkpoint is, told by its name and its config.json: family, kind, shape, labels.
+
+Knows no torch and reads no tensor; where the config does not say which heads there are, the tensors' names do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from service import hub
+from service.errors import CheckpointError, SettingError
+from service.weight_files import read_json, tensor_names
+
+Family = Literal["megatron-bert", "bert"]
+Kind = Literal["masked-lm", "sequence-classification", "encoder"]
+
+_CLASS_PREFIXES: dict[str, Family] = {"MegatronBert": "megatron-bert", "Bert": "bert"}
+_CLASS_KINDS: dict[str, Kind] = {
+    "ForMaskedLM": "masked-lm",
+    "ForPreTraining": "masked-lm",
+    "ForSequenceClassification": "sequence-classification",
+    "Model": "encoder",
+}
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
+
+# Smallest and largest sensible value of each size; the largest are some ten times those of any published model.
+_LIMITS = {
+    "num_hidden_layers": (1, 256),
+    "hidden_size": (1, 65_536),
+    "num_attention_heads": (1, 1_024),
+    "intermediate_size": (1, 262_144),
+    "vocab_size": (1, 2_000_000),
+    "max_position_embeddings": (1, 131_072),
+    "type_vocab_size": (1, 1_024),
+}
+_MAX_LABELS = 10_000
+
+# Upstream's fine-tuned repositories carry no useful id2label; their cards say what the labels mean.
+_KNOWN_LABELS = {
+    "-Similarity": ("不相似", "相似"),
+    "-NLI": ("矛盾", "中立", "蕴含"),
+    "-Sentiment": ("负面", "正面"),
+}
+_KNOWN_TASKS = {"-Similarity": ("similarity",), "-NLI": ("nli",)}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a user asked for: NAME=SOURCE@REVISION."""
+
+    name: str
+    source: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of an encoder; `activation` is "gelu" (erf) or "gelu_new" (its tanh approximation)."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    ffn_size: int
+    vocab_size: int
+    max_positions: int
+    num_segments: int
+    norm_eps: float
+    activation: str
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that lies in a local folder. `labels` is empty when nobody has named them; `tasks` are the purposes
+    known beyond its kind."""
+
+    name: str
+    source: str
+    revision: str | None
+    path: Path
+    family: Family
+    kind: Kind
+    shape: Shape
+    labels: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+
+def parse_spec(text: str) -> ModelSpec:
+    """Reads `SOURCE`, `NAME=SOURCE` or either with `@REVISION`; a source that is a directory has no revision."""
+    name, equals, source = (part.strip() for part in text.partition("="))
+    if not equals or not _NAME.fullmatch(name):
+        name, source = "", text.strip()
+    revision: str | None = None
+    if not Path(source).expanduser().is_dir() and "@" in source:
+        source, _, revision = source.rpartition("@")
+    name = name or Path(source).expanduser().resolve().name
+    if not source or revision == "" or not _NAME.fullmatch(name):
+        raise SettingError(f"model {text!r}: wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION")
+    return ModelSpec(name, source, revision)
+
+
+def resolve(
+    spec: ModelSpec, *, labels: Sequence[str] = (), cache_dir: Path | None = None, offline: bool = False
+) -> Checkpoint:
+    """Finds the checkpoint in a local directory, or downloads it from the hub, and describes it."""
+    local = Path(spec.source).expanduser()
+    if local.is_dir():
+        path = local.resolve()
+    elif spec.source.startswith(("/", ".", "~")):
+        raise CheckpointError(f"{spec.source}: no such directory")
+    else:
+        path = hub.fetch(spec.source, spec.revision, cache_dir=cache_dir, offline=offline)
+    return describe(path, spec.name, spec.source, spec.revision, labels=labels)
+
+
+def describe(
+    path: Path, name: str, source: str | None = None, revision: str | None = None, *, labels: Sequence[str] = ()
+) -> Checkpoint:
+    """Reads config.json of the folder `path`. `labels` win over those of the config."""
+    file = path / "config.json"
+    config = read_json(file)
+    family, kind = _family_and_kind(file, config)
+    purpose = re.sub(r".*(?=-)", "", (source or str(path)).rstrip("/")) if kind == "sequence-classification" else ""
+    return Checkpoint(
+        name=name,
+        source=source or str(path),
+        revision=revision,
+        path=path,
+        family=family,
+        kind=kind,
+        shape=_shape(file, config),
+        labels=_labels(file, config, kind, tuple(labels), _KNOWN_LABELS.get(purpose, ())),
+        tasks=_KNOWN_TASKS.get(purpose, ()),
+    )
+
+
+def _family_and_kind(file: Path, config: dict[str, Any]) -> tuple[Family, Kind]:
+    classes = config.get("architectures") or []
+    if not isinstance(classes, list):
+        raise _wrong(file, "architectures", classes, "a list")
+    found = {_split_class(file, name) for name in classes}
+    families = {family for family, _ in found}
+    if "model_type" in config:
+        families.add(str(config["model_type"]).replace("_", "-"))
+    if len(families) != 1 or not families <= set(get_args(Family)):
+        raise _wrong(file, "model_type", config.get("model_type"), "megatron-bert or bert, as in architectures")
+    kinds = {kind for _, kind in found}
+    kind = kinds.pop() if len(kinds) == 1 else _kind_by_tensors(file.parent)
+    return cast("Family", families.pop()), kind
+
+
+def _split_class(file: Path, name: object) -> tuple[str, Kind]:
+    for prefix, family in _CLASS_PREFIXES.items():
+        kind = _CLASS_KINDS.get(str(name).removeprefix(prefix))
+        if str(name).startswith(prefix) and kind:
+            return family, kind
+    raise _wrong(file, "architectures", name, "MegatronBert or Bert, then " + ", ".join(_CLASS_KINDS))
+
+
+def _kind_by_tensors(folder: Path) -> Kind:
+    names = tensor_names(folder)
+    if any(name.startswith("cls.predictions.") for name in names):
+        return "masked-lm"
+    return "sequence-classification" if "classifier.weight" in names else "encoder"
+
+
+def _shape(file: Path, config: dict[str, Any]) -> Shape:
+    sizes = {key: _size(file, config, key) for key in _LIMITS}
+    hidden_size, num_heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    if hidden_size % num_heads:
+        raise _wrong(file, "num_attention_heads", num_heads, f"a divisor of hidden_size = {hidden_size}")
+    eps = config.get("layer_norm_eps", 1e-12)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise _wrong(file, "layer_norm_eps", eps, "a number from 0 to 1")
+    activation = config.get("hidden_act", "gelu")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise _wrong(file, "hidden_act", activation, "one of " + ", ".join(_ACTIVATIONS))
+    _refuse_variants(file, config)
+    return Shape(
+        num_layers=sizes["num_hidden_layers"],
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        ffn_size=sizes["intermediate_size"],
+        vocab_size=sizes["vocab_size"],
+        max_positions=sizes["max_position_embeddings"],
+        num_segments=sizes["type_vocab_size"],
+        norm_eps=float(eps),
+        activation=_ACTIVATIONS[activation],
+    )
+
+
+def _size(file: Path, config: dict[str, Any], key: str) -> int:
+    least, most = _LIMITS[key]
+    value = config.get(key, 2 if key == "type_vocab_size" else None)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _wrong(file, key, value, f"a whole number from {least} to {most}")
+    return value
+
+
+def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
+    """Variants that would load and then compute something else."""
+    for key, plain in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
+        if config.get(key, plain) != plain:
+            raise _wrong(file, key, config[key], str(plain))
+
+
+def _labels(
+    file: Path, config: dict[str, Any], kind: Kind, given: tuple[str, ...], known: tuple[str, ...]
+) -> tuple[str, ...]:
+    if kind != "sequence-classification":
+        if given:
+            raise CheckpointError(f"{file}: labels are given, but the checkpoint has no classifier ({kind})")
+        return ()
+    named = _id2label(file, config)
+    labels = given or (() if _are_placeholders(named) else named) or known
+    if labels and named and len(labels) != len(named):
+        raise CheckpointError(f"{file}: id2label names {len(named)} labels, but {len(labels)} are given: {labels}")
+    if len(set(labels)) != len(labels) or not all(labels):
+        raise CheckpointError(f"{file}: labels must differ and not be empty: {labels}")
+    return labels
+
+
+def _id2label(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    value = config.get("id2label") or {}
+    try:
+        by_index = {int(index): label for index, label in value.items()}
+    except (AttributeError, ValueError) as error:
+        raise _wrong(file, "id2label", value, "an object of index -> label") from error
+    is_sound = sorted(by_index) == list(range(len(by_index))) and len(by_index) <= _MAX_LABELS
+    if not is_sound or not all(isinstance(label, str) for label in by_index.values()):
+        raise _wrong(file, "id2label", value, f"the indices 0, 1, ... with a label each, at most {_MAX_LABELS}")
+    return tuple(by_index[index] for index in range(len(by_index)))
+
+
+def _are_placeholders(labels: tuple[str, ...]) -> bool:
+    return labels == tuple(f"LABEL_{index}" for index in range(len(labels)))
+
+
+def _wrong(file: Path, key: str, value: object, wanted: str) -> CheckpointError:
+    found = "is missing" if value is None else f"is {str(value)[:200]!r}"
+    return CheckpointError(f"{file}: {key} {found}; wanted {wanted}")

@@ -1,0 +1,154 @@
+"""Heads: what is read from the hidden states of packed rows, one reader per kind of readout.
+
+Logits, means and softmax are computed in float32 whatever the precision of the weights is. A head runs only on the
+tokens it is asked for. Knows no tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from service.checkpoint import Shape
+from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
+from service.engine.encoder import activate, linear, norm
+from service.engine.packing import Packed, to_device
+from service.engine.weights import MlmHead, Weights
+from service.errors import InferenceFailed
+
+_MAX_POSITIONS = 512  # full-vocabulary logits computed at a time: 512 x 21k x 4 bytes = 43 MB
+_MAX_TOKENS = 4096  # decoder rows in float32 at a time: 4096 x 2048 x 4 bytes = 34 MB
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The rows of one readout kind: the hidden states of all rows, and where these ones start and end."""
+
+    weights: Weights
+    shape: Shape
+    hidden: Tensor  # [tokens, hidden]
+    readouts: tuple[Any, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def at(self, tokens: Sequence[int]) -> Tensor:
+        """The hidden states of the tokens, [len(tokens), hidden]."""
+        return self.hidden[to_device(torch.tensor(tokens, dtype=torch.int64), self.hidden.device)]
+
+
+def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> list[Output]:
+    """The output of every row, in the order in which the encodings came."""
+    outputs: dict[int, Output] = {}
+    for kind, reader in _READERS.items():
+        members = [index for index, each in enumerate(packed.encodings) if isinstance(each.readout, kind)]
+        if not members:
+            continue
+        readouts = tuple(packed.encodings[index].readout for index in members)
+        spans = tuple((packed.offsets[index], packed.offsets[index + 1]) for index in members)
+        results = reader(_Batch(weights, shape, hidden, readouts, spans))
+        outputs |= dict(zip((packed.rows[index] for index in members), results, strict=True))
+    return [outputs[row] for row in range(len(packed.rows))]
+
+
+def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
+    """InferenceFailed when the readout asks for what the checkpoint or the row has not."""
+    readout = encoding.readout
+    if isinstance(readout, Labels) and not weights.labels:
+        raise InferenceFailed("the checkpoint has no sequence-classification head")
+    if not isinstance(readout, TokenScores | TopTokens):
+        return
+    if not weights.mlm:
+        raise InferenceFailed("the checkpoint has no masked-LM head")
+    if not all(0 <= position < encoding.num_tokens for position in readout.positions):
+        raise InferenceFailed(f"a readout outside of its row of {encoding.num_tokens} tokens")
+    if isinstance(readout, TopTokens) and not 0 < readout.k <= shape.vocab_size:
+        raise InferenceFailed(f"the {readout.k} best tokens asked for; wanted 1 to {shape.vocab_size}")
+    if isinstance(readout, TokenScores) and not all(0 <= each < shape.vocab_size for each in readout.token_ids):
+        raise InferenceFailed(f"scores of a token out of the vocabulary asked for; wanted 0 to {shape.vocab_size - 1}")
+
+
+def _read_cls(batch: _Batch) -> list[Output]:
+    return _one_row_each(batch.at([start for start, _ in batch.spans]).float())
+
+
+def _read_mean(batch: _Batch) -> list[Output]:
+    means = [batch.hidden[start:end].mean(0, dtype=torch.float32) for start, end in batch.spans]
+    return _one_row_each(torch.stack(means))
+
+
+def _read_labels(batch: _Batch) -> list[Output]:
+    head = batch.weights.labels
+    assert head
+    pooled = torch.tanh(linear(batch.at([start for start, _ in batch.spans]), head.pooler).float())
+    return _one_row_each(F.linear(pooled, head.classifier.weight.float(), head.classifier.bias.float()))
+
+
+def _read_token_scores(batch: _Batch) -> list[Output]:
+    """Only the decoder rows of the wanted tokens are used; rows that want the same tokens share them."""
+    head, states = _mlm_states(batch)
+    counts = [len(readout.positions) for readout in batch.readouts]
+    wanted: dict[tuple[int, ...], list[int]] = {}
+    for row, readout in enumerate(batch.readouts):
+        wanted.setdefault(readout.token_ids, []).append(row)
+    parts = torch.split(states, counts)
+    outputs: dict[int, Output] = {}
+    for token_ids, rows in wanted.items():
+        tokens = to_device(torch.tensor(token_ids, dtype=torch.int64), states.device)
+        logits = _logits(torch.cat([parts[row] for row in rows]), head, tokens)
+        scores = np.split(logits.cpu().numpy(), np.cumsum([counts[row] for row in rows])[:-1])
+        outputs |= {row: Output(each) for row, each in zip(rows, scores, strict=True)}
+    return [outputs[row] for row in range(len(batch.readouts))]
+
+
+def _read_top_tokens(batch: _Batch) -> list[Output]:
+    head, states = _mlm_states(batch)
+    k = max(readout.k for readout in batch.readouts)
+    best = [_top(part, head, k) for part in torch.split(states, _MAX_POSITIONS)]
+    scores = torch.cat([each[0] for each in best]).cpu().numpy()
+    ids = torch.cat([each[1] for each in best]).to(torch.int32).cpu().numpy()
+    ends = np.cumsum([len(readout.positions) for readout in batch.readouts])[:-1]
+    pairs = zip(batch.readouts, np.split(scores, ends), np.split(ids, ends), strict=True)
+    return [Output(row_scores[:, : readout.k], row_ids[:, : readout.k]) for readout, row_scores, row_ids in pairs]
+
+
+_READERS: dict[type, Callable[[_Batch], list[Output]]] = {
+    Cls: _read_cls,
+    Mean: _read_mean,
+    Labels: _read_labels,
+    TokenScores: _read_token_scores,
+    TopTokens: _read_top_tokens,
+}
+
+
+def _mlm_states(batch: _Batch) -> tuple[MlmHead, Tensor]:
+    """The transformed hidden states at all wanted positions, row after row, in float32: [positions, hidden]."""
+    head = batch.weights.mlm
+    assert head
+    pairs = zip(batch.readouts, batch.spans, strict=True)
+    tokens = [start + position for readout, (start, _) in pairs for position in readout.positions]
+    states = activate(linear(batch.at(tokens), head.transform), batch.shape)
+    return head, norm(states, head.norm, batch.shape).float()
+
+
+def _top(states: Tensor, head: MlmHead, k: int) -> tuple[Tensor, Tensor]:
+    logits = torch.cat([_logits(states, head, tokens) for tokens in _slices(len(head.decoder.bias))], dim=1)
+    best = logits.softmax(dim=1).topk(k, dim=1)
+    return best.values, best.indices
+
+
+def _slices(num_tokens: int) -> Iterator[slice]:
+    return (slice(start, start + _MAX_TOKENS) for start in range(0, num_tokens, _MAX_TOKENS))
+
+
+def _logits(states: Tensor, head: MlmHead, tokens: Tensor | slice) -> Tensor:
+    """In float32 even where the weights are bfloat16, whose 8 bits would tie tokens that differ."""
+    return F.linear(states, head.decoder.weight[tokens].float(), head.decoder.bias[tokens].float())
+
+
+def _one_row_each(scores: Tensor) -> list[Output]:
+    return [Output(row) for row in scores.cpu().numpy()[:, None, :]]

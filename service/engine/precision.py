@@ -1,0 +1,50 @@
+"""Which number format the weights and the arithmetic take: resolves the settings `device` and `precision`.
+
+Knows the hardware's abilities, not the models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from service.errors import SettingError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Without these a CPU computes bfloat16 by widening it, which is slower than float32.
+_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:N`; SettingError when there is no such device."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingError(f"device {name!r}: wanted cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise SettingError(f"device {name!r}: wanted cpu, cuda or cuda:N")
+    num_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= num_devices:
+        raise SettingError(f"device {name!r}: there are {num_devices} CUDA devices")
+    return device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bfloat16 where the hardware computes in it, else float32."""
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_has_bf16()
+        return "bfloat16" if has_bf16 else "float32"
+    if precision not in DTYPES:
+        raise SettingError(f"precision {precision!r}: wanted auto, {', '.join(DTYPES)}")
+    return precision
+
+
+def _cpu_has_bf16(path: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the kernel lists a bfloat16 instruction set (x86 `flags`, Arm `Features`)."""
+    if not path.is_file():
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return not _CPU_FLAGS.isdisjoint(flags.split())

@@ -1,0 +1,95 @@
+"""Which files of a checkpoint folder hold its weights, and which tensors they name.
+
+Knows no torch: it reads indexes, headers and pickle strings, never a tensor, and never runs a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+from service.errors import CheckpointError
+
+# In order of preference, as transformers has it: whole before sharded, safetensors before pickle.
+SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
+BIN_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+_MAX_HEADER_BYTES = 100_000_000
+_LEGACY_PICKLES = 4  # the old .bin format: magic number, protocol, system, then the state dict
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The weights files of `folder`: one, or the shards that its index lists.
+
+    Raises CheckpointError when there are none, or when the index names a file that is not there.
+    """
+    for name in (*SAFETENSORS_FILES, *BIN_FILES):
+        file = folder / name
+        if file.is_file():
+            return _shards(file) if name.endswith(".json") else (file,)
+    wanted = ", ".join((*SAFETENSORS_FILES, *BIN_FILES))
+    raise CheckpointError(f"{folder}: no weights here; wanted one of {wanted}")
+
+
+def tensor_names(folder: Path) -> frozenset[str]:
+    """The names of the tensors in the weights of `folder`; strings that are no tensor names may be among them."""
+    names: set[str] = set()
+    for file in weight_files(folder):
+        try:
+            names |= _safetensors_names(file) if file.suffix == ".safetensors" else _bin_names(file)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{file}: cannot be read as weights ({type(error).__name__})") from error
+    return frozenset(names)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; CheckpointError when there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map: wanted an object of tensor name -> file name")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if name != Path(name).name or not name.endswith((".safetensors", ".bin")):
+            raise CheckpointError(f"{index}: weight_map: wanted plain .safetensors or .bin file names, found {name!r}")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: names the file {name}, which is not there")
+    return tuple(index.parent / name for name in names)
+
+
+def _safetensors_names(file: Path) -> set[str]:
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if not 0 < size <= _MAX_HEADER_BYTES:
+            raise ValueError("header size")
+        header = json.loads(stream.read(size))
+    return set(header) - {"__metadata__"}
+
+
+def _bin_names(file: Path) -> set[str]:
+    if not zipfile.is_zipfile(file):
+        with file.open("rb") as stream:
+            return {name for _ in range(_LEGACY_PICKLES) for name in _strings(stream)}
+    with zipfile.ZipFile(file) as archive:
+        pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
+        with archive.open(pickled) as stream:
+            return _strings(stream)
+
+
+def _strings(stream: IO[bytes]) -> set[str]:
+    return {value for _, value, _ in pickletools.genops(stream) if isinstance(value, str)}

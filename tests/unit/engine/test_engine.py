@@ -1,0 +1,145 @@
+"""The edges of the engine: nothing in, rows that cannot be computed, how rows are packed, which precision it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service.checkpoint import describe
+from service.domain import Cls, Encoding, Labels, Mean, TokenScores, TopTokens
+from service.engine.attention import block_mask, make_plan
+from service.engine.engine import Engine
+from service.engine.packing import pack
+from service.engine.precision import _cpu_has_bf16, resolve_precision
+from service.errors import InferenceFailed
+from tests.checkpoints import make_checkpoint
+from tests.unit.engine.rows import VOCAB_SIZE, choice_row, dense_mask, plain_row
+
+CPU = torch.device("cpu")
+ROW = plain_row(10, Mean())
+
+
+@pytest.fixture(scope="module")
+def masked_lm(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    path = make_checkpoint(tmp_path_factory.mktemp("engine"), num_layers=1, max_positions=64)
+    return Engine.load(describe(path, "test"), precision="float32")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    path = make_checkpoint(tmp_path_factory.mktemp("engine"), num_layers=1, kind="encoder")
+    return Engine.load(describe(path, "test"), precision="float32")
+
+
+def changed(field: str, index: int, value: int) -> Encoding:
+    values = getattr(ROW, field).copy()
+    values[index] = value
+    return replace(ROW, **{field: values})
+
+
+def test_nothing_in_nothing_out(masked_lm: Engine) -> None:
+    assert masked_lm.run([]) == []
+
+
+def test_warm_up_takes_every_kind(masked_lm: Engine, encoder: Engine, tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, kind="sequence-classification", num_layers=1)
+    for engine in (masked_lm, encoder, Engine.load(describe(path, "test"))):
+        engine.warm_up()
+
+
+def test_outputs_have_the_promised_shapes_and_types(masked_lm: Engine) -> None:
+    readouts = [
+        Cls(),
+        Mean(),
+        TokenScores((1, 2), (3, 4, 5)),
+        TokenScores((), (3,)),
+        TopTokens((1,), 4),
+        TopTokens((), 2),
+    ]
+    outputs = masked_lm.run([replace(ROW, readout=readout) for readout in readouts])
+    assert [output.scores.shape for output in outputs] == [(1, 64), (1, 64), (2, 3), (0, 1), (1, 4), (0, 2)]
+    assert {output.scores.dtype for output in outputs} == {np.dtype(np.float32)}
+    assert [None if output.ids is None else output.ids.shape for output in outputs[4:]] == [(1, 4), (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (plain_row(65, Mean()), "a row of 65 tokens; wanted 1 to 64"),
+        (plain_row(0, Mean()), "a row of 0 tokens"),
+        (changed("ids", 3, VOCAB_SIZE), f"a token id of {VOCAB_SIZE}; wanted 0 to {VOCAB_SIZE - 1}"),
+        (changed("ids", 3, -1), "a token id of -1"),
+        (changed("segment_ids", 0, 2), "a segment id of 2"),
+        (changed("positions", 9, 64), "a position of 64"),
+        (replace(ROW, positions=ROW.positions[1:]), "differ in length"),
+        (replace(ROW, blocks=((1, 5), (4, 6))), "blocks overlap"),
+        (replace(ROW, blocks=((8, 11),)), "blocks overlap"),
+        (replace(ROW, readout=Labels()), "no sequence-classification head"),
+        (replace(ROW, readout=TokenScores((10,), (1,))), "outside of its row of 10"),
+        (replace(ROW, readout=TokenScores((1,), (VOCAB_SIZE,))), "out of the vocabulary"),
+        (replace(ROW, readout=TopTokens((1,), 0)), "the 0 best tokens"),
+        (replace(ROW, readout=TopTokens((-1,), 1)), "outside of its row"),
+    ],
+)
+def test_rows_that_cannot_be_computed_fail_by_name(masked_lm: Engine, row: Encoding, words: str) -> None:
+    with pytest.raises(InferenceFailed, match=words):
+        masked_lm.run([ROW, row])
+
+
+def test_masked_lm_readouts_need_the_head(encoder: Engine) -> None:
+    with pytest.raises(InferenceFailed, match="no masked-LM head"):
+        encoder.run([replace(ROW, readout=TopTokens((1,), 1))])
+
+
+def test_many_positions_are_read_in_pieces(masked_lm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [replace(ROW, readout=TopTokens(tuple(range(10)), 3)), replace(ROW, readout=TopTokens((4,), 5))]
+    whole = masked_lm.run(rows)
+    monkeypatch.setattr("service.engine.heads._MAX_POSITIONS", 3)
+    monkeypatch.setattr("service.engine.heads._MAX_TOKENS", 100)
+    for before, after in zip(whole, masked_lm.run(rows), strict=True):
+        assert np.array_equal(before.ids, after.ids)
+        assert np.allclose(before.scores, after.scores, atol=1e-6)
+
+
+def test_rows_of_one_length_lie_side_by_side() -> None:
+    rows = [plain_row(5, Mean()), choice_row((2, 2), 3), plain_row(2, Mean()), plain_row(5, Mean(), seed=1)]
+    packed = pack(rows, CPU)
+    assert packed.rows == (2, 0, 3, 1)
+    assert packed.offsets == (0, 2, 7, 12, 20)
+    assert packed.cu_lengths.tolist() == [0, 2, 7, 12, 20]
+    assert packed.ids.tolist() == [int(each) for row in packed.rows for each in rows[row].ids]
+    groups = make_plan(packed, CPU, torch.float32).groups
+    assert [(group.start, group.num_rows, group.length) for group in groups] == [(0, 1, 2), (2, 2, 5), (12, 1, 8)]
+    assert [group.mask is None for group in groups] == [True, True, False]
+
+
+def test_rows_with_blocks_keep_their_own_masks() -> None:
+    rows = [choice_row((2, 4), 3), choice_row((4, 2), 3), choice_row((6,), 3)]
+    groups = make_plan(pack(rows, CPU), CPU, torch.float32).groups
+    assert [group.num_rows for group in groups] == [1, 1, 1]
+    masks = [group.mask for group in groups]
+    assert masks[2] is None
+    for row, mask in zip(rows, masks[:2], strict=False):
+        assert mask is not None
+        assert torch.equal(mask == 0, dense_mask(row)[0, 0] == 0)
+
+
+def test_one_block_hides_nothing() -> None:
+    assert block_mask(9, ((1, 4),), CPU, torch.float32) is None
+
+
+def test_auto_precision_follows_the_flags_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 amx_tile\n")
+    assert _cpu_has_bf16(cpuinfo)
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n")
+    assert not _cpu_has_bf16(cpuinfo)
+    assert not _cpu_has_bf16(tmp_path / "missing")
+    monkeypatch.setattr("service.engine.precision._cpu_has_bf16", lambda: True)
+    assert resolve_precision("auto", CPU) == "bfloat16"
+    monkeypatch.setattr("service.engine.precision._cpu_has_bf16", lambda: False)
+    assert resolve_precision("auto", CPU) == "float32"

@@ -1,0 +1,170 @@
+"""Downloads: from a hub of our own on loopback, from the cache, and the clear error when neither has the files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from service import hub
+from service.checkpoint import parse_spec, resolve
+from service.errors import CheckpointError
+from service.weight_files import weight_files
+from tests.checkpoints import make_checkpoint, write_weights
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "IDEA-CCNL/Erlangshen-Test-Similarity"
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "made", kind="sequence-classification", num_layers=1, hidden_size=16, num_heads=2)
+
+
+class Hub(ThreadingHTTPServer):
+    """The part of the hub that a download needs, over one folder; remembers the files that were asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.served: list[str] = []
+        super().__init__(("127.0.0.1", 0), HubRequest)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class HubRequest(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith(f"/api/models/{REPO}"):
+            self._answer_api(path)
+        elif path.startswith(f"/{REPO}/resolve/{COMMIT}/"):
+            self._answer_file(path.rsplit("/", 1)[-1])
+        else:
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def _answer_api(self, path: str) -> None:
+        if path.endswith("/revision/gone"):
+            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        elif "/tree/" in path:
+            files = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file)}
+                for file in sorted(self.server.folder.iterdir())
+            ]
+            self._send(200, json.dumps(files).encode(), {"Content-Type": "application/json"})
+        else:
+            info = {"id": REPO, "sha": COMMIT, "siblings": []}
+            self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+    def _answer_file(self, name: str) -> None:
+        file = self.server.folder / name
+        if self.command == "GET":
+            self.server.served.append(name)
+        self._send(200, file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+def _etag(file: Path) -> str:
+    return f"{file.name.encode().hex():0<40}"[:40]
+
+
+@pytest.fixture
+def hub_server(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    (classifier / "README.md").write_text("not needed")
+    server = Hub(classifier)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_only_the_needed_files_are_downloaded_and_then_cached(hub_server: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    write_weights(hub_server.folder, {"a": torch.zeros(1)}, "bin")
+    path = hub.fetch(REPO, cache_dir=cache, endpoint=hub_server.url)
+    assert sorted(hub_server.served) == ["config.json", "model.safetensors", "vocab.txt"]
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
+    hub_server.served.clear()
+    assert hub.fetch(REPO, "main", cache_dir=cache, endpoint=hub_server.url) == path
+    assert hub.fetch(REPO, cache_dir=cache, offline=True) == path
+    assert hub_server.served == []
+
+
+def test_a_bin_is_downloaded_where_there_is_nothing_else(hub_server: Hub, tmp_path: Path) -> None:
+    (hub_server.folder / "model.safetensors").unlink()
+    write_weights(hub_server.folder, {"a": torch.zeros(1)}, "bin")
+    path = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    assert weight_files(path) == (path / "pytorch_model.bin",)
+    assert hub.fetch(REPO, cache_dir=tmp_path / "cache", offline=True) == path
+
+
+def test_the_cache_serves_a_resolve_when_offline(
+    hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    hub.fetch(REPO, cache_dir=cache, endpoint=hub_server.url)
+    checkpoint = resolve(parse_spec(f"pairs={REPO}@main"), cache_dir=cache, offline=True)
+    assert (checkpoint.name, checkpoint.source, checkpoint.revision) == ("pairs", REPO, "main")
+    assert (checkpoint.tasks, checkpoint.labels) == (("similarity",), ("不相似", "相似"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve(parse_spec(REPO), cache_dir=cache).path == checkpoint.path
+
+
+def test_the_cache_serves_when_the_hub_is_out_of_reach(hub_server: Hub, tmp_path: Path) -> None:
+    path = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    assert hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint="http://127.0.0.1:9") == path
+
+
+def test_a_repository_without_weights(hub_server: Hub, tmp_path: Path) -> None:
+    (hub_server.folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"{REPO}: the repository holds no weights"):
+        hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision", "words"),
+    [
+        ("IDEA-CCNL/nothing", None, "IDEA-CCNL/nothing: neither a local directory nor a repository of the hub"),
+        (REPO, "gone", f"{REPO}@gone: the repository has no such revision"),
+        ("too/many/parts", None, "neither a local directory nor a valid repository id"),
+    ],
+)
+def test_what_the_hub_does_not_have(
+    hub_server: Hub, tmp_path: Path, repo: str, revision: str | None, words: str
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        hub.fetch(repo, revision, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+
+
+def test_neither_cache_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="not in the cache, and offline mode is on"):
+        resolve(parse_spec(REPO), cache_dir=tmp_path, offline=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(CheckpointError, match="not in the cache, and the hub cannot be reached"):
+        hub.fetch(REPO, cache_dir=tmp_path, endpoint="http://127.0.0.1:9")
