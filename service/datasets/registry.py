@@ -1,0 +1,114 @@
+"""Every labelled data set the project reads: where its files are and how a record becomes an example.
+
+`{split}` in a path is "train", "dev" or "test". The paths are tried in order: the folder as FewCLUE and the collections
+publish it, then the full CLUE layout under the data set's own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.datasets import convert
+from service.datasets.example import Example
+from service.datasets.files import DatasetError, find, read_records
+
+Convert = Callable[[Any, Path], Iterator[Example]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`convert` makes any number of examples of one record; `texts` names a record's fields worth reading as plain text
+    where the file has no labels."""
+
+    name: str
+    task: str
+    files: tuple[str, ...]
+    convert: Convert
+    about: str
+
+
+def _few(name: str) -> tuple[str, ...]:
+    return (f"fewclue/{name}/{{split}}_few_all.json", f"fewclue/{name}/{{split}}_public.json", f"{name}/{{split}}.json")
+
+
+def _pairs(name: str) -> tuple[str, ...]:
+    return (f"{name}/{{split}}.txt", f"{name}/{{split}}.json")
+
+
+_ALL = (
+    Dataset("tnews", "classify", _few("tnews"), convert.tnews, "news titles, 15 classes"),
+    Dataset("thucnews", "classify", ("thucnews/{split}.txt",), convert.thucnews, "news titles, 10 classes"),
+    Dataset("eprstmt", "classify", _few("eprstmt"), convert.sentiment, "product reviews, 2 classes"),
+    Dataset("csldcp", "classify", _few("csldcp"), convert.csldcp, "abstracts, 67 disciplines"),
+    Dataset("iflytek", "classify", _few("iflytek"), convert.iflytek, "app descriptions, 119 classes"),
+    Dataset("csl", "classify", _few("csl"), convert.csl, "do the keywords fit the abstract"),
+    Dataset("chid", "mrc", _few("chid"), convert.chid, "idiom cloze, 7 candidates"),
+    Dataset("cluewsc", "classify", _few("cluewsc"), convert.cluewsc, "co-reference"),
+    Dataset("hotel", "classify", ("sentiment/ChnSentiCorp_htl_all.csv",), convert.review, "hotel reviews, 2 classes"),
+    Dataset("takeaway", "classify", ("sentiment/waimai_10k.csv",), convert.review, "takeaway reviews, 2 classes"),
+    Dataset("shopping", "classify", ("sentiment/online_shopping_10_cats.csv",), convert.review, "shopping reviews"),
+    Dataset(
+        "shopping-category",
+        "classify",
+        ("sentiment/online_shopping_10_cats.csv",),
+        convert.category,
+        "shopping reviews, 10 categories",
+    ),
+    Dataset("bustm", "similarity", _few("bustm"), convert.pair, "short dialogue, paraphrase"),
+    Dataset("afqmc", "similarity", _pairs("afqmc"), convert.pair, "financial questions, paraphrase"),
+    Dataset("lcqmc", "similarity", _pairs("lcqmc"), convert.pair, "questions, paraphrase"),
+    Dataset("oppo", "similarity", _pairs("oppo"), convert.pair, "dialogue, paraphrase"),
+    Dataset("paws-x", "similarity", ("paws-x/{split}_2k.tsv",), convert.paws, "adversarial paraphrase"),
+    Dataset("sts-b", "similarity", _pairs("sts-b"), convert.graded, "graded similarity: 4 and 5 against 0 to 2"),
+    Dataset(
+        "ocnli",
+        "nli",
+        ("fewclue/ocnli/{split}_few_all.json", "fewclue/ocnli/{split}_public.json", "ocnli/{split}.json"),
+        convert.nli,
+        "natural-language inference",
+    ),
+    Dataset("ocnli-10k", "nli", ("ocnli/{split}.10k.json",), convert.nli, "OCNLI's larger training set"),
+    Dataset("cmnli", "nli", _pairs("cmnli"), convert.nli, "natural-language inference, translated"),
+    Dataset("snli", "nli", _pairs("snli"), convert.nli, "natural-language inference, translated"),
+    Dataset("c3", "mrc", ("c3/c3-m-{split}.json", "c3/c3-d-{split}.json"), convert.c3, "reading comprehension"),
+    Dataset("c3-m", "mrc", ("c3/c3-m-{split}.json",), convert.c3, "reading comprehension, prose"),
+    Dataset("c3-d", "mrc", ("c3/c3-d-{split}.json",), convert.c3, "reading comprehension, dialogue"),
+)
+
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+HALVES = {"even": 0, "odd": 1}
+
+
+def load(name: str, data: Path, split: str = "dev") -> list[Example]:
+    """All examples of one split, in file order; `dev.even` and `dev.odd` are the halves of a split by line.
+
+    Raises:
+        DatasetError: no such data set, split or file.
+    """
+    dataset = DATASETS.get(name)
+    if dataset is None:
+        raise DatasetError(f"no data set {name!r}; there is {', '.join(DATASETS)}")
+    stem, _, half = split.partition(".")
+    if half and half not in HALVES:
+        raise DatasetError(f"split {split!r}: after the dot comes even or odd")
+    examples = list(_read(dataset, data, stem))
+    return examples[HALVES[half] :: 2] if half else examples
+
+
+def _read(dataset: Dataset, data: Path, split: str) -> Iterator[Example]:
+    for path in _paths(dataset, data, split):
+        for record in convert.records(dataset.convert, path):
+            yield from dataset.convert(record, path)
+
+
+def _paths(dataset: Dataset, data: Path, split: str) -> list[Path]:
+    """Both halves of C3 are one data set; elsewhere the first file that exists is the whole split."""
+    if dataset.name == "c3":
+        return [find(data, (pattern,), split) for pattern in dataset.files]
+    return [find(data, dataset.files, split)]
+
+
+__all__ = ["DATASETS", "Dataset", "DatasetError", "load", "read_records"]

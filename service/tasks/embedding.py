@@ -1,0 +1,58 @@
+"""Embedding: one vector for a text, from the encoder's final hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from service.domain import Cls, Encoding, FloatArray, Mean, Output
+from service.tasks.rows import encode_rows
+from service.tasks.task import Task, Truncation
+from service.tasks.text_model import TextModel
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedQuery:
+    inputs: tuple[str, ...]
+    pooling: Literal["mean", "cls"] = "mean"
+    normalize: bool = True
+    truncation: Truncation = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """`embedding` has the hidden size of the model; its length is 1 where the query says normalize."""
+
+    embedding: tuple[float, ...]
+    tokens: int
+    truncated: bool
+
+
+def can(model: TextModel, query: EmbedQuery) -> bool:
+    return True
+
+
+def encode(model: TextModel, query: EmbedQuery) -> list[Encoding]:
+    readout = Mean() if query.pooling == "mean" else Cls()
+    return encode_rows(model, [(text,) for text in query.inputs], readout, query.truncation)
+
+
+def decode(
+    model: TextModel, query: EmbedQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
+) -> list[EmbedResult]:
+    return [
+        EmbedResult(tuple(_vector(output, query.normalize).tolist()), encoding.num_tokens, encoding.truncated)
+        for encoding, output in zip(encodings, outputs, strict=True)
+    ]
+
+
+def _vector(output: Output, normalize: bool) -> FloatArray:
+    vector = output.scores[0]
+    norm = float(np.linalg.norm(vector))
+    return vector / np.float32(norm) if normalize and norm > 0 else vector
+
+
+EMBED: Task[EmbedQuery, EmbedResult] = Task("embed", can, encode, decode)

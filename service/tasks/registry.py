@@ -1,0 +1,56 @@
+"""All tasks by name, and the choice of a model for a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.errors import InvalidRequest, ModelNotFound
+from service.tasks.classification import CLASSIFY
+from service.tasks.embedding import EMBED
+from service.tasks.fill_mask import FILL_MASK
+from service.tasks.inference import NLI
+from service.tasks.mrc import MRC
+from service.tasks.similarity import SIMILARITY
+from service.tasks.task import Q, R, Task
+from service.tasks.text_model import TextModel
+
+TASKS: dict[str, Task[Any, Any]] = {task.name: task for task in (CLASSIFY, SIMILARITY, MRC, NLI, FILL_MASK, EMBED)}
+
+
+def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str | None) -> TextModel:
+    """The model that answers: the one named, else one made for this task, else the first that can do it.
+
+    Raises:
+        ModelNotFound: no model has that name.
+        InvalidRequest: the model named, or every model, is unable to do this task.
+    """
+    if name is not None:
+        return _named(models, task, query, name)
+    able = [model for model in models.values() if task.can(model, query)]
+    if not able:
+        raise InvalidRequest.of("model", f"no model served here can do {task.name} this way; {_abilities(task)}")
+    return next((model for model in able if task.name in model.tasks), able[0])
+
+
+def _named(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str) -> TextModel:
+    model = models.get(name)
+    if model is None:
+        raise ModelNotFound(f"model: not served here; there is {', '.join(models)}")
+    if not task.can(model, query):
+        raise InvalidRequest.of("model", f"{model.name} ({model.kind}) cannot do {task.name} this way; {_abilities(task)}")
+    return model
+
+
+def _abilities(task: Task[Q, R]) -> str:
+    return NEEDS[task.name]
+
+
+NEEDS = {
+    "classify": "`labels` in the request need a masked LM (UniMC), a request without `labels` a fine-tuned classifier",
+    "similarity": "it needs a masked LM (UniMC) or a model fine-tuned for similarity",
+    "mrc": "it needs a masked LM (UniMC)",
+    "nli": "it needs a masked LM (UniMC) or a model fine-tuned for NLI",
+    "fill-mask": "it needs a masked LM",
+    "embed": "every model can",
+}

@@ -1,0 +1,138 @@
+"""One training run from a recipe: read the data, start fresh or from a checkpoint, train, write the result."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from service.checkpoint import Checkpoint, describe
+from service.datasets.example import Example
+from service.datasets.files import read_records
+from service.datasets.registry import load
+from service.tasks.text_model import TextModel
+from service.training.fresh import fresh_config, fresh_model
+from service.training.recipe import Recipe
+from service.training.stream import Stream
+from service.training.trainer import RecipeTrainer
+from service.training.vocabulary import count_embeddings, learn_vocabulary
+
+FUSED_GELU = "gelu_pytorch_tanh"
+"""The same function as gelu_new in one kernel, several times faster to train with."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """All a recipe reads: examples by "name/split", and texts without labels."""
+
+    train: dict[str, list[Example]]
+    dev: dict[str, list[Example]]
+    texts: list[str]
+
+
+def read_corpus(recipe: Recipe, data: Path) -> Corpus:
+    """Training examples whose texts stand in a dev split are dropped: some collections overlap."""
+    dev = {source: _load(source, data) for source in recipe.dev}
+    seen = {example.texts for examples in dev.values() for example in examples}
+    train = {source: [item for item in _load(source, data) if item.texts not in seen] for source in recipe.sources}
+    texts = [text for file in recipe.texts for record in read_records(data / file) for text in _strings(record)]
+    return Corpus(train, {name: examples[: recipe.evaluate_limit] for name, examples in dev.items()}, texts)
+
+
+def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = None) -> dict[str, float]:
+    """Trains, resuming where an earlier run with the same output stopped, and writes the best model to `output`.
+
+    Returns:
+        The dev accuracies of the model written, in percent.
+    """
+    set_seed(recipe.seed)
+    corpus = read_corpus(recipe, data)
+    output.mkdir(parents=True, exist_ok=True)
+    folder = _start_folder(recipe, corpus, output, start)
+    model = TextModel.load(describe(folder, output.name))
+    stream = Stream(recipe, model, corpus.train, corpus.texts)
+    network = _network(recipe, folder, corpus)
+    trainer = RecipeTrainer(network, recipe, model, stream, corpus.dev, output / "checkpoints")
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output / "checkpoints")))
+    metrics = trainer.evaluate()
+    write_model(network, folder, output)
+    return metrics
+
+
+def write_model(network: PreTrainedModel, vocabulary: Path, output: Path) -> None:
+    """The upstream layout: config.json, vocab.txt and half-precision safetensors."""
+    if network.config.hidden_act == FUSED_GELU:
+        network.config.hidden_act = "gelu_new"
+    network.half().save_pretrained(output)
+    if vocabulary != output:
+        (output / "vocab.txt").write_text((vocabulary / "vocab.txt").read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _start_folder(recipe: Recipe, corpus: Corpus, output: Path, start: Checkpoint | None) -> Path:
+    """The folder of the checkpoint to start from; a fresh model is written to one first."""
+    if start is not None:
+        return start.path
+    folder = output / "fresh"
+    if recipe.fresh is not None and not (folder / "config.json").is_file():
+        _write_fresh(recipe, corpus, folder)
+    return folder
+
+
+def _write_fresh(recipe: Recipe, corpus: Corpus, folder: Path) -> None:
+    assert recipe.fresh is not None
+    texts = list(dict.fromkeys([*corpus.texts, *_example_texts(corpus.train.values())]))
+    options = {option for examples in corpus.train.values() for item in examples[:2000] for option in item.options}
+    always = "".join([*options, *(word for rows in recipe.wordings.values() for row in rows for word in row)])
+    vocab = learn_vocabulary(texts, recipe.fresh.vocab_size, always.lower())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    config = fresh_config(recipe.fresh, len(vocab), recipe.dropout)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    rows = TextModel.load(describe(folder, folder.name)).tokenize(texts)
+    embeddings = count_embeddings(rows, len(vocab), recipe.fresh.hidden_size, recipe.seed)
+    fresh_model(recipe.fresh, len(vocab), embeddings, recipe.dropout).save_pretrained(folder)
+    logger.info("fresh model written", extra={"vocabulary": len(vocab), "texts": len(texts)})
+
+
+def _network(recipe: Recipe, folder: Path, corpus: Corpus) -> PreTrainedModel:
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if describe(folder, folder.name).shape.activation == "gelu_new":
+        settings["hidden_act"] = FUSED_GELU
+    if recipe.form == "choice":
+        return AutoModelForMaskedLM.from_pretrained(folder, **settings)
+    options = next(iter(corpus.train.values()))[0].options
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        num_labels=len(options),
+        id2label=dict(enumerate(options)),
+        label2id={label: index for index, label in enumerate(options)},
+        **settings,
+    )
+
+
+def _load(source: str, data: Path) -> list[Example]:
+    name, _, split = source.partition("/")
+    return load(name, data, split or "train")
+
+
+def _strings(record: Any) -> Iterable[str]:
+    values = record.values() if isinstance(record, Mapping) else record
+    return (value for value in values if isinstance(value, str) and len(value) > 4)
+
+
+def _example_texts(groups: Iterable[Sequence[Example]]) -> Iterable[str]:
+    return (text for examples in groups for item in examples for text in (*item.texts, item.question or ""))

@@ -1,0 +1,143 @@
+"""The stream of training batches: draws examples from the stage's mixture, encodes, buckets by length, pads.
+
+Deterministic: the same recipe and seed give the same batches, so an interrupted run resumes exactly.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from service.datasets.example import Example
+from service.domain import Encoding, Labels
+from service.tasks.choice import encode_choices
+from service.tasks.rows import encode_rows
+from service.tasks.text_model import TextModel
+from service.training.recipe import Recipe, Stage
+
+POOL_BATCHES = 16
+"""How many batches are drawn at once and sorted by length before they are cut and shuffled."""
+NUM_FIXED_IDS = 5
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """An encoding with what is to be learned of it: the option (or class) and the tokens behind masks."""
+
+    encoding: Encoding
+    answer: int = IGNORED
+    masked: tuple[tuple[int, int], ...] = ()
+
+
+class Stream:
+    """Batches for every step of the recipe, in order."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: TextModel,
+        examples: Mapping[str, Sequence[Example]],
+        texts: Sequence[str],
+    ) -> None:
+        self.recipe = recipe
+        self.model = replace(model, max_length=min(model.max_length, recipe.max_length))
+        self.examples = examples
+        self.texts = texts
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        draw = random.Random(self.recipe.seed)
+        for stage, steps in groupby(self.recipe.stage_of_steps()):
+            left = len(list(steps))
+            decks = {name: _deck(self.examples[name], draw) for name in stage.mixture}
+            while left > 0:
+                batches = self._pool(stage, decks, draw)[:left]
+                left -= len(batches)
+                yield from batches
+
+    def _pool(self, stage: Stage, decks: Mapping[str, Iterator[Example]], draw: random.Random) -> list[list[Row]]:
+        rows: list[Row] = []
+        tokens = 0
+        while tokens < POOL_BATCHES * self.recipe.optimizer.tokens_per_batch:
+            new = self._rows(stage, decks, draw)
+            rows += new
+            tokens += sum(row.encoding.num_tokens for row in new)
+        batches = list(by_length(rows, self.recipe.optimizer.tokens_per_batch))
+        draw.shuffle(batches)
+        return batches
+
+    def _rows(self, stage: Stage, decks: Mapping[str, Iterator[Example]], draw: random.Random) -> list[Row]:
+        if self.texts and draw.random() < stage.masked_texts:
+            [encoding] = encode_rows(self.model, [(draw.choice(self.texts),)], Labels(), "right")
+            return [mask_tokens(self.model, Row(encoding), 0.15, draw)]
+        [name] = draw.choices(list(stage.mixture), list(stage.mixture.values()))
+        row = self._row(name, next(decks[name]), draw)
+        return [mask_tokens(self.model, row, stage.mask_rate, draw) if stage.mask_rate else row]
+
+    def _row(self, name: str, example: Example, draw: random.Random) -> Row:
+        if self.recipe.form == "head":
+            [encoding] = encode_rows(self.model, [example.texts], Labels(), "right")
+            return Row(encoding, example.answer)
+        varied = vary(example, self.recipe.max_options, self.recipe.wordings.get(name.partition("/")[0], ()), draw)
+        [encoding] = encode_choices(self.model, [varied.as_choice()], "right")
+        return Row(encoding, varied.answer)
+
+
+def vary(
+    example: Example, max_options: int, wordings: Sequence[tuple[str, ...]], draw: random.Random
+) -> Example:
+    """Another wording of the options, and of many options a few, so that names and not numbers are learned."""
+    if wordings:
+        example = replace(example, options=draw.choice([example.options, *wordings]))
+    if not max_options or len(example.options) <= max_options:
+        return example
+    others = [index for index in range(len(example.options)) if index != example.answer]
+    kept = sorted([example.answer, *draw.sample(others, draw.randint(max_options // 2, max_options) - 1)])
+    return replace(
+        example, options=tuple(example.options[index] for index in kept), answer=kept.index(example.answer)
+    )
+
+
+def mask_tokens(model: TextModel, row: Row, rate: float, draw: random.Random) -> Row:
+    """BERT's masking of the text after the options: of the chosen tokens 8 in 10 become the mask, 1 a random token."""
+    encoding = row.encoding
+    first = encoding.blocks[-1][1] + 1 if encoding.blocks else 1
+    ids = encoding.ids.copy()
+    chosen = [
+        index
+        for index in range(first, len(ids))
+        if int(ids[index]) not in (model.sep, model.cls, model.mask) and draw.random() < rate
+    ]
+    masked = tuple((index, int(ids[index])) for index in chosen)
+    for index in chosen:
+        fate = draw.random()
+        if fate < 0.8:
+            ids[index] = model.mask
+        elif fate < 0.9:
+            ids[index] = draw.randrange(NUM_FIXED_IDS, model.tokenizer.get_vocab_size())
+    return replace(row, encoding=replace(encoding, ids=ids), masked=masked)
+
+
+def by_length(rows: Sequence[Row], tokens_per_batch: int) -> Iterator[list[Row]]:
+    """Batches of rows alike in length whose padded size keeps within the budget."""
+    batch: list[Row] = []
+    for row in sorted(rows, key=lambda row: row.encoding.num_tokens):
+        if batch and row.encoding.num_tokens * (len(batch) + 1) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _deck(examples: Sequence[Example], draw: random.Random) -> Iterator[Example]:
+    """The examples again and again, shuffled anew each time round."""
+    order = np.arange(len(examples))
+    while True:
+        np.random.default_rng(draw.getrandbits(32)).shuffle(order)
+        for index in order:
+            yield examples[index]
