@@ -1,0 +1,71 @@
+"""What a load run measured, as numbers and as a table. Knows no HTTP."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+QUANTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request. `outcome` is "200", another status, or what broke ("timeout", "connection")."""
+
+    task: str
+    started_s: float
+    latency_s: float
+    outcome: str
+    num_inputs: int
+    num_tokens: int
+
+    @property
+    def is_answered(self) -> bool:
+        return self.outcome == "200"
+
+
+def summarize(samples: Sequence[Sample], duration_s: float) -> dict[str, dict[str, Any]]:
+    """One row for all tasks together, then one per task."""
+    tasks = sorted({sample.task for sample in samples})
+    rows = {"all": _row(samples, duration_s)}
+    return rows | {task: _row([s for s in samples if s.task == task], duration_s) for task in tasks}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    head = ["task", "requests", "failed", "req/s", "inputs/s", "tokens/s", *(f"p{q} ms" for q in QUANTILES), "max ms"]
+    lines = [head, *([name, *_cells(row)] for name, row in rows.items())]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _row(samples: Sequence[Sample], duration_s: float) -> dict[str, Any]:
+    answered = [sample for sample in samples if sample.is_answered]
+    return {
+        "requests": len(samples),
+        "outcomes": dict(Counter(sample.outcome for sample in samples)),
+        "requests_per_s": len(answered) / duration_s,
+        "inputs_per_s": sum(sample.num_inputs for sample in answered) / duration_s,
+        "tokens_per_s": sum(sample.num_tokens for sample in answered) / duration_s,
+        "latency_ms": _latencies([sample.latency_s * 1000 for sample in answered]),
+    }
+
+
+def _latencies(values: Sequence[float]) -> dict[str, float] | None:
+    """Of the answered requests only; None when there are none."""
+    if not values:
+        return None
+    quantiles = np.percentile(values, QUANTILES)
+    named = {f"p{q}": round(float(value), 3) for q, value in zip(QUANTILES, quantiles, strict=True)}
+    return named | {"mean": round(float(np.mean(values)), 3), "max": round(max(values), 3)}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    failed = row["requests"] - row["outcomes"].get("200", 0)
+    rates = [f"{row[key]:,.1f}" for key in ("requests_per_s", "inputs_per_s")] + [f"{row['tokens_per_s']:,.0f}"]
+    latency = row["latency_ms"] or {}
+    times = [f"{latency[key]:,.1f}" if latency else "-" for key in (*(f"p{q}" for q in QUANTILES), "max")]
+    return [str(row["requests"]), str(failed), *rates, *times]

@@ -1,0 +1,85 @@
+"""A lean HTTP/1.1 client over kept-alive connections: a general client would cost as much CPU as a small model does.
+
+Knows just enough of HTTP for replies with a Content-Length. No TLS, no redirects, no retries but one: a kept connection
+that the server has closed meanwhile is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    body: bytes
+
+
+class StaleConnection(ConnectionError):
+    """The server closed the connection before it sent a byte of a reply."""
+
+
+class Client:
+    """Connections to one host; as many as there are requests in flight."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._idle: list[Connection] = []
+
+    async def send(self, method: str, path: str, body: bytes = b"") -> Response:
+        """Raises OSError when the server cannot be reached or breaks off."""
+        message = self._message(method, path, body)
+        while self._idle:
+            try:
+                return await self._exchange(self._idle.pop(), message)
+            except StaleConnection:
+                continue
+        return await self._exchange(await asyncio.open_connection(self._host, self._port), message)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop()[1].close()
+
+    async def _exchange(self, connection: Connection, message: bytes) -> Response:
+        reader, writer = connection
+        try:
+            writer.write(message)
+            response, keep = await _read(reader)
+        except BaseException:  # a cancelled or broken exchange leaves bytes behind: the connection is of no more use
+            writer.close()
+            raise
+        if keep:
+            self._idle.append(connection)
+        else:
+            writer.close()
+        return response
+
+    def _message(self, method: str, path: str, body: bytes) -> bytes:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: {host}:{self._port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[Response, bool]:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise ConnectionError("the server broke off in the middle of a reply") from error
+        raise StaleConnection("the server closed the connection") from error
+    except ConnectionResetError as error:
+        raise StaleConnection("the server reset the connection") from error
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+    try:
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+    except asyncio.IncompleteReadError as error:
+        raise ConnectionError("the server broke off in the middle of a reply") from error
+    return Response(int(first.split(" ", 2)[1]), body), headers.get("connection", "").lower() != "close"

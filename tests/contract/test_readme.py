@@ -1,0 +1,80 @@
+"""What the READMEs show is what the application takes and answers (the model's numbers apart), in both languages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.contract.fakes import running
+from tests.readme_examples import READMES, Example, answers, examples, fill_accuracy, fill_answers, pretty
+
+ENGLISH, CHINESE = (path.read_text(encoding="utf-8") for path in READMES)
+EXAMPLES = examples(ENGLISH)
+
+
+def test_both_languages_show_the_same() -> None:
+    assert examples(CHINESE) == EXAMPLES
+    assert answers(CHINESE) == answers(ENGLISH)
+    assert list(answers(ENGLISH)) == list(EXAMPLES)
+
+
+async def test_every_endpoint_has_an_example() -> None:
+    async with running() as service:
+        paths = (await service.client.get("/openapi.json")).json()["paths"]
+    assert {path for path in paths if path.startswith("/v1/")} == {example.path for example in EXAMPLES.values()}
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+async def test_an_example_is_accepted_and_its_answer_has_the_shape_shown(example: Example) -> None:
+    async with running() as service:
+        if example.body is None:
+            reply = await service.client.get(example.path)
+        else:
+            reply = await service.client.post(example.path, content=example.body.encode())
+    assert reply.status_code == (422 if example.name == "mistake" else 200), reply.text
+    shown = answers(ENGLISH)[example.name]
+    assert shown is not None, "no answer yet: python -m tests.readme_examples --url http://127.0.0.1:8000"
+    if example.name != "models":
+        assert shape(shown) == shape(reply.json())
+
+
+def test_the_accuracy_table_is_filled_and_the_same() -> None:
+    tables = [_table(text) for text in (ENGLISH, CHINESE)]
+    assert tables[0] == tables[1]
+    assert tables[0], "no accuracy yet: python -m tests.readme_examples --accuracy REPORT.json ..."
+
+
+def test_filling_replaces_what_was_there() -> None:
+    text = "<!-- example:a -->\n```bash\ncurl -s http://h/v1/x -d '{}'\n```\n<!-- answer:a -->\n\nmore\n"
+    once = fill_answers(text, {"a": {"old": 1}})
+    assert answers(fill_answers(once, {"a": {"new": "二"}})) == {"a": {"new": "二"}}
+    assert fill_answers(once, {"a": {"old": 1}}) == once
+    assert once.endswith("```\n\nmore\n")
+
+
+def test_filling_the_table_twice_is_filling_it_once() -> None:
+    report = {"task": "a", "split": "dev", "examples": 9, "accuracy": 0.5, "interval_95": [0.2, 0.8], "chance": 0.1}
+    text = "x\n<!-- accuracy:begin -->\n<!-- accuracy:end -->\ny\n"
+    once = fill_accuracy(text, ("h",) * 5, [report])
+    assert "| a (dev) | 9 | 50.0% | 20.0% – 80.0% | 10.0% |" in once
+    assert fill_accuracy(once, ("h",) * 5, [report]) == once
+
+
+def test_long_vectors_are_cut_and_short_things_stay_on_a_line() -> None:
+    assert pretty([0.123456] * 3) == "[0.1235, 0.1235, 0.1235]"
+    assert pretty({"embedding": [0.5] * 256}) == '{"embedding": [0.5, 0.5, 0.5, 0.5, "… 252 more"]}'
+
+
+def shape(value: Any) -> Any:
+    """Keys and kinds; a list is what its members are, however many."""
+    if isinstance(value, dict):
+        return {key: shape(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+def _table(text: str) -> list[str]:
+    inside = text.split("<!-- accuracy:begin -->")[1].split("<!-- accuracy:end -->")[0]
+    return inside.strip().splitlines()[2:]

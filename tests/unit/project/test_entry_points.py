@@ -1,0 +1,69 @@
+"""The Makefile and CI name things that exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from service.cli import COMMANDS
+from service.settings import VERSION
+
+ROOT = Path(__file__).parents[3]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)
+
+
+def dry_run(*arguments: str) -> str:
+    """What make would run, with nothing installed: a folder for the environment that is not there."""
+    command = ["make", "--dry-run", "VENV=no-such-folder", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_help_lists_every_target() -> None:
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert [target for target in TARGETS if f"make {target} " not in listed] == []
+    assert set(TARGETS) == set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
+
+
+@pytest.mark.parametrize("target", ["serve", "test", "lint", "mini", "bench"])
+def test_from_nothing_a_target_installs_torch_first(target: str) -> None:
+    lines = [line for line in dry_run(target, "DATA=d").splitlines() if "pip install" in line]
+    assert "'^torch=='" in lines[0]
+    assert "-r requirements.txt" in lines[1]
+
+
+def test_test_lints_and_runs_the_tests() -> None:
+    output = dry_run("test")
+    for tool in ("ruff check .", "ruff format --check .", "mypy --strict", "lint-imports", "-m pytest"):
+        assert tool in output
+
+
+def test_arguments_reach_the_server() -> None:
+    assert "-m service serve --port 9000" in dry_run("serve", "ARGS=--port 9000")
+
+
+def test_what_the_makefile_runs_is_there() -> None:
+    assert set(re.findall(r"-m service (\w+)", MAKEFILE)) <= set(COMMANDS)
+    assert all((ROOT / path).is_file() for path in re.findall(r"service/\S+\.toml", MAKEFILE))
+    assert "-m benchmarks.load" in MAKEFILE
+    assert (ROOT / "benchmarks/load.py").is_file()
+
+
+def test_ci_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[-1] == "make test"
+
+
+def test_every_command_has_its_file() -> None:
+    assert all((ROOT / "service" / "commands" / f"{name}.py").is_file() for name in COMMANDS)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
