@@ -25,7 +25,7 @@ from service.datasets.registry import load
 from service.tasks.text_model import TextModel
 from service.training.fresh import fresh_config, fresh_model
 from service.training.recipe import Recipe
-from service.training.stream import Stream
+from service.training.stream import SNIPPETS, Stream
 from service.training.trainer import RecipeTrainer
 from service.training.vocabulary import count_embeddings, learn_vocabulary
 
@@ -48,7 +48,7 @@ def read_corpus(recipe: Recipe, data: Path) -> Corpus:
     """Training examples whose texts stand in a dev split are dropped: some collections overlap."""
     dev = {source: _load(source, data) for source in recipe.dev}
     seen = {example.texts for examples in dev.values() for example in examples}
-    train = {source: [item for item in _load(source, data) if item.texts not in seen] for source in recipe.sources}
+    train = {source: [item for item in _load(source, data) if item.texts not in seen] for source in recipe.sources if source != SNIPPETS}
     texts = [text for file in recipe.texts for record in read_records(data / file) for text in _strings(record)]
     return Corpus(train, {name: examples[: recipe.evaluate_limit] for name, examples in dev.items()}, texts)
 

@@ -23,6 +23,10 @@ POOL_BATCHES = 16
 """How many batches are drawn at once and sorted by length before they are cut and shuffled."""
 NUM_FIXED_IDS = 5
 IGNORED = -100
+SNIPPETS = "snippets"
+"""The name in a mixture of questions that are made from plain texts."""
+MAX_SNIPPET = 8
+MAX_SNIPPET_TEXT = 60
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,11 +57,14 @@ class Stream:
         draw = random.Random(self.recipe.seed)
         for stage, steps in groupby(self.recipe.stage_of_steps()):
             left = len(list(steps))
-            decks = {name: _deck(self.examples[name], draw) for name in stage.mixture}
+            decks = {name: self._deck(name, draw) for name in stage.mixture}
             while left > 0:
                 batches = self._pool(stage, decks, draw)[:left]
                 left -= len(batches)
                 yield from batches
+
+    def _deck(self, name: str, draw: random.Random) -> Iterator[Example]:
+        return snippets(self.texts, draw) if name == SNIPPETS else shuffled(self.examples[name], draw)
 
     def _pool(self, stage: Stage, decks: Mapping[str, Iterator[Example]], draw: random.Random) -> list[list[Row]]:
         rows: list[Row] = []
@@ -134,10 +141,32 @@ def by_length(rows: Sequence[Row], tokens_per_batch: int) -> Iterator[list[Row]]
         yield batch
 
 
-def _deck(examples: Sequence[Example], draw: random.Random) -> Iterator[Example]:
+def shuffled(examples: Sequence[Example], draw: random.Random) -> Iterator[Example]:
     """The examples again and again, shuffled anew each time round."""
     order = np.arange(len(examples))
     while True:
         np.random.default_rng(draw.getrandbits(32)).shuffle(order)
         for index in order:
             yield examples[index]
+
+
+def snippets(texts: Sequence[str], draw: random.Random) -> Iterator[Example]:
+    """Which of four snippets is from this text? In half of the questions the text has lost the snippet, so that what
+    it is about must tell. Needs no labels and teaches options to look for their like."""
+    long_enough = [text for text in texts if len(text) >= 4 * MAX_SNIPPET // 2]
+    while True:
+        chosen = draw.sample(long_enough, 4)
+        spans = [_span(text, draw) for text in chosen]
+        answer = draw.randrange(4)
+        start, end = spans[answer]
+        text = chosen[answer]
+        if draw.random() < 0.5:
+            text = f"{text[:start]}，{text[end:]}"
+        options = tuple(source[first:last] for source, (first, last) in zip(chosen, spans, strict=True))
+        yield Example("classify", (text[:MAX_SNIPPET_TEXT],), options, answer)
+
+
+def _span(text: str, draw: random.Random) -> tuple[int, int]:
+    length = draw.randint(2, MAX_SNIPPET)
+    start = draw.randrange(min(len(text), MAX_SNIPPET_TEXT) - length)
+    return start, start + length

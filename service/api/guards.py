@@ -1,0 +1,146 @@
+"""What may refuse a request before it is understood: readiness, size, JSON, deadline; and who has gone away.
+
+Knows no protocol: every front reads its body and waits for its answer through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from itertools import islice
+from typing import Any, NoReturn, TypeVar
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+
+from service.api.problems import MAX_LISTED, invalid, path_of
+from service.errors import BodyTooLarge, FieldError, InvalidRequest, MalformedBody, Unavailable
+from service.settings import Server
+
+T = TypeVar("T")
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+STARTING_RETRY_S = 5.0
+
+
+def require_ready(ready: Callable[[], str | None]) -> None:
+    """`ready` gives the reason why not, or None."""
+    if reason := ready():
+        raise Unavailable(f"not ready: {reason}", retry_after_s=STARTING_RETRY_S)
+
+
+async def read_json(request: Request, max_bytes: int) -> Any:
+    """The body as JSON, whatever its content type says.
+
+    Raises:
+        BodyTooLarge: announced or counted above `max_bytes`; reading stops there.
+        MalformedBody: compressed, not UTF-8, not JSON, or nested too deep.
+        InvalidRequest: JSON that holds a lone surrogate, which is no text.
+    """
+    if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+        raise MalformedBody("the body is compressed; send it as it is")
+    return parse_json(await read_body(request, max_bytes))
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        _refuse_size(max_bytes)
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            _refuse_size(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _refuse_size(max_bytes: int) -> NoReturn:
+    raise BodyTooLarge(f"the body is larger than {max_bytes} bytes; send fewer inputs in one request")
+
+
+def parse_json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        _refuse_surrogates(body)
+        raise MalformedBody(f"the body is not JSON: {_reason(body, error)}") from None
+
+
+def _reason(body: bytes, error: orjson.JSONDecodeError) -> str:
+    if not body.strip():
+        return "it is empty"
+    return f"{error.msg} at line {error.lineno}, column {error.colno}"
+
+
+def _refuse_surrogates(body: bytes) -> None:
+    """orjson calls "\\ud800" malformed; it is well-formed JSON, and the caller wants to know the field it is in."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return
+    broken = islice(_surrogates(value), MAX_LISTED)
+    found = [FieldError(path, "holds a lone surrogate, which is no character") for path in broken]
+    if found:
+        raise invalid(found)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _surrogates(value: Any) -> Iterator[str]:
+    """Paths of the strings that UTF-8 cannot write."""
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while waiting:
+        path, one = waiting.pop()
+        if isinstance(one, str) and _is_broken(one):
+            yield path_of(path) or "body"
+        elif isinstance(one, list):
+            waiting.extend(((*path, index), part) for index, part in reversed(list(enumerate(one))))
+        elif isinstance(one, dict):
+            waiting.extend(((*path, name), name if _is_broken(name) else part) for name, part in reversed(one.items()))
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def seconds_allowed(request: Request, in_body_ms: int | None, limits: Server) -> float:
+    """How long this request may take: the shorter of `timeout_ms` and the header, else the default."""
+    asked = [ms for ms in (in_body_ms, _header_ms(request, limits)) if ms is not None]
+    return min(asked, default=limits.default_timeout_ms) / 1000
+
+
+def _header_ms(request: Request, limits: Server) -> int | None:
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= limits.max_timeout_ms):
+        raise InvalidRequest.of(TIMEOUT_HEADER, f"must be a whole number from 1 to {limits.max_timeout_ms}")
+    return int(text)
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """Waits for the answer and cancels it when the client goes away first (ClientDisconnect)."""
+    answering = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(_leave(request))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientDisconnect
+        return answering.result()
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+
+
+async def _leave(request: Request) -> None:
+    """Returns when the client has gone; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

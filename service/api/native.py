@@ -1,0 +1,146 @@
+"""The native protocol: six POST routes, each the same step with other words.
+
+Reads the body, checks it, hands the query to the pipeline and writes the answer. Knows no batching and no model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api import guards, schemas
+from service.api.edge import exchange_of
+from service.api.examples import EXAMPLES
+from service.api.openapi import ERRORS, REPLY_HEADERS, request_body
+from service.api.problems import from_validation_error, invalid
+from service.domain import Timing
+from service.errors import InvalidRequest
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.settings import Server
+from service.tasks.registry import TASKS
+
+Clock = Callable[[], float]
+Ready = Callable[[], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One task on the wire; the path is /v1/ and the task's name."""
+
+    task: str
+    request: type[schemas.TaskRequest]
+    reply: type[BaseModel]
+    summary: str
+
+    @property
+    def path(self) -> str:
+        return f"/v1/{self.task}"
+
+
+ROUTES = (
+    Route("classify", schemas.ClassifyRequest, schemas.ClassifyReply, "Which label fits a text"),
+    Route("similarity", schemas.SimilarityRequest, schemas.SimilarityReply, "Do two texts mean the same"),
+    Route("mrc", schemas.MrcRequest, schemas.MrcReply, "Which choice answers a question on a passage"),
+    Route("nli", schemas.NliRequest, schemas.NliReply, "Does a hypothesis follow from a premise"),
+    Route("fill-mask", schemas.FillMaskRequest, schemas.FillMaskReply, "What stands in the place of a mask"),
+    Route("embed", schemas.EmbedRequest, schemas.EmbedReply, "A vector for a text"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What a route needs to answer."""
+
+    pipeline: Pipeline
+    accepting: Ready
+    limits: Server
+    metrics: Metrics
+    clock: Clock = time.monotonic
+
+    async def answer(self, route: Route, request: Request) -> Response:
+        started = self.clock()
+        exchange = exchange_of(request)
+        exchange.task = route.task
+        with self.metrics.in_progress(route.task):
+            guards.require_ready(self.accepting)
+            body = parse(await guards.read_json(request, self.limits.max_body_bytes), route.request, self.limits)
+            if body.model in self.pipeline.models:
+                exchange.model = body.model
+            deadline = started + guards.seconds_allowed(request, body.timeout_ms, self.limits)
+            reply = await guards.unless_gone(request, self._ask(route, body, deadline))
+        exchange.model = reply.model
+        content = {
+            "model": reply.model,
+            "task": route.task,
+            "results": reply.results,
+            "usage": {"tokens": reply.tokens},
+        }
+        headers = {"Server-Timing": server_timing(reply.timing)}
+        return Response(orjson.dumps(content), media_type="application/json", headers=headers)
+
+    async def _ask(self, route: Route, body: schemas.TaskRequest, deadline: float) -> Any:
+        try:
+            return await self.pipeline.answer(TASKS[route.task], body.query(), model=body.model, deadline=deadline)
+        except InvalidRequest as error:
+            if not error.errors:
+                raise
+            raise invalid([replace(one, field=body.field(one.field)) for one in error.errors]) from None
+
+
+def parse(value: Any, request: type[schemas.TaskRequest], limits: Server) -> schemas.TaskRequest:
+    """The wire model of a decoded body; InvalidRequest names every field that is wrong."""
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    try:
+        return request.model_validate(value, context=limits)
+    except ValidationError as error:
+        raise from_validation_error(error, request) from None
+
+
+def server_timing(timing: Timing) -> str:
+    """Where the time went, in milliseconds, for the browser's network panel and for curl -i."""
+    parts = (("tokenize", timing.tokenize), ("queue", timing.queue), ("compute", timing.compute))
+    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in parts)
+
+
+def router(front: Front) -> APIRouter:
+    routes = APIRouter(tags=["tasks"])
+    for route in ROUTES:
+        example = EXAMPLES[route.task]
+        routes.add_api_route(
+            route.path,
+            _endpoint(front, route),
+            methods=["POST"],
+            name=route.task,
+            operation_id=route.task,
+            summary=route.summary,
+            description=route.request.__doc__,
+            responses={
+                200: {
+                    "model": route.reply,
+                    "description": route.reply.__doc__,
+                    "headers": REPLY_HEADERS,
+                    "content": {"application/json": {"example": example.reply}},
+                },
+                **ERRORS,
+            },
+            response_class=Response,
+            openapi_extra=request_body(route.request, example.requests),
+        )
+    return routes
+
+
+def _endpoint(front: Front, route: Route) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        return await front.answer(route, request)
+
+    return endpoint

@@ -1,0 +1,146 @@
+"""The one shape of every error reply: application/problem+json (RFC 9457) with a stable code and the fields at fault.
+
+Translates our errors, pydantic's and the router's into it. Never repeats a request's text: messages name the field, the
+problem and the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service.errors import FieldError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+MAX_LISTED = 20
+MAX_NAME = 64
+
+
+class FieldProblem(BaseModel):
+    """One thing wrong with one field."""
+
+    field: str = Field(description="Path of the field, as in `inputs[3].text`.")
+    message: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it, with our `code`, `errors` and `request_id`."""
+
+    type: str = Field(description="Always `about:blank`: `code` tells errors apart.")
+    title: str = Field(description="The status in words.")
+    status: int
+    code: str = Field(description="Stable, for programs: see docs/api.md.")
+    detail: str = Field(description="For people: what is wrong, and which limit was passed.")
+    errors: list[FieldProblem] = Field(description="The fields at fault; empty when no single field is.")
+    request_id: str
+
+
+def problem(error: ServiceError, request_id: str) -> Response:
+    """The reply to an error; retryable ones carry Retry-After."""
+    shown = error.errors[:MAX_LISTED]
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "code": error.code,
+        "detail": error.detail,
+        "errors": [{"field": one.field, "message": one.message} for one in shown],
+        "request_id": request_id,
+    }
+    return Response(_dump(body), error.status, _retry_headers(error), MEDIA_TYPE)
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # A field's name may hold what UTF-8 cannot: a lone surrogate.
+        body["errors"] = [{name: _printable(text) for name, text in one.items()} for one in body["errors"]]
+        return orjson.dumps(body | {"detail": _printable(body["detail"])})
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _retry_headers(error: ServiceError) -> dict[str, str]:
+    if not error.retryable:
+        return {}
+    seconds = max(error.retry_after_s if error.retry_after_s is not None else 1.0, 0.001)
+    return {"Retry-After": str(math.ceil(seconds)), "Retry-After-Ms": str(math.ceil(seconds * 1000))}
+
+
+def from_http_exception(error: HTTPException) -> ServiceError:
+    """What the router raises: no such route, or the route has another method."""
+    if error.status_code == 404:
+        return NotFound("no such route; GET /docs shows them all")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow", "")
+        return MethodNotAllowed(f"this route takes {allowed or 'another method'}")
+    return ServiceError("the request could not be served")
+
+
+def from_validation_error(error: ValidationError, request: type[BaseModel]) -> InvalidRequest:
+    """Pydantic's findings as ours, in the order of the fields."""
+    shown = error.errors(include_url=False, include_input=False)[:MAX_LISTED]
+    found = [FieldError(path_of(one["loc"]), _message(one, request)) for one in shown]
+    return invalid(found, error.error_count())
+
+
+def invalid(found: Sequence[FieldError], count: int | None = None) -> InvalidRequest:
+    """One InvalidRequest of several findings; its detail tells the first and how many more there are."""
+    first = found[0]
+    more = (count or len(found)) - 1
+    tail = f" (and {more} more)" if more else ""
+    head = f"{first.field}: {first.message}" if first.field else f"the body {first.message}"
+    return InvalidRequest(head + tail, errors=found)
+
+
+def path_of(location: Sequence[str | int]) -> str:
+    """("inputs", 3, "text") -> "inputs[3].text"."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{part[:MAX_NAME]}" if path else part[:MAX_NAME]
+    return path
+
+
+_MESSAGES = {
+    "missing": "is required",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "list_type": "must be a list",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must be at most {max_length} characters long",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+}
+
+
+def _message(one: Any, request: type[BaseModel]) -> str:
+    kind = one["type"]
+    if kind == "extra_forbidden":
+        return _unknown_field(one["loc"], request)
+    if kind in _MESSAGES:
+        return _MESSAGES[kind].format(**one.get("ctx", {}))
+    return str(one["msg"])
+
+
+def _unknown_field(location: Sequence[str | int], request: type[BaseModel]) -> str:
+    known = request.model_fields if len(location) == 1 else getattr(request, "part", request).model_fields
+    near = get_close_matches(str(location[-1])[:MAX_NAME], list(known), n=1)
+    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; there are {', '.join(known)}"

@@ -1,0 +1,244 @@
+"""Everything that one server is made of, and its life: fetch the models, start the replicas, announce, drain, stop.
+
+Knows no socket and no signal: those are the command's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import platform
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import service
+from service import logs
+from service.api import ops
+from service.api.examples import EXAMPLES
+from service.batching.batcher import Batcher
+from service.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
+from service.commands.progress import loading_progress
+from service.errors import SettingError, StartupError
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.replicas import cores, devices
+from service.replicas.pool import Pool, names
+from service.replicas.replica import Care
+from service.settings import VERSION, Models, Settings
+from service.tasks.registry import TASKS
+from service.tasks.text_model import TextModel
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = "mini"
+
+
+class Composition:
+    """`begin` once, then `lifespan` around the server; `failure` tells why it ended by itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.failure: StartupError | None = None
+        self.is_stopping = False
+        self._url = ""
+        self._on_failure: Callable[[], None] = lambda: None
+        self.metrics = Metrics(ops.new_registry())
+        self._settings = settings
+        self._specs = specs_of(settings.models)
+        self._devices = devices.resolve(settings.replicas.devices)
+        self._checkpoints: list[Checkpoint] = []
+        self._models: dict[str, TextModel] = {}
+        self._pool: Pool | None = None
+        self._tokenizers = ThreadPoolExecutor(settings.models.tokenizer_threads, "tokenizer")
+        self._batcher = Batcher(
+            max_batch_tokens=settings.batching.max_batch_tokens,
+            max_queue_tokens=settings.batching.max_queue_tokens,
+            max_age_s=settings.batching.max_age_ms / 1000,
+            metrics=self.metrics,
+        )
+        self.pipeline = Pipeline(self._models, self._batcher.submit, self._tokenizers, self.metrics)
+        self.metrics.declare([spec.name for spec in self._specs], names(self._devices), list(TASKS))
+        self.metrics.declare_build(version=VERSION, python=platform.python_version())
+
+    def begin(self, url: str, on_failure: Callable[[], None]) -> None:
+        self._url = url
+        self._on_failure = on_failure
+
+    @asynccontextmanager
+    async def lifespan(self, _app: Any) -> AsyncIterator[None]:
+        starting = asyncio.create_task(self._start(), name="start")
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await self._stop()
+
+    # starting
+
+    async def _start(self) -> None:
+        try:
+            await in_daemon_thread(self._fetch)
+            self._pool = self._make_pool()
+            await self._pool.start(self._batcher.feed)
+        except StartupError as error:
+            self._fail(error)
+        except Exception as error:  # the edge of the start: whatever it is, the process must end and say so
+            logger.exception("start failed")
+            self._fail(StartupError(f"the start failed: {type(error).__name__}"))
+        else:
+            self._announce()
+
+    def _fail(self, error: StartupError) -> None:
+        self.failure = error
+        self._on_failure()
+
+    def _fetch(self) -> None:
+        """Finds or downloads every checkpoint and reads its vocabulary. Runs in a thread: downloads take minutes."""
+        models = self._settings.models
+        for spec in self._specs:
+            labels = models.labels.get(spec.name, ())
+            checkpoint = resolve(spec, labels=labels, cache_dir=models.cache_dir, offline=models.offline)
+            self._models[spec.name] = TextModel.load(checkpoint)
+            self._checkpoints.append(checkpoint)
+            self.metrics.declare_model(
+                spec.name, family=checkpoint.family, kind=checkpoint.kind, source=checkpoint.source
+            )
+
+    def _make_pool(self) -> Pool:
+        replicas = self._settings.replicas
+        care = Care(
+            threads=replicas.threads or max(1, cores.num_cores() // len(self._devices)),
+            start_timeout_s=replicas.start_timeout_s,
+            hang_timeout_s=replicas.hang_timeout_s,
+        )
+        return Pool(
+            self._checkpoints,
+            self._devices,
+            metrics=self.metrics,
+            care=care,
+            precision=replicas.precision,
+            set_up_logs=partial(logs.configure, self._settings.log.level, self._settings.log.format),
+            progress=loading_progress(),
+        )
+
+    def _announce(self) -> None:
+        served = ", ".join(self._models)
+        logger.info("ready", extra={"url": self._url, "models": served, "devices": list(self._devices)})
+        task, body = first_request(self._models.values())
+        print(
+            f"\nErlangshen Service is ready: {served} on {', '.join(self._devices)}\n"
+            f"  docs    {self._url}/docs\n"
+            f"  try it  curl {self._url}/v1/{task} -d '{json.dumps(body, ensure_ascii=False)}'\n",
+            flush=True,
+        )
+
+    # what the HTTP rooms ask
+
+    def why_not_ready(self) -> str | None:
+        return "the service is stopping" if self.is_stopping else self.why_not_able()
+
+    def why_not_able(self) -> str | None:
+        """Requests are still taken for a while after readiness is gone."""
+        if self._pool is None:
+            return "models are being fetched"
+        if self._pool.is_ready():
+            return None
+        states = ", ".join(f"{name} {state}" for name, state in self._pool.states().items())
+        return f"no replica is ready ({states})"
+
+    def info(self) -> ops.ModelsReply:
+        states = self._pool.states() if self._pool else dict.fromkeys(names(self._devices), "starting")
+        return ops.ModelsReply(
+            models=[self._model_info(checkpoint) for checkpoint in tuple(self._checkpoints)],
+            replicas=[
+                ops.ReplicaInfo(name=name, device=device, state=states[name])
+                for name, device in zip(names(self._devices), self._devices, strict=True)
+            ],
+        )
+
+    def _model_info(self, checkpoint: Checkpoint) -> ops.ModelInfo:
+        model = self._models[checkpoint.name]
+        return ops.ModelInfo(
+            name=checkpoint.name,
+            source=checkpoint.source,
+            revision=checkpoint.revision,
+            family=checkpoint.family,
+            kind=checkpoint.kind,
+            tasks=ops.abilities(model),
+            zero_shot=model.can_choose,
+            labels=list(model.labels),
+            max_length=model.max_length,
+            precision=self._precisions(checkpoint.name),
+        )
+
+    def _precisions(self, model: str) -> list[str]:
+        samples = (one for metric in self.metrics.replica_model.collect() for one in metric.samples)
+        return sorted({one.labels["precision"] for one in samples if one.labels["model"] == model})
+
+    # stopping
+
+    def give_up(self) -> None:
+        """Running requests had their time: what still waits fails now, while there is a connection to say so."""
+        self._batcher.close()
+
+    async def _stop(self) -> None:
+        self._batcher.close()
+        if self._pool is not None:
+            await self._pool.stop()
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        logger.info("stopped")
+
+
+def specs_of(models: Models) -> list[ModelSpec]:
+    """What to serve; SettingError for two models of one name, or labels for a model that is not served."""
+    specs = [_with_shipped(parse_spec(text)) for text in models.specs or (SHIPPED,)]
+    served = [spec.name for spec in specs]
+    for name in served:
+        if served.count(name) > 1:
+            raise SettingError(f"models.specs: two models are called {name}; name one with --model NAME=SOURCE")
+    for name in models.labels:
+        if name not in served:
+            raise SettingError(f"models.labels: {name} is not served; there is {', '.join(served)}")
+    return specs
+
+
+def _with_shipped(spec: ModelSpec) -> ModelSpec:
+    """A model called `mini` and nothing else is the one that ships inside the package."""
+    if spec.source != SHIPPED or Path(SHIPPED).is_dir():
+        return spec
+    return replace(spec, source=str(Path(service.__file__).parent / "models" / SHIPPED))
+
+
+def first_request(models: Iterable[TextModel]) -> tuple[str, dict[str, Any]]:
+    """A task and a body that one of these models answers: what a newcomer should try first."""
+    body = next(iter(EXAMPLES["classify"].requests.values()))
+    for model in models:
+        if model.can_choose:
+            return "classify", body
+        if model.kind == "sequence-classification":
+            return "classify", {"inputs": body["inputs"]}
+    return "embed", {"inputs": body["inputs"]}
+
+
+async def in_daemon_thread(call: Callable[[], None]) -> None:
+    """Like asyncio.to_thread, but a process that has to end does not wait for the thread."""
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()
+
+    def body() -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - handed over to whoever awaits
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=body, daemon=True, name="fetch").start()
+    await asyncio.wrap_future(done)

@@ -1,0 +1,80 @@
+"""Log lines: JSON with the request's id for machines, plain text for a person at a terminal.
+
+Messages are constant; what varies comes as fields (`extra={...}`). Users' text is never logged: a traceback is written
+without the exception's message, which may quote it. Called again in every child process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+# They say on every request or download what our own lines say better.
+_QUIET = ("httpx", "httpcore", "huggingface_hub", "filelock", "urllib3")
+
+
+def configure(level: str = "info", format: str = "auto") -> None:
+    """Route every logger of the process, uvicorn's too, through one writer to stderr."""
+    as_text = sys.stderr.isatty() if format == "auto" else format == "text"
+    writer = logging.StreamHandler(sys.stderr)
+    writer.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [writer]
+    root.setLevel(level.upper())
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name in ("uvicorn.access", "uvicorn.error", *_QUIET):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level, message and the fields behind it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _fields(record)
+        stack = fields.pop("stack", None)
+        when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        tail = "".join(f" {name}={value}" for name, value in fields.items())
+        line = f"{when} {record.levelname.lower():<7} {record.getMessage()}{tail}"
+        return f"{line}\n{stack}" if stack else line
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    if current := request_id.get():
+        fields.setdefault("request_id", current)
+    if record.exc_info and record.exc_info[0]:
+        kind, _, frames = record.exc_info
+        fields |= {"error": kind.__name__, "stack": stack_of(frames)}
+    return fields
+
+
+def stack_of(frames: TracebackType | None) -> str:
+    """Where an exception came from, without its message."""
+    return "".join(traceback.format_tb(frames)).rstrip()

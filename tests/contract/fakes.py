@@ -1,0 +1,141 @@
+"""A service without torch or processes: real tasks and tokenizers, and a `submit` that makes up the model's numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+
+from service.api import ops
+from service.api.app import create_app
+from service.batching.batcher import Settled
+from service.checkpoint import Kind
+from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.settings import Server
+from service.tasks.registry import TASKS
+from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+
+HIDDEN = 8
+CHARACTERS = (
+    "是非这家餐厅的菜很好吃服务也周到评差北京中国首都府男人在公园里弹吉他有演奏乐器一个没怎么更换绑定手机号如何修改"
+)
+
+
+def text_model(
+    name: str = "mini", kind: Kind = "masked-lm", labels: tuple[str, ...] = (), tasks: tuple[str, ...] = ()
+) -> TextModel:
+    vocab = {token: index for index, token in enumerate(dict.fromkeys((*SPECIAL, *CHARACTERS)))}
+    return TextModel(
+        name=name,
+        kind=kind,
+        labels=labels,
+        tasks=tasks,
+        max_length=512,
+        tokenizer=build_tokenizer(vocab, {}),
+        cls=vocab["[CLS]"],
+        sep=vocab["[SEP]"],
+        mask=vocab["[MASK]"],
+        yes=vocab["是"],
+        no=vocab["非"],
+    )
+
+
+def output_of(encoding: Encoding, num_labels: int = 2) -> Output:
+    """Numbers of the shape that the readout asks for; the first option, label or token is always the best."""
+    match encoding.readout:
+        case Cls() | Mean():
+            return Output(np.full((1, HIDDEN), 2.0, dtype=np.float32))
+        case Labels():
+            return Output(-np.arange(num_labels, dtype=np.float32)[None])
+        case TokenScores(positions, token_ids):
+            scores = -np.arange(len(positions), dtype=np.float32)[:, None]
+            return Output(np.broadcast_to(scores, (len(positions), len(token_ids))).copy())
+        case TopTokens(positions, k):
+            ids = np.tile(np.arange(5, 5 + k, dtype=np.int32), (len(positions), 1))
+            return Output(np.tile(np.linspace(0.5, 0.1, k, dtype=np.float32), (len(positions), 1)), ids)
+
+
+@dataclass
+class FakeSubmit:
+    """Answers at once, or when `gate` opens; or raises `error`. Tells what it was asked and what was cancelled."""
+
+    error: Exception | None = None
+    gate: asyncio.Event | None = None
+    num_labels: int = 2
+    asked: list[list[Encoding]] = field(default_factory=list)
+    deadlines: list[float | None] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    num_cancelled: int = 0
+
+    async def __call__(
+        self, encodings: Sequence[Encoding], *, deadline: float | None = None, priority: int = 0
+    ) -> Settled:
+        self.asked.append(list(encodings))
+        self.deadlines.append(deadline)
+        self.arrived.set()
+        if self.error is not None:
+            raise self.error
+        if self.gate is not None:
+            await self._wait(self.gate)
+        return Settled([output_of(one, self.num_labels) for one in encodings], 0.002, 0.03)
+
+    async def _wait(self, gate: asyncio.Event) -> None:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+
+
+@dataclass
+class Service:
+    """The application and everything around it that a test may turn."""
+
+    submit: FakeSubmit
+    metrics: Metrics
+    app: Any
+    client: httpx.AsyncClient
+    reason: list[str]
+
+    async def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+        return await self.client.post(path, json=body, headers=headers)
+
+
+def models_reply() -> ops.ModelsReply:
+    return ops.ModelsReply(models=[], replicas=[ops.ReplicaInfo(name="cpu", device="cpu", state="ready")])
+
+
+@asynccontextmanager
+async def running(
+    *models: TextModel,
+    submit: FakeSubmit | None = None,
+    settings: Server | None = None,
+    info: Callable[[], ops.ModelsReply] = models_reply,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Service]:
+    served = {model.name: model for model in models or (text_model(),)}
+    submit = submit or FakeSubmit()
+    metrics = Metrics(ops.new_registry())
+    metrics.declare(list(served), ["cpu"], list(TASKS))
+    reason: list[str] = []
+    with ThreadPoolExecutor(1) as tokenizers:
+        app = create_app(
+            Pipeline(served, submit, tokenizers, metrics, clock),
+            info=info,
+            ready=lambda: reason[0] if reason else None,
+            settings=settings or Server(),
+            metrics=metrics,
+            clock=clock,
+        )
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield Service(submit, metrics, app, client, reason)

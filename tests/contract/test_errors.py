@@ -1,0 +1,375 @@
+"""Everything a caller can do wrong, and what can go wrong for him: each has a status, a code and a field."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from service.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    QueueFull,
+    ReplicaLost,
+    ServiceError,
+    Unavailable,
+)
+from service.settings import Server
+from tests.contract.fakes import FakeSubmit, Service, running
+
+LABELS = ["好评", "差评"]
+SECRET = "不可外传的文字"
+READING = {"passage": "甲", "question": "乙", "choices": ["丙", "丁"]}
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    async with running() as service:
+        yield service
+
+
+def check(response: httpx.Response, status: int, code: str) -> list[dict[str, str]]:
+    """Asserts the one shape and returns the field errors."""
+    body = response.json()
+    assert (response.status_code, body["status"], body["code"]) == (status, status, code)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert list(body) == ["type", "title", "status", "code", "detail", "errors", "request_id"]
+    assert body["type"] == "about:blank"
+    assert body["detail"]
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text
+    errors: list[dict[str, str]] = body["errors"]
+    return errors
+
+
+FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
+    ("classify", {}, "inputs", "is required"),
+    ("classify", {"inputs": ""}, "inputs[0].text", "must not be empty"),
+    ("classify", {"inputs": ["好", " \n\u3000"]}, "inputs[1].text", "must not be empty"),
+    ("classify", {"inputs": [{"text": "好", "text_pair": ""}]}, "inputs[0].text_pair", "must not be empty"),
+    ("classify", {"inputs": []}, "inputs", "at least one"),
+    ("classify", {"inputs": 5}, "inputs", "must be a string or a list"),
+    ("classify", {"inputs": None}, "inputs", "must be a string or a list"),
+    ("classify", {"inputs": ["好", 5]}, "inputs[1]", "must be a string, or an object"),
+    ("classify", {"inputs": [["好", "差"]]}, "inputs[0]", "must be a string, or an object"),
+    ("classify", {"inputs": [{"text": 5}]}, "inputs[0].text", "must be a string"),
+    ("classify", {"inputs": [{"txt": "好", "text": "好"}]}, "inputs[0].txt", "did you mean text?"),
+    ("classify", {"inputs": ["好"] * 10_000}, "inputs", "holds 10000 inputs; at most 256"),
+    ("classify", {"inputs": "好" * 350_000}, "inputs[0].text", "has 350000 characters; at most 100000"),
+    ("classify", {"inputs": "好", "lables": LABELS}, "lables", "unknown field; did you mean labels?"),
+    ("classify", {"inputs": "好", "zzz": 1}, "zzz", "unknown field; there are"),
+    ("classify", {"inputs": "好", "labels": []}, "labels", "at least one label"),
+    ("classify", {"inputs": "好", "labels": ["甲", "乙", "甲"]}, "labels", "entry 2 repeats entry 0"),
+    ("classify", {"inputs": "好", "labels": ["甲", " 甲"]}, "labels", "entry 1 repeats entry 0"),
+    ("classify", {"inputs": "好", "labels": ["甲", ""]}, "labels[1]", "must not be empty"),
+    ("classify", {"inputs": "好", "labels": "甲"}, "labels", "must be a list"),
+    ("classify", {"inputs": "好", "labels": [1]}, "labels[0]", "must be a string"),
+    ("classify", {"inputs": "好", "labels": [f"第{n}类" for n in range(300)]}, "labels", "300 labels; at most 256"),
+    ("classify", {"inputs": "好", "labels": [f"第{n}类" for n in range(256)]}, "labels", "at most 480 fit"),
+    ("classify", {"inputs": "好", "labels": LABELS, "multi_label": "yes"}, "multi_label", "must be true or false"),
+    ("classify", {"inputs": "好", "multi_label": True}, "multi_label", "only beside labels"),
+    ("classify", {"inputs": "好", "question": "哪个？"}, "question", "only beside labels"),
+    ("classify", {"inputs": "好", "labels": LABELS, "question": ""}, "question", "must not be empty"),
+    ("classify", {"inputs": "好", "labels": LABELS, "top_k": 0}, "top_k", "must be at least 1"),
+    ("classify", {"inputs": "好", "labels": LABELS, "top_k": "2"}, "top_k", "must be a whole number"),
+    ("classify", {"inputs": "好", "labels": LABELS, "top_k": 1.5}, "top_k", "must be a whole number"),
+    ("classify", {"inputs": "好", "labels": LABELS, "top_k": True}, "top_k", "must be a whole number"),
+    ("classify", {"inputs": "好", "labels": LABELS, "truncation": "up"}, "truncation", "'right', 'left' or 'error'"),
+    ("classify", {"inputs": "好", "labels": LABELS, "timeout_ms": 0}, "timeout_ms", "must be from 1 to 600000"),
+    ("classify", {"inputs": "好", "labels": LABELS, "timeout_ms": 10**9}, "timeout_ms", "must be from 1 to 600000"),
+    ("classify", {"inputs": "好", "labels": LABELS, "model": ""}, "model", "must not be empty"),
+    ("classify", {"inputs": "好", "labels": LABELS, "model": 1}, "model", "must be a string"),
+    ("classify", {"inputs": "好"}, "model", "no model"),
+    ("embed", {"inputs": "好" * 600, "truncation": "error"}, "inputs[0]", "takes 600 tokens, at most 510 fit"),
+    ("embed", {"inputs": ["好"], "pooling": "max"}, "pooling", "'mean' or 'cls'"),
+    ("embed", {"inputs": ["好"], "normalize": 1}, "normalize", "must be true or false"),
+    ("embed", {"inputs": [{"text": "好"}]}, "inputs[0]", "must be a string"),
+    ("similarity", {}, "inputs", "is required, or source and candidates"),
+    ("similarity", {"inputs": []}, "inputs", "at least one"),
+    ("similarity", {"inputs": [["甲"]]}, "inputs[0]", "must be a list of two texts"),
+    ("similarity", {"inputs": [["甲", "乙", "丙"]]}, "inputs[0]", "must be a list of two texts"),
+    ("similarity", {"inputs": [["甲", "乙"], ["甲", ""]]}, "inputs[1][1]", "must not be empty"),
+    ("similarity", {"inputs": "甲"}, "inputs", "must be a list"),
+    ("similarity", {"source": "甲"}, "candidates", "is required beside source"),
+    ("similarity", {"candidates": ["甲"]}, "source", "is required beside candidates"),
+    ("similarity", {"source": "甲", "candidates": []}, "candidates", "at least one"),
+    ("similarity", {"source": "甲", "candidates": ["乙", ""]}, "candidates[1]", "must not be empty"),
+    ("similarity", {"source": "甲", "inputs": [["甲", "乙"]]}, "source", "cannot stand beside inputs"),
+    (
+        "similarity",
+        {"source": "甲", "candidates": ["乙", "好" * 900], "truncation": "error"},
+        "candidates[1]",
+        "tokens",
+    ),
+    ("mrc", {"inputs": [READING | {"choices": []}]}, "inputs[0].choices", "at least one choice"),
+    ("mrc", {"inputs": [READING, READING | {"choices": ["丙", "丙"]}]}, "inputs[1].choices", "entry 1 repeats entry 0"),
+    ("mrc", {"inputs": [READING | {"question": 1}]}, "inputs[0].question", "must be a string"),
+    ("mrc", {"inputs": [READING | {"choises": ["甲"]}]}, "inputs[0].choises", "did you mean choices?"),
+    ("mrc", {"inputs": ["甲"]}, "inputs[0]", "must be an object"),
+    ("mrc", {"inputs": READING}, "inputs", "must be a list"),
+    ("nli", {"inputs": [["甲", 1]]}, "inputs[0][1]", "must be a string"),
+    ("fill-mask", {"inputs": ["没有"]}, "inputs[0]", "has no [MASK]"),
+    ("fill-mask", {"inputs": ["好" * 600 + "[MASK]"]}, "inputs[0]", "are within the 512 tokens"),
+    ("fill-mask", {"inputs": ["[MASK]"], "top_k": 1001}, "top_k", "must be at most 1000"),
+]
+
+
+@pytest.mark.parametrize(("task", "body", "field", "message"), FIELDS, ids=range(len(FIELDS)))
+async def test_a_wrong_field_is_named_with_what_is_wanted(
+    service: Service, task: str, body: dict[str, Any], field: str, message: str
+) -> None:
+    response = await service.post(f"/v1/{task}", body)
+    errors = check(response, 422, "invalid_request")
+    assert errors[0]["field"] == field
+    assert message in errors[0]["message"]
+    assert errors[0]["message"] in response.json()["detail"]
+    assert service.submit.asked == []
+
+
+async def test_several_wrong_fields_are_all_told_but_no_more_than_twenty(service: Service) -> None:
+    response = await service.post("/v1/classify", {"inputs": [""] * 200, "labels": [], "top_k": 0})
+    assert len(check(response, 422, "invalid_request")) == 20
+    assert "(and 201 more)" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({f"字段{n}": n for n in range(50_000)}, "the body has 50000 fields"),
+        ({"inputs": [{f"x{n}": n for n in range(50_000)}]}, "inputs[0]: has 50000 fields"),
+        ({"x" * 1_000_000: 1, "inputs": "好"}, "x" * 64 + ": unknown field"),
+    ],
+    ids=["many", "nested", "long"],
+)
+async def test_a_flood_of_fields_gets_a_short_answer(service: Service, body: dict[str, Any], detail: str) -> None:
+    response = await service.post("/v1/classify", body)
+    check(response, 422, "invalid_request")
+    assert response.json()["detail"].startswith(detail)
+    assert len(response.content) < 2000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"  ",
+        b"{",
+        b"nul",
+        b'{"inputs": "a",}',
+        b'{"inputs": NaN}',
+        b'{"inputs": Infinity}',
+        b'{"top_k": 1e999}',
+        b"\xff\xfe",
+        b'{"inputs": "\xe5\xa5"}',
+        b"\xef\xbb\xbf{}",
+        b"[" * 100_000,
+        b'{"inputs":' * 2000 + b"1" + b"}" * 2000,
+    ],
+    ids=range(13),
+)
+async def test_what_is_not_json_is_400(service: Service, body: bytes) -> None:
+    assert check(await service.client.post("/v1/classify", content=body), 400, "malformed_body") == []
+
+
+@pytest.mark.parametrize("body", [b"[]", b"5", b'"text"', b"null", b"[[[[[[]]]]]]", b"1" * 4000])
+async def test_json_that_is_no_object_is_422(service: Service, body: bytes) -> None:
+    response = await service.client.post("/v1/classify", content=body)
+    assert response.status_code in (400, 422)
+    assert "JSON" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"inputs": ["a", "\\ud800"]}', "inputs[1]"),
+        (b'{"inputs": "\\udc00\\ud800"}', "inputs"),
+        (b'{"inputs": [{"text": "x\\ud83d"}]}', "inputs[0].text"),
+        (b'{"inputs": "a", "labels": ["\\udfff"]}', "labels[0]"),
+        (b'{"\\ud800": 1}', "\\ud800"),
+    ],
+)
+async def test_a_lone_surrogate_is_422_and_names_the_field(service: Service, body: bytes, field: str) -> None:
+    errors = check(await service.client.post("/v1/classify", content=body), 422, "invalid_request")
+    assert errors == [{"field": field, "message": "holds a lone surrogate, which is no character"}]
+
+
+async def test_a_pair_of_surrogates_is_a_character(service: Service) -> None:
+    response = await service.client.post("/v1/embed", content=b'{"inputs": "\\ud83d\\ude00"}')
+    assert response.status_code == 200
+
+
+async def test_a_body_announced_too_large_is_413_before_it_is_read() -> None:
+    async with running(settings=Server(max_body_bytes=1024)) as service:
+        response = await service.post("/v1/embed", {"inputs": "好" * 1024})
+    check(response, 413, "body_too_large")
+    assert "1024 bytes" in response.json()["detail"]
+
+
+async def test_a_body_that_announces_no_size_is_counted() -> None:
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            sent += 1
+            yield b"x" * 512
+
+    async with running(settings=Server(max_body_bytes=1024)) as service:
+        check(await service.client.post("/v1/embed", content=body()), 413, "body_too_large")
+    assert sent <= 4
+
+
+async def test_a_compressed_body_is_refused_in_words(service: Service) -> None:
+    response = await service.client.post("/v1/embed", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+    check(response, 400, "malformed_body")
+    assert "compressed" in response.json()["detail"]
+
+
+async def test_an_unknown_model_is_404_and_tells_which_there_are(service: Service) -> None:
+    response = await service.post("/v1/embed", {"inputs": "好", "model": "nope"})
+    check(response, 404, "model_not_found")
+    assert "mini" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/classify/", "/v2/classify", "/static-offline-docs/none.js"])
+async def test_an_unknown_route_is_404(service: Service, path: str) -> None:
+    check(await service.client.post(path) if "static" not in path else await service.client.get(path), 404, "not_found")
+
+
+async def test_the_wrong_method_is_405_and_tells_the_right_one(service: Service) -> None:
+    response = await service.client.get("/v1/classify")
+    check(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+    check(await service.client.delete("/livez"), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry"),
+    [
+        (QueueFull("full", retry_after_s=2.3), 429, "queue_full", ("3", "2300")),
+        (Unavailable("none"), 503, "unavailable", ("1", "1000")),
+        (ReplicaLost("lost", retry_after_s=0.25), 503, "replica_lost", ("1", "250")),
+        (DeadlineExceeded("late"), 504, "deadline_exceeded", (None, None)),
+        (InferenceFailed("row"), 500, "inference_failed", (None, None)),
+    ],
+)
+async def test_what_goes_wrong_behind_has_its_status_and_its_time_to_retry(
+    error: ServiceError, status: int, code: str, retry: tuple[str | None, str | None]
+) -> None:
+    async with running(submit=FakeSubmit(error=error)) as service:
+        response = await service.post("/v1/embed", {"inputs": "好"})
+    check(response, status, code)
+    assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == retry
+
+
+async def test_a_bug_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(submit=FakeSubmit(error=RuntimeError(SECRET))) as service:
+        response = await service.post("/v1/embed", {"inputs": "好"})
+    check(response, 500, "internal_error")
+    assert SECRET not in response.text
+    assert "internal error" in caplog.text
+
+
+async def test_no_error_repeats_the_text(service: Service) -> None:
+    bodies: list[tuple[str, Any]] = [
+        ("fill-mask", {"inputs": SECRET}),
+        ("classify", {"inputs": SECRET, "labels": [SECRET, SECRET]}),
+        ("classify", {"inputs": SECRET, "truncation": SECRET}),
+        ("embed", {"inputs": [SECRET, ""], "pooling": SECRET}),
+        ("similarity", {"inputs": [[SECRET * 200, SECRET * 200]], "truncation": "error"}),
+        ("mrc", {"inputs": SECRET}),
+        ("nli", {"inputs": [SECRET]}),
+    ]
+    for task, body in bodies:
+        response = await service.post(f"/v1/{task}", body)
+        check(response, 422, "invalid_request")
+        assert SECRET not in response.text
+
+
+async def test_a_bad_timeout_header_is_named(service: Service) -> None:
+    for value in ("soon", "0", "-1", "1.5", "９", "9" * 40):
+        headers = {"X-Request-Timeout-Ms": value.encode()}
+        response = await service.client.post("/v1/embed", json={"inputs": "好"}, headers=headers)
+        assert check(response, 422, "invalid_request")[0]["field"] == "X-Request-Timeout-Ms"
+
+
+async def test_nothing_is_answered_until_ready_but_life_goes_on(service: Service) -> None:
+    service.reason.append("models are loading")
+    for response in (await service.post("/v1/embed", {"inputs": "好"}), await service.client.get("/readyz")):
+        check(response, 503, "unavailable")
+        assert "models are loading" in response.json()["detail"]
+        assert response.headers["retry-after"] == "5"
+    for path in ("/livez", "/metrics", "/v1/models", "/docs"):
+        assert (await service.client.get(path)).status_code == 200
+    service.reason.clear()
+    assert (await service.client.get("/readyz")).json() == {"status": "ready"}
+
+
+async def test_a_client_that_goes_away_takes_its_jobs_along() -> None:
+    async with running(submit=FakeSubmit(gate=asyncio.Event())) as service:
+        tasks_before = asyncio.all_tasks()
+        sent = await _leave_after_submit(service)
+        assert service.submit.num_cancelled == 1
+        assert sent == []
+        assert value_of(service, "erlangshen_requests_total", task="embed", model="none", code="499") == 1
+        assert value_of(service, "erlangshen_requests_in_progress", task="embed") == 0
+        assert asyncio.all_tasks() == tasks_before
+
+
+async def _leave_after_submit(service: Service) -> list[Any]:
+    """One request by hand: the body, then, when the jobs are in, the news that the client has gone."""
+    sent: list[Any] = []
+    body = b'{"inputs": "a"}'
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await service.submit.arrived.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/embed",
+        "raw_path": b"/v1/embed",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-length", str(len(body)).encode())],
+    }
+    await service.app(scope, receive, send)
+    return sent
+
+
+def value_of(service: Service, name: str, **labels: str) -> float | None:
+    return service.metrics.registry.get_sample_value(name, labels)
+
+
+async def test_every_exit_is_counted(service: Service) -> None:
+    await service.post("/v1/embed", {"inputs": "好"})
+    await service.post("/v1/embed", {"inputs": ""})
+    await service.post("/v1/embed", {"inputs": "好", "model": "mini", "truncation": "no"})
+    counted = {
+        (model, code): value_of(service, "erlangshen_requests_total", task="embed", model=model, code=code)
+        for model, code in (("mini", "200"), ("none", "422"))
+    }
+    assert counted == {("mini", "200"): 1, ("none", "422"): 2}
+    assert value_of(service, "erlangshen_request_duration_seconds_count", task="embed") == 3
+    assert value_of(service, "erlangshen_request_inputs_sum", task="embed") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "is_kept"),
+    [("abc-123", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ("", False), ("<x>", False)],
+)
+async def test_a_sane_request_id_is_echoed_and_any_other_replaced(service: Service, given: str, is_kept: bool) -> None:
+    for path in ("/livez", "/nowhere"):
+        answered = (await service.client.get(path, headers={"X-Request-ID": given})).headers["x-request-id"]
+        assert (answered == given) is is_kept
+        assert len(answered) >= 7

@@ -1,0 +1,297 @@
+"""The real thing: `python -m service serve` in a process of its own, with its children, on random checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from service.api.examples import EXAMPLES
+from tests.checkpoints import make_checkpoint
+
+pytestmark = pytest.mark.system
+
+START_S = 120
+ANSWER_S = 60
+
+
+@dataclass
+class Running:
+    """A server process; its output is read as it comes."""
+
+    process: subprocess.Popen[str]
+    url: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    def read(self, is_ready: threading.Event) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(r"docs +(http://\S+)/docs", line):
+                self.url = found[1]
+                is_ready.set()
+        is_ready.set()
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def metrics(self) -> dict[str, float]:
+        text = httpx.get(f"{self.url}/metrics").text
+        samples = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
+
+@contextmanager
+def serving(*flags: str, **environ: str) -> Iterator[Running]:
+    """Starts a server, waits until it announces itself, and ends it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "service", "serve", "--port", "0", "--threads", "1", *flags],
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        running, is_ready = Running(process), threading.Event()
+        reader = threading.Thread(target=running.read, args=(is_ready,), daemon=True)
+        reader.start()
+        try:
+            assert is_ready.wait(START_S), "the server did not become ready"
+            assert running.url, "".join(running.lines)
+            yield running
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+
+
+def until(condition: Callable[[], bool], within_s: float = ANSWER_S) -> None:
+    """Asks again and again, up to a bound."""
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        threading.Event().wait(0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    make_checkpoint(folder / "uni")
+    make_checkpoint(folder / "tuned", kind="sequence-classification", num_labels=2, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Running]:
+    flags = ("--model", f"uni={folder}/uni", "--model", f"{folder}/tuned", "--labels", "tuned=负面,正面")
+    with serving(*flags, "--precision", "float32") as running:
+        yield running
+
+
+def all_requests() -> list[tuple[str, dict[str, Any]]]:
+    return [(f"/v1/{task}", body) for task, example in EXAMPLES.items() for body in example.requests.values()]
+
+
+def test_it_answers_every_task(server: Running) -> None:
+    with httpx.Client(base_url=server.url, timeout=ANSWER_S) as client:
+        for path, body in all_requests():
+            response = client.post(path, json=body)
+            assert response.status_code == 200, response.text
+            assert response.json()["model"] == "uni"
+            assert response.headers["x-request-id"]
+            assert re.fullmatch(r"tokenize;dur=[\d.]+, queue;dur=[\d.]+, compute;dur=[\d.]+", _timing(response))
+
+
+def _timing(response: httpx.Response) -> str:
+    return response.headers["server-timing"]
+
+
+def test_the_fine_tuned_model_has_the_labels_of_the_setting(server: Running) -> None:
+    reply = httpx.post(f"{server.url}/v1/classify", json={"inputs": "好吃"}).json()
+    assert reply["model"] == "tuned"
+    assert {score["label"] for score in reply["results"][0]["scores"]} == {"负面", "正面"}
+
+
+def test_the_operators_routes_answer(server: Running) -> None:
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert "swagger-ui" in httpx.get(f"{server.url}/docs").text
+    reply = httpx.get(f"{server.url}/v1/models").json()
+    assert [model["name"] for model in reply["models"]] == ["uni", "tuned"]
+    assert [model["precision"] for model in reply["models"]] == [["float32"]] * 2
+    assert reply["models"][0]["tasks"] == list(EXAMPLES)
+    assert reply["replicas"] == [{"name": "cpu", "device": "cpu", "state": "ready"}]
+
+
+def test_an_announced_curl_is_printed(server: Running) -> None:
+    assert "curl" in "".join(server.lines)
+    assert "好评" in "".join(server.lines)
+
+
+def test_torch_stays_out_of_the_parent(server: Running) -> None:
+    mapped = {Path(region.path).name for region in psutil.Process(server.process.pid).memory_maps()}
+    assert not any("torch" in name for name in mapped)
+
+
+async def _load(url: str, num_clients: int, num_requests: int, on_start: Callable[[], None]) -> list[httpx.Response]:
+    """Clients that each send one request after another, of all tasks in turn."""
+    requests = all_requests()
+    limits = httpx.Limits(max_connections=num_clients)
+    async with httpx.AsyncClient(base_url=url, timeout=ANSWER_S, limits=limits) as client:
+
+        async def one(index: int) -> list[httpx.Response]:
+            replies = []
+            for turn in range(num_requests):
+                path, body = requests[(index + turn) % len(requests)]
+                replies.append(await client.post(path, json=body))
+                on_start()
+            return replies
+
+        answered = await asyncio.gather(*(one(index) for index in range(num_clients)))
+    return [reply for replies in answered for reply in replies]
+
+
+def test_twenty_clients_share_batches_and_leave_an_empty_queue(server: Running) -> None:
+    before = server.metrics()
+    replies = asyncio.run(_load(server.url, 20, 10, lambda: None))
+    assert [reply.status_code for reply in replies] == [200] * 200
+    after = server.metrics()
+
+    def grown(name: str) -> float:
+        return after[name] - before[name]
+
+    assert grown("erlangshen_batch_rows_sum") > grown("erlangshen_batch_rows_count")
+    assert after["erlangshen_queue_jobs"] == after["erlangshen_queue_tokens"] == 0
+    assert sum(grown(name) for name in after if name.startswith("erlangshen_requests_total")) == 200
+    assert after['erlangshen_requests_in_progress{task="classify"}'] == 0
+
+
+def test_a_killed_child_costs_no_answer_and_comes_back(server: Running) -> None:
+    restarts = 'erlangshen_replica_restarts_total{replica="cpu"}'
+    before = server.metrics()[restarts]
+    (child,) = server.children()
+    killed = threading.Event()
+
+    def kill_once() -> None:
+        if not killed.is_set():
+            killed.set()
+            child.kill()
+
+    replies = asyncio.run(_load(server.url, 10, 10, kill_once))
+    assert len(replies) == 100
+    assert {reply.status_code for reply in replies} <= {200, 503}
+    assert all("retry-after" in reply.headers for reply in replies if reply.status_code == 503)
+    until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
+    assert server.metrics()[restarts] == before + 1
+    assert httpx.post(f"{server.url}/v1/embed", json={"inputs": "好"}, timeout=ANSWER_S).status_code == 200
+
+
+LONG = {"inputs": ["好吃" * 200] * 200}
+
+
+def test_a_client_that_leaves_takes_its_jobs_along(server: Running) -> None:
+    cancelled = 'erlangshen_jobs_dropped_total{reason="cancelled"}'
+    before = server.metrics()[cancelled]
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 80)) as client:
+        body = json.dumps(LONG).encode()
+        client.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        until(lambda: server.metrics()["erlangshen_queue_jobs"] > 0)
+    until(lambda: server.metrics()[cancelled] > before)
+    until(lambda: server.metrics()["erlangshen_queue_jobs"] == 0)
+    assert server.metrics()['erlangshen_requests_total{code="499",model="none",task="embed"}'] == 1
+
+
+def test_a_deadline_that_cannot_be_met_is_504(server: Running) -> None:
+    response = httpx.post(f"{server.url}/v1/embed", json=LONG | {"timeout_ms": 1}, timeout=ANSWER_S)
+    assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+
+
+def test_sigterm_answers_what_runs_and_ends_with_zero(folder: Path) -> None:
+    with serving("--model", f"uni={folder}/uni", "--log-format", "json") as server:
+        children = server.children()
+        replies: list[httpx.Response] = []
+        sender = threading.Thread(
+            target=lambda: replies.append(httpx.post(f"{server.url}/v1/embed", json=LONG, timeout=ANSWER_S))
+        )
+        sender.start()
+        until(lambda: server.metrics()['erlangshen_requests_in_progress{task="embed"}'] == 1 or bool(replies))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(ANSWER_S) == 0
+        sender.join(ANSWER_S)
+        assert [reply.status_code for reply in replies] == [200]
+        assert not any(child.is_running() for child in children)
+    assert not any("Traceback" in line for line in server.lines)
+
+
+def test_readiness_goes_before_the_server_does(folder: Path) -> None:
+    with serving("--model", f"uni={folder}/uni", ERLANGSHEN_SERVER__DRAIN_DELAY_S="3") as server:
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+        assert httpx.post(f"{server.url}/v1/embed", json={"inputs": "好"}).status_code == 200
+        assert server.process.wait(ANSWER_S) == 0
+
+
+def _fail(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--port", "http"), ("server.port", "http", "integer")),
+        (("--model", "./nowhere", "--port", "0"), ("./nowhere", "no such directory")),
+        (("--model", "IDEA-CCNL/Nothing", "--offline", "--port", "0"), ("IDEA-CCNL/Nothing", "offline")),
+        (("--config", "nowhere.toml"), ("nowhere.toml", "No such file")),
+        (("--model", "a=./x", "--model", "a=./y"), ("two models are called a",)),
+        (("--model", "a=./x", "--labels", "b=x,y"), ("b is not served", "there is a")),
+        (("frobnicate",), ("frobnicate is no command",)),
+    ],
+)
+def test_what_it_cannot_start_with_is_one_line_and_exit_code_two(
+    flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    ended = _fail(*flags)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert all(word in line for word in words)
+
+
+def test_a_port_in_use_is_told(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = _fail("--model", f"{folder}/uni", "--port", str(port))
+    assert ended.returncode == 2
+    assert (
+        f"error: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port"
+        in ended.stderr
+    )
+
+
+def test_help_and_version_need_no_torch_and_no_model() -> None:
+    code = (
+        "import sys; from service.cli import main; main(['--help']); main(['--version']);"
+        "from service.commands import serve;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=START_S, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "serve" in ended.stdout
+    assert "erlangshen-service 0." in ended.stdout

@@ -1,0 +1,91 @@
+"""The outermost ring: ids, replies to errors, and what is logged of a request."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service import logs
+from service.api.edge import Edge
+from service.errors import QueueFull
+from service.metrics import Metrics
+
+
+async def call(app: Any, **scope: Any) -> list[dict[str, Any]]:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    edge = Edge(app, Metrics(CollectorRegistry()))
+    await edge({"type": "http", "method": "POST", "path": "/x", "headers": [], **scope}, receive, send)
+    return sent
+
+
+async def test_the_log_has_the_id_while_the_request_runs_and_not_after() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(logs.request_id.get())
+        raise QueueFull("full")
+
+    await call(app, headers=[(b"x-request-id", b"mine")])
+    assert seen == ["mine"]
+    assert logs.request_id.get() == ""
+
+
+async def test_an_error_of_ours_becomes_its_reply() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise QueueFull("full", retry_after_s=1.5)
+
+    start, body = await call(app)
+    assert start["status"] == 429
+    assert (b"retry-after", b"2") in start["headers"]
+    assert b'"queue_full"' in body["body"]
+
+
+async def test_an_error_after_the_reply_has_begun_is_not_answered_twice() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise QueueFull("full")
+
+    with pytest.raises(QueueFull):
+        await call(app)
+
+
+async def test_a_request_is_logged_once_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["route"] = type("Route", (), {"path": "/v1/classify"})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    with caplog.at_level(logging.INFO, "service.access"):
+        await call(app, query_string=b"q=secret", path="/v1/secret")
+    (record,) = caplog.records
+    assert (record.method, record.route, record.status) == ("POST", "/v1/classify", 200)  # type: ignore[attr-defined]
+    assert "secret" not in str(vars(record))
+
+
+async def test_probes_are_logged_for_debugging_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["route"] = type("Route", (), {"path": "/livez"})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    with caplog.at_level(logging.DEBUG, "service.access"):
+        await call(app)
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+
+
+async def test_what_is_not_http_passes() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    await call(app, type="lifespan")
+    assert seen == ["lifespan"]

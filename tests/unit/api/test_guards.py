@@ -1,0 +1,145 @@
+"""Bodies, deadlines and clients that go away, without any application around."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
+
+from service.api.guards import parse_json, read_body, require_ready, unless_gone
+from service.api.native import ROUTES, parse
+from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, Unavailable
+from service.settings import Server
+
+
+def request_of(*messages: dict[str, Any], gone: asyncio.Event | None = None, headers: Any = ()) -> Request:
+    """A request whose messages come one by one; then the client stays until `gone`."""
+    waiting = list(messages)
+
+    async def receive() -> dict[str, Any]:
+        if waiting:
+            return waiting.pop(0)
+        await (gone or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    return Request({"type": "http", "headers": list(headers)}, receive)
+
+
+def chunks(*parts: bytes) -> list[dict[str, Any]]:
+    last = len(parts) - 1
+    return [{"type": "http.request", "body": part, "more_body": n < last} for n, part in enumerate(parts)]
+
+
+async def test_a_body_of_exactly_the_limit_is_read_and_of_one_byte_more_refused() -> None:
+    assert await read_body(request_of(*chunks(b"12", b"345")), 5) == b"12345"
+    with pytest.raises(BodyTooLarge, match="5 bytes"):
+        await read_body(request_of(*chunks(b"123", b"456")), 5)
+
+
+async def test_a_body_announced_too_large_is_not_read() -> None:
+    request = request_of(headers=[(b"content-length", b"6")])
+    with pytest.raises(BodyTooLarge):
+        await read_body(request, 5)
+
+
+async def test_a_client_that_goes_away_amid_its_body_is_gone() -> None:
+    gone = asyncio.Event()
+    gone.set()
+    with pytest.raises(ClientDisconnect):
+        await read_body(request_of({"type": "http.request", "body": b"1", "more_body": True}, gone=gone), 5)
+
+
+async def test_the_answer_comes_and_nothing_is_left_waiting() -> None:
+    before = asyncio.all_tasks()
+
+    async def answer() -> str:
+        return "yes"
+
+    assert await unless_gone(request_of(), answer()) == "yes"
+    assert asyncio.all_tasks() == before
+
+
+async def test_an_error_of_the_answer_comes_through() -> None:
+    async def answer() -> None:
+        raise InvalidRequest("no")
+
+    with pytest.raises(InvalidRequest, match="no"):
+        await unless_gone(request_of(), answer())
+
+
+async def test_the_answer_is_cancelled_when_the_client_goes() -> None:
+    gone, started, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    waiting = asyncio.create_task(unless_gone(request_of(gone=gone), answer()))
+    await started.wait()
+    gone.set()
+    with pytest.raises(ClientDisconnect):
+        await waiting
+    assert ended.is_set()
+
+
+async def test_the_answer_is_cancelled_when_the_server_stops() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def answer() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(unless_gone(request_of(), answer()))
+    await started.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ended.is_set()
+    assert asyncio.all_tasks() == before
+
+
+def test_readiness_is_refused_with_its_reason() -> None:
+    require_ready(lambda: None)
+    with pytest.raises(Unavailable, match="models are loading"):
+        require_ready(lambda: "models are loading")
+
+
+def test_a_malformed_body_is_told_by_line_and_column() -> None:
+    with pytest.raises(MalformedBody, match="line 2, column 3"):
+        parse_json(b'{\n  x": 1}')
+
+
+texts = st.text(st.characters(codec=None), max_size=8)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.sampled_from(["text", "inputs"]), inner),
+    max_leaves=8,
+)
+names = st.sampled_from(sorted({name for route in ROUTES for name in route.request.model_fields}))
+bodies = st.dictionaries(names | texts, values, max_size=5)
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_json_or_refused(body: bytes) -> None:
+    with suppress(InvalidRequest):
+        parse_json(body)
+
+
+@given(st.sampled_from(ROUTES), bodies | values)
+def test_any_json_becomes_a_query_or_is_refused(route: Any, value: Any) -> None:
+    with suppress(InvalidRequest):
+        parsed = parse_json(json.dumps(value).encode())
+        parse(parsed, route.request, Server(max_inputs=2, max_chars=4, max_labels=2)).query()

@@ -1,0 +1,111 @@
+"""The pieces of the composition root that need no process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+
+from service.api.schemas import ClassifyRequest, EmbedRequest
+from service.commands.composition import first_request, in_daemon_thread, specs_of
+from service.commands.progress import LoadingBars, LoadingLines
+from service.commands.serve import bind, url_of
+from service.errors import CheckpointError, SettingError
+from service.replicas.messages import Loading
+from service.settings import Models, Server
+from tests.contract.fakes import text_model
+
+
+def test_without_a_model_the_shipped_one_is_served() -> None:
+    (spec,) = specs_of(Models())
+    assert spec.name == "mini"
+    assert spec.source.endswith("service/models/mini")
+    assert specs_of(Models(specs=("mini", "other=x")))[0] == spec
+    assert specs_of(Models(specs=("small=mini",)))[0].source == spec.source
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (Models(specs=("a=x", "a=y")), "two models are called a"),
+        (Models(specs=("a=x",), labels={"b": ("p", "q")}), "b is not served; there is a"),
+        (Models(specs=("@x",)), "wanted SOURCE"),
+    ],
+)
+def test_models_that_cannot_be_served_together(models: Models, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        specs_of(models)
+
+
+def test_the_first_request_is_one_that_the_models_answer() -> None:
+    task, body = first_request([text_model("e", "encoder"), text_model()])
+    assert task == "classify"
+    assert ClassifyRequest.model_validate(body).labels
+    task, body = first_request([text_model("c", "sequence-classification")])
+    assert ClassifyRequest.model_validate(body).labels is None
+    task, body = first_request([text_model("e", "encoder")])
+    assert task == "embed"
+    EmbedRequest.model_validate(body)
+
+
+def test_a_taken_port_is_told_and_a_free_one_is_found() -> None:
+    with bind(Server(port=0)) as listener:
+        port = listener.getsockname()[1]
+        assert url_of(listener) == f"http://127.0.0.1:{port}"
+        with pytest.raises(SettingError, match=f"127.0.0.1 port {port}: Address already in use; choose another"):
+            bind(Server(port=port))
+
+
+def test_the_url_of_every_interface_is_one_a_browser_can_open() -> None:
+    with bind(Server(host="0.0.0.0", port=0)) as listener:
+        assert url_of(listener).startswith("http://127.0.0.1:")
+
+
+def test_an_address_that_is_not_ours_is_told() -> None:
+    with pytest.raises(SettingError, match="cannot listen on"):
+        bind(Server(host="192.0.2.1", port=0))
+
+
+async def test_a_thread_hands_over_its_error_or_its_end() -> None:
+    threads = []
+    await in_daemon_thread(lambda: threads.append(threading.current_thread()))
+    assert threads[0].daemon
+
+    def fail() -> None:
+        raise CheckpointError("no such model")
+
+    with pytest.raises(CheckpointError, match="no such model"):
+        await in_daemon_thread(fail)
+
+
+async def test_nobody_waits_for_a_thread_that_is_not_wanted_any_more() -> None:
+    gate, began = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def fetch() -> None:
+        loop.call_soon_threadsafe(began.set)
+        gate.wait()
+
+    waiting = asyncio.create_task(in_daemon_thread(fetch))
+    await began.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    gate.set()
+
+
+def test_loading_is_logged_in_steps(caplog: pytest.LogCaptureFixture) -> None:
+    show = LoadingLines()
+    with caplog.at_level(logging.INFO):
+        for done in range(0, 1001, 10):
+            show("cpu", Loading("mini", done, 1000))
+    assert [record.percent for record in caplog.records] == [0, 25, 50, 75, 100]  # type: ignore[attr-defined]
+
+
+def test_loading_draws_a_bar_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+    show = LoadingBars()
+    for done in (0, 500, 1000):
+        show("cpu", Loading("mini", done, 1000))
+    assert "loading mini on cpu" in capsys.readouterr().err

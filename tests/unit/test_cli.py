@@ -1,0 +1,73 @@
+"""Commands: how one is found, and what becomes of what it cannot start with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import pytest
+
+from service import cli
+from service.errors import CheckpointError
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Sequence[str]]]:
+    """Puts a command of the given name in place; returns the list of what it is called with."""
+
+    def place(name: str, result: int | Exception = 0) -> list[Sequence[str]]:
+        calls: list[Sequence[str]] = []
+
+        def run(argv: Sequence[str]) -> int:
+            calls.append(argv)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        module = ModuleType(name)
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"service.commands.{name}", module)
+        return calls
+
+    return place
+
+
+def test_without_a_command_it_serves(stand_in: Callable[..., list[Sequence[str]]]) -> None:
+    calls = stand_in("serve", 3)
+    assert cli.main(["--port", "1"]) == 3
+    assert cli.main([]) == 3
+    assert cli.main(["serve", "--port", "2"]) == 3
+    assert calls == [["--port", "1"], [], ["--port", "2"]]
+
+
+def test_a_startup_error_is_one_line_and_exit_code_two(
+    stand_in: Callable[..., list[Sequence[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in("evaluate", CheckpointError("config.json: hidden_size is 'x'; wanted a number"))
+    assert cli.main(["evaluate"]) == 2
+    assert capsys.readouterr().err == "error: config.json: hidden_size is 'x'; wanted a number\n"
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serv"]) == 2
+    err = capsys.readouterr().err
+    assert "serv is no command" in err
+    assert all(name in err for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["serve", "settings", "evaluate"])
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"python -m service {name}" in capsys.readouterr().out
+
+
+def test_settings_are_printed_as_they_are_in_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["settings", "--port", "9", "--model", "a", "--model", "b", "--offline"]) == 0
+    out = capsys.readouterr().out
+    assert '"port": 9' in out
+    assert '"offline": true' in out
+    assert cli.main(["settings", "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("# Settings")

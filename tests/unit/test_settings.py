@@ -1,0 +1,129 @@
+"""Layers, limits and refusals of the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import SettingError
+from service.settings import Settings, load, rows
+
+
+def given(flags: dict[str, Any] | None = None, config: Path | None = None, **environ: str) -> Settings:
+    return load(flags, config=config, environ=environ)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "settings.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert given() == Settings()
+    assert (given().server.host, given().server.port) == ("127.0.0.1", 8000)
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = write(tmp_path, "[server]\nport = 1\nmax_inputs = 1\nmax_labels = 1\n")
+    environ = {"ERLANGSHEN_SERVER__PORT": "2", "ERLANGSHEN_SERVER__MAX_INPUTS": "2"}
+    server = load({"server.port": "3"}, config=file, environ=environ).server
+    assert (server.port, server.max_inputs, server.max_labels, server.max_chars) == (3, 2, 1, 100_000)
+
+
+def test_the_environment_names_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "[log]\nlevel = 'debug'\n")
+    assert given(ERLANGSHEN_CONFIG=str(file)).log.level == "debug"
+
+
+def test_every_setting_has_a_flag_and_an_environment_name_of_its_own() -> None:
+    assert len({row.flag for row in rows()}) == len({row.env for row in rows()}) == len(rows())
+    assert all(row.help.endswith(".") for row in rows())
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.key)
+def test_every_setting_can_be_given_in_the_environment(row: Any) -> None:
+    samples = {"models.specs": "a,b=c", "models.labels": "a=x,y;b=z", "models.cache_dir": "/x"}
+    default = ",".join(row.default) if isinstance(row.default, tuple) else str(row.default)
+    settings = given(**{row.env: samples.get(row.key, default)})
+    value = getattr(getattr(settings, row.section), row.name)
+    wanted = {"models.specs": ("a", "b=c"), "models.labels": {"a": ("x", "y"), "b": ("z",)}}
+    assert value == wanted.get(row.key, Path("/x") if row.name == "cache_dir" else row.default)
+
+
+def test_models_and_labels_are_given_alike_by_flag_environment_and_file(tmp_path: Path) -> None:
+    file = write(tmp_path, '[models]\nspecs = ["a", "b=c@main"]\n[models.labels]\nb = ["x", "y"]\n')
+    by_flag = given({"models.specs": ["a", "b=c@main"], "models.labels": ["b=x,y"]})
+    by_env = given(ERLANGSHEN_MODELS__SPECS="a, b=c@main", ERLANGSHEN_MODELS__LABELS="b=x,y")
+    assert by_flag == by_env == given(config=file)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[sever]\nport = 1", ["[sever]", "no section", "did you mean server"]),
+        ("[server]\nprot = 1", ["server.prot", "1", "did you mean server.port"]),
+        ("port = 1", ["[port]", "no section"]),
+        ("[server]\nport = 'x'", ["server.port", "'x'", "settings.toml", "integer"]),
+        ("[server]\nport = 70000", ["server.port", "70000", "65535"]),
+        ("[server", ["settings.toml", "not TOML"]),
+        ("[models.labels]\na = 'x'\n[log]\nlevel = 'loud'", ["log.level", "'loud'", "'debug', 'info'"]),
+        ("[batching]\nmax_queue_tokens = 10", ["max_queue_tokens", "max_batch_tokens (4096)"]),
+        ("[server]\ndefault_timeout_ms = 1000000", ["default_timeout_ms", "max_timeout_ms (600000)"]),
+    ],
+)
+def test_a_bad_file_is_refused_by_key_value_and_what_was_wanted(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(SettingError) as caught:
+        given(config=write(tmp_path, text))
+    assert all(word in caught.value.detail for word in words), caught.value.detail
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"none\.toml: No such file"):
+        given(config=tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("name", ["ERLANGSHEN_SERVER__PROT", "ERLANGSHEN_SERVER", "ERLANGSHEN_THREADS"])
+def test_an_unknown_environment_name_is_refused(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name}=1 is no setting"):
+        given(**{name: "1"})
+
+
+def test_what_kubernetes_says_of_a_service_called_erlangshen_is_no_setting() -> None:
+    assert (
+        given(
+            ERLANGSHEN_SERVICE_HOST="10.0.0.1",
+            ERLANGSHEN_SERVICE_PORT="8000",
+            ERLANGSHEN_SERVICE_PORT_HTTP="8000",
+            ERLANGSHEN_PORT="tcp://10.0.0.1:8000",
+            ERLANGSHEN_PORT_8000_TCP="tcp://10.0.0.1:8000",
+            ERLANGSHEN_PORT_8000_TCP_PROTO="tcp",
+            ERLANGSHEN_CANARY_PORT_8000_TCP_ADDR="10.0.0.1",
+        )
+        == Settings()
+    )
+
+
+def test_an_empty_environment_value_is_not_set() -> None:
+    assert given(ERLANGSHEN_MODELS__CACHE_DIR="", ERLANGSHEN_CONFIG="") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"), [("auto", ("auto",)), ("cpu,cpu", ("cpu", "cpu")), ("cuda:0", ("cuda:0",))]
+)
+def test_devices(text: str, devices: tuple[str, ...]) -> None:
+    assert given({"replicas.devices": [text]}).replicas.devices == devices
+
+
+@pytest.mark.parametrize("text", ["gpu", "cuda:", "auto,cpu", ""])
+def test_devices_that_are_none(text: str) -> None:
+    with pytest.raises(SettingError, match=r"replicas\.devices"):
+        given({"replicas.devices": [text]})
+
+
+@pytest.mark.parametrize("text", ["x", "=a", "a=", "a"])
+def test_labels_that_are_none(text: str) -> None:
+    with pytest.raises(SettingError, match="NAME=label,label"):
+        given({"models.labels": [text]})
