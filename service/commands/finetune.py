@@ -2,26 +2,106 @@
 
 from __future__ import annotations
 
-import argparse
+import json
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.errors import SettingError
+
+if TYPE_CHECKING:
+    from service.training.recipe import Recipe
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the data sets")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the model and its checkpoints go")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="a TOML recipe; without it, the flags below make one")
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder that holds the data sets")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="for the model and its checkpoints; the same again goes on where an interrupted run stopped",
+    )
+    parser.add_argument("--model", metavar="SOURCE", help="start from this directory or hub id (optional @revision)")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="train by this TOML file")
+    one = parser.add_argument_group("without a recipe: one data set; the defaults are upstream's for TNEWS")
+    one.add_argument("--task", metavar="TASK", help="a data set, as `evaluate --help` lists them")
+    one.add_argument(
+        "--form",
+        choices=("choice", "head"),
+        default="choice",
+        help="choice: keep it zero-shot (UniMC); head: a classifier with the data set's labels",
+    )
+    one.add_argument("--epochs", type=float, default=7, metavar="N", help="default: %(default)s")
+    one.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples a step; default: %(default)s")
+    one.add_argument("--max-length", type=int, default=128, metavar="N", help="tokens; default: %(default)s")
+    one.add_argument("--learning-rate", type=float, default=2e-5, metavar="R", help="default: %(default)s")
+    one.add_argument("--weight-decay", type=float, default=0.1, metavar="R", help="default: %(default)s")
+    one.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    one.add_argument(
+        "--precision",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the arithmetic; weights are kept in float32; default: %(default)s",
+    )
 
 
-def run(args: argparse.Namespace) -> int:
-    from service.training.recipe import read_recipe
+def run(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(prog="python -m service finetune", description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from service.checkpoint import parse_spec, resolve
     from service.training.run import train
 
-    metrics = train(read_recipe(args.recipe), args.data, args.output)
-    print(metrics)
+    recipe = recipe_of(args)
+    start = resolve(parse_spec(args.model)) if args.model else None
+    metrics = train(recipe, args.data, args.output, start)
+    print(json.dumps({"output": str(args.output), **metrics}, ensure_ascii=False, indent=2))
+    print(f"serve it: python -m service --model {args.output}")
     return 0
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    raise SystemExit(run(parser.parse_args()))
+def recipe_of(args: Namespace) -> Recipe:
+    """The recipe of the file, or one made of the flags.
+
+    Raises:
+        SettingError: neither a recipe nor a task with a model, or a bad recipe.
+    """
+    from service.training.recipe import read_recipe
+
+    if args.recipe:
+        recipe = read_recipe(args.recipe)
+        if (recipe.fresh is None) == (args.model is None):
+            raise SettingError("finetune: start from --model or from the recipe's [fresh], one of the two")
+        return recipe
+    if not (args.task and args.model):
+        raise SettingError("finetune: wanted --recipe FILE, or --task TASK and --model SOURCE")
+    return _recipe_of_flags(args)
+
+
+def _recipe_of_flags(args: Namespace) -> Recipe:
+    from service.datasets.registry import load
+    from service.training.recipe import Optimizer, Recipe, Stage
+
+    num_examples = len(load(args.task, args.data, "train"))
+    steps = max(1, round(args.epochs * num_examples / args.batch_size))
+    return Recipe(
+        seed=args.seed,
+        form=args.form,
+        max_length=args.max_length,
+        evaluate_every=max(1, min(500, steps // 7)),
+        evaluate_limit=5000,
+        optimizer=Optimizer(
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            warmup_steps=steps // 10,
+            tokens_per_batch=args.batch_size * args.max_length,
+            rows_per_batch=args.batch_size,
+            bf16=args.precision == "bfloat16",
+        ),
+        stages=(Stage(steps=steps, mixture={f"{args.task}/train": 1.0}),),
+        dev=(f"{args.task}/dev",),
+    )

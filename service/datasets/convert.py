@@ -1,17 +1,19 @@
 """From a record of one data set to examples: which field is the text, how the labels are put in Chinese.
 
-The wordings of questions and options are upstream's where upstream has published them (UniMC's FewCLUE prompts).
+Every converter takes a record and the path of its file, beside which some data sets keep the names of their classes. It
+raises RecordError for a record that it cannot read. The wordings of questions and options are upstream's where upstream has published them (UniMC's FewCLUE prompts).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from service.datasets.example import Example
-from service.datasets.files import read_json, read_records
+from service.datasets.fields import index_of, number_of, text_of, texts_of, value_of
+from service.datasets.files import read_records, read_text
 from service.tasks.inference import LABELS as NLI_LABELS
 
 NEWS_QUESTION = "下面新闻属于哪一个类别？"
@@ -35,119 +37,131 @@ TNEWS_LABELS = {
     "news_game": "电竞",
 }
 THUCNEWS_LABELS = ("财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐")
+BINARY = ("0", "1")
+PAWS_HEADER = "id"
 
 
-def records(convert: Callable[[Any, Path], Iterator[Example]], path: Path) -> Iterator[Any]:
-    """C3 is one JSON document; every other file is read line by line."""
-    return iter(read_json(path)) if convert is c3 else read_records(path)
+def tnews(record: Any, path: Path) -> Iterator[Example]:
+    answer = index_of(record, "label_desc", tuple(TNEWS_LABELS))
+    yield Example("classify", (text_of(record, "sentence"),), tuple(TNEWS_LABELS.values()), answer, NEWS_QUESTION)
 
 
-def tnews(record: dict[str, Any], path: Path) -> Iterator[Example]:
-    answer = list(TNEWS_LABELS).index(record["label_desc"])
-    yield Example("classify", (record["sentence"],), tuple(TNEWS_LABELS.values()), answer, NEWS_QUESTION)
+def thucnews(record: Any, path: Path) -> Iterator[Example]:
+    answer = index_of(record, 1, _numbers(len(THUCNEWS_LABELS)))
+    yield Example("classify", (text_of(record, 0),), THUCNEWS_LABELS, answer, NEWS_QUESTION)
 
 
-def thucnews(record: list[str], path: Path) -> Iterator[Example]:
-    yield Example("classify", (record[0],), THUCNEWS_LABELS, int(record[1]), NEWS_QUESTION)
+def sentiment(record: Any, path: Path) -> Iterator[Example]:
+    answer = index_of(record, "label", ("Negative", "Positive"))
+    yield Example("classify", (text_of(record, "sentence"),), REVIEW_LABELS, answer)
 
 
-def sentiment(record: dict[str, Any], path: Path) -> Iterator[Example]:
-    yield Example("classify", (record["sentence"],), REVIEW_LABELS, int(record["label"] == "Positive"))
+def review(record: Any, path: Path) -> Iterator[Example]:
+    """A few reviews are empty and are left out."""
+    if text := text_of(record, "review"):
+        yield Example("classify", (text,), REVIEW_LABELS, index_of(record, "label", BINARY))
 
 
-def review(record: dict[str, str], path: Path) -> Iterator[Example]:
-    if record["review"]:
-        yield Example("classify", (record["review"],), REVIEW_LABELS, int(record["label"]))
-
-
-def category(record: dict[str, str], path: Path) -> Iterator[Example]:
+def category(record: Any, path: Path) -> Iterator[Example]:
     labels = _column_values(path, "cat")
-    if record["review"]:
-        yield Example("classify", (record["review"],), labels, labels.index(record["cat"]), "这条评论说的是什么？")
+    if text := text_of(record, "review"):
+        yield Example("classify", (text,), labels, index_of(record, "cat", labels), "这条评论说的是什么？")
 
 
-def csldcp(record: dict[str, Any], path: Path) -> Iterator[Example]:
+def csldcp(record: Any, path: Path) -> Iterator[Example]:
     labels = _lines(path.parent / "labels_all.txt")
-    yield Example("classify", (record["content"],), labels, labels.index(record["label"]), "这篇论文属于哪一个学科？")
+    answer = index_of(record, "label", labels)
+    yield Example("classify", (text_of(record, "content"),), labels, answer, "这篇论文属于哪一个学科？")
 
 
-def iflytek(record: dict[str, Any], path: Path) -> Iterator[Example]:
+def iflytek(record: Any, path: Path) -> Iterator[Example]:
     labels = _iflytek_labels(path.parent)
-    answer = labels.index(record["label_des"])
-    yield Example("classify", (record["sentence"],), labels, answer, "这个应用属于哪一个类别？")
+    answer = index_of(record, "label_des", labels)
+    yield Example("classify", (text_of(record, "sentence"),), labels, answer, "这个应用属于哪一个类别？")
 
 
-def csl(record: dict[str, Any], path: Path) -> Iterator[Example]:
-    keywords = "、".join(record["keyword"])
+def csl(record: Any, path: Path) -> Iterator[Example]:
+    keywords = "、".join(texts_of(record, "keyword"))
     options = (f"这些词不能概括文章：{keywords}", f"这些词可以概括文章：{keywords}")
-    yield Example("classify", (record["abst"],), options, int(record["label"]))
+    yield Example("classify", (text_of(record, "abst"),), options, index_of(record, "label", BINARY))
 
 
-def chid(record: dict[str, Any], path: Path) -> Iterator[Example]:
-    text = record["content"].replace("#idiom#", "（）")
-    yield Example("mrc", (text,), tuple(record["candidates"]), int(record["answer"]), "括号里应该填哪一个成语？")
+def chid(record: Any, path: Path) -> Iterator[Example]:
+    text = text_of(record, "content").replace("#idiom#", "（）")
+    candidates = texts_of(record, "candidates")
+    answer = index_of(record, "answer", _numbers(len(candidates)))
+    yield Example("mrc", (text,), candidates, answer, "括号里应该填哪一个成语？")
 
 
-def cluewsc(record: dict[str, Any], path: Path) -> Iterator[Example]:
-    name, pronoun = record["target"]["span1_text"], record["target"]["span2_text"]
+def cluewsc(record: Any, path: Path) -> Iterator[Example]:
+    target = value_of(record, "target")
+    name, pronoun = text_of(target, "span1_text"), text_of(target, "span2_text")
     options = (f"{pronoun}不是{name}", f"{pronoun}是{name}")
-    yield Example("classify", (record["text"],), options, int(str(record["label"]).lower() == "true"))
+    yield Example("classify", (text_of(record, "text"),), options, index_of(record, "label", ("false", "true")))
 
 
 def pair(record: Any, path: Path) -> Iterator[Example]:
-    first, second, label = _columns(record)
-    yield Example("similarity", (first, second), PAIR_LABELS, int(label))
+    yield Example("similarity", _texts(record), PAIR_LABELS, index_of(record, _label(record), BINARY))
 
 
-def paws(record: list[str], path: Path) -> Iterator[Example]:
-    if record[0] != "id" and len(record) == 4 and record[1] and record[2]:
-        yield Example("similarity", (record[1], record[2]), PAIR_LABELS, int(record[3]))
+def paws(record: Any, path: Path) -> Iterator[Example]:
+    """The first line is a header; a few pairs lack a text and are left out."""
+    first, second = text_of(record, 1), text_of(record, 2)
+    if record[0] != PAWS_HEADER and first and second:
+        yield Example("similarity", (first, second), PAIR_LABELS, index_of(record, 3, BINARY))
 
 
-def graded(record: list[str], path: Path) -> Iterator[Example]:
+def graded(record: Any, path: Path) -> Iterator[Example]:
     """0 to 5: the middle grade is neither and is left out."""
-    grade = float(record[2])
+    grade = number_of(record, _label(record))
     if grade <= 2 or grade >= 4:
-        yield Example("similarity", (record[0], record[1]), PAIR_LABELS, int(grade >= 4))
+        yield Example("similarity", _texts(record), PAIR_LABELS, int(grade >= 4))
 
 
 def nli(record: Any, path: Path) -> Iterator[Example]:
     """Pairs on which the annotators did not agree carry the label "-" and are left out."""
-    first, second, label = _columns(record)
-    if label in NLI_LABELS:
-        yield Example("nli", (first, second), NLI_LABELS, NLI_LABELS.index(label))
+    answer = index_of(record, _label(record), (*NLI_LABELS, "-"))
+    if answer < len(NLI_LABELS):
+        yield Example("nli", _texts(record), NLI_LABELS, answer)
 
 
-def c3(record: list[Any], path: Path) -> Iterator[Example]:
-    passages, questions, _ = record
-    passage = "\n".join(passages)
-    for item in questions:
-        choices = tuple(item["choice"])
-        yield Example("mrc", (passage,), choices, choices.index(item["answer"]), item["question"])
+def c3(record: Any, path: Path) -> Iterator[Example]:
+    passage = "\n".join(texts_of(record, 0))
+    for asked in value_of(record, 1):
+        choices = texts_of(asked, "choice")
+        yield Example("mrc", (passage,), choices, index_of(asked, "answer", choices), text_of(asked, "question"))
 
 
-def _columns(record: Any) -> tuple[str, str, str]:
-    if isinstance(record, dict):
-        return record["sentence1"], record["sentence2"], str(record["label"])
-    first, second, label = record[:3]
-    return first, second, label
+def _texts(record: Any) -> tuple[str, str]:
+    """The two texts of a pair: CLUE's JSON lines name them, tab-separated lines begin with them."""
+    first, second = ("sentence1", "sentence2") if isinstance(record, dict) else (0, 1)
+    return text_of(record, first), text_of(record, second)
 
 
-@lru_cache
+def _label(record: Any) -> str | int:
+    return "label" if isinstance(record, dict) else 2
+
+
+@cache
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
+
+
+@cache
 def _lines(path: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
 
 
-@lru_cache
+@cache
 def _column_values(path: Path, column: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(record[column] for record in read_records(path)))
+    return tuple(dict.fromkeys(text_of(record, column) for record in read_records(path)))
 
 
-@lru_cache
+@cache
 def _iflytek_labels(folder: Path) -> tuple[str, ...]:
     """The class names of all its labelled files, in the order of their numbers."""
     names = {
-        int(record["label"]): str(record["label_des"])
+        number_of(record, "label"): text_of(record, "label_des")
         for path in sorted(folder.glob("*.json"))
         for record in read_records(path)
         if "label_des" in record

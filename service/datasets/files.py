@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +35,47 @@ def read_records(path: Path) -> Iterator[Any]:
     """One dict a line of JSON lines or CSV, one list of columns a line of tab-separated text.
 
     Raises:
-        DatasetError: a line is not what the ending of the file's name promises.
+        DatasetError: the file is not there, or a line is not what the ending of the file's name promises.
     """
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        if path.suffix == ".csv":
-            yield from csv.DictReader(lines)
-        elif path.suffix in (".json", ".jsonl"):
-            yield from _json_lines(path, lines)
-        else:
-            yield from (line.rstrip("\r\n").split("\t") for line in lines if line.strip())
+    lines = io.StringIO(read_text(path), newline="")
+    if path.suffix == ".csv":
+        yield from _csv_rows(path, lines)
+    elif path.suffix in (".json", ".jsonl"):
+        yield from _json_lines(path, lines)
+    else:
+        yield from (line.rstrip("\r\n").split("\t") for line in lines if line.strip())
 
 
-def read_json(path: Path) -> Any:
-    """A file that is one JSON document."""
+def read_json(path: Path) -> Iterator[Any]:
+    """The records of a file that is one JSON list."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise DatasetError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, list):
+        raise DatasetError(f"{path}: wanted a JSON list, found {type(content).__name__}")
+    return iter(content)
 
 
-def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[Any]:
+def read_text(path: Path) -> str:
+    """The whole file, which some publishers begin with a byte-order mark."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from None
+
+
+def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    rows = csv.DictReader(lines)
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise DatasetError(f"{path}:{rows.line_num}: not CSV: {error}") from None
+
+
+def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Any]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

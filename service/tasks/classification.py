@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from service.domain import Encoding, FloatArray, Labels, Output
 from service.tasks.choice import Choice, encode_choices, probabilities, yes_probabilities
 from service.tasks.rows import encode_rows
-from service.tasks.task import LabelScore, Task, Truncation
+from service.tasks.scores import LabelScore, ranked, softmax
+from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel
 
 
@@ -61,24 +60,16 @@ def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
 def decode(
     model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[ClassifyResult]:
-    labels = query.labels or model.labels
     return [
-        _result(ranked(labels, _scores(query, output)), query.top_k, encoding)
+        _result(ranked(_labels(model, query, output), _scores(query, output)), query.top_k, encoding)
         for encoding, output in zip(encodings, outputs, strict=True)
     ]
 
 
-def ranked(labels: Iterable[str], scores: FloatArray) -> tuple[LabelScore, ...]:
-    """Labels with their scores, best first; equal scores keep the order of the labels."""
-    pairs = [LabelScore(label, float(score)) for label, score in zip(labels, scores, strict=True)]
-    return tuple(sorted(pairs, key=lambda pair: -pair.score))
-
-
-def softmax(logits: FloatArray) -> FloatArray:
-    """Over the last axis, in float64."""
-    exact = logits.astype(np.float64)
-    weights = np.exp(exact - exact.max(axis=-1, keepdims=True))
-    return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+def _labels(model: TextModel, query: ClassifyQuery, output: Output) -> tuple[str, ...]:
+    """Where nobody has named the classes of a head they are numbered, as transformers does."""
+    numbered = tuple(f"LABEL_{index}" for index in range(output.scores.shape[1]))
+    return query.labels or model.labels or numbered
 
 
 def _scores(query: ClassifyQuery, output: Output) -> FloatArray:
@@ -92,4 +83,10 @@ def _result(scores: tuple[LabelScore, ...], top_k: int | None, encoding: Encodin
     return ClassifyResult(best.label, best.score, scores[:top_k], encoding.num_tokens, encoding.truncated)
 
 
-CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task("classify", can, encode, decode)
+CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task(
+    "classify",
+    can,
+    encode,
+    decode,
+    needs="a masked LM (UniMC) where the request has `labels`, and a fine-tuned classifier where it has none",
+)

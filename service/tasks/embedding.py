@@ -50,9 +50,10 @@ def decode(
 
 
 def _vector(output: Output, normalize: bool) -> FloatArray:
-    vector = output.scores[0]
-    norm = float(np.linalg.norm(vector))
-    return vector / np.float32(norm) if normalize and norm > 0 else vector
+    """A vector of zeros has no direction and stays as it is."""
+    vector: FloatArray = output.scores[0]
+    norm = np.linalg.norm(vector.astype(np.float64))
+    return np.asarray(vector / norm, dtype=np.float32) if normalize and norm > 0 else vector
 
 
-EMBED: Task[EmbedQuery, EmbedResult] = Task("embed", can, encode, decode)
+EMBED: Task[EmbedQuery, EmbedResult] = Task("embed", can, encode, decode, needs="any model")

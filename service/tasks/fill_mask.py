@@ -41,6 +41,9 @@ def can(model: TextModel, query: FillMaskQuery) -> bool:
 
 
 def encode(model: TextModel, query: FillMaskQuery) -> list[Encoding]:
+    known = model.tokenizer.get_vocab_size()
+    if query.top_k > known:
+        raise InvalidRequest.of("top_k", f"is {query.top_k}, but {model.name} knows {known} tokens")
     return [_encode(model, text, query, f"inputs[{index}]") for index, text in enumerate(query.inputs)]
 
 
@@ -58,16 +61,12 @@ def _encode(model: TextModel, text: str, query: FillMaskQuery, field: str) -> En
     if len(pieces) == 1:
         raise InvalidRequest.of(field, f"has no {MASK}")
     first, *rest = model.tokenize(pieces)
-    tokens = [*first]
-    for piece in rest:
-        tokens += [model.mask, *piece]
+    tokens = [*first, *(token for piece in rest for token in (model.mask, *piece))]
     row = encode_row(model, [tokens], TopTokens((), query.top_k), query.truncation, field)
     positions = tuple(index for index, token in enumerate(row.ids.tolist()) if token == model.mask)
     if len(positions) < len(rest):
-        raise InvalidRequest.of(
-            field,
-            f"only {len(positions)} of its {len(rest)} {MASK} are within the {model.max_length} tokens that are read",
-        )
+        read = f"within the {model.max_length} tokens that are read"
+        raise InvalidRequest.of(field, f"only {len(positions)} of its {len(rest)} {MASK} are {read}")
     return replace(row, readout=TopTokens(positions, query.top_k))
 
 
@@ -80,4 +79,4 @@ def _masks(model: TextModel, output: Output) -> tuple[tuple[TokenProbability, ..
     )
 
 
-FILL_MASK: Task[FillMaskQuery, FillMaskResult] = Task("fill-mask", can, encode, decode)
+FILL_MASK: Task[FillMaskQuery, FillMaskResult] = Task("fill-mask", can, encode, decode, needs="a masked LM")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.domain import Encoding, Labels, Output
-from service.tasks.choice import Choice, encode_choices, probabilities
-from service.tasks.classification import ranked, softmax
-from service.tasks.rows import encode_rows
-from service.tasks.task import LabelScore, Task, Truncation
+from service.domain import Encoding, Output
+from service.tasks import pairs
+from service.tasks.choice import Choice
+from service.tasks.scores import LabelScore, ranked
+from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel
 
 LABELS = ("contradiction", "neutral", "entailment")
 READINGS = ("不能推断出：{}", "很难推断出：{}", "可以推断出：{}")
 """The hypothesis as three options over the premise, in the order of LABELS (upstream's words)."""
+
+_SAME_LABEL = dict(zip(("矛盾", "中立", "蕴含"), LABELS, strict=True)) | {label: label for label in LABELS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +39,15 @@ class NliResult:
 
 
 def can(model: TextModel, query: NliQuery) -> bool:
-    return model.can_choose or "nli" in model.tasks
+    return pairs.can_compare(model, "nli", READINGS)
 
 
 def encode(model: TextModel, query: NliQuery) -> list[Encoding]:
-    if model.kind == "sequence-classification":
-        return encode_rows(model, query.pairs, Labels(), query.truncation)
-    choices = [as_choice(premise, hypothesis) for premise, hypothesis in query.pairs]
-    return encode_choices(model, choices, query.truncation, options_field="inputs[{index}][1]")
+    return pairs.encode_pairs(model, query.pairs, READINGS, query.truncation)
 
 
 def as_choice(premise: str, hypothesis: str) -> Choice:
-    return Choice(tuple(reading.format(hypothesis) for reading in READINGS), (premise,))
+    return pairs.as_choice((premise, hypothesis), READINGS)
 
 
 def decode(
@@ -58,10 +57,16 @@ def decode(
 
 
 def _result(model: TextModel, encoding: Encoding, output: Output) -> NliResult:
-    scores = softmax(output.scores[0]) if model.kind == "sequence-classification" else probabilities(output)
-    sorted_scores = ranked(LABELS, scores)
-    best = sorted_scores[0]
-    return NliResult(best.label, best.score, sorted_scores, encoding.num_tokens, encoding.truncated)
+    scores = ranked(_classes(model), pairs.class_probabilities(model, output))
+    return NliResult(scores[0].label, scores[0].score, scores, encoding.num_tokens, encoding.truncated)
 
 
-NLI: Task[NliQuery, NliResult] = Task("nli", can, encode, decode)
+def _classes(model: TextModel) -> tuple[str, ...]:
+    """The labels in the order of the model's classes: as its head names them, else upstream's order."""
+    named = tuple(_SAME_LABEL.get(label.lower(), "") for label in model.labels)
+    return named if set(named) == set(LABELS) else LABELS
+
+
+NLI: Task[NliQuery, NliResult] = Task(
+    "nli", can, encode, decode, needs="a masked LM (UniMC), or a model fine-tuned for NLI"
+)

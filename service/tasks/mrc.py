@@ -1,4 +1,4 @@
-"""Machine reading comprehension by multiple choice: which of the choices answers the question on the passage (UniMC)."""
+"""Reading comprehension by multiple choice: which choice answers the question on the passage (UniMC)."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ def _result(reading: Reading, encoding: Encoding, output: Output) -> MrcResult:
     )
 
 
-MRC: Task[MrcQuery, MrcResult] = Task("mrc", can, encode, decode)
+MRC: Task[MrcQuery, MrcResult] = Task("mrc", can, encode, decode, needs="a masked LM (UniMC)")

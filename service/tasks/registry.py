@@ -29,7 +29,7 @@ def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str
         return _named(models, task, query, name)
     able = [model for model in models.values() if task.can(model, query)]
     if not able:
-        raise InvalidRequest.of("model", f"no model served here can do {task.name} this way; {_abilities(task)}")
+        raise InvalidRequest.of("model", f"no model served here can do this; {task.name} needs {task.needs}")
     return next((model for model in able if task.name in model.tasks), able[0])
 
 
@@ -38,19 +38,5 @@ def _named(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: st
     if model is None:
         raise ModelNotFound(f"model: not served here; there is {', '.join(models)}")
     if not task.can(model, query):
-        raise InvalidRequest.of("model", f"{model.name} ({model.kind}) cannot do {task.name} this way; {_abilities(task)}")
+        raise InvalidRequest.of("model", f"{model.name} ({model.kind}) cannot do this; {task.name} needs {task.needs}")
     return model
-
-
-def _abilities(task: Task[Q, R]) -> str:
-    return NEEDS[task.name]
-
-
-NEEDS = {
-    "classify": "`labels` in the request need a masked LM (UniMC), a request without `labels` a fine-tuned classifier",
-    "similarity": "it needs a masked LM (UniMC) or a model fine-tuned for similarity",
-    "mrc": "it needs a masked LM (UniMC)",
-    "nli": "it needs a masked LM (UniMC) or a model fine-tuned for NLI",
-    "fill-mask": "it needs a masked LM",
-    "embed": "every model can",
-}

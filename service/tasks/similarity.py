@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.domain import Encoding, Labels, Output
-from service.tasks.choice import Choice, encode_choices, probabilities
-from service.tasks.classification import softmax
-from service.tasks.rows import encode_rows
+from service.domain import Encoding, Output
+from service.tasks import pairs
+from service.tasks.choice import Choice
 from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel
 
@@ -32,32 +31,26 @@ class SimilarityResult:
 
 
 def can(model: TextModel, query: SimilarityQuery) -> bool:
-    return model.can_choose or "similarity" in model.tasks
+    return pairs.can_compare(model, "similarity", READINGS)
 
 
 def encode(model: TextModel, query: SimilarityQuery) -> list[Encoding]:
-    if model.kind == "sequence-classification":
-        return encode_rows(model, query.pairs, Labels(), query.truncation)
-    choices = [as_choice(first, second) for first, second in query.pairs]
-    return encode_choices(model, choices, query.truncation, options_field="inputs[{index}][1]")
+    return pairs.encode_pairs(model, query.pairs, READINGS, query.truncation)
 
 
 def as_choice(first: str, second: str) -> Choice:
-    return Choice(tuple(reading.format(second) for reading in READINGS), (first,))
+    return pairs.as_choice((first, second), READINGS)
 
 
 def decode(
     model: TextModel, query: SimilarityQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[SimilarityResult]:
     return [
-        SimilarityResult(float(_both(model, output)[1]), encoding.num_tokens, encoding.truncated)
+        SimilarityResult(float(pairs.class_probabilities(model, output)[1]), encoding.num_tokens, encoding.truncated)
         for encoding, output in zip(encodings, outputs, strict=True)
     ]
 
 
-def _both(model: TextModel, output: Output) -> Sequence[float]:
-    scores = softmax(output.scores[0]) if model.kind == "sequence-classification" else probabilities(output)
-    return [float(score) for score in scores]
-
-
-SIMILARITY: Task[SimilarityQuery, SimilarityResult] = Task("similarity", can, encode, decode)
+SIMILARITY: Task[SimilarityQuery, SimilarityResult] = Task(
+    "similarity", can, encode, decode, needs="a masked LM (UniMC), or a model fine-tuned for similarity"
+)

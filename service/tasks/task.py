@@ -18,16 +18,12 @@ Truncation = Literal["right", "left", "error"]
 class Task(Generic[Q, R]):
     """One encoding per input on the way down, one result per input, in input order, on the way up.
 
-    `encode` raises InvalidRequest with the path of the field. `can` says whether a model is able to answer a query.
+    `encode` raises InvalidRequest with the path of the field. `can` says whether a model is able to answer a query;
+    `needs` says to people what such a model is.
     """
 
     name: str
     can: Callable[[TextModel, Q], bool]
     encode: Callable[[TextModel, Q], list[Encoding]]
     decode: Callable[[TextModel, Q, Sequence[Encoding], Sequence[Output]], list[R]]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelScore:
-    label: str
-    score: float
+    needs: str = "another model"

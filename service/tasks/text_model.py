@@ -6,7 +6,6 @@ Knows no weights. Special tokens typed by a user are plain text here: the tokeni
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from service.checkpoint import Checkpoint, Kind
 from service.errors import CheckpointError
+from service.weight_files import read_json
 
 YES, NO = "是", "非"
+FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -55,7 +56,7 @@ class TextModel:
             labels=checkpoint.labels,
             tasks=checkpoint.tasks,
             max_length=checkpoint.shape.max_positions,
-            tokenizer=build_tokenizer(vocab, read_json(checkpoint.path / "tokenizer_config.json")),
+            tokenizer=build_tokenizer(vocab, _tokenizer_config(checkpoint.path)),
             cls=vocab["[CLS]"],
             sep=vocab["[SEP]"],
             mask=vocab["[MASK]"],
@@ -94,14 +95,18 @@ def build_tokenizer(vocab: dict[str, int], config: dict[str, Any]) -> Tokenizer:
 
 
 def read_vocab(path: Path) -> dict[str, int]:
-    """`vocab.txt` (one token a line), else the vocabulary inside `tokenizer.json`."""
-    lines = path / "vocab.txt"
+    """`vocab.txt` (one token a line), else the WordPiece vocabulary inside `tokenizer.json`.
+
+    Raises:
+        CheckpointError: there is neither, or it cannot be read.
+    """
+    lines, whole = path / "vocab.txt", path / "tokenizer.json"
     if lines.is_file():
-        return {token: index for index, token in enumerate(lines.read_text(encoding="utf-8").rstrip("\n").split("\n"))}
-    vocab = read_json(path / "tokenizer.json").get("model", {}).get("vocab")
-    if not isinstance(vocab, dict):
+        return {token: index for index, token in enumerate(_read_text(lines).rstrip("\n").split("\n"))}
+    model = read_json(whole).get("model") if whole.is_file() else None
+    if not isinstance(model, dict) or model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{path}: has neither vocab.txt nor a WordPiece tokenizer.json")
-    return vocab
+    return dict(model["vocab"])
 
 
 def check_vocab(vocab: dict[str, int], checkpoint: Checkpoint) -> None:
@@ -115,11 +120,18 @@ def check_vocab(vocab: dict[str, int], checkpoint: Checkpoint) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _read_text(file: Path) -> str:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return file.read_text(encoding="utf-8")
     except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    return content if isinstance(content, dict) else {}
+        raise CheckpointError(f"{file}: is not UTF-8 text ({error})") from error
+
+
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says of case and accents; upstream's repositories have none."""
+    file = path / "tokenizer_config.json"
+    config = read_json(file) if file.is_file() else {}
+    for key in FLAGS:
+        if not isinstance(config.get(key), bool | None):
+            raise CheckpointError(f"{file}: {key} is {config[key]!r}; wanted true or false")
+    return {key: config[key] for key in FLAGS if config.get(key) is not None}

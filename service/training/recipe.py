@@ -34,8 +34,11 @@ class Optimizer(_Strict):
     learning_rate: float = Field(2e-5, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     warmup_steps: int = Field(100, ge=0)
-    decay_steps: int = Field(0, ge=0, description="the last steps, over which the rate falls to nothing; 0: all of them")
+    decay_steps: int = Field(
+        0, ge=0, description="the last steps, over which the rate falls to nothing; 0: all of them"
+    )
     tokens_per_batch: int = Field(4096, gt=0)
+    rows_per_batch: int = Field(0, ge=0, description="at most so many rows a batch; 0: as many as the tokens allow")
     bf16: bool = True
 
 
@@ -62,7 +65,9 @@ class Recipe(_Strict):
     optimizer: Optimizer = Optimizer()
     stages: tuple[Stage, ...] = Field(min_length=1)
     dev: tuple[str, ...] = Field(min_length=1)
-    texts: tuple[str, ...] = Field((), description="files whose strings are plain text: vocabulary, embeddings, masking")
+    texts: tuple[str, ...] = Field(
+        (), description="files whose strings are plain text: vocabulary, embeddings, masking"
+    )
     wordings: dict[str, tuple[tuple[str, ...], ...]] = {}
 
     @property

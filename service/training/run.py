@@ -48,7 +48,11 @@ def read_corpus(recipe: Recipe, data: Path) -> Corpus:
     """Training examples whose texts stand in a dev split are dropped: some collections overlap."""
     dev = {source: _load(source, data) for source in recipe.dev}
     seen = {example.texts for examples in dev.values() for example in examples}
-    train = {source: [item for item in _load(source, data) if item.texts not in seen] for source in recipe.sources if source != SNIPPETS}
+    train = {
+        source: [item for item in _load(source, data) if item.texts not in seen]
+        for source in recipe.sources
+        if source != SNIPPETS
+    }
     texts = [text for file in recipe.texts for record in read_records(data / file) for text in _strings(record)]
     return Corpus(train, {name: examples[: recipe.evaluate_limit] for name, examples in dev.items()}, texts)
 

@@ -17,7 +17,7 @@ from service.domain import Encoding, Labels
 from service.tasks.choice import encode_choices
 from service.tasks.rows import encode_rows
 from service.tasks.text_model import TextModel
-from service.training.recipe import Recipe, Stage
+from service.training.recipe import Optimizer, Recipe, Stage
 
 POOL_BATCHES = 16
 """How many batches are drawn at once and sorted by length before they are cut and shuffled."""
@@ -73,7 +73,7 @@ class Stream:
             new = self._rows(stage, decks, draw)
             rows += new
             tokens += sum(row.encoding.num_tokens for row in new)
-        batches = list(by_length(rows, self.recipe.optimizer.tokens_per_batch))
+        batches = list(by_length(rows, self.recipe.optimizer))
         draw.shuffle(batches)
         return batches
 
@@ -94,9 +94,7 @@ class Stream:
         return Row(encoding, varied.answer)
 
 
-def vary(
-    example: Example, max_options: int, wordings: Sequence[tuple[str, ...]], draw: random.Random
-) -> Example:
+def vary(example: Example, max_options: int, wordings: Sequence[tuple[str, ...]], draw: random.Random) -> Example:
     """Another wording of the options, and of many options a few, so that names and not numbers are learned."""
     if wordings:
         example = replace(example, options=draw.choice([example.options, *wordings]))
@@ -104,9 +102,7 @@ def vary(
         return example
     others = [index for index in range(len(example.options)) if index != example.answer]
     kept = sorted([example.answer, *draw.sample(others, draw.randint(max_options // 2, max_options) - 1)])
-    return replace(
-        example, options=tuple(example.options[index] for index in kept), answer=kept.index(example.answer)
-    )
+    return replace(example, options=tuple(example.options[index] for index in kept), answer=kept.index(example.answer))
 
 
 def mask_tokens(model: TextModel, row: Row, rate: float, draw: random.Random) -> Row:
@@ -129,11 +125,12 @@ def mask_tokens(model: TextModel, row: Row, rate: float, draw: random.Random) ->
     return replace(row, encoding=replace(encoding, ids=ids), masked=masked)
 
 
-def by_length(rows: Sequence[Row], tokens_per_batch: int) -> Iterator[list[Row]]:
-    """Batches of rows alike in length whose padded size keeps within the budget."""
+def by_length(rows: Sequence[Row], optimizer: Optimizer) -> Iterator[list[Row]]:
+    """Batches of rows alike in length whose padded size and number keep within the budget."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: row.encoding.num_tokens):
-        if batch and row.encoding.num_tokens * (len(batch) + 1) > tokens_per_batch:
+        is_full = row.encoding.num_tokens * (len(batch) + 1) > optimizer.tokens_per_batch
+        if batch and (is_full or len(batch) == optimizer.rows_per_batch):
             yield batch
             batch = []
         batch.append(row)

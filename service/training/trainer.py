@@ -123,7 +123,7 @@ class RecipeTrainer(Trainer):
         else:
             encodings = encode_choices(self.stream.model, [example.as_choice() for example in examples], "right")
         rows = [Row(encoding, example.answer) for encoding, example in zip(encodings, examples, strict=True)]
-        return list(by_length(rows, 2 * self.recipe.optimizer.tokens_per_batch))
+        return list(by_length(rows, self.recipe.optimizer))
 
 
 def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:

@@ -1,0 +1,104 @@
+"""One request from query to reply: encode, submit, decode; and where its time went.
+
+Knows no HTTP, no queue and no process: it gets a `submit` and an executor to tokenise in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from service.batching.job import Settled
+from service.domain import Encoding, Timing
+from service.errors import DeadlineExceeded
+from service.metrics import Metrics
+from service.tasks.registry import route
+from service.tasks.task import Task
+from service.tasks.text_model import TextModel
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class Submit(Protocol):
+    """The batcher's face."""
+
+    async def __call__(
+        self, encodings: Sequence[Encoding], *, deadline: float | None = None, priority: int = 0
+    ) -> Settled: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[R]):
+    """Results in input order; `model` is the one that was chosen, `tokens` the sum over all rows."""
+
+    model: str
+    results: list[R]
+    tokens: int
+    timing: Timing
+
+
+class Pipeline:
+    """Answers queries of every task with the models at hand."""
+
+    def __init__(
+        self,
+        models: Mapping[str, TextModel],
+        submit: Submit,
+        tokenizers: Executor,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._models = models
+        self._submit = submit
+        self._tokenizers = tokenizers
+        self._metrics = metrics
+        self._clock = clock
+
+    @property
+    def models(self) -> Mapping[str, TextModel]:
+        return self._models
+
+    async def answer(
+        self,
+        task: Task[Q, R],
+        query: Q,
+        *,
+        model: str | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> Reply[R]:
+        """`deadline` is a time of the pipeline's clock. Raises what routing, encoding and batching raise."""
+        started = self._clock()
+        chosen = route(self._models, task, query, model)
+        encodings = await self._encode(task, chosen, query, deadline)
+        encoded = self._clock()
+        self._count(task.name, chosen.name, encodings, encoded - started)
+        settled = await self._submit(encodings, deadline=deadline, priority=priority)
+        results = task.decode(chosen, query, encodings, settled.outputs)
+        self._metrics.answered(task.name, len(results))
+        timing = Timing(encoded - started, settled.queue_s, settled.compute_s, self._clock() - started)
+        return Reply(chosen.name, results, sum(row.num_tokens for row in encodings), timing)
+
+    async def _encode(self, task: Task[Q, R], model: TextModel, query: Q, deadline: float | None) -> list[Encoding]:
+        """Tokenises off the event loop: the tokenizer lets go of the GIL, so other requests are read meanwhile."""
+        loop = asyncio.get_running_loop()
+        encoding = loop.run_in_executor(self._tokenizers, task.encode, model, query)
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - self._clock()):
+                return await encoding
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the text was tokenised") from None
+
+    def _count(self, task: str, model: str, encodings: Sequence[Encoding], seconds: float) -> None:
+        self._metrics.encoded(
+            task,
+            model,
+            tokens=sum(row.num_tokens for row in encodings),
+            truncated=sum(row.truncated for row in encodings),
+            seconds=seconds,
+        )

@@ -1,0 +1,141 @@
+"""The child process: loads an engine per checkpoint on one device, then computes the batches that come down the pipe.
+
+Knows no HTTP, no queue and no metrics. A thread reads the pipe all the time, so the next batch is here when this one is
+done. Started as `python -m service.replicas.child FD PARENT_PID`; it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+
+from service.checkpoint import Checkpoint
+from service.domain import Encoding, Output
+from service.errors import StartupError
+from service.replicas.loading import Progress, Runner
+from service.replicas.messages import Batch, Broken, Loading, Ready, Result, Spec, Stop, ToChild, ToParent
+
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int, parent_pid: int) -> int:
+    # Ctrl-C and a signal to the whole service are the parent's to handle: it drains first, then ends its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _die_with(parent_pid)
+    os.set_inheritable(fd, False)
+    connection: Connection[ToParent, ToChild] = Connection(fd)
+    spec = connection.recv()
+    assert isinstance(spec, Spec), "the first message is the spec"
+    spec.set_up_logs()
+    try:
+        return _serve(connection, spec)
+    except (BrokenPipeError, ConnectionResetError):
+        return 1  # the parent has gone
+    except Exception:  # the process's edge: its parent notices the death and starts another
+        logger.exception("replica failed", extra={"device": spec.device})
+        return 1
+
+
+def _die_with(parent_pid: int) -> None:
+    """The kernel kills this process when its parent ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it ended before the line above
+        sys.exit(1)
+
+
+def _serve(connection: Connection[ToParent, ToChild], spec: Spec) -> int:
+    try:
+        engines = load(spec, connection.send)
+    except StartupError as error:
+        connection.send(Broken(error))
+        return 1
+    except Exception as error:  # the edge of loading: whatever it is, the parent has to hear of it
+        logger.exception("models could not be loaded", extra={"device": spec.device})
+        connection.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
+        return 1
+    precisions = {name: engine.precision for name, engine in engines.items()}
+    connection.send(Ready(precisions, _resident_bytes()))
+    batches: SimpleQueue[Batch | None] = SimpleQueue()
+    Thread(target=_receive, args=(connection, batches), daemon=True).start()
+    while batch := batches.get():
+        connection.send(compute(engines, batch))
+    return 0
+
+
+def load(spec: Spec, send: Callable[[ToParent], None]) -> dict[str, Runner]:
+    """An engine per checkpoint, warmed up, by model name."""
+    engines = {}
+    for checkpoint in spec.checkpoints:
+        progress = _progress(checkpoint, send)
+        engine = spec.load(checkpoint, device=spec.device, precision=spec.precision, progress=progress)
+        engine.warm_up()
+        engines[checkpoint.name] = engine
+    return engines
+
+
+def _progress(checkpoint: Checkpoint, send: Callable[[ToParent], None]) -> Progress:
+    """One message per percent: loaders may report every tensor."""
+    last = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        percent = 100 * done // max(1, total)
+        if percent != last:
+            last = percent
+            send(Loading(checkpoint.name, done, total))
+
+    return report
+
+
+def _receive(connection: Connection[ToParent, ToChild], batches: SimpleQueue[Batch | None]) -> None:
+    try:
+        while isinstance(message := connection.recv(), Batch):
+            batches.put(message)
+        assert isinstance(message, Stop), "after loading there are batches, then the stop"
+        batches.put(None)
+    except (EOFError, OSError):
+        os._exit(1)  # the parent has gone: nobody waits for the batch at hand
+
+
+def compute(engines: Mapping[str, Runner], batch: Batch) -> Result:
+    """Raises when the engine itself is broken: then a new process has a better chance."""
+    started = time.perf_counter()
+    engine = engines[batch.encodings[0].model]
+    outputs = run_rows(engine, batch.encodings)
+    if all(output is None for output in outputs):
+        engine.warm_up()
+    return Result(batch.number, outputs, time.perf_counter() - started)
+
+
+def run_rows(engine: Runner, encodings: Sequence[Encoding]) -> list[Output | None]:
+    """Halves a batch that fails until the rows that make it fail are alone; those are None."""
+    try:
+        return list(engine.run(encodings))
+    except Exception:  # any error of a forward is that of one of its rows, or of too many together
+        extra = {"rows": len(encodings), "tokens": sum(encoding.num_tokens for encoding in encodings)}
+        logger.exception("forward failed", extra=extra)
+    if len(encodings) == 1:
+        return [None]
+    middle = len(encodings) // 2
+    return run_rows(engine, encodings[:middle]) + run_rows(engine, encodings[middle:])
+
+
+def _resident_bytes() -> int:
+    num_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return num_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

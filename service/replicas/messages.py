@@ -1,0 +1,72 @@
+"""What crosses the pipe between the parent and a child: ids and numbers, never text, never device tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from service.checkpoint import Checkpoint
+from service.domain import Encoding, Output
+from service.errors import StartupError
+from service.replicas.loading import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """First to the child: all that it has to know. The two callables are functions of modules."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    device: str
+    precision: str
+    load: Load
+    set_up_logs: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """To the child, any number of times; all rows are of one model."""
+
+    number: int
+    encodings: Sequence[Encoding]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To the child: end after the batch at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """To the parent: so many bytes of this model are loaded."""
+
+    model: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """To the parent, once: batches may come. `precisions` are by model name."""
+
+    precisions: dict[str, str]
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """To the parent, instead of Ready: the models could not be loaded, and the child ends."""
+
+    error: StartupError
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """To the parent: a batch's outputs, in order; None for a row that the forward failed on."""
+
+    number: int
+    outputs: list[Output | None]
+    compute_s: float
+
+
+ToChild = Spec | Batch | Stop
+ToParent = Loading | Ready | Broken | Result

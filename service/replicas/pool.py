@@ -1,0 +1,95 @@
+"""All replicas, one per device: started together, looked after, stopped together.
+
+Knows no queue and no HTTP: `start` is given what feeds a replica, and calls it for every replica that becomes ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from service.batching.run import Feed
+from service.checkpoint import Checkpoint
+from service.metrics import Metrics, ReplicaState
+from service.replicas.loading import Load, load_engine
+from service.replicas.messages import Loading, Spec
+from service.replicas.replica import Care, Progress, Replica
+
+
+def ignore_progress(replica: str, loading: Loading) -> None:
+    """The default: loading is not shown."""
+
+
+def keep_logs_as_they_are() -> None:
+    """The default: a child logs warnings and errors to stderr, as Python does unasked."""
+
+
+class Pool:
+    """One child process per entry of `devices`, each holding an engine per checkpoint.
+
+    `load` and `set_up_logs` are called in the children, so they have to be functions of modules (or partials of such).
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        devices: Sequence[str],
+        *,
+        metrics: Metrics,
+        care: Care,
+        precision: str = "auto",
+        load: Load = load_engine,
+        set_up_logs: Callable[[], None] = keep_logs_as_they_are,
+        progress: Progress = ignore_progress,
+    ) -> None:
+        self._replicas = [
+            Replica(name, Spec(tuple(checkpoints), device, precision, load, set_up_logs), care, metrics, progress)
+            for name, device in zip(names(devices), devices, strict=True)
+        ]
+        self._keepers: list[asyncio.Task[None]] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(replica.name for replica in self._replicas)
+
+    async def start(self, feed: Feed) -> None:
+        """Returns when every replica is ready; raises the first StartupError (CheckpointError ...), no child left."""
+        loop = asyncio.get_running_loop()
+        started = [loop.create_future() for _ in self._replicas]
+        self._keepers = [
+            asyncio.create_task(replica.keep(feed, future), name=f"replica {replica.name}")
+            for replica, future in zip(self._replicas, started, strict=True)
+        ]
+        try:
+            await asyncio.gather(*started)
+        except BaseException:  # whatever ends the start, a cancellation too, must leave no child behind
+            await self.stop()
+            raise
+
+    def is_ready(self) -> bool:
+        """Whether at least one replica computes."""
+        return any(replica.state == "ready" for replica in self._replicas)
+
+    def states(self) -> dict[str, ReplicaState]:
+        return {replica.name: replica.state for replica in self._replicas}
+
+    def pids(self) -> dict[str, int]:
+        """Of the children that are alive."""
+        return {replica.name: replica.pid for replica in self._replicas if replica.pid is not None}
+
+    async def stop(self) -> None:
+        """Ends every child: each may finish its batch, within the grace of its care."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        self._keepers = []
+
+
+def names(devices: Sequence[str]) -> list[str]:
+    """A replica is named after its device; the second on one device is `cpu#2`."""
+    seen: dict[str, int] = {}
+    out = []
+    for device in devices:
+        seen[device] = seen.get(device, 0) + 1
+        out.append(device if seen[device] == 1 else f"{device}#{seen[device]}")
+    return out

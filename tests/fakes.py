@@ -1,0 +1,171 @@
+"""Stands in for what is slow or random: rows without text, an engine without torch, a clock that is moved by hand.
+
+The fake engine is loaded by real child processes: `load_fake` is found by its name. It does what a row's first id tells
+it to; a row's output is the sum of its ids, so that an answer that went to the wrong caller is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from service.checkpoint import Checkpoint, Shape
+from service.domain import Cls, Encoding, Output
+from service.errors import CheckpointError
+from service.metrics import Metrics
+from service.replicas.loading import Progress
+
+POISON = -1
+"""The forward raises on a batch that holds such a row."""
+
+SUICIDE = -2
+"""The process dies of such a row."""
+
+GATE = -3
+"""The forward waits until the named pipe `gate` in the checkpoint's folder is opened for writing."""
+
+THREADS = -4
+"""The output is the number of threads that libraries are told to use."""
+
+SHAPE = Shape(
+    num_layers=1,
+    hidden_size=1,
+    num_heads=1,
+    ffn_size=1,
+    vocab_size=1,
+    max_positions=512,
+    num_segments=2,
+    norm_eps=1e-12,
+    activation="gelu",
+)
+
+
+class FakeClock:
+    """Seconds that pass when told to."""
+
+    def __init__(self, now: float = 100.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeEngine:
+    """Sums ids."""
+
+    precision = "float32"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def warm_up(self) -> None:
+        """Nothing is cold."""
+
+    def run(self, encodings: Sequence[Encoding]) -> list[Output]:
+        for encoding in encodings:
+            self._obey(int(encoding.ids[0]))
+        return [threads() if encoding.ids[0] == THREADS else total(encoding) for encoding in encodings]
+
+    def _obey(self, order: int) -> None:
+        if order == POISON:
+            raise RuntimeError("a row that the forward cannot bear")
+        if order == SUICIDE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order == GATE:
+            pass_gate(self._path)
+
+
+def load_fake(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    for done in range(0, 101, 50):
+        progress(done, 100)
+    return FakeEngine(checkpoint.path)
+
+
+def load_nothing(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    raise CheckpointError(f"{checkpoint.path}: no weights")
+
+
+def load_badly(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    raise ValueError("what nobody expected")
+
+
+def load_and_die(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def load_once(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    """The second, third and fourth time it fails: a replica that needs several restarts."""
+    tally = checkpoint.path / "tally"
+    times = int(tally.read_text()) + 1 if tally.exists() else 1
+    tally.write_text(str(times))
+    if 1 < times < 5:
+        raise CheckpointError(f"{checkpoint.path}: the disk is away")
+    return FakeEngine(checkpoint.path)
+
+
+def load_forever(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    """Opens the gate once to say that loading has begun, and waits at it for good."""
+    for _ in range(2):
+        pass_gate(checkpoint.path)
+    return FakeEngine(checkpoint.path)
+
+
+def pass_gate(path: Path) -> None:
+    """Waits until the other side opens the gate, which waits for this side."""
+    os.close(os.open(path / "gate", os.O_RDONLY))
+
+
+def open_gate(path: Path) -> None:
+    os.close(os.open(path / "gate", os.O_WRONLY))
+
+
+def threads() -> Output:
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    return Output(np.array([[int(os.environ["OMP_NUM_THREADS"])]], dtype=np.float32))
+
+
+def total(encoding: Encoding) -> Output:
+    return Output(np.array([[encoding.ids.sum()]], dtype=np.float32))
+
+
+def row(*ids: int, model: str = "m") -> Encoding:
+    array = np.array(ids, dtype=np.int32)
+    return Encoding(model, array, np.zeros_like(array), np.arange(len(ids), dtype=np.int32), Cls())
+
+
+def rows(*lengths: int, model: str = "m") -> list[Encoding]:
+    """Rows of these lengths, each with an id of its own in front."""
+    return [row(1000 + index, *[1] * (length - 1), model=model) for index, length in enumerate(lengths)]
+
+
+def checkpoint(path: Path, name: str = "m") -> Checkpoint:
+    return Checkpoint(
+        name=name,
+        source=str(path),
+        revision=None,
+        path=path,
+        family="bert",
+        kind="encoder",
+        shape=SHAPE,
+        labels=(),
+        tasks=(),
+    )
+
+
+def make_metrics(models: Sequence[str] = ("m",), replicas: Sequence[str] = ("cpu",)) -> Metrics:
+    metrics = Metrics(CollectorRegistry())
+    metrics.declare(models=models, replicas=replicas, tasks=("classify",))
+    return metrics
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    """What a scrape would show for `erlangshen_NAME`."""
+    found = metrics.registry.get_sample_value(f"erlangshen_{name}", labels)
+    assert found is not None, f"{name}{labels} is not there"
+    return found

@@ -1,0 +1,279 @@
+"""Real child processes with an engine that has no torch: death, hang, poison, failed loading and orphans."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.batching.batcher import Batcher
+from service.batching.job import Settled
+from service.errors import CheckpointError, InferenceFailed, ReplicaLost, StartupError
+from service.metrics import Metrics, ReplicaState
+from service.replicas.loading import Load
+from service.replicas.messages import Loading
+from service.replicas.pool import Pool, ignore_progress
+from service.replicas.replica import Care, Progress
+from tests.fakes import (
+    GATE,
+    POISON,
+    SUICIDE,
+    THREADS,
+    checkpoint,
+    load_and_die,
+    load_badly,
+    load_fake,
+    load_forever,
+    load_nothing,
+    load_once,
+    open_gate,
+    row,
+    value,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.system]
+
+AT_ONCE = Care(threads=1, back_off_s=lambda num_failures: 0.0)
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The loop that the service runs on."""
+    return "asyncio", {"use_uvloop": True}
+
+
+class Watch(Metrics):
+    """Metrics that remember every state, and call when a replica is ready."""
+
+    def __init__(self) -> None:
+        super().__init__(CollectorRegistry())
+        self.states: list[ReplicaState] = []
+        self.ready = asyncio.Semaphore(0)
+
+    def replica_is(self, replica: str, state: ReplicaState) -> None:
+        super().replica_is(replica, state)
+        self.states.append(state)
+        if state == "ready":
+            self.ready.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    batcher: Batcher
+    pool: Pool
+    metrics: Watch
+
+    async def ask(self, *ids: int) -> float:
+        """One request of one row; the sum that came back."""
+        return sum_of(await self.batcher.submit([row(*ids)]))
+
+    @property
+    def pid(self) -> int:
+        return self.pool.pids()["cpu"]
+
+
+def sum_of(settled: Settled) -> float:
+    return float(settled.outputs[0].scores[0, 0])
+
+
+def compose(
+    path: Path,
+    *,
+    devices: tuple[str, ...] = ("cpu",),
+    care: Care = AT_ONCE,
+    load: Load = load_fake,
+    progress: Progress = ignore_progress,
+) -> Service:
+    os.mkfifo(path / "gate")
+    metrics = Watch()
+    batcher = Batcher(max_batch_tokens=64, max_queue_tokens=10_000, metrics=metrics)
+    pool = Pool([checkpoint(path)], devices, metrics=metrics, care=care, load=load, progress=progress)
+    metrics.declare(models=["m"], replicas=pool.names, tasks=["classify"])
+    return Service(batcher, pool, metrics)
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[Service]:
+    await service.pool.start(service.batcher.feed)
+    try:
+        yield service
+    finally:
+        service.batcher.close()
+        await service.pool.stop()
+        assert service.pool.pids() == {}
+
+
+async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
+    loaded: list[tuple[str, Loading]] = []
+    service = compose(tmp_path, progress=lambda replica, loading: loaded.append((replica, loading)))
+    async with running(service):
+        assert service.pool.is_ready()
+        assert await service.ask(2, 3) == 5
+        assert await service.ask(THREADS) == 1
+        assert value(service.metrics, "replica_up", replica="cpu") == 1
+        assert value(service.metrics, "replica_memory_bytes", replica="cpu") > 0
+    assert not service.pool.is_ready()
+    assert service.metrics.states == ["starting", "loading", "ready", "stopped"]
+    assert loaded == [("cpu", Loading("m", done, 100)) for done in (0, 50, 100)]
+
+
+async def test_kill_9_under_load_answers_every_request(tmp_path: Path) -> None:
+    async with running(compose(tmp_path)) as service:
+        answers: list[float] = []
+
+        async def client(number: int) -> None:
+            for turn in range(10):
+                answer = await service.ask(1000 * number, turn)
+                assert answer == 1000 * number + turn, "everybody gets the answer to their own question"
+                answers.append(answer)
+                if len(answers) == 60:
+                    os.kill(service.pid, signal.SIGKILL)
+
+        await asyncio.gather(*(client(number) for number in range(20)))
+        assert len(answers) == 200
+        assert service.pool.is_ready()
+        assert service.metrics.states.count("ready") == 2
+        assert service.metrics.states[2:4] == ["ready", "restarting"], "readiness dips"
+        assert value(service.metrics, "replica_restarts_total", replica="cpu") == 1
+        assert value(service.metrics, "queue_jobs") == value(service.metrics, "batches_in_flight") == 0
+
+
+async def test_a_poison_row_fails_alone(tmp_path: Path) -> None:
+    async with running(compose(tmp_path)) as service:
+        ids = [1, 2, POISON, 4, 5, POISON]
+        answers = await asyncio.gather(*map(service.ask, ids), return_exceptions=True)
+        assert value(service.metrics, "batches_total", model="m") == 1
+        assert [isinstance(answer, InferenceFailed) for answer in answers] == [each == POISON for each in ids]
+        assert [answer for answer in answers if isinstance(answer, float)] == [1, 2, 4, 5]
+        assert service.metrics.states.count("ready") == 1, "the replica lives on"
+        assert value(service.metrics, "failed_rows_total", model="m") == 2
+
+
+async def test_a_row_that_kills_is_lost_twice_and_the_service_lives(tmp_path: Path) -> None:
+    async with running(compose(tmp_path)) as service:
+        with pytest.raises(ReplicaLost):
+            await service.ask(SUICIDE)
+        assert value(service.metrics, "jobs_given_back_total") == 1
+        assert await service.ask(7) == 7
+        assert service.metrics.states.count("ready") == 3
+
+
+async def test_a_replica_that_hangs_is_replaced(tmp_path: Path) -> None:
+    care = Care(threads=1, hang_timeout_s=0.05, back_off_s=lambda num_failures: 0.0)
+    async with running(compose(tmp_path, care=care)) as service:
+        with pytest.raises(ReplicaLost):
+            await service.ask(GATE)
+        assert service.metrics.states.count("ready") >= 2
+
+
+async def test_a_stopped_process_is_killed_after_its_grace(tmp_path: Path) -> None:
+    care = Care(threads=1, stop_grace_s=0.05)
+    service = compose(tmp_path, care=care)
+    async with running(service):
+        os.kill(service.pid, signal.SIGSTOP)
+    assert service.metrics.states[-1] == "stopped"
+
+
+async def test_one_of_two_replicas_carries_on_alone(tmp_path: Path) -> None:
+    async with running(compose(tmp_path, devices=("cpu", "cpu"))) as service:
+        assert service.pool.names == ("cpu", "cpu#2")
+        os.kill(service.pid, signal.SIGKILL)
+        answers = await asyncio.gather(*(service.ask(each) for each in range(50)))
+        assert answers == list(range(50))
+        assert service.pool.is_ready()
+        for _ in range(3):
+            await service.metrics.ready.acquire()
+        assert service.pool.states() == {"cpu": "ready", "cpu#2": "ready"}
+
+
+async def test_signals_to_the_whole_service_do_not_end_a_child(tmp_path: Path) -> None:
+    async with running(compose(tmp_path)) as service:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(service.pid, number)
+        assert await service.ask(3) == 3
+        assert service.metrics.states.count("ready") == 1
+
+
+async def test_restarts_back_off_until_one_succeeds(tmp_path: Path) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async with running(compose(tmp_path, care=Care(threads=1, sleep=sleep), load=load_once)) as service:
+        os.kill(service.pid, signal.SIGKILL)
+        assert await service.ask(3) == 3
+        assert waits == [0.0, 1.0, 2.0, 4.0]
+        assert value(service.metrics, "replica_restarts_total", replica="cpu") == 4
+
+
+@pytest.mark.parametrize(
+    ("load", "error", "message"),
+    [
+        (load_nothing, CheckpointError, "no weights"),
+        (load_badly, StartupError, "ValueError: what nobody expected"),
+        (load_and_die, StartupError, "SIGKILL"),
+    ],
+)
+async def test_a_first_loading_that_fails_is_the_starts_error(
+    tmp_path: Path, load: Load, error: type[StartupError], message: str
+) -> None:
+    service = compose(tmp_path, devices=("cpu", "cpu"), load=load)
+    with pytest.raises(error, match=message):
+        await service.pool.start(service.batcher.feed)
+    assert service.pool.states() == {"cpu": "stopped", "cpu#2": "stopped"}
+    assert service.pool.pids() == {}
+
+
+async def test_a_loading_that_takes_too_long_is_an_error(tmp_path: Path) -> None:
+    service = compose(tmp_path, care=Care(threads=1, start_timeout_s=0.05), load=load_forever)
+    with pytest.raises(StartupError, match=r"not ready after 0\.05 s"):
+        await service.pool.start(service.batcher.feed)
+
+
+async def test_a_start_that_is_cancelled_leaves_no_child(tmp_path: Path) -> None:
+    service = compose(tmp_path, care=Care(threads=1, stop_grace_s=0.05), load=load_forever)
+    start = asyncio.create_task(service.pool.start(service.batcher.feed))
+    await asyncio.to_thread(open_gate, tmp_path)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert service.pool.pids() == {}
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from tests.system.test_replicas import compose
+
+async def main():
+    service = compose(Path(sys.argv[1]))
+    await service.pool.start(service.batcher.feed)
+    print(service.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["idle", "stopped"])
+def test_a_child_does_not_outlive_its_parent(tmp_path: Path, is_stopped: bool) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        if is_stopped:
+            os.kill(child, signal.SIGSTOP)
+        parent.kill()
+        # The child holds this pipe too: it ends when both have ended.
+        assert parent.stdout.read() == b""

@@ -1,0 +1,384 @@
+"""The batcher between callers and a runner, with gates in place of time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from service.batching.batcher import Batcher
+from service.batching.job import Settled
+from service.batching.run import Ran
+from service.domain import Encoding
+from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ReplicaLost, Unavailable
+from service.metrics import Metrics
+from tests.fakes import FakeClock, make_metrics, row, rows, total, value
+
+pytestmark = pytest.mark.anyio
+
+
+class Runner:
+    """Computes sums; a batch waits at the gate, and the first errors in `fates` are raised."""
+
+    def __init__(self, *fates: Exception | None) -> None:
+        self.fates = list(fates)
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.arrived = asyncio.Semaphore(0)
+
+    async def __call__(self, encodings: Sequence[Encoding]) -> Ran:
+        self.batches.append([int(encoding.ids[0]) for encoding in encodings])
+        self.arrived.release()
+        await self.gate.wait()
+        fate = self.fates.pop(0) if self.fates else None
+        if fate is not None:
+            raise fate
+        return Ran([total(encoding) if encoding.ids[0] >= 0 else None for encoding in encodings], 0.5)
+
+
+def make(metrics: Metrics | None = None, clock: FakeClock | None = None, **limits: int) -> Batcher:
+    sizes = {"max_batch_tokens": 100, "max_queue_tokens": 1000} | limits
+    return Batcher(metrics=metrics or make_metrics(), clock=clock or time.monotonic, **sizes)
+
+
+@asynccontextmanager
+async def fed(batcher: Batcher, *runners: Runner) -> AsyncIterator[None]:
+    feeders = [asyncio.create_task(batcher.feed(runner)) for runner in runners]
+    yield
+    batcher.close()
+    await asyncio.gather(*feeders)
+
+
+def ask(batcher: Batcher, *ids: int, **options: float) -> asyncio.Task[Settled]:
+    """A request of one-token rows, queued once the loop has had one turn."""
+    return asyncio.create_task(batcher.submit([row(each) for each in ids], **options))  # type: ignore[arg-type]
+
+
+async def turn() -> None:
+    """Lets every task that can run do so once."""
+    await asyncio.sleep(0)
+
+
+def sums(settled: Settled) -> list[float]:
+    return [float(output.scores[0, 0]) for output in settled.outputs]
+
+
+async def test_five_submits_make_a_batch_of_one_and_one_of_four() -> None:
+    metrics, runner = make_metrics(), Runner()
+    batcher = make(metrics)
+    async with fed(batcher, runner):
+        requests = [ask(batcher, 1)]
+        await runner.arrived.acquire()
+        requests += [ask(batcher, each) for each in (2, 3, 4, 5)]
+        await turn()
+        assert value(metrics, "queue_jobs") == 4
+        assert value(metrics, "batches_in_flight") == 1
+        runner.gate.set()
+        answers = await asyncio.gather(*requests)
+    assert runner.batches == [[1], [2, 3, 4, 5]]
+    assert [sums(answer) for answer in answers] == [[1], [2], [3], [4], [5]]
+    assert value(metrics, "queue_jobs") == value(metrics, "queue_tokens") == 0
+    assert value(metrics, "batches_in_flight") == value(metrics, "tokens_in_flight") == 0
+    assert value(metrics, "batches_total", model="m") == 2
+    assert value(metrics, "batch_rows_sum") == 5
+
+
+async def test_two_feeders_hold_two_batches() -> None:
+    runner = Runner()
+    batcher = make()
+    async with fed(batcher, runner, runner):
+        requests = [ask(batcher, 1)]
+        await runner.arrived.acquire()
+        requests.append(ask(batcher, 2))
+        await runner.arrived.acquire()
+        requests += [ask(batcher, 3), ask(batcher, 4)]
+        await turn()
+        runner.gate.set()
+        await asyncio.gather(*requests)
+    assert runner.batches == [[1], [2], [3, 4]]
+
+
+async def test_a_request_of_many_rows_is_settled_as_one_in_its_order() -> None:
+    clock, runner = FakeClock(), Runner()
+    runner.gate.set()
+    batcher = make(clock=clock, max_batch_tokens=2)
+    async with fed(batcher, runner):
+        answer = await batcher.submit([row(each) for each in (5, 4, 3, 2, 1)])
+    assert runner.batches == [[5, 4], [3, 2], [1]]
+    assert sums(answer) == [5, 4, 3, 2, 1]
+
+
+async def test_nothing_to_compute_is_answered_at_once() -> None:
+    assert await make().submit([]) == Settled([], 0.0, 0.0)
+
+
+async def test_queue_and_compute_seconds() -> None:
+    clock, runner = FakeClock(), Runner()
+    batcher = make(clock=clock)
+    async with fed(batcher, runner):
+        request = ask(batcher, 1)
+        await runner.arrived.acquire()
+        clock.now += 2.0
+        runner.gate.set()
+        answer = await request
+    assert (answer.queue_s, answer.compute_s) == (1.5, 0.5)
+
+
+async def test_seconds_of_batches_that_overlap_are_counted_once() -> None:
+    clock, runner = FakeClock(), Runner()
+    batcher = make(clock=clock, max_batch_tokens=1)
+    async with fed(batcher, runner, runner):
+        request = ask(batcher, 1, 2)
+        await runner.arrived.acquire()
+        await runner.arrived.acquire()
+        clock.now += 0.75
+        runner.gate.set()
+        answer = await request
+    assert (answer.queue_s, answer.compute_s) == (0.25, 0.5)
+
+
+async def test_a_runner_that_raises_fails_its_batch_and_the_next_one_runs(caplog: pytest.LogCaptureFixture) -> None:
+    runner = Runner(RuntimeError("broken"))
+    batcher = make(max_batch_tokens=2)
+    async with fed(batcher, runner):
+        requests = [ask(batcher, each) for each in (1, 2, 3)]
+        runner.gate.set()
+        first, second, third = await asyncio.gather(*requests, return_exceptions=True)
+    assert isinstance(first, InferenceFailed)
+    assert isinstance(second, InferenceFailed)
+    assert first is not second
+    assert isinstance(third, Settled)
+    assert "batch failed" in caplog.text
+
+
+async def test_a_wrong_number_of_outputs_is_an_error() -> None:
+    async def run(encodings: Sequence[Encoding]) -> Ran:
+        return Ran([], 0.0)
+
+    batcher = make()
+    feeder = asyncio.create_task(batcher.feed(run))
+    with pytest.raises(InferenceFailed):
+        await batcher.submit([row(1)])
+    batcher.close()
+    await feeder
+
+
+async def test_a_row_that_fails_fails_its_request_and_no_other() -> None:
+    metrics, runner = make_metrics(), Runner()
+    batcher = make(metrics, max_batch_tokens=3)
+    async with fed(batcher, runner):
+        bad, good = ask(batcher, -1, 7), ask(batcher, 8)
+        late = ask(batcher, -1, *range(1, 9))
+        runner.gate.set()
+        with pytest.raises(InferenceFailed, match="row 0"):
+            await bad
+        assert sums(await good) == [8]
+        with pytest.raises(InferenceFailed):
+            await late
+    assert runner.batches == [[-1, 7, 8], [-1, 1, 2]], "what is left of a failed request is not computed"
+    assert value(metrics, "failed_rows_total", model="m") == 2
+    assert value(metrics, "jobs_dropped_total", reason="abandoned") == 6
+
+
+async def test_a_lost_batch_is_given_back_once_in_order() -> None:
+    metrics, dying, runner = make_metrics(), Runner(ReplicaLost("gone")), Runner()
+    runner.gate.set()
+    batcher = make(metrics, max_batch_tokens=2)
+    feeder = asyncio.create_task(batcher.feed(dying))
+    requests = [ask(batcher, each) for each in (1, 2, 3, 4)]
+    await dying.arrived.acquire()
+    dying.gate.set()
+    await feeder
+    assert value(metrics, "jobs_given_back_total") == 2
+    async with fed(batcher, runner):
+        answers = await asyncio.gather(*requests)
+    assert dying.batches == [[1, 2]]
+    assert runner.batches == [[1, 2], [3, 4]]
+    assert [sums(answer) for answer in answers] == [[1], [2], [3], [4]]
+
+
+async def test_a_second_loss_is_the_callers() -> None:
+    dying, runner = Runner(ReplicaLost("gone"), ReplicaLost("gone")), Runner()
+    dying.gate.set()
+    runner.gate.set()
+    batcher = make(max_batch_tokens=1)
+    first, second = ask(batcher, 1), ask(batcher, 2)
+    await turn()
+    await batcher.feed(dying)
+    await batcher.feed(dying)
+    with pytest.raises(ReplicaLost) as lost:
+        await first
+    assert (lost.value.status, lost.value.retryable) == (503, True)
+    async with fed(batcher, runner):
+        assert sums(await second) == [2]
+
+
+async def test_a_feeder_that_is_cancelled_gives_its_batch_back() -> None:
+    dying, runner = Runner(), Runner()
+    runner.gate.set()
+    batcher = make()
+    feeder = asyncio.create_task(batcher.feed(dying))
+    request = ask(batcher, 1)
+    await dying.arrived.acquire()
+    feeder.cancel()
+    async with fed(batcher, runner):
+        assert sums(await request) == [1]
+
+
+async def test_whose_caller_has_gone_is_never_computed() -> None:
+    metrics, runner = make_metrics(), Runner()
+    batcher = make(metrics)
+    async with fed(batcher, runner):
+        first = ask(batcher, 1)
+        await runner.arrived.acquire()
+        gone, stays = ask(batcher, 2, 3), ask(batcher, 4)
+        await turn()
+        gone.cancel()
+        await turn()
+        assert value(metrics, "queue_tokens") == 1
+        runner.gate.set()
+        await asyncio.gather(first, stays)
+    assert runner.batches == [[1], [4]]
+    assert value(metrics, "jobs_dropped_total", reason="cancelled") == 2
+    assert gone.cancelled()
+
+
+async def test_a_caller_that_goes_while_computing_disturbs_nobody() -> None:
+    runner = Runner()
+    batcher = make()
+    async with fed(batcher, runner):
+        gone, stays = ask(batcher, 1), ask(batcher, 2)
+        await runner.arrived.acquire()
+        gone.cancel()
+        runner.gate.set()
+        assert sums(await stays) == [2]
+
+
+async def test_a_job_whose_deadline_has_passed_is_not_in_the_batch() -> None:
+    clock, metrics, runner = FakeClock(), make_metrics(), Runner()
+    batcher = make(metrics, clock)
+    async with fed(batcher, runner):
+        first = ask(batcher, 1)
+        await runner.arrived.acquire()
+        late, later = ask(batcher, 2, deadline=clock.now + 1000), ask(batcher, 3, deadline=clock.now + 2000)
+        await turn()
+        clock.now += 1000
+        runner.gate.set()
+        await asyncio.gather(first, later)
+        with pytest.raises(DeadlineExceeded):
+            await late
+    assert runner.batches == [[1], [3]]
+    assert value(metrics, "jobs_dropped_total", reason="expired") == 1
+
+
+async def test_the_deadline_is_told_while_waiting_and_while_computing() -> None:
+    metrics, runner = make_metrics(), Runner()
+    batcher = make(metrics)
+    async with fed(batcher, runner):
+        computing = ask(batcher, 1, deadline=time.monotonic() + 0.01)
+        await runner.arrived.acquire()
+        waiting = ask(batcher, 2, deadline=time.monotonic() + 0.01)
+        for request in (computing, waiting):
+            with pytest.raises(DeadlineExceeded):
+                await request
+        assert value(metrics, "queue_jobs") == 0
+        runner.gate.set()
+    assert runner.batches == [[1]]
+    assert value(metrics, "jobs_dropped_total", reason="expired") == 1
+
+
+async def test_a_deadline_in_the_past_is_never_computed() -> None:
+    runner = Runner()
+    runner.gate.set()
+    batcher = make()
+    with pytest.raises(DeadlineExceeded):
+        await batcher.submit([row(1)], deadline=time.monotonic() - 1)
+    async with fed(batcher, runner):
+        await batcher.submit([row(2)])
+    assert runner.batches == [[2]]
+
+
+async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
+    clock, metrics, runner = FakeClock(), make_metrics(), Runner()
+    batcher = make(metrics, clock, max_batch_tokens=10, max_queue_tokens=40)
+    async with fed(batcher, runner):
+        first = asyncio.create_task(batcher.submit(rows(10)))
+        await runner.arrived.acquire()
+        clock.now += 2.0  # 10 tokens in 2 seconds
+        runner.gate.set()
+        await first
+        runner.gate.clear()
+        computing = asyncio.create_task(batcher.submit(rows(10)))
+        await runner.arrived.acquire()
+        waiting = asyncio.create_task(batcher.submit(rows(10, 10, 10)))
+        await turn()
+        with pytest.raises(QueueFull) as refusal:
+            await batcher.submit(rows(5, 6))
+        assert refusal.value.retry_after_s == pytest.approx(6.0)
+        assert value(metrics, "jobs_refused_total", reason="queue_full") == 2
+        fits = asyncio.create_task(batcher.submit(rows(10)))
+        await turn()
+        runner.gate.set()
+        await asyncio.gather(computing, waiting, fits)
+
+
+async def test_a_request_above_the_limit_is_let_into_an_empty_queue() -> None:
+    runner = Runner()
+    runner.gate.set()
+    batcher = make(max_queue_tokens=10)
+    async with fed(batcher, runner):
+        assert len((await batcher.submit(rows(20, 20))).outputs) == 2
+
+
+async def test_drain_answers_all_that_were_let_in_and_refuses_the_rest() -> None:
+    metrics, runner = make_metrics(), Runner()
+    batcher = make(metrics, max_batch_tokens=1)
+    feeders = [asyncio.create_task(batcher.feed(runner)) for _ in range(2)]
+    requests = [ask(batcher, each) for each in range(5)]
+    await runner.arrived.acquire()
+    draining = asyncio.create_task(batcher.drain())
+    await turn()
+    with pytest.raises(Unavailable):
+        await batcher.submit([row(9)])
+    assert not draining.done()
+    runner.gate.set()
+    await draining
+    assert all(isinstance(answer, Settled) for answer in await asyncio.gather(*requests))
+    await asyncio.gather(*feeders)
+    assert value(metrics, "jobs_refused_total", reason="draining") == 1
+
+
+async def test_an_idle_batcher_drains_at_once() -> None:
+    batcher = make()
+    feeder = asyncio.create_task(batcher.feed(Runner()))
+    await turn()
+    await batcher.drain()
+    await feeder
+
+
+async def test_close_fails_whoever_waits() -> None:
+    batcher, dying = make(max_batch_tokens=1), Runner(ReplicaLost("gone"))
+    feeder = asyncio.create_task(batcher.feed(dying))
+    requests = [ask(batcher, 1), ask(batcher, 2)]
+    await dying.arrived.acquire()
+    batcher.close()
+    dying.gate.set()
+    await feeder
+    for request in requests:
+        with pytest.raises(Unavailable):
+            await request
+
+
+async def test_the_age_of_the_oldest_is_shown_as_it_grows() -> None:
+    clock, metrics = FakeClock(), make_metrics()
+    batcher = make(metrics, clock)
+    request = ask(batcher, 1)
+    await turn()
+    clock.now += 3.0
+    assert value(metrics, "queue_oldest_age_seconds") == 3.0
+    request.cancel()
+    await turn()
+    assert value(metrics, "queue_oldest_age_seconds") == 0.0

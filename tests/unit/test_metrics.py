@@ -1,0 +1,62 @@
+"""Every series is there before the first request, under the name that is documented."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from service.metrics import NO_MODEL, Metrics
+from tests.fakes import make_metrics, value
+
+TASKS = ("classify", "embed")
+
+
+def declared() -> Metrics:
+    metrics = Metrics(CollectorRegistry())
+    metrics.declare(models=["m"], replicas=["cpu"], tasks=TASKS)
+    metrics.declare_model("m", family="bert", kind="encoder", source="folder")
+    metrics.declare_build(version="1", python="3.11")
+    metrics.replica_holds("cpu", device="cpu", precisions={"m": "float32"}, memory_bytes=1)
+    return metrics
+
+
+def test_every_metric_has_a_series_after_declaring() -> None:
+    text = generate_latest(declared().registry).decode()
+    series = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    for entry in declared().entries():
+        name = f"{entry.name}_count" if entry.kind == "histogram" else entry.name
+        assert name in series, f"{entry.name} has no series before the first request"
+
+
+def test_entries_say_name_kind_help_and_labels() -> None:
+    entries = {entry.name: entry for entry in declared().entries()}
+    entry = entries["erlangshen_compute_duration_seconds"]
+    assert (entry.kind, entry.labels) == ("histogram", ("model",))
+    assert all(entry.help.endswith(".") for entry in entries.values())
+    assert len(entries) == len(declared().entries())
+
+
+def test_every_declared_metric_is_exposed_as_named() -> None:
+    metrics = declared()
+    families = {family.name for family in metrics.registry.collect()}
+    assert families == {entry.name.removesuffix("_total") for entry in metrics.entries()}
+
+
+def test_a_request_is_counted_by_code_and_refusals_have_no_model() -> None:
+    metrics = make_metrics()
+    with metrics.in_progress("classify"):
+        assert value(metrics, "requests_in_progress", task="classify") == 1
+    metrics.request_done("classify", "m", 200, 0.5)
+    metrics.request_done("classify", None, 404, 0.5)
+    assert value(metrics, "requests_in_progress", task="classify") == 0
+    assert value(metrics, "requests_total", task="classify", model="m", code="200") == 1
+    assert value(metrics, "requests_total", task="classify", model=NO_MODEL, code="404") == 1
+    assert value(metrics, "request_duration_seconds_sum", task="classify") == 1.0
+
+
+def test_a_replica_is_in_one_state() -> None:
+    metrics = make_metrics()
+    metrics.replica_is("cpu", "loading")
+    metrics.replica_is("cpu", "ready")
+    assert value(metrics, "replica_up", replica="cpu") == 1
+    assert value(metrics, "replica_state", replica="cpu", state="ready") == 1
+    assert value(metrics, "replica_state", replica="cpu", state="loading") == 0

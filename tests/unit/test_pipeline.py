@@ -1,0 +1,156 @@
+"""The pipeline with a task, a tokenizer pool and a batcher of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+
+from service.batching.job import Settled
+from service.domain import Encoding, Output
+from service.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, QueueFull
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.tasks.task import Task
+from service.tasks.text_model import TextModel
+from tests.fakes import FakeClock, make_metrics, row, total, value
+
+pytestmark = pytest.mark.anyio
+Query = list[list[int]]
+
+
+def model(name: str = "m") -> TextModel:
+    return TextModel(name, "encoder", (), (), 512, Tokenizer(WordPiece()), cls=0, sep=1, mask=2, yes=None, no=None)
+
+
+def task(encode: object = None) -> Task[Query, float]:
+    return Task("classify", lambda model, query: True, encode or _encode, _decode)  # type: ignore[arg-type]
+
+
+def _encode(model: TextModel, query: Query) -> list[Encoding]:
+    return [replace(row(*ids, model=model.name), truncated=len(ids) > 2) for ids in query]
+
+
+def _decode(model: TextModel, query: Query, encodings: Sequence[Encoding], outputs: Sequence[Output]) -> list[float]:
+    return [float(output.scores[0, 0]) for output in outputs]
+
+
+class FakeBatcher:
+    """Answers at once; remembers what it was asked."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked: list[tuple[list[str], float | None, int]] = []
+        self._error = error
+
+    async def submit(
+        self, encodings: Sequence[Encoding], *, deadline: float | None = None, priority: int = 0
+    ) -> Settled:
+        self.asked.append(([encoding.model for encoding in encodings], deadline, priority))
+        if self._error:
+            raise self._error
+        return Settled([total(encoding) for encoding in encodings], queue_s=0.25, compute_s=0.5)
+
+
+@pytest.fixture
+def tokenizers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def make(
+    tokenizers: ThreadPoolExecutor,
+    batcher: FakeBatcher,
+    metrics: Metrics | None = None,
+    clock: FakeClock | None = None,
+) -> Pipeline:
+    models = {"m": model("m"), "n": model("n")}
+    return Pipeline(
+        models, batcher.submit, tokenizers, metrics or make_metrics(("m", "n")), clock=clock or time.monotonic
+    )
+
+
+async def test_results_in_order_with_tokens_and_timing(tokenizers: ThreadPoolExecutor) -> None:
+    clock, batcher, metrics = FakeClock(), FakeBatcher(), make_metrics(("m", "n"))
+
+    def encode(model: TextModel, query: Query) -> list[Encoding]:
+        clock.now += 0.125
+        return _encode(model, query)
+
+    pipeline = make(tokenizers, batcher, metrics, clock)
+    reply = await pipeline.answer(task(encode), [[1, 2, 3], [4]], model="n", deadline=clock.now + 9, priority=3)
+    assert (reply.model, reply.results, reply.tokens) == ("n", [6, 4], 4)
+    timing = reply.timing
+    assert (timing.tokenize, timing.queue, timing.compute, timing.total) == (0.125, 0.25, 0.5, 0.125)
+    assert batcher.asked == [(["n", "n"], 109.0, 3)]
+    assert value(metrics, "input_tokens_total", task="classify", model="n") == 4
+    assert value(metrics, "truncated_inputs_total", task="classify") == 1
+    assert value(metrics, "request_inputs_sum", task="classify") == 2
+    assert value(metrics, "tokenize_duration_seconds_count") == 1
+
+
+async def test_the_first_able_model_answers_when_none_is_named(tokenizers: ThreadPoolExecutor) -> None:
+    assert (await make(tokenizers, FakeBatcher()).answer(task(), [[1]])).model == "m"
+
+
+async def test_an_unknown_model_is_told_before_anything_is_encoded(tokenizers: ThreadPoolExecutor) -> None:
+    batcher, metrics = FakeBatcher(), make_metrics(("m", "n"))
+    with pytest.raises(ModelNotFound):
+        await make(tokenizers, batcher, metrics).answer(task(), [[1]], model="x")
+    assert batcher.asked == []
+    assert value(metrics, "tokenize_duration_seconds_count") == 0
+
+
+async def test_errors_of_encoding_and_batching_pass(tokenizers: ThreadPoolExecutor) -> None:
+    def refuse(model: TextModel, query: Query) -> list[Encoding]:
+        raise InvalidRequest.of("inputs[0]", "is empty")
+
+    batcher = FakeBatcher(QueueFull("full"))
+    with pytest.raises(InvalidRequest):
+        await make(tokenizers, batcher).answer(task(refuse), [[1]])
+    with pytest.raises(QueueFull):
+        await make(tokenizers, batcher).answer(task(), [[1]])
+
+
+async def test_text_is_tokenised_off_the_event_loop(tokenizers: ThreadPoolExecutor) -> None:
+    threads: list[int] = []
+
+    def encode(model: TextModel, query: Query) -> list[Encoding]:
+        threads.append(threading.get_ident())
+        return _encode(model, query)
+
+    await make(tokenizers, FakeBatcher()).answer(task(encode), [[1]])
+    assert threads != [threading.get_ident()]
+
+
+async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers: ThreadPoolExecutor) -> None:
+    gate, entered, batcher = threading.Event(), asyncio.Event(), FakeBatcher()
+    loop = asyncio.get_running_loop()
+    tokenised: list[Query] = []
+
+    def encode(model: TextModel, query: Query) -> list[Encoding]:
+        tokenised.append(query)
+        loop.call_soon_threadsafe(entered.set)
+        gate.wait()
+        return _encode(model, query)
+
+    pipeline = make(tokenizers, batcher)
+    first = asyncio.create_task(pipeline.answer(task(encode), [[1]]))
+    await entered.wait()
+    late = asyncio.create_task(pipeline.answer(task(encode), [[2]], deadline=time.monotonic() + 0.01))
+    gone = asyncio.create_task(pipeline.answer(task(encode), [[3]]))
+    await asyncio.sleep(0)
+    gone.cancel()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    gate.set()
+    assert (await first).results == [1]
+    assert gone.cancelled()
+    assert tokenised == [[[1]]]
+    assert len(batcher.asked) == 1
