@@ -38,6 +38,7 @@ class Optimizer(_Strict):
         0, ge=0, description="the last steps, over which the rate falls to nothing; 0: all of them"
     )
     tokens_per_batch: int = Field(4096, gt=0)
+    batches_per_step: int = Field(1, gt=0, description="averaged over; shared out where several processes train")
     rows_per_batch: int = Field(0, ge=0, description="at most so many rows a batch; 0: as many as the tokens allow")
     bf16: bool = True
 

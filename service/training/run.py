@@ -26,7 +26,7 @@ from service.tasks.text_model import TextModel
 from service.training.fresh import fresh_config, fresh_model
 from service.training.recipe import Recipe
 from service.training.stream import SNIPPETS, Stream
-from service.training.trainer import RecipeTrainer
+from service.training.trainer import RecipeTrainer, training_arguments
 from service.training.vocabulary import count_embeddings, learn_vocabulary
 
 FUSED_GELU = "gelu_pytorch_tanh"
@@ -66,14 +66,17 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
     set_seed(recipe.seed)
     corpus = read_corpus(recipe, data)
     output.mkdir(parents=True, exist_ok=True)
-    folder = _start_folder(recipe, corpus, output, start)
+    arguments = training_arguments(recipe, output / "checkpoints")
+    with arguments.main_process_first():
+        folder = _start_folder(recipe, corpus, output, start)
     model = TextModel.load(describe(folder, output.name))
     stream = Stream(recipe, model, corpus.train, corpus.texts)
     network = _network(recipe, folder, corpus)
-    trainer = RecipeTrainer(network, recipe, model, stream, corpus.dev, output / "checkpoints")
+    trainer = RecipeTrainer(network, recipe, model, stream, corpus.dev, arguments)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output / "checkpoints")))
     metrics = trainer.evaluate()
-    write_model(network, folder, output)
+    if trainer.is_world_process_zero():
+        write_model(network, folder, output)
     return metrics
 
 

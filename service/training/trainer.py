@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from service.datasets.example import Example
 from service.domain import Labels
+from service.errors import SettingError
 from service.tasks.choice import encode_choices
 from service.tasks.rows import encode_rows
 from service.tasks.text_model import TextModel
@@ -21,13 +24,20 @@ from service.training.collate import Batch, choice_loss, collate
 from service.training.recipe import Recipe
 from service.training.stream import Row, Stream, by_length
 
+MASKED_WEIGHT = 0.3
+"""Of the masked-token loss beside the choice loss, which is several times smaller."""
+
 
 class _Batches(IterableDataset[Batch]):
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, rank: int, num_processes: int) -> None:
         self.stream = stream
+        self.rank = rank
+        self.num_processes = num_processes
 
     def __iter__(self) -> Iterator[Batch]:
-        return (collate(rows) for rows in self.stream)
+        """Processes that train together deal the batches out among themselves."""
+        mine = islice(self.stream, self.rank, None, self.num_processes)
+        return (collate(rows) for rows in mine)
 
 
 class RecipeTrainer(Trainer):
@@ -40,19 +50,28 @@ class RecipeTrainer(Trainer):
         model: TextModel,
         stream: Stream,
         dev: Mapping[str, Sequence[Example]],
-        output: Path,
+        args: TrainingArguments,
     ) -> None:
-        batches = _Batches(stream)
-        super().__init__(
-            model=network, args=training_arguments(recipe, output), train_dataset=batches, eval_dataset=batches
-        )
+        batches = _Batches(stream, args.process_index, args.world_size)
+        super().__init__(model=network, args=args, train_dataset=batches, eval_dataset=batches)
         self.recipe = recipe
         self.stream = stream
         self.yes_no = torch.tensor([model.yes or 0, model.no or 0])
         self.dev = {name: self._dev_batches(examples) for name, examples in dev.items()}
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(_Batches(self.stream), batch_size=None)
+        return DataLoader(self.train_dataset, batch_size=None)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss is computed beside the network's own forward, where DistributedDataParallel would not see it: so
+        the gradients of processes that train together are averaged here."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.args.world_size > 1:
+            for parameter in self._network().parameters():
+                if parameter.grad is not None:
+                    distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.args.world_size
+        return loss
 
     def compute_loss(
         self,
@@ -61,22 +80,27 @@ class RecipeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        if self.recipe.form == "head":
-            return functional.cross_entropy(self._head_logits(inputs), inputs["answers"])
+        with self.accelerator.autocast():
+            return self._head_loss(inputs) if self.recipe.form == "head" else self._choice_loss(inputs)
+
+    def _head_loss(self, inputs: Batch) -> Tensor:
+        return functional.cross_entropy(self._head_logits(inputs), inputs["answers"])
+
+    def _choice_loss(self, inputs: Batch) -> Tensor:
         hidden = self._hidden(inputs)
         loss = torch.zeros((), device=hidden.device)
         if (inputs["option_counts"] > 0).any():
-            loss = loss + choice_loss(self._yes_no(hidden, inputs), inputs)
+            loss = choice_loss(self._yes_no(hidden, inputs), inputs)
         if len(inputs["masked_ids"]):
             states = hidden[inputs["masked_rows"], inputs["masked_positions"]]
             logits = self._network().cls.predictions(states)
-            loss = loss + functional.cross_entropy(logits.float(), inputs["masked_ids"])
+            loss = loss + MASKED_WEIGHT * functional.cross_entropy(logits.float(), inputs["masked_ids"])
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Accuracy on every dev set and their mean, which picks the best checkpoint."""
         self._network().eval()
-        with torch.inference_mode(), self.compute_loss_context_manager():
+        with torch.inference_mode(), self.accelerator.autocast():
             metrics = {f"eval_{name}": self._accuracy(batches) for name, batches in self.dev.items()}
         metrics["eval_mean"] = sum(metrics.values()) / len(metrics)
         self.log(metrics)
@@ -127,12 +151,21 @@ class RecipeTrainer(Trainer):
 
 
 def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
+    """
+    Raises:
+        SettingError: the batches of a step cannot be shared out evenly among the processes.
+    """
     optimizer = recipe.optimizer
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if optimizer.batches_per_step % num_processes:
+        raise SettingError(f"{num_processes} processes cannot share {optimizer.batches_per_step} batches per step")
     decay = {"num_decay_steps": optimizer.decay_steps} if optimizer.decay_steps else None
     return TrainingArguments(
         output_dir=str(output),
         max_steps=recipe.num_steps,
         learning_rate=optimizer.learning_rate,
+        gradient_accumulation_steps=optimizer.batches_per_step // num_processes,
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
         weight_decay=optimizer.weight_decay,
         warmup_steps=optimizer.warmup_steps,
         lr_scheduler_type="warmup_stable_decay" if decay else "linear",
