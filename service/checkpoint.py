@@ -47,6 +47,10 @@ _KNOWN_LABELS = {
 }
 _KNOWN_TASKS = {"-Similarity": ("similarity",), "-NLI": ("nli",)}
 
+TASKS_KEY = "erlangshen_tasks"
+"""In config.json: the tasks beyond plain classification that a fine-tuned classifier was made for."""
+_PURPOSES = {"similarity", "nli"}
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -139,7 +143,7 @@ def describe(
         kind=kind,
         shape=_shape(file, config),
         labels=_labels(file, config, kind, tuple(labels), _KNOWN_LABELS.get(purpose, ())),
-        tasks=_KNOWN_TASKS.get(purpose, ()),
+        tasks=_tasks(file, config) or _KNOWN_TASKS.get(purpose, ()),
     )
 
 
@@ -211,6 +215,14 @@ def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
     for key, plain in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
         if config.get(key, plain) != plain:
             raise _wrong(file, key, config[key], str(plain))
+
+
+def _tasks(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """What our own fine-tuning noted that a classifier is for."""
+    value = config.get(TASKS_KEY, [])
+    if not isinstance(value, list) or not set(value) <= _PURPOSES:
+        raise _wrong(file, TASKS_KEY, value, "a list of " + ", ".join(sorted(_PURPOSES)))
+    return tuple(value)
 
 
 def _labels(

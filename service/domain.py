@@ -53,9 +53,9 @@ Readout = Cls | Mean | Labels | TokenScores | TopTokens
 class Encoding:
     """One row for the encoder.
 
-    `ids`, `segment_ids` and `positions` are int32 arrays of one length. `blocks` are disjoint, ascending half-open spans
-    [start, end) of that row: a token inside a block sees its own block and every token outside all blocks; a token
-    outside sees the whole row. Without blocks every token sees every token.
+    `ids`, `segment_ids` and `positions` are int32 arrays of one length. `blocks` are disjoint, ascending half-open
+    spans [start, end) of that row: a token inside a block sees its own block and every token outside all blocks; a
+    token outside sees the whole row. Without blocks every token sees every token.
     """
 
     model: str

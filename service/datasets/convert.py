@@ -1,7 +1,8 @@
 """From a record of one data set to examples: which field is the text, how the labels are put in Chinese.
 
 Every converter takes a record and the path of its file, beside which some data sets keep the names of their classes. It
-raises RecordError for a record that it cannot read. The wordings of questions and options are upstream's where upstream has published them (UniMC's FewCLUE prompts).
+raises RecordError for a record that it cannot read. The wordings of questions and options are upstream's where upstream
+has published them (UniMC's FewCLUE prompts).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from service.datasets.example import Example
-from service.datasets.fields import index_of, number_of, text_of, texts_of, value_of
-from service.datasets.files import read_records, read_text
+from service.datasets.fields import index_of, list_of, number_of, text_of, texts_of, value_of
+from service.datasets.files import read_records, read_text, take_each
 from service.tasks.inference import LABELS as NLI_LABELS
 
 NEWS_QUESTION = "下面新闻属于哪一个类别？"
@@ -127,7 +128,7 @@ def nli(record: Any, path: Path) -> Iterator[Example]:
 
 def c3(record: Any, path: Path) -> Iterator[Example]:
     passage = "\n".join(texts_of(record, 0))
-    for asked in value_of(record, 1):
+    for asked in list_of(record, 1):
         choices = texts_of(asked, "choice")
         yield Example("mrc", (passage,), choices, index_of(asked, "answer", choices), text_of(asked, "question"))
 
@@ -154,16 +155,20 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 @cache
 def _column_values(path: Path, column: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text_of(record, column) for record in read_records(path)))
+    """The different values of a column, in the order in which they first appear."""
+    return tuple(dict.fromkeys(take_each(path, read_records(path), lambda record: [text_of(record, column)])))
 
 
 @cache
 def _iflytek_labels(folder: Path) -> tuple[str, ...]:
     """The class names of all its labelled files, in the order of their numbers."""
-    names = {
-        number_of(record, "label"): text_of(record, "label_des")
-        for path in sorted(folder.glob("*.json"))
-        for record in read_records(path)
-        if "label_des" in record
-    }
+    names: dict[float, str] = {}
+    for path in sorted(folder.glob("*.json")):
+        names.update(take_each(path, read_records(path), _iflytek_class))
     return tuple(names[number] for number in sorted(names))
+
+
+def _iflytek_class(record: Any) -> Iterator[tuple[float, str]]:
+    """Number and name of a record's class; files without labels lie beside the others."""
+    if isinstance(record, dict) and "label_des" in record:
+        yield number_of(record, "label"), text_of(record, "label_des")

@@ -27,11 +27,18 @@ def text_of(record: Any, key: str | int) -> str:
     return value
 
 
-def texts_of(record: Any, key: str | int) -> tuple[str, ...]:
+def list_of(record: Any, key: str | int) -> list[Any]:
     value = value_of(record, key)
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, list):
+        raise RecordError(f"{_name(key)} is not a list")
+    return value
+
+
+def texts_of(record: Any, key: str | int) -> tuple[str, ...]:
+    values = list_of(record, key)
+    if not all(isinstance(each, str) for each in values):
         raise RecordError(f"{_name(key)} is not a list of texts")
-    return tuple(value)
+    return tuple(values)
 
 
 def index_of(record: Any, key: str | int, names: Sequence[str]) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, TypeVar
 
-from service.errors import ServiceError
+from service.datasets.fields import RecordError
+from service.errors import StartupError
+
+T = TypeVar("T")
 
 
-class DatasetError(ServiceError):
+class DatasetError(StartupError):
     """A data set that is not there or cannot be read."""
 
     code = "dataset_error"
@@ -37,13 +40,13 @@ def read_records(path: Path) -> Iterator[Any]:
     Raises:
         DatasetError: the file is not there, or a line is not what the ending of the file's name promises.
     """
-    lines = io.StringIO(read_text(path), newline="")
-    if path.suffix == ".csv":
-        yield from _csv_rows(path, lines)
-    elif path.suffix in (".json", ".jsonl"):
-        yield from _json_lines(path, lines)
-    else:
-        yield from (line.rstrip("\r\n").split("\t") for line in lines if line.strip())
+    with _open(path) as lines:
+        if path.suffix == ".csv":
+            yield from _csv_rows(path, lines)
+        elif path.suffix in (".json", ".jsonl"):
+            yield from _json_lines(path, lines)
+        else:
+            yield from (line.rstrip("\r\n").split("\t") for line in lines if line.strip())
 
 
 def read_json(path: Path) -> Iterator[Any]:
@@ -58,11 +61,33 @@ def read_json(path: Path) -> Iterator[Any]:
 
 
 def read_text(path: Path) -> str:
-    """The whole file, which some publishers begin with a byte-order mark."""
+    """The whole of a file."""
+    with _open(path) as lines:
+        return lines.read()
+
+
+def take_each(path: Path, records: Iterable[Any], take: Callable[[Any], Iterable[T]]) -> Iterator[T]:
+    """All that `take` makes of each record of a file.
+
+    Raises:
+        DatasetError: `take` raised RecordError; names the file and the number of the record, from 1.
+    """
+    for number, record in enumerate(records, start=1):
+        try:
+            taken = list(take(record))
+        except RecordError as error:
+            raise DatasetError(f"{path}, record {number}: {error}") from None
+        yield from taken
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[TextIO]:
+    """Some publishers begin a file with a byte-order mark; line ends inside a quoted CSV field stay as they are."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            yield lines
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+        raise DatasetError(f"{path}: not UTF-8: {error.reason}") from None
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}") from None
 
@@ -72,7 +97,7 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
     try:
         yield from rows
     except csv.Error as error:
-        raise DatasetError(f"{path}:{rows.line_num}: not CSV: {error}") from None
+        raise DatasetError(f"{path}:{rows.line_num + 1}: not CSV: {error}") from None
 
 
 def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Any]:

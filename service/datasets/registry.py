@@ -13,21 +13,21 @@ from typing import Any
 
 from service.datasets import convert
 from service.datasets.example import Example
-from service.datasets.files import DatasetError, find, read_records
+from service.datasets.files import DatasetError, find, read_json, read_records, take_each
 
-Convert = Callable[[Any, Path], Iterator[Example]]
+__all__ = ["DATASETS", "Dataset", "DatasetError", "load"]
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`convert` makes any number of examples of one record; `texts` names a record's fields worth reading as plain text
-    where the file has no labels."""
+    """`read` takes a file apart into records; `convert` makes any number of examples of one."""
 
     name: str
     task: str
     files: tuple[str, ...]
-    convert: Convert
+    convert: Callable[[Any, Path], Iterator[Example]]
     about: str
+    read: Callable[[Path], Iterator[Any]] = read_records
 
 
 def _few(name: str) -> tuple[str, ...]:
@@ -63,19 +63,15 @@ _ALL = (
     Dataset("oppo", "similarity", _pairs("oppo"), convert.pair, "dialogue, paraphrase"),
     Dataset("paws-x", "similarity", ("paws-x/{split}_2k.tsv",), convert.paws, "adversarial paraphrase"),
     Dataset("sts-b", "similarity", _pairs("sts-b"), convert.graded, "graded similarity: 4 and 5 against 0 to 2"),
-    Dataset(
-        "ocnli",
-        "nli",
-        ("fewclue/ocnli/{split}_few_all.json", "fewclue/ocnli/{split}_public.json", "ocnli/{split}.json"),
-        convert.nli,
-        "natural-language inference",
-    ),
+    Dataset("ocnli", "nli", _few("ocnli"), convert.nli, "natural-language inference"),
     Dataset("ocnli-10k", "nli", ("ocnli/{split}.10k.json",), convert.nli, "OCNLI's larger training set"),
     Dataset("cmnli", "nli", _pairs("cmnli"), convert.nli, "natural-language inference, translated"),
     Dataset("snli", "nli", _pairs("snli"), convert.nli, "natural-language inference, translated"),
-    Dataset("c3", "mrc", ("c3/c3-m-{split}.json", "c3/c3-d-{split}.json"), convert.c3, "reading comprehension"),
-    Dataset("c3-m", "mrc", ("c3/c3-m-{split}.json",), convert.c3, "reading comprehension, prose"),
-    Dataset("c3-d", "mrc", ("c3/c3-d-{split}.json",), convert.c3, "reading comprehension, dialogue"),
+    Dataset(
+        "c3", "mrc", ("c3/c3-m-{split}.json", "c3/c3-d-{split}.json"), convert.c3, "reading comprehension", read_json
+    ),
+    Dataset("c3-m", "mrc", ("c3/c3-m-{split}.json",), convert.c3, "reading comprehension, prose", read_json),
+    Dataset("c3-d", "mrc", ("c3/c3-d-{split}.json",), convert.c3, "reading comprehension, dialogue", read_json),
 )
 
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
@@ -83,10 +79,10 @@ HALVES = {"even": 0, "odd": 1}
 
 
 def load(name: str, data: Path, split: str = "dev") -> list[Example]:
-    """All examples of one split, in file order; `dev.even` and `dev.odd` are the halves of a split by line.
+    """All examples of one split, in file order; `dev.even` and `dev.odd` are the halves of a split, example by example.
 
     Raises:
-        DatasetError: no such data set, split or file.
+        DatasetError: no such data set, split or file, or one that cannot be read.
     """
     dataset = DATASETS.get(name)
     if dataset is None:
@@ -94,14 +90,12 @@ def load(name: str, data: Path, split: str = "dev") -> list[Example]:
     stem, _, half = split.partition(".")
     if half and half not in HALVES:
         raise DatasetError(f"split {split!r}: after the dot comes even or odd")
-    examples = list(_read(dataset, data, stem))
+    examples = [example for path in _paths(dataset, data, stem) for example in _read(dataset, path)]
     return examples[HALVES[half] :: 2] if half else examples
 
 
-def _read(dataset: Dataset, data: Path, split: str) -> Iterator[Example]:
-    for path in _paths(dataset, data, split):
-        for record in convert.records(dataset.convert, path):
-            yield from dataset.convert(record, path)
+def _read(dataset: Dataset, path: Path) -> Iterator[Example]:
+    return take_each(path, dataset.read(path), lambda record: dataset.convert(record, path))
 
 
 def _paths(dataset: Dataset, data: Path, split: str) -> list[Path]:
@@ -109,6 +103,3 @@ def _paths(dataset: Dataset, data: Path, split: str) -> list[Path]:
     if dataset.name == "c3":
         return [find(data, (pattern,), split) for pattern in dataset.files]
     return [find(data, dataset.files, split)]
-
-
-__all__ = ["DATASETS", "Dataset", "DatasetError", "load", "read_records"]

@@ -84,7 +84,8 @@ def probabilities(output: Output) -> FloatArray:
 
 def yes_probabilities(output: Output) -> FloatArray:
     """Each option on its own: the probability of yes against no at its mask, shape [num_options]."""
-    return sigmoid(output.scores[:, 0] - output.scores[:, 1])
+    yes, no = output.scores.astype(np.float64).T
+    return sigmoid(yes - no)
 
 
 def fit_options(

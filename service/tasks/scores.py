@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.domain import FloatArray
 
@@ -23,10 +24,9 @@ def softmax(logits: FloatArray) -> FloatArray:
     return np.asarray(weights / weights.sum(), dtype=np.float32)
 
 
-def sigmoid(logits: FloatArray) -> FloatArray:
-    """Of each logit by itself, computed in float64."""
-    exact = np.clip(logits.astype(np.float64), -500, 500)
-    return np.asarray(1.0 / (1.0 + np.exp(-exact)), dtype=np.float32)
+def sigmoid(logits: NDArray[np.float64]) -> FloatArray:
+    """Of each logit by itself."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logits, -500, 500))), dtype=np.float32)
 
 
 def ranked(labels: Iterable[str], scores: FloatArray) -> tuple[LabelScore, ...]:

@@ -9,6 +9,7 @@ a paraphrase have in common is found much sooner that way.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from transformers import MegatronBertConfig, MegatronBertForMaskedLM
 
 from service.domain import FloatArray
@@ -42,14 +43,15 @@ def fresh_model(shape: Fresh, vocab_size: int, embeddings: FloatArray, dropout: 
         tables = model.bert.embeddings
         tables.word_embeddings.weight.copy_(torch.from_numpy(embeddings) * EMBEDDING_STD)
         tables.position_embeddings.weight.mul_(0.25)
-        for layer in model.bert.encoder.layer[: shape.matching_layers]:
-            _match_similar(layer.attention.self)
+        for index in range(min(shape.matching_layers, shape.num_layers)):
+            projection = model.bert.encoder.get_submodule(f"layer.{index}.attention.self").get_parameter
+            _match_similar(projection("query.weight"), projection("key.weight"))
     return model
 
 
-def _match_similar(attention: torch.nn.Module) -> None:
+def _match_similar(query: Tensor, key: Tensor) -> None:
     """In half of the heads queries and keys become one projection, so that equal tokens score highest."""
-    size = attention.query.weight.shape[0]
+    size = len(query)
     rotation = QUERY_GAIN * torch.linalg.qr(torch.randn(size, size))[0]
-    attention.query.weight[: size // 2] = rotation[: size // 2]
-    attention.key.weight[: size // 2] = rotation[: size // 2]
+    query[: size // 2] = rotation[: size // 2]
+    key[: size // 2] = rotation[: size // 2]

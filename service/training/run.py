@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from service.checkpoint import Checkpoint, describe
+from service.checkpoint import TASKS_KEY, Checkpoint, describe
 from service.datasets.example import Example
 from service.datasets.files import read_records
 from service.datasets.registry import load
-from service.tasks.text_model import TextModel
+from service.errors import SettingError
+from service.tasks.text_model import NO, YES, TextModel
 from service.training.fresh import fresh_config, fresh_model
 from service.training.recipe import Recipe
 from service.training.stream import SNIPPETS, Stream
@@ -31,6 +33,8 @@ from service.training.vocabulary import count_embeddings, learn_vocabulary
 
 FUSED_GELU = "gelu_pytorch_tanh"
 """The same function as gelu_new in one kernel, several times faster to train with."""
+
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +74,8 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
     with arguments.main_process_first():
         folder = _start_folder(recipe, corpus, output, start)
     model = TextModel.load(describe(folder, output.name))
+    if recipe.form == "choice" and (model.yes is None or model.no is None):
+        raise SettingError(f"form choice: the vocabulary of {folder} lacks {YES} or {NO}")
     stream = Stream(recipe, model, corpus.train, corpus.texts)
     network = _network(recipe, folder, corpus)
     trainer = RecipeTrainer(network, recipe, model, stream, corpus.dev, arguments)
@@ -81,12 +87,13 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
 
 
 def write_model(network: PreTrainedModel, vocabulary: Path, output: Path) -> None:
-    """The upstream layout: config.json, vocab.txt and half-precision safetensors."""
+    """The upstream layout: config.json, the tokenizer's files and half-precision safetensors."""
     if network.config.hidden_act == FUSED_GELU:
         network.config.hidden_act = "gelu_new"
     network.half().save_pretrained(output)
-    if vocabulary != output:
-        (output / "vocab.txt").write_text((vocabulary / "vocab.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    for name in TOKENIZER_FILES:
+        if (vocabulary / name).is_file() and vocabulary != output:
+            shutil.copyfile(vocabulary / name, output / name)
 
 
 def _start_folder(recipe: Recipe, corpus: Corpus, output: Path, start: Checkpoint | None) -> Path:
@@ -120,15 +127,27 @@ def _network(recipe: Recipe, folder: Path, corpus: Corpus) -> PreTrainedModel:
     if describe(folder, folder.name).shape.activation == "gelu_new":
         settings["hidden_act"] = FUSED_GELU
     if recipe.form == "choice":
-        return AutoModelForMaskedLM.from_pretrained(folder, **settings)
-    options = next(iter(corpus.train.values()))[0].options
-    return AutoModelForSequenceClassification.from_pretrained(
+        masked_lm: PreTrainedModel = AutoModelForMaskedLM.from_pretrained(folder, **settings)
+        return masked_lm
+    task, labels = _classes(corpus)
+    network: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         folder,
-        num_labels=len(options),
-        id2label=dict(enumerate(options)),
-        label2id={label: index for index, label in enumerate(options)},
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
         **settings,
     )
+    if task != "classify":
+        setattr(network.config, TASKS_KEY, [task])
+    return network
+
+
+def _classes(corpus: Corpus) -> tuple[str, tuple[str, ...]]:
+    """The one task and the one list of classes that a head can learn; SettingError where there are several."""
+    found = {(item.task, item.options) for examples in corpus.train.values() for item in examples}
+    if len(found) != 1:
+        raise SettingError("form head: wanted data with one list of classes; use form choice where options differ")
+    return found.pop()
 
 
 def _load(source: str, data: Path) -> list[Example]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from service.datasets.example import Example
 from service.domain import Encoding, Labels
+from service.errors import SettingError
 from service.tasks.choice import encode_choices
 from service.tasks.rows import encode_rows
 from service.tasks.text_model import TextModel
@@ -25,6 +26,7 @@ NUM_FIXED_IDS = 5
 IGNORED = -100
 SNIPPETS = "snippets"
 """The name in a mixture of questions that are made from plain texts."""
+NUM_SNIPPETS = 4
 MAX_SNIPPET = 8
 MAX_SNIPPET_TEXT = 60
 
@@ -56,7 +58,7 @@ class Stream:
     def __iter__(self) -> Iterator[list[Row]]:
         draw = random.Random(self.recipe.seed)
         for stage, steps in groupby(self.recipe.stage_of_steps()):
-            left = len(list(steps))
+            left = len(list(steps)) * self.recipe.optimizer.batches_per_step
             decks = {name: self._deck(name, draw) for name in stage.mixture}
             while left > 0:
                 batches = self._pool(stage, decks, draw)[:left]
@@ -143,18 +145,20 @@ def shuffled(examples: Sequence[Example], draw: random.Random) -> Iterator[Examp
     order = np.arange(len(examples))
     while True:
         np.random.default_rng(draw.getrandbits(32)).shuffle(order)
-        for index in order:
+        for index in order.tolist():
             yield examples[index]
 
 
 def snippets(texts: Sequence[str], draw: random.Random) -> Iterator[Example]:
-    """Which of four snippets is from this text? In half of the questions the text has lost the snippet, so that what
+    """Which of the snippets is from this text? In half of the questions the text has lost the snippet, so that what
     it is about must tell. Needs no labels and teaches options to look for their like."""
-    long_enough = [text for text in texts if len(text) >= 4 * MAX_SNIPPET // 2]
+    long_enough = [text for text in texts if len(text) >= 2 * MAX_SNIPPET]
+    if len(long_enough) < NUM_SNIPPETS:
+        raise SettingError(f"mixture: {SNIPPETS} wants at least {NUM_SNIPPETS} texts of {2 * MAX_SNIPPET} characters")
     while True:
-        chosen = draw.sample(long_enough, 4)
+        chosen = draw.sample(long_enough, NUM_SNIPPETS)
         spans = [_span(text, draw) for text in chosen]
-        answer = draw.randrange(4)
+        answer = draw.randrange(NUM_SNIPPETS)
         start, end = spans[answer]
         text = chosen[answer]
         if draw.random() < 0.5:

@@ -52,15 +52,16 @@ class RecipeTrainer(Trainer):
         dev: Mapping[str, Sequence[Example]],
         args: TrainingArguments,
     ) -> None:
-        batches = _Batches(stream, args.process_index, args.world_size)
-        super().__init__(model=network, args=args, train_dataset=batches, eval_dataset=batches)
+        self.batches = _Batches(stream, args.process_index, args.world_size)
+        super().__init__(model=network, args=args, train_dataset=self.batches, eval_dataset=self.batches)
+        self.model_accepts_loss_kwargs = False  # our loss is a batch's mean: Trainer has to average what it accumulates
         self.recipe = recipe
         self.stream = stream
         self.yes_no = torch.tensor([model.yes or 0, model.no or 0])
         self.dev = {name: self._dev_batches(examples) for name, examples in dev.items()}
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(self.train_dataset, batch_size=None)
+        return DataLoader(self.batches, batch_size=None)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss is computed beside the network's own forward, where DistributedDataParallel would not see it: so
@@ -103,7 +104,7 @@ class RecipeTrainer(Trainer):
         with torch.inference_mode(), self.accelerator.autocast():
             metrics = {f"eval_{name}": self._accuracy(batches) for name, batches in self.dev.items()}
         metrics["eval_mean"] = sum(metrics.values()) / len(metrics)
-        self.log(metrics)
+        self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -165,7 +166,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         max_steps=recipe.num_steps,
         learning_rate=optimizer.learning_rate,
         gradient_accumulation_steps=optimizer.batches_per_step // num_processes,
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if num_processes > 1 and not torch.cuda.is_available() else None,
         weight_decay=optimizer.weight_decay,
         warmup_steps=optimizer.warmup_steps,
         lr_scheduler_type="warmup_stable_decay" if decay else "linear",

@@ -1,0 +1,92 @@
+"""Text models with a vocabulary so small that rows can be written down by hand, and outputs to read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.checkpoint import Kind
+from service.domain import Encoding, Output
+from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+YES, NO = 5, 6
+LETTERS = "甲乙丙丁戊己庚辛壬癸"
+"""Their ids are 7 to 16."""
+
+WORDS = (
+    "[",
+    "]",
+    "mask",
+    "sep",
+    "cls",
+    "word",
+    "##s",
+    "不",
+    "可",
+    "能",
+    "以",
+    "理",
+    "解",
+    "为",
+    "很",
+    "难",
+    "推",
+    "断",
+    "出",
+    "：",
+)
+VOCAB = {token: index for index, token in enumerate((*SPECIAL, "是", "非", *LETTERS, *WORDS))}
+
+
+def text_model(
+    kind: Kind = "masked-lm",
+    *,
+    name: str = "m",
+    labels: tuple[str, ...] = (),
+    tasks: tuple[str, ...] = (),
+    max_length: int = 512,
+    yes: int | None = YES,
+) -> TextModel:
+    tokenizer = build_tokenizer(VOCAB, {})
+    return TextModel(name, kind, labels, tasks, max_length, tokenizer, cls=CLS, sep=SEP, mask=MASK, yes=yes, no=NO)
+
+
+def head(*labels: str, name: str = "m", tasks: tuple[str, ...] = (), max_length: int = 512) -> TextModel:
+    return text_model("sequence-classification", name=name, labels=labels, tasks=tasks, max_length=max_length)
+
+
+def ids(text: str) -> list[int]:
+    """The ids of a text of single characters."""
+    return [VOCAB[character] for character in text]
+
+
+def letters(count: int) -> str:
+    """A text of as many tokens, so that every cut of it looks different nearby."""
+    return (LETTERS * (count // len(LETTERS) + 1))[:count]
+
+
+def lists(row: Encoding) -> tuple[list[int], list[int], list[int]]:
+    """Ids, segment ids and positions."""
+    return row.ids.tolist(), row.segment_ids.tolist(), row.positions.tolist()
+
+
+def logits(*values: float) -> Output:
+    """What a classification head reads: [1, num_labels]."""
+    return Output(np.asarray([values], dtype=np.float32))
+
+
+def yes_no(*pairs: tuple[float, float]) -> Output:
+    """What UniMC reads: the logits of yes and no at each option, [num_options, 2]."""
+    return Output(np.asarray(pairs, dtype=np.float32))
+
+
+def log(*probabilities: float) -> list[float]:
+    """Logits whose softmax is these."""
+    return np.log(probabilities).tolist()
+
+
+def yes_of(probabilities: Sequence[float]) -> Output:
+    """A UniMC output whose softmax over the options is these; the logits of no must not matter."""
+    return yes_no(*((value, 7.0 * index) for index, value in enumerate(log(*probabilities))))

@@ -1,0 +1,275 @@
+"""UniMC rows against rows written down by hand from the formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from service.domain import Encoding, TokenScores
+from service.errors import InvalidRequest
+from service.tasks.choice import Choice, encode_choices, probabilities, yes_probabilities
+from service.tasks.task import Truncation
+from tests.unit.tasks.models import CLS, MASK, NO, SEP, UNK, VOCAB, YES, ids, letters, lists, text_model, yes_no
+
+
+def encode(choice: Choice, max_length: int = 512, truncation: Truncation = "right") -> Encoding:
+    [row] = encode_choices(text_model(max_length=max_length), [choice], truncation)
+    return row
+
+
+def parts_of(row: Encoding) -> list[list[int]]:
+    """What lies between the [SEP]s behind the options."""
+    parts: list[list[int]] = [[]]
+    for token in row.ids[row.blocks[-1][1] + 1 :].tolist():
+        if token == SEP:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    assert parts.pop() == []
+    return parts
+
+
+def options_of(row: Encoding) -> list[list[int]]:
+    assert all(row.ids[start] == MASK for start, _ in row.blocks)
+    return [row.ids[start + 1 : end].tolist() for start, end in row.blocks]
+
+
+# the row, by hand: 甲 is 7, 乙 8, 丙 9, 丁 10, 戊 11, 己 12, 庚 13, 辛 14
+
+ROWS = {
+    "text": (
+        Choice(("甲", "乙丙"), ("丁戊",)),
+        [CLS, MASK, 7, MASK, 8, 9, SEP, 10, 11, SEP],
+        [0, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        [0, 1, 2, 1, 2, 3, 4, 5, 6, 7],
+    ),
+    "question and text": (
+        Choice(("甲", "乙丙"), ("己庚辛",), "丁戊"),
+        [CLS, MASK, 7, MASK, 8, 9, SEP, 10, 11, SEP, 12, 13, 14, SEP],
+        [0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [0, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+    ),
+    "pair": (
+        Choice(("甲", "乙丙"), ("丁", "戊己")),
+        [CLS, MASK, 7, MASK, 8, 9, SEP, 10, SEP, 11, 12, SEP],
+        [0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+        [0, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+    ),
+    "question and pair": (
+        Choice(("甲", "乙丙"), ("戊", "己"), "丁"),
+        [CLS, MASK, 7, MASK, 8, 9, SEP, 10, SEP, 11, SEP, 12, SEP],
+        [0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [0, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+    ),
+    "the longest option first": (
+        Choice(("乙丙", "甲"), ("丁",)),
+        [CLS, MASK, 8, 9, MASK, 7, SEP, 10, SEP],
+        [0, 1, 1, 1, 1, 1, 1, 0, 0],
+        [0, 1, 2, 3, 1, 2, 4, 5, 6],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_row_is_the_formula(name: str) -> None:
+    choice, *wanted = ROWS[name]
+    row = encode(choice)
+    assert list(lists(row)) == wanted
+    assert {row.ids.dtype, row.segment_ids.dtype, row.positions.dtype} == {np.dtype(np.int32)}
+    assert row.blocks == (((1, 4), (4, 6)) if name == "the longest option first" else ((1, 3), (3, 6)))
+    assert row.readout == TokenScores(tuple(start for start, _ in row.blocks), (YES, NO))
+    assert (row.model, row.truncated, row.num_tokens) == ("m", False, len(wanted[0]))
+
+
+def test_an_empty_question_is_no_question() -> None:
+    assert lists(encode(Choice(("甲",), ("乙",), ""))) == lists(encode(Choice(("甲",), ("乙",))))
+
+
+def test_a_single_option_is_a_choice() -> None:
+    row = encode(Choice(("甲",), ("乙",)))
+    assert lists(row) == ([CLS, MASK, 7, SEP, 8, SEP], [0, 1, 1, 1, 0, 0], [0, 1, 2, 3, 4, 5])
+    assert row.blocks == ((1, 3),)
+
+
+def test_one_option_and_a_long_text_reach_the_last_position_and_not_beyond() -> None:
+    row = encode(Choice(("甲",), (letters(600),)))
+    assert row.positions.tolist() == list(range(512))
+    assert row.truncated
+
+
+def test_positions_of_the_text_go_on_after_the_longest_option() -> None:
+    row = encode(Choice(("甲乙丙", "丁"), (letters(600),)))
+    assert row.num_tokens == 512
+    assert row.positions[:8].tolist() == [0, 1, 2, 3, 4, 1, 2, 5]
+    assert row.positions[8:].tolist() == list(range(6, 510))
+
+
+def test_equal_options_are_laid_out_alike_in_every_row() -> None:
+    options = ("甲", "乙丙")
+    choices = [Choice(options, ("丁",)), Choice(("戊",), ("丁",)), Choice(options, ("己庚",))]
+    rows = encode_choices(text_model(), choices, "right")
+    assert [lists(row) for row in rows] == [lists(encode(choice)) for choice in choices]
+    assert [row.blocks for row in rows] == [((1, 3), (3, 6)), ((1, 3),), ((1, 3), (3, 6))]
+
+
+def test_no_choices_are_no_rows() -> None:
+    assert encode_choices(text_model(), [], "right") == []
+
+
+# options that are too long
+
+# 480 = 512 - 32 tokens are for the options: their own, a mask for each but the first, [CLS] and [SEP].
+FITTING = {
+    "just fit": ((238, 239), (238, 239)),
+    "one too many": ((239, 239), (119, 119)),
+    "an odd length": ((301, 301), (150, 150)),
+    "short ones are halved, too": ((2, 500), (1, 250)),
+    "three times": ((1000, 1000, 1000), (125, 125, 125)),
+    "the first character stays": ((1, 3, 4000), (1, 1, 250)),
+    "many": ((100, 100, 100, 100, 100), (50, 50, 50, 50, 50)),
+}
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_options_are_halved_until_they_leave_32_tokens(name: str) -> None:
+    lengths, kept = FITTING[name]
+    row = encode(Choice(tuple(letters(length) for length in lengths), ("癸",)))
+    assert options_of(row) == [ids(letters(length)) for length in kept]
+    assert parts_of(row) == [ids("癸")]
+    assert row.truncated is (lengths != kept)
+
+
+def test_characters_are_halved_and_tokens_counted() -> None:
+    # 300 words of one token and, with the space, five characters each: 1500 characters fit, twice 300 tokens do not.
+    row = encode(Choice(("word " * 300, "甲"), ("乙",)))
+    assert options_of(row) == [[VOCAB["word"]] * 300, ids("甲")]
+    row = encode(Choice(("word " * 300, letters(300)), ("乙",)))
+    assert options_of(row) == [[VOCAB["word"]] * 150, ids(letters(150))]
+    assert row.truncated
+
+
+def test_the_same_options_are_shortened_for_every_row() -> None:
+    options = (letters(300), letters(300))
+    rows = encode_choices(text_model(), [Choice(options, ("甲",)), Choice(options, ("乙",))], "right")
+    assert [options_of(row) for row in rows] == [[ids(letters(150))] * 2] * 2
+    assert [row.truncated for row in rows] == [True, True]
+
+
+def test_as_many_options_as_fit() -> None:
+    row = encode(Choice(tuple(chr(0x5000 + index) for index in range(239)), (letters(100),)))
+    assert len(row.blocks) == 239
+    assert options_of(row) == [[UNK]] * 239
+    # 512 - [CLS] - 239 x 2 - two [SEP]
+    assert parts_of(row) == [ids(letters(31))]
+
+
+IMPOSSIBLE = {
+    "one more": (240, 1, "240 options take 481 tokens, at most 480 fit"),
+    "300 labels": (300, 1, "300 options take 601 tokens, at most 480 fit"),
+    "300 long labels": (300, 4, "300 options take 601 tokens even when each is cut to one character, at most 480 fit"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_options_that_can_never_fit_are_refused(name: str) -> None:
+    count, length, message = IMPOSSIBLE[name]
+    options = tuple(chr(0x5000 + index) * length for index in range(count))
+    choices = [Choice(("甲",), ("乙",)), Choice(options, ("乙",))]
+    with pytest.raises(InvalidRequest) as caught:
+        encode_choices(text_model(), choices, "right")
+    assert [(error.field, error.message) for error in caught.value.errors] == [("inputs[1].choices", message)]
+
+
+def test_long_options_are_refused_where_nothing_may_be_cut() -> None:
+    choice = Choice((letters(300), letters(300)), ("甲",))
+    with pytest.raises(InvalidRequest, match=r"^labels: 2 options take 603 tokens, at most 480 fit$"):
+        encode_choices(text_model(), [choice], "error", options_field="labels")
+
+
+# texts that are too long; 48 tokens, of which two options and their [SEP] take 6
+
+
+def cut(question: int, *texts: int, truncation: Truncation = "right") -> list[list[int]]:
+    texts_of_letters = tuple(letters(length) for length in texts)
+    row = encode(Choice(("甲", "乙"), texts_of_letters, letters(question)), 48, truncation)
+    kept = parts_of(row)
+    assert row.truncated is (sum(map(len, kept)) < question + sum(texts))
+    assert row.num_tokens <= 48
+    return kept
+
+
+LENGTHS = {
+    "all fits to the last token": ((0, 41), [41]),
+    "one too many": ((0, 42), [41]),
+    "a pair that fits": ((0, 30, 10), [30, 10]),
+    "the longer of a pair gives way": ((0, 50, 10), [30, 10]),
+    "also when it is the second": ((0, 10, 50), [10, 30]),
+    "both longer than half": ((0, 50, 60), [20, 20]),
+    "a question and a text that fit": ((30, 10), [30, 10]),
+    "the text gives way to the question": ((10, 50), [10, 30]),
+    "a long question keeps half": ((30, 30), [20, 20]),
+    "and more where the text is short": ((30, 15), [25, 15]),
+    "a question and a pair": ((9, 50, 5), [9, 25, 5]),
+    "a long question and a long pair": ((50, 50, 50), [19, 10, 10]),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_texts_are_cut_to_their_shares(name: str) -> None:
+    (question, *texts), kept = LENGTHS[name]
+    wholes = [length for length in (question, *texts) if length]
+    assert cut(question, *texts) == [ids(letters(length)) for length in kept]
+    lefts = [ids(letters(whole))[whole - length :] for whole, length in zip(wholes, kept, strict=True)]
+    assert cut(question, *texts, truncation="left") == lefts
+    if wholes == kept:
+        assert cut(question, *texts, truncation="error") == [ids(letters(length)) for length in kept]
+        return
+    room = 48 - 6 - len(wholes)
+    with pytest.raises(InvalidRequest, match=rf"^inputs\[0\]: takes {sum(wholes)} tokens, at most {room} fit$"):
+        cut(question, *texts, truncation="error")
+
+
+# odd texts
+
+
+def test_special_tokens_that_are_typed_are_text() -> None:
+    typed = [VOCAB[token] for token in ("[", "sep", "]", "[", "mask", "]", "[", "cls", "]")]
+    row = encode(Choice(("[SEP][MASK][CLS]",), ("[SEP][MASK][CLS]",), "[SEP][MASK][CLS]"))
+    assert row.ids.tolist() == [CLS, MASK, *typed, SEP, *typed, SEP, *typed, SEP]
+    assert row.blocks == ((1, 11),)
+
+
+def test_strings_without_any_token_leave_their_place_empty() -> None:
+    row = encode(Choice(("\x00", "甲"), ("\x07\u200b",), "\x01"))
+    assert lists(row) == (
+        [CLS, MASK, MASK, 7, SEP, SEP, SEP],
+        [0, 1, 1, 1, 1, 0, 0],
+        [0, 1, 1, 2, 3, 4, 5],
+    )
+    assert row.blocks == ((1, 2), (2, 4))
+
+
+# what is read from the outputs
+
+
+def test_the_probability_of_an_option_is_the_softmax_of_yes() -> None:
+    output = yes_no((np.log(1), 50), (np.log(3), -50), (np.log(4), 0))
+    assert probabilities(output) == pytest.approx([0.125, 0.375, 0.5], abs=1e-7)
+
+
+def test_each_option_by_itself_is_yes_against_no() -> None:
+    output = yes_no((np.log(3), 0), (2.5, 2.5), (-1, np.log(9) - 1))
+    assert yes_probabilities(output) == pytest.approx([0.75, 0.5, 0.1], abs=1e-7)
+
+
+def test_extreme_logits_do_not_overflow() -> None:
+    output = yes_no((3e38, -3e38), (-3e38, 3e38))
+    assert probabilities(output).tolist() == [1.0, 0.0]
+    assert yes_probabilities(output) == pytest.approx([1.0, 0.0], abs=1e-30)
+
+
+def test_a_vocabulary_without_yes_cannot_choose() -> None:
+    model = text_model(yes=None)
+    assert not model.can_choose
+    with pytest.raises(ValueError, match="no words for yes and no"):
+        encode_choices(model, [Choice(("甲",), ("乙",))], "right")

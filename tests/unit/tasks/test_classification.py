@@ -1,0 +1,113 @@
+"""Classification: by a head's labels and by labels of the request."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.domain import Labels, TokenScores
+from service.errors import InvalidRequest
+from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text
+from service.tasks.scores import LabelScore
+from service.tasks.text_model import TextModel
+from tests.unit.tasks.models import CLS, MASK, SEP, head, letters, log, logits, text_model, yes_no, yes_of
+
+SENTIMENT = head("负面", "正面")
+
+
+def answer(model: TextModel, query: ClassifyQuery, output: object) -> ClassifyResult:
+    [result] = CLASSIFY.decode(model, query, CLASSIFY.encode(model, query), [output])  # type: ignore[list-item]
+    return result
+
+
+def ranking(result: ClassifyResult) -> list[str]:
+    return [score.label for score in result.scores]
+
+
+def test_a_head_reads_plain_rows() -> None:
+    query = ClassifyQuery((Text("甲"), Text("乙", "丙")))
+    first, second = CLASSIFY.encode(SENTIMENT, query)
+    assert first.ids.tolist() == [CLS, 7, SEP]
+    assert second.ids.tolist() == [CLS, 8, SEP, 9, SEP]
+    assert (first.readout, second.readout) == (Labels(), Labels())
+
+
+def test_a_head_answers_with_its_labels_best_first() -> None:
+    result = answer(SENTIMENT, ClassifyQuery((Text("甲乙"),)), logits(*log(0.2, 0.8)))
+    assert (result.label, result.tokens, result.truncated) == ("正面", 4, False)
+    assert result.score == pytest.approx(0.8)
+    assert ranking(result) == ["正面", "负面"]
+    assert [score.score for score in result.scores] == pytest.approx([0.8, 0.2])
+
+
+def test_a_head_whose_classes_have_no_names_numbers_them() -> None:
+    result = answer(head(), ClassifyQuery((Text("甲"),)), logits(0, 2, 1))
+    assert ranking(result) == ["LABEL_1", "LABEL_2", "LABEL_0"]
+
+
+def test_labels_in_the_request_make_a_choice() -> None:
+    query = ClassifyQuery((Text("丙", "丁"),), labels=("甲", "乙"), question="戊")
+    [row] = CLASSIFY.encode(text_model(), query)
+    assert row.ids.tolist() == [CLS, MASK, 7, MASK, 8, SEP, 11, SEP, 9, SEP, 10, SEP]
+    assert row.readout == TokenScores((1, 3), (5, 6))
+
+
+def test_a_choice_is_answered_with_the_labels_of_the_request() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"))
+    result = answer(text_model(), query, yes_of([0.25, 0.125, 0.625]))
+    assert ranking(result) == ["丁", "甲", "乙"]
+    assert [score.score for score in result.scores] == pytest.approx([0.625, 0.25, 0.125])
+    assert (result.label, result.score) == (result.scores[0].label, result.scores[0].score)
+
+
+def test_several_labels_have_scores_of_their_own() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"), multi_label=True)
+    [no, yes, half] = (-2.0, log(0.9)[0] - log(0.1)[0], 0.0)
+    result = answer(text_model(), query, yes_no((no, 0), (yes, 0), (half, 0)))
+    assert ranking(result) == ["乙", "丁", "甲"]
+    assert [score.score for score in result.scores] == pytest.approx([0.9, 0.5, 0.1192029])
+    assert result.label == "乙"
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(None, 3), (1, 1), (2, 2), (3, 3), (100, 3)])
+def test_top_k_keeps_the_best(top_k: int | None, kept: int) -> None:
+    query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"), top_k=top_k)
+    result = answer(text_model(), query, yes_of([0.25, 0.125, 0.625]))
+    assert ranking(result) == ["丁", "甲", "乙"][:kept]
+    assert result.score == pytest.approx(0.625)
+
+
+def test_equal_scores_keep_the_order_of_the_labels() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁", "戊"))
+    result = answer(text_model(), query, yes_no((1, 0), (2, 0), (1, 0), (2, 0)))
+    assert ranking(result) == ["乙", "戊", "甲", "丁"]
+
+
+def test_a_result_for_every_input_in_order() -> None:
+    query = ClassifyQuery((Text("丙"), Text(letters(600))), labels=("甲", "乙"))
+    rows = CLASSIFY.encode(text_model(), query)
+    first, second = CLASSIFY.decode(text_model(), query, rows, [yes_of([0.9, 0.1]), yes_of([0.3, 0.7])])
+    assert (first.label, first.tokens, first.truncated) == ("甲", 8, False)
+    assert (second.label, second.tokens, second.truncated) == ("乙", 512, True)
+    assert second.scores == (LabelScore("乙", second.score), LabelScore("甲", second.scores[1].score))
+
+
+def test_too_many_labels_are_an_error_of_the_labels() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=tuple(f"第{index}类" for index in range(300)))
+    with pytest.raises(InvalidRequest, match="at most 480 fit") as caught:
+        CLASSIFY.encode(text_model(), query)
+    assert [error.field for error in caught.value.errors] == ["labels"]
+
+
+@pytest.mark.parametrize(
+    ("model", "with_labels", "without"),
+    [
+        (text_model(), True, False),
+        (text_model(yes=None), False, False),
+        (SENTIMENT, False, True),
+        (head(), False, True),
+        (text_model("encoder"), False, False),
+    ],
+)
+def test_who_can(model: TextModel, with_labels: bool, without: bool) -> None:
+    assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),), labels=("甲",))) is with_labels
+    assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),))) is without

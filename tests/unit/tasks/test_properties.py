@@ -1,0 +1,137 @@
+"""What holds for every row of every task, whatever is asked: it fits, its blocks and positions are sound, its answer is
+a distribution."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.domain import Encoding, Labels, Output, TokenScores
+from service.errors import InvalidRequest
+from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.inference import NLI, NliQuery
+from service.tasks.mrc import MRC, MrcQuery, Reading
+from service.tasks.similarity import SIMILARITY, SimilarityQuery
+from service.tasks.task import Task, Truncation
+from service.tasks.text_model import TextModel
+from tests.unit.tasks.models import CLS, LETTERS, MASK, SEP, head, text_model
+
+CHARACTERS = st.sampled_from(f"{LETTERS}word[]😀臺é\x00\u200b 　{{}}。A")
+STRINGS = st.text(CHARACTERS, max_size=20) | st.builds(
+    lambda text, times: text * times, st.text(CHARACTERS), st.integers(1, 40)
+)
+TRUNCATIONS = st.sampled_from(get_args(Truncation))
+LENGTHS = st.sampled_from([40, 64, 100, 512])
+OPTIONS = st.lists(STRINGS, min_size=1, max_size=40, unique=True).map(tuple)
+PAIRS = st.lists(st.tuples(STRINGS, STRINGS), min_size=1, max_size=3).map(tuple)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def rows_of(task: Task[Any, Any], model: TextModel, query: Any) -> list[Encoding] | None:
+    """None for what is refused, which must name a field."""
+    try:
+        rows = task.encode(model, query)
+    except InvalidRequest as error:
+        fields = [each.field for each in error.errors]
+    else:
+        for row in rows:
+            check(row, model)
+            assert not (row.truncated and query.truncation == "error")
+        return rows
+    assert [field.startswith(("inputs[", "labels")) for field in fields] == [True]
+    return None
+
+
+def check(row: Encoding, model: TextModel) -> None:
+    assert len(row.ids) == len(row.segment_ids) == len(row.positions) == row.num_tokens <= model.max_length
+    assert row.ids[0] == CLS
+    assert row.ids[-1] == SEP
+    assert set(row.segment_ids.tolist()) <= {0, 1}
+    assert (row.positions >= 0).all()
+    assert (row.positions <= np.arange(row.num_tokens)).all()
+    ends = [0, *(edge for block in row.blocks for edge in block)]
+    assert ends == sorted(ends)
+    assert all(start < end for start, end in row.blocks)
+    assert np.flatnonzero(row.ids == MASK).tolist() == [start for start, _ in row.blocks]
+    if row.blocks:
+        assert row.readout == TokenScores(tuple(start for start, _ in row.blocks), (5, 6))
+
+
+def outputs_of(rows: list[Encoding], num_labels: int, seed: int) -> list[Output]:
+    random = np.random.default_rng(seed)
+    shapes = [(1, num_labels) if row.readout == Labels() else (len(row.blocks), 2) for row in rows]
+    return [Output((30 * random.standard_normal(shape)).astype(np.float32)) for shape in shapes]
+
+
+def is_distribution(scores: list[float]) -> bool:
+    return all(0 <= score <= 1 for score in scores) and abs(sum(scores) - 1) < 1e-5
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(STRINGS, st.none() | STRINGS), min_size=1, max_size=3),
+    OPTIONS,
+    STRINGS,
+    st.booleans(),
+    TRUNCATIONS,
+    LENGTHS,
+    SEEDS,
+)
+def test_zero_shot_classification(
+    inputs: list[tuple[str, str | None]],
+    labels: tuple[str, ...],
+    question: str,
+    multi_label: bool,
+    truncation: Truncation,
+    max_length: int,
+    seed: int,
+) -> None:
+    model = text_model(max_length=max_length)
+    texts = tuple(Text(*each) for each in inputs)
+    query = ClassifyQuery(texts, labels, question, multi_label, None, truncation)
+    rows = rows_of(CLASSIFY, model, query)
+    if rows is None:
+        return
+    for result in CLASSIFY.decode(model, query, rows, outputs_of(rows, 0, seed)):
+        scores = [each.score for each in result.scores]
+        assert scores == sorted(scores, reverse=True)
+        assert sorted(each.label for each in result.scores) == sorted(labels)
+        assert (result.label, result.score) == (result.scores[0].label, scores[0])
+        assert all(0 <= score <= 1 for score in scores) if multi_label else is_distribution(scores)
+
+
+@settings(deadline=None)
+@given(STRINGS, STRINGS, OPTIONS, TRUNCATIONS, LENGTHS, SEEDS)
+def test_reading_comprehension(
+    passage: str, question: str, choices: tuple[str, ...], truncation: Truncation, max_length: int, seed: int
+) -> None:
+    model = text_model(max_length=max_length)
+    query = MrcQuery((Reading(passage, question, choices),), truncation)
+    rows = rows_of(MRC, model, query)
+    if rows is None:
+        return
+    [result] = MRC.decode(model, query, rows, outputs_of(rows, 0, seed))
+    assert is_distribution(list(result.scores))
+    assert result.score == max(result.scores) == result.scores[result.index]
+    assert result.answer == choices[result.index]
+
+
+@settings(deadline=None)
+@given(PAIRS, TRUNCATIONS, LENGTHS, st.booleans(), SEEDS)
+def test_pairs(
+    pairs: tuple[tuple[str, str], ...], truncation: Truncation, max_length: int, is_tuned: bool, seed: int
+) -> None:
+    zero_shot = text_model(max_length=max_length)
+    infers = head("矛盾", "中立", "蕴含", tasks=("nli",), max_length=max_length) if is_tuned else zero_shot
+    rows = rows_of(NLI, infers, NliQuery(pairs, truncation))
+    for result in NLI.decode(infers, NliQuery(pairs, truncation), rows, outputs_of(rows, 3, seed)) if rows else ():
+        assert is_distribution([each.score for each in result.scores])
+        assert {each.label for each in result.scores} == {"contradiction", "neutral", "entailment"}
+    similar = head("不相似", "相似", tasks=("similarity",), max_length=max_length) if is_tuned else zero_shot
+    query = SimilarityQuery(pairs, truncation)
+    rows = rows_of(SIMILARITY, similar, query)
+    results = SIMILARITY.decode(similar, query, rows, outputs_of(rows, 2, seed)) if rows else []
+    assert all(0 <= result.score <= 1 for result in results)

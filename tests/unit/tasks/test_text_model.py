@@ -1,0 +1,220 @@
+"""The parent's face of a checkpoint: what is read from its folder, and that its tokenizer is BERT's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertTokenizer
+
+from service.checkpoint import Checkpoint, Kind, Shape, describe
+from service.errors import CheckpointError
+from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+from tests.checkpoints import make_checkpoint, vocabulary
+
+SHAPE = Shape(
+    num_layers=1,
+    hidden_size=8,
+    num_heads=1,
+    ffn_size=8,
+    vocab_size=1000,
+    max_positions=512,
+    num_segments=2,
+    norm_eps=1e-12,
+    activation="gelu",
+)
+SMALL = [*SPECIAL, "是", "非", "a", "ä", "b"]
+
+
+def checkpoint(path: Path, kind: Kind = "masked-lm", labels: tuple[str, ...] = ()) -> Checkpoint:
+    return Checkpoint("m", str(path), None, path, "bert", kind, SHAPE, labels=labels, tasks=("nli",))
+
+
+def folder(path: Path, tokens: list[str] = SMALL, **files: Any) -> Path:
+    """A checkpoint's folder with a vocabulary and any JSON files, by the stem of their names."""
+    (path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    for stem, content in files.items():
+        (path / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+# loading
+
+
+@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
+def test_a_checkpoint_in_the_upstream_layout(tmp_path: Path, kind: Kind) -> None:
+    make_checkpoint(tmp_path, kind=kind, id2label={0: "差评", 1: "好评"}, max_positions=64)
+    model = TextModel.load(describe(tmp_path, "mine"))
+    vocab = vocabulary()
+    assert (model.name, model.kind, model.max_length) == ("mine", kind, 64)
+    assert model.labels == (("差评", "好评") if kind == "sequence-classification" else ())
+    assert (model.cls, model.sep, model.mask) == (2, 3, 4)
+    assert (model.yes, model.no) == (vocab.index("是"), vocab.index("非"))
+    assert model.can_choose is (kind == "masked-lm")
+    assert [model.token(token_id) for token_id in model.tokenize(["今天ab臺"])[0]] == ["今", "天", "a", "##b", "[UNK]"]
+
+
+def test_labels_and_purposes_are_the_checkpoints(tmp_path: Path) -> None:
+    model = TextModel.load(checkpoint(folder(tmp_path), "sequence-classification", ("x", "y")))
+    assert (model.labels, model.tasks) == (("x", "y"), ("nli",))
+
+
+def test_without_the_words_yes_and_no_nothing_is_chosen(tmp_path: Path) -> None:
+    model = TextModel.load(checkpoint(folder(tmp_path, [*SPECIAL, "是"])))
+    assert (model.yes, model.no, model.can_choose) == (5, None, False)
+
+
+def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join(SMALL).encode())
+    assert TextModel.load(checkpoint(tmp_path)).tokenize(["ab 是"]) == [[1, 5]]
+
+
+def test_a_vocabulary_inside_tokenizer_json(tmp_path: Path) -> None:
+    vocab = {token: index for index, token in enumerate(SMALL)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
+    assert TextModel.load(checkpoint(tmp_path)).tokenize(["a", "非b"]) == [[7], [6, 9]]
+
+
+def test_case_and_accents_as_tokenizer_config_says(tmp_path: Path) -> None:
+    assert TextModel.load(checkpoint(folder(tmp_path))).tokenize(["Ä"]) == [[7]]
+    cased = folder(tmp_path, tokenizer_config={"do_lower_case": False, "strip_accents": None})
+    assert TextModel.load(checkpoint(cased)).tokenize(["Ä", "ä"]) == [[1], [8]]
+    accents = folder(tmp_path, tokenizer_config={"do_lower_case": True, "strip_accents": False})
+    assert TextModel.load(checkpoint(accents)).tokenize(["Ä"]) == [[8]]
+
+
+def test_no_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has neither vocab\.txt nor a WordPiece tokenizer\.json$"):
+        TextModel.load(checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("content", [{}, {"model": []}, {"model": {"type": "BPE", "vocab": {}}}, {"model": None}])
+def test_a_tokenizer_of_another_kind(tmp_path: Path, content: dict[str, Any]) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"nor a WordPiece tokenizer\.json$"):
+        TextModel.load(checkpoint(tmp_path))
+
+
+def test_a_vocabulary_that_lacks_special_tokens(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"the vocabulary lacks \[CLS\], \[MASK\]$"):
+        TextModel.load(checkpoint(folder(tmp_path, ["[PAD]", "[UNK]", "[SEP]", "是"])))
+
+
+def test_an_empty_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").touch()
+    with pytest.raises(CheckpointError, match="lacks"):
+        TextModel.load(checkpoint(tmp_path))
+
+
+def test_a_vocabulary_larger_than_the_embeddings(tmp_path: Path) -> None:
+    tokens = [*SPECIAL, *(f"t{index}" for index in range(996))]
+    with pytest.raises(CheckpointError, match=r"has 1001 entries, but config\.json says vocab_size 1000$"):
+        TextModel.load(checkpoint(folder(tmp_path, tokens)))
+
+
+def test_a_vocabulary_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes("\n".join(SMALL).encode("gb18030"))
+    with pytest.raises(CheckpointError, match=r"vocab\.txt: is not UTF-8 text"):
+        TextModel.load(checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("value", ["yes", 1, []])
+def test_a_flag_that_is_none(tmp_path: Path, value: Any) -> None:
+    path = folder(tmp_path, tokenizer_config={"do_lower_case": value})
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: do_lower_case is .*; wanted true or false$"):
+        TextModel.load(checkpoint(path))
+
+
+# tokens
+
+PIECES = """
+ａ ｂ ##ｂ ##１ 😀 ##👨 ##\u200d ##👩 ❤ ##\ufe0f あ ##い ##ア 한 ᄒ ##ᅡ ##ᆫ я ##б ا ##ل ⅷ ##① ##½ ##㎡ ½ ㎡ ﬁ
+cls sep mask the ##ing un ##aff ##able
+"""
+# Whatever text is made of, so that few of the differences hide behind [UNK].
+VOCABULARY = [
+    *SPECIAL,
+    *("今天气很好臺灣國語體㐀𠀀𪚥々〇ヶ,.!?，。！？：；“”【】《》…—·￥$€%@#&*()[]{}<>~`^_-+=|\\/'\""),
+    *"abcdefghijklmnopqrstuvwxyzäéñøßðı0123456789",
+    *(f"##{piece}" for piece in "abcdefghijklmnopqrstuvwxyzäéñøßðı0123456789"),
+    *PIECES.split(),
+]
+HARD = [
+    "今天天气很好。",
+    "臺灣國語體",
+    "今天weather很好,ok?",
+    "unaffable UNAFFABLE Unaffing",
+    "Äpfel, Éñø; naïve ﬁ ß ẞ ð",
+    "A\u0308 e\u0301",
+    "İstanbul ısı",
+    "㐀𠀀𪚥々〇ヶ",
+    "😀👨\u200d👩 ❤\ufe0f",
+    "a\x00b\x01c\x7f d\x9f\ufffde\u200b\u200ef\ufeffg\xad",
+    " a\t\tb\r\nc\u3000d\xa0e\u2003f\u2028g ",
+    "ａｂ１，！？",
+    "ａ、ｂ",
+    "あいア 한 Яб ال あいアヴ 한국어",
+    "ⅷ①½㎡ 3.14 1,000 50%",
+    "《三体》——“你好”……",
+    "http://a.b/c?d=e&f#g_h @x ￥100 $5 €3",
+    "a" * 100,
+    "a" * 101,
+    "##a [unused1] [ MASK ] <mask>",
+    "\U0010ffff\ue000 \u0300",
+    "",
+    " ",
+    "\n",
+]
+
+
+def test_the_tokenizer_is_berts_on_hard_strings(tmp_path: Path) -> None:
+    model = TextModel.load(checkpoint(folder(tmp_path, VOCABULARY)))
+    reference = BertTokenizer.from_pretrained(tmp_path)
+    wanted = [reference.encode(text, add_special_tokens=False) for text in HARD]
+    assert model.tokenize(HARD) == wanted == OURS_ON_HARD
+    assert [model.tokenize([text])[0] for text in HARD] == wanted
+
+
+def test_a_cased_tokenizer_is_berts_on_hard_strings(tmp_path: Path) -> None:
+    path = folder(tmp_path, VOCABULARY, tokenizer_config={"do_lower_case": False})
+    reference = BertTokenizer.from_pretrained(path, do_lower_case=False)
+    wanted = [reference.encode(text, add_special_tokens=False) for text in HARD]
+    assert TextModel.load(checkpoint(path)).tokenize(HARD) == wanted
+    assert wanted != OURS_ON_HARD
+
+
+# Special tokens are left out: what is typed of them is text here, as other tests show.
+TEXTS = st.text(st.characters(exclude_characters="[", exclude_categories=["Cs"]), max_size=30)
+VOCAB = {token: index for index, token in enumerate(VOCABULARY)}
+OURS = build_tokenizer(VOCAB, {})
+OURS_ON_HARD = [OURS.encode(text).ids for text in HARD]
+BERTS = BertTokenizer(vocab=VOCAB)
+
+
+@settings(deadline=None)
+@given(TEXTS | st.text("aäAÄ今臺ａ\u0308\u200d\u0000 .，", max_size=30))
+def test_the_tokenizer_is_berts_on_any_string(text: str) -> None:
+    assert OURS.encode(text).ids == BERTS.encode(text, add_special_tokens=False)
+
+
+def test_most_of_the_hard_strings_are_known() -> None:
+    tokens = [token for row in OURS_ON_HARD for token in row]
+    assert len(set(tokens)) > 100
+    assert tokens.count(VOCAB["[UNK]"]) < len(tokens) / 10
+
+
+def test_special_tokens_are_text() -> None:
+    assert OURS.encode("[CLS][SEP] [MASK]").tokens == ["[", "cls", "]", "[", "sep", "]", "[", "mask", "]"]
+
+
+def test_an_id_beyond_the_vocabulary_has_no_text(tmp_path: Path) -> None:
+    model = TextModel.load(checkpoint(folder(tmp_path)))
+    assert [model.token(7), model.token(999)] == ["a", ""]
+
+
+def test_no_texts_are_no_tokens(tmp_path: Path) -> None:
+    assert TextModel.load(checkpoint(folder(tmp_path))).tokenize([]) == []
