@@ -14,6 +14,7 @@ ServiceError
 ├── InferenceFailed           500 inference_failed: the forward itself failed on this row
 └── StartupError              no status: the process cannot start (bad setting, bad checkpoint)
     ├── SettingError          a setting has a bad value
+    ├── DatasetError          a data set is not there or cannot be read
     └── CheckpointError       a model cannot be found, read or understood
 """
 
@@ -39,9 +40,7 @@ class ServiceError(Exception):
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
-    def __init__(
-        self, detail: str, *, errors: Sequence[FieldError] = (), retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, detail: str, *, errors: Sequence[FieldError] = (), retry_after_s: float | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = tuple(errors)
@@ -113,6 +112,10 @@ class StartupError(ServiceError):
 
 class SettingError(StartupError):
     code = "setting_error"
+
+
+class DatasetError(StartupError):
+    code = "dataset_error"
 
 
 class CheckpointError(StartupError):

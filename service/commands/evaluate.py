@@ -22,7 +22,8 @@ import httpx
 from tqdm import tqdm
 
 from service.datasets.example import Example
-from service.datasets.registry import DATASETS, DatasetError, load
+from service.datasets.registry import DATASETS, load
+from service.errors import DatasetError
 from service.evaluation.asked import EvaluationError
 from service.evaluation.score import report_of
 from service.evaluation.server import IN_FLIGHT, TIMEOUT_S, Server

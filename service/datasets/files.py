@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from service.datasets.fields import RecordError
-from service.errors import StartupError
+from service.errors import DatasetError
 
 T = TypeVar("T")
-
-
-class DatasetError(StartupError):
-    """A data set that is not there or cannot be read."""
-
-    code = "dataset_error"
 
 
 def find(data: Path, patterns: tuple[str, ...], split: str) -> Path:

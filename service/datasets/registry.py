@@ -13,9 +13,8 @@ from typing import Any
 
 from service.datasets import convert
 from service.datasets.example import Example
-from service.datasets.files import DatasetError, find, read_json, read_records, take_each
-
-__all__ = ["DATASETS", "Dataset", "DatasetError", "load"]
+from service.datasets.files import find, read_json, read_records, take_each
+from service.errors import DatasetError
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from service.checkpoint import TASKS_KEY, Checkpoint, describe
 from service.datasets.example import Example
 from service.datasets.files import read_records
 from service.datasets.registry import load
-from service.errors import SettingError
+from service.errors import DatasetError, SettingError
 from service.tasks.text_model import NO, YES, TextModel
 from service.training.fresh import fresh_config, fresh_model
 from service.training.recipe import Recipe
@@ -52,11 +52,11 @@ def read_corpus(recipe: Recipe, data: Path) -> Corpus:
     """Training examples whose texts stand in a dev split are dropped: some collections overlap."""
     dev = {source: _load(source, data) for source in recipe.dev}
     seen = {example.texts for examples in dev.values() for example in examples}
-    train = {
-        source: [item for item in _load(source, data) if item.texts not in seen]
-        for source in recipe.sources
-        if source != SNIPPETS
-    }
+    sources = [source for source in recipe.sources if source != SNIPPETS]
+    train = {source: [item for item in _load(source, data) if item.texts not in seen] for source in sources}
+    for source, examples in train.items():
+        if not examples:
+            raise DatasetError(f"{source}: no example is left to train on once those of the dev splits are dropped")
     texts = [text for file in recipe.texts for record in read_records(data / file) for text in _strings(record)]
     return Corpus(train, {name: examples[: recipe.evaluate_limit] for name, examples in dev.items()}, texts)
 
@@ -69,7 +69,7 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
     """
     set_seed(recipe.seed)
     corpus = read_corpus(recipe, data)
-    output.mkdir(parents=True, exist_ok=True)
+    (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     arguments = training_arguments(recipe, output / "checkpoints")
     with arguments.main_process_first():
         folder = _start_folder(recipe, corpus, output, start)
@@ -123,7 +123,12 @@ def _write_fresh(recipe: Recipe, corpus: Corpus, folder: Path) -> None:
 
 
 def _network(recipe: Recipe, folder: Path, corpus: Corpus) -> PreTrainedModel:
-    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    settings: dict[str, Any] = {
+        "dtype": torch.float32,
+        "attn_implementation": "eager",
+        "hidden_dropout_prob": recipe.dropout,
+        "attention_probs_dropout_prob": recipe.dropout,
+    }
     if describe(folder, folder.name).shape.activation == "gelu_new":
         settings["hidden_act"] = FUSED_GELU
     if recipe.form == "choice":

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.datasets.fields import RecordError
-from service.datasets.files import DatasetError, find, read_json, read_records, read_text, take_each
+from service.datasets.files import find, read_json, read_records, read_text, take_each
+from service.errors import DatasetError
 from tests.unit.datasets.layouts import write
 
 BOM = b"\xef\xbb\xbf"

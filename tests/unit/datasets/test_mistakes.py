@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.datasets.files import DatasetError
 from service.datasets.registry import load
+from service.errors import DatasetError
 from tests.unit.datasets.layouts import Make, c3, json_document, json_lines, lines, tabs, text, write
 
 
