@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from service.engine.packing import Packed, to_device
+from service.engine.packing import Packed, layout, to_device
 from service.errors import SettingError
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one length that lie side by side in the pack, from token `start` on; a mask belongs to a row alone."""
+    """Rows of one length and one mask that lie side by side in the pack, from token `start` on."""
 
     start: int
     num_rows: int
@@ -51,14 +51,11 @@ class Backend:
 
 
 def make_plan(packed: Packed, device: torch.device, dtype: torch.dtype) -> Plan:
-    """Rows of one length share a call; a row with blocks has a mask of its own and goes alone."""
+    """Rows of one length and with the same blocks share a call, and a mask."""
     groups: list[Group] = []
-    alike = groupby(
-        enumerate(packed.encodings), key=lambda each: (each[1].num_tokens, each[0] if each[1].blocks else -1)
-    )
-    for (length, _), members in alike:
+    for (length, blocks), members in groupby(enumerate(packed.encodings), key=lambda each: layout(each[1])):
         indices = [index for index, _ in members]
-        mask = block_mask(length, packed.encodings[indices[0]].blocks, device, dtype)
+        mask = block_mask(length, blocks, device, dtype)
         groups.append(Group(packed.offsets[indices[0]], len(indices), length, mask))
     return Plan(tuple(groups), packed.cu_lengths, max(packed.lengths))
 

@@ -22,9 +22,8 @@ from service.errors import InferenceFailed
 class Packed:
     """A batch as flat tensors.
 
-    The rows are in the order of `rows`: those without blocks come first, shorter ones before longer ones, so that rows
-    of one length lie side by side. Row i of the pack is encoding `rows[i]`, and its tokens are
-    `offsets[i]:offsets[i + 1]`.
+    The rows are in the order of `rows`: by length, then by blocks, so that rows of one layout lie side by side. Row i
+    of the pack is encoding `rows[i]`, and its tokens are `offsets[i]:offsets[i + 1]`.
     """
 
     encodings: tuple[Encoding, ...]  # in pack order
@@ -42,7 +41,7 @@ class Packed:
 
 def pack(encodings: Sequence[Encoding], device: torch.device) -> Packed:
     """Packs at least one row."""
-    rows = sorted(range(len(encodings)), key=lambda row: (bool(encodings[row].blocks), encodings[row].num_tokens))
+    rows = sorted(range(len(encodings)), key=lambda row: layout(encodings[row]))
     ordered = tuple(encodings[row] for row in rows)
     offsets = (0, *accumulate(each.num_tokens for each in ordered))
     # One buffer, so one copy to the device.
@@ -58,6 +57,11 @@ def pack(encodings: Sequence[Encoding], device: torch.device) -> Packed:
         positions=positions,
         cu_lengths=to_device(torch.tensor(offsets, dtype=torch.int32), device),
     )
+
+
+def layout(encoding: Encoding) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Rows of one layout have one length and one mask."""
+    return encoding.num_tokens, encoding.blocks
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

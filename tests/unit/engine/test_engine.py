@@ -117,13 +117,15 @@ def test_rows_of_one_length_lie_side_by_side() -> None:
     assert [group.mask is None for group in groups] == [True, True, False]
 
 
-def test_rows_with_blocks_keep_their_own_masks() -> None:
-    rows = [choice_row((2, 4), 3), choice_row((4, 2), 3), choice_row((6,), 3)]
-    groups = make_plan(pack(rows, CPU), CPU, torch.float32).groups
-    assert [group.num_rows for group in groups] == [1, 1, 1]
+def test_rows_share_a_call_only_where_their_blocks_are_the_same() -> None:
+    rows = [choice_row((2, 4), 3), choice_row((4, 2), 3), choice_row((2, 4), 3, seed=1), choice_row((6,), 3)]
+    packed = pack(rows, CPU)
+    groups = make_plan(packed, CPU, torch.float32).groups
+    assert packed.rows == (0, 2, 1, 3)
+    assert [group.num_rows for group in groups] == [2, 1, 1]
     masks = [group.mask for group in groups]
     assert masks[2] is None
-    for row, mask in zip(rows, masks[:2], strict=False):
+    for row, mask in zip((rows[0], rows[1]), masks[:2], strict=True):
         assert mask is not None
         assert torch.equal(mask == 0, dense_mask(row)[0, 0] == 0)
 
