@@ -43,6 +43,14 @@ class Optimizer(_Strict):
     bf16: bool = True
 
 
+class Taught(_Strict):
+    """Plain texts labelled by a simple teacher that has learned from a labelled data set."""
+
+    by: str = Field(description="the labelled data set, as in a mixture")
+    file: str = Field(description="the file whose strings are labelled")
+    keep: float = Field(0.6, gt=0, le=1, description="share of the texts, those of which the teacher is surest")
+
+
 class Stage(_Strict):
     """A stretch of training on one mixture; `mixture` maps "name/split" of a data set to its share of examples."""
 
@@ -50,6 +58,7 @@ class Stage(_Strict):
     mixture: dict[str, float] = Field(min_length=1)
     masked_texts: float = Field(0.0, ge=0, le=1, description="share of rows that are plain masked text")
     mask_rate: float = Field(0.0, ge=0, lt=1, description="share of text tokens masked beside the choice loss")
+    crops: dict[str, float] = Field({}, description="by source: share of its texts cut to a window of themselves")
 
 
 class Recipe(_Strict):
@@ -69,6 +78,7 @@ class Recipe(_Strict):
     texts: tuple[str, ...] = Field(
         (), description="files whose strings are plain text: vocabulary, embeddings, masking"
     )
+    taught: dict[str, Taught] = Field({}, description="more sources for mixtures, by a name of their own")
     wordings: dict[str, tuple[tuple[str, ...], ...]] = {}
 
     @property

@@ -26,8 +26,9 @@ from service.datasets.registry import load
 from service.errors import DatasetError, SettingError
 from service.tasks.text_model import NO, YES, TextModel
 from service.training.fresh import fresh_config, fresh_model
-from service.training.recipe import Recipe
+from service.training.recipe import Recipe, Taught
 from service.training.stream import SNIPPETS, Stream
+from service.training.teacher import Teacher
 from service.training.trainer import RecipeTrainer, training_arguments
 from service.training.vocabulary import count_embeddings, learn_vocabulary
 
@@ -52,12 +53,15 @@ def read_corpus(recipe: Recipe, data: Path) -> Corpus:
     """Training examples whose texts stand in a dev split are dropped: some collections overlap."""
     dev = {source: _load(source, data) for source in recipe.dev}
     seen = {example.texts for examples in dev.values() for example in examples}
-    sources = [source for source in recipe.sources if source != SNIPPETS]
-    train = {source: [item for item in _load(source, data) if item.texts not in seen] for source in sources}
-    for source, examples in train.items():
-        if not examples:
+    train = {}
+    for source in recipe.sources:
+        if source == SNIPPETS:
+            continue
+        examples = _taught(recipe.taught[source], data) if source in recipe.taught else _load(source, data)
+        train[source] = [item for item in examples if item.texts not in seen]
+        if not train[source]:
             raise DatasetError(f"{source}: no example is left to train on once those of the dev splits are dropped")
-    texts = [text for file in recipe.texts for record in read_records(data / file) for text in _strings(record)]
+    texts = [text for file in recipe.texts for text in _texts(data / file)]
     return Corpus(train, {name: examples[: recipe.evaluate_limit] for name, examples in dev.items()}, texts)
 
 
@@ -160,9 +164,14 @@ def _load(source: str, data: Path) -> list[Example]:
     return load(name, data, split or "train")
 
 
-def _strings(record: Any) -> Iterable[str]:
-    values = record.values() if isinstance(record, Mapping) else record
-    return (value for value in values if isinstance(value, str) and len(value) > 4)
+def _taught(taught: Taught, data: Path) -> list[Example]:
+    return Teacher(_load(taught.by, data)).label(_texts(data / taught.file), taught.keep)
+
+
+def _texts(file: Path) -> list[str]:
+    """Every string of a file that is long enough to be a text."""
+    records = (record.values() if isinstance(record, Mapping) else record for record in read_records(file))
+    return [value for values in records for value in values if isinstance(value, str) and len(value) > 4]
 
 
 def _example_texts(groups: Iterable[Sequence[Example]]) -> Iterable[str]:

@@ -29,6 +29,7 @@ SNIPPETS = "snippets"
 NUM_SNIPPETS = 4
 MAX_SNIPPET = 8
 MAX_SNIPPET_TEXT = 60
+MIN_CROP = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +85,10 @@ class Stream:
             [encoding] = encode_rows(self.model, [(draw.choice(self.texts),)], Labels(), "right")
             return [mask_tokens(self.model, Row(encoding), 0.15, draw)]
         [name] = draw.choices(list(stage.mixture), list(stage.mixture.values()))
-        row = self._row(name, next(decks[name]), draw)
+        example = next(decks[name])
+        if name in stage.crops and draw.random() < stage.crops[name]:
+            example = crop(example, draw)
+        row = self._row(name, example, draw)
         return [mask_tokens(self.model, row, stage.mask_rate, draw) if stage.mask_rate else row]
 
     def _row(self, name: str, example: Example, draw: random.Random) -> Row:
@@ -105,6 +109,14 @@ def vary(example: Example, max_options: int, wordings: Sequence[tuple[str, ...]]
     others = [index for index in range(len(example.options)) if index != example.answer]
     kept = sorted([example.answer, *draw.sample(others, draw.randint(max_options // 2, max_options) - 1)])
     return replace(example, options=tuple(example.options[index] for index in kept), answer=kept.index(example.answer))
+
+
+def crop(example: Example, draw: random.Random) -> Example:
+    """A window of the (first) text, so that no part of it can be relied upon, and none is learned by heart."""
+    text, *others = example.texts
+    length = draw.randint(min(MIN_CROP, len(text)), len(text))
+    start = draw.randint(0, len(text) - length)
+    return replace(example, texts=(text[start : start + length], *others))
 
 
 def mask_tokens(model: TextModel, row: Row, rate: float, draw: random.Random) -> Row:

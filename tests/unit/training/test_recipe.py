@@ -23,7 +23,8 @@ def read(folder: Path, text: str) -> Recipe:
 
 def test_the_recipe_of_mini_reads_known_data_sets_only() -> None:
     recipe = read_recipe(MINI)
-    names = {source.partition("/")[0] for source in (*recipe.sources, *recipe.dev)}
+    taught = [one.by for one in recipe.taught.values()]
+    names = {source.partition("/")[0] for source in (*recipe.sources, *recipe.dev, *taught)} - set(recipe.taught)
     assert names - {SNIPPETS} <= set(DATASETS)
     assert recipe.fresh is not None
     assert recipe.num_steps > recipe.optimizer.decay_steps > 0

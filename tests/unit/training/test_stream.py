@@ -23,6 +23,7 @@ from service.training.stream import (
     Row,
     Stream,
     by_length,
+    crop,
     mask_tokens,
     shuffled,
     snippets,
@@ -148,3 +149,30 @@ def test_shuffled_deals_every_example_before_any_comes_again() -> None:
     dealt = list(islice(shuffled(NEWS, random.Random(2)), 2 * len(NEWS)))
     for half in (dealt[: len(NEWS)], dealt[len(NEWS) :]):
         assert sorted(half, key=NEWS.index) == NEWS
+
+
+def test_crop_leaves_a_window_of_the_text() -> None:
+    draw = random.Random(3)
+    long, short = Example("classify", ("体育新闻今天开始",), LABELS, 0), Example("classify", ("好", "二"), LABELS, 0)
+    lengths = set()
+    for _ in range(200):
+        [window] = crop(long, draw).texts
+        assert window in long.texts[0]
+        lengths.add(len(window))
+    assert lengths == {4, 5, 6, 7, 8}
+    assert crop(short, draw) == short
+
+
+def test_only_the_sources_named_are_cropped(model: TextModel) -> None:
+    stage = Stage(steps=12, mixture={"tnews/train": 1, "other": 1}, crops={"other": 1.0})
+    whole = [Example("classify", ("上" * 30,), LABELS, 0)]
+    cropped = [Example("classify", ("下" * 30,), LABELS, 0)]
+    stream = Stream(recipe(stages=(stage,)), model, {"tnews/train": whole, "other": cropped}, [])
+    up, down = model.tokenize(["上", "下"])
+    counts = {"up": set(), "down": set()}
+    for row in (row for batch in stream for row in batch):
+        ids = row.encoding.ids.tolist()
+        counts["up"].add(ids.count(up[0]))
+        counts["down"].add(ids.count(down[0]))
+    assert counts["up"] == {0, 30}
+    assert len(counts["down"]) > 3
