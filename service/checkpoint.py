@@ -46,6 +46,12 @@ _KNOWN_LABELS = {
     "-Sentiment": ("负面", "正面"),
 }
 _KNOWN_TASKS = {"-Similarity": ("similarity",), "-NLI": ("nli",)}
+_TASKS_OF_LABELS: dict[frozenset[str], tuple[str, ...]] = {
+    frozenset(("不相似", "相似")): ("similarity",),
+    frozenset(("矛盾", "中立", "蕴含")): ("nli",),
+    frozenset(("contradiction", "neutral", "entailment")): ("nli",),
+}
+"""A copy in a folder of any name is what its labels say."""
 
 TASKS_KEY = "erlangshen_tasks"
 """In config.json: the tasks beyond plain classification that a fine-tuned classifier was made for."""
@@ -134,6 +140,8 @@ def describe(
     config = read_json(file)
     family, kind = _family_and_kind(file, config)
     purpose = re.sub(r".*(?=-)", "", (source or str(path)).rstrip("/")) if kind == "sequence-classification" else ""
+    labels = _labels(file, config, kind, tuple(labels), _KNOWN_LABELS.get(purpose, ()))
+    by_labels = _TASKS_OF_LABELS.get(frozenset(map(str.lower, labels)), ())
     return Checkpoint(
         name=name,
         source=source or str(path),
@@ -142,8 +150,8 @@ def describe(
         family=family,
         kind=kind,
         shape=_shape(file, config),
-        labels=_labels(file, config, kind, tuple(labels), _KNOWN_LABELS.get(purpose, ())),
-        tasks=_tasks(file, config) or _KNOWN_TASKS.get(purpose, ()),
+        labels=labels,
+        tasks=_tasks(file, config) or _KNOWN_TASKS.get(purpose, by_labels),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from service.errors import StartupError
 from service.settings import VERSION
@@ -23,6 +24,8 @@ DEFAULT = "serve"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 2 for what the user has to mend."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # Chinese on a terminal that has none; \uXXXX is JSON, too
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-h"], ["--help"]):
         print(usage())

@@ -99,8 +99,8 @@ def _snapshot(
 def _not_here(repo: str, revision: str | None, is_offline: bool) -> str:
     why = "offline mode is on" if is_offline else "the hub cannot be reached"
     return (
-        f"{_name(repo, revision)}: not in the cache, and {why}; download it on a machine with a network "
-        f"(`hf download {repo}`) and give the folder, or go online"
+        f"{_name(repo, revision)}: no local directory, not in the cache, and {why}; "
+        f"download it on a machine with a network (`hf download {repo}`) and give the folder, or go online"
     )
 
 

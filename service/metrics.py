@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 PREFIX = "erlangshen"
 NO_MODEL = "none"
@@ -26,7 +26,7 @@ ReplicaState = Literal["starting", "loading", "ready", "restarting", "stopped"]
 DROP_REASONS: tuple[DropReason, ...] = ("cancelled", "expired", "abandoned")
 REFUSAL_REASONS: tuple[RefusalReason, ...] = ("queue_full", "draining")
 REPLICA_STATES: tuple[ReplicaState, ...] = ("starting", "loading", "ready", "restarting", "stopped")
-CODES = ("200", "400", "401", "404", "413", "422", "429", "500", "503", "504")
+CODES = ("200", "400", "404", "413", "422", "429", "499", "500", "503", "504")
 SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 LONG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -47,6 +47,8 @@ class Metrics:
     """All metrics on one registry. `declare` makes the series whose labels are known at start only."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        # They would be a second series beside every counter, undocumented, and Prometheus has no use for them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
         self._entries: list[Entry] = []
         self._declare_requests()

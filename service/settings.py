@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -255,7 +255,8 @@ def _from_env(environ: Mapping[str, str]) -> Layer:
     ours = [name for name, value in environ.items() if name.startswith(ENV_PREFIX) and name != ENV_CONFIG and value]
     for name in ours:
         if name not in known and not _KUBERNETES_LINK.fullmatch(name):
-            raise SettingError(f"environment: {name}={environ[name]} is no setting{_nearest(name, known)}")
+            # Without its value: a name that is not ours may hold a secret.
+            raise SettingError(f"environment: {name} is no setting{_nearest(name, known, ENV_PREFIX)}")
     return [(known[name], environ[name], name) for name in ours if name in known]
 
 
@@ -270,7 +271,7 @@ def _from_file(path: str | Path | None) -> Layer:
         for name, value in part.items():
             key = f"{section}.{name}"
             if key not in known:
-                raise SettingError(f"{path}: {key} = {value!r} is no setting{_nearest(key, known)}")
+                raise SettingError(f"{path}: {key} is no setting{_nearest(key, known)}")
             layer.append((known[key], value, str(path)))
     return layer
 
@@ -284,9 +285,10 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"configuration file {path} is not TOML: {error}") from error
 
 
-def _nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else "; see docs/settings.md for all of them"
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A `prefix` that all names share would make all of them near."""
+    near = get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else "; see docs/settings.md for all of them"
 
 
 def _setting_error(error: ValidationError, origins: Mapping[str, str]) -> SettingError:

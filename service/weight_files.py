@@ -18,6 +18,7 @@ from service.errors import CheckpointError
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+_LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER_BYTES = 100_000_000
 _LEGACY_PICKLES = 4  # the old .bin format: magic number, protocol, system, then the state dict
 
@@ -30,7 +31,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     for name in (*SAFETENSORS_FILES, *BIN_FILES):
         file = folder / name
         if file.is_file():
-            return _shards(file) if name.endswith(".json") else (file,)
+            return _without_pointers(_shards(file) if name.endswith(".json") else (file,))
     wanted = ", ".join((*SAFETENSORS_FILES, *BIN_FILES))
     raise CheckpointError(f"{folder}: no weights here; wanted one of {wanted}")
 
@@ -57,6 +58,14 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
     return content
+
+
+def _without_pointers(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    for file in files:
+        with file.open("rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise CheckpointError(f"{file}: a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
+    return files
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -1,6 +1,7 @@
 """The outermost ring: gives every request an id, turns every error into its reply, logs and counts every exit.
 
-Pure ASGI. Knows no route: a front tells it the task and the model through the `Exchange` in the scope.
+Pure ASGI. Knows no route: a front tells it the task and the model through the `Exchange` in the scope. HEAD is answered
+like GET; the HTTP server below leaves the body out.
 """
 
 from __future__ import annotations
@@ -58,12 +59,13 @@ class Edge:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(request_id_of(Headers(scope=scope)), self._clock())
-        scope[SCOPE_KEY] = exchange
+        is_head = scope["method"] == "HEAD"
+        inner = {**scope, SCOPE_KEY: exchange, "method": "GET" if is_head else scope["method"]}
         token = logs.request_id.set(exchange.request_id)
         try:
-            await self._serve(exchange, scope, receive, send)
+            await self._serve(exchange, inner, receive, send)
         finally:
-            self._finish(exchange, scope)
+            self._finish(exchange, scope["method"], inner)
             logs.request_id.reset(token)
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,14 +85,14 @@ class Edge:
                 raise
             await reply_to(error, exchange)(scope, receive, send_named)
 
-    def _finish(self, exchange: Exchange, scope: Scope) -> None:
+    def _finish(self, exchange: Exchange, method: str, scope: Scope) -> None:
         seconds = self._clock() - exchange.started
         if exchange.task is not None:
             self._metrics.request_done(exchange.task, exchange.model, exchange.status or 500, seconds)
         route = getattr(scope.get("route"), "path", None)
         level = logging.DEBUG if route in _PROBES else logging.INFO
         fields = {
-            "method": scope["method"],
+            "method": method,
             "route": route,
             "status": exchange.status,
             "duration_ms": round(seconds * 1000, 3),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
@@ -19,7 +20,11 @@ from service.errors import BodyTooLarge, FieldError, InvalidRequest, MalformedBo
 from service.settings import Server
 
 T = TypeVar("T")
+FieldPath = tuple[str | int, ...]
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+MAX_SEARCHED = 100_000
+"""Values (about) of a body that is searched for a lone surrogate: more than a request within the limits holds."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 STARTING_RETRY_S = 5.0
 
 
@@ -35,7 +40,7 @@ async def read_json(request: Request, max_bytes: int) -> Any:
     Raises:
         BodyTooLarge: announced or counted above `max_bytes`; reading stops there.
         MalformedBody: compressed, not UTF-8, not JSON, or nested too deep.
-        InvalidRequest: JSON that holds a lone surrogate, which is no text.
+        InvalidRequest: JSON of no more than MAX_SEARCHED values that holds a lone surrogate, which is no text.
     """
     if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
         raise MalformedBody("the body is compressed; send it as it is")
@@ -70,11 +75,18 @@ def parse_json(body: bytes) -> Any:
 def _reason(body: bytes, error: orjson.JSONDecodeError) -> str:
     if not body.strip():
         return "it is empty"
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        return f"byte {wrong.start} is not UTF-8"
     return f"{error.msg} at line {error.lineno}, column {error.colno}"
 
 
 def _refuse_surrogates(body: bytes) -> None:
     """orjson calls "\\ud800" malformed; it is well-formed JSON, and the caller wants to know the field it is in."""
+    num_values = sum(map(body.count, (b",", b"[", b"{")))
+    if num_values > MAX_SEARCHED or not _SURROGATE.search(body):
+        return
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -91,15 +103,31 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _surrogates(value: Any) -> Iterator[str]:
     """Paths of the strings that UTF-8 cannot write."""
-    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
-    while waiting:
-        path, one = waiting.pop()
+    for path, one in _values(value):
         if isinstance(one, str) and _is_broken(one):
             yield path_of(path) or "body"
-        elif isinstance(one, list):
-            waiting.extend(((*path, index), part) for index, part in reversed(list(enumerate(one))))
-        elif isinstance(one, dict):
-            waiting.extend(((*path, name), name if _is_broken(name) else part) for name, part in reversed(one.items()))
+
+
+def _values(value: Any) -> Iterator[tuple[FieldPath, Any]]:
+    """Everything in a JSON value with its path, in order; for a broken name the name itself, in its value's place.
+
+    Without recursion: a hostile body is deep.
+    """
+    open_ones: list[Iterator[tuple[FieldPath, Any]]] = [iter([((), value)])]
+    while open_ones:
+        for path, one in open_ones[-1]:
+            yield path, one
+            if isinstance(one, list | dict):
+                open_ones.append(_parts(path, one))
+                break
+        else:
+            open_ones.pop()
+
+
+def _parts(path: FieldPath, whole: list[Any] | dict[str, Any]) -> Iterator[tuple[FieldPath, Any]]:
+    if isinstance(whole, list):
+        return (((*path, index), part) for index, part in enumerate(whole))
+    return (((*path, name), name if _is_broken(name) else part) for name, part in whole.items())
 
 
 def _is_broken(text: str) -> bool:

@@ -47,11 +47,8 @@ class Batcher:
         self._clock = clock
         self._queue = Queue(max_age_s=max_age_s, dropped=self._on_dropped)
         self._rate = DrainRate()
-        self._num_in_flight = 0
-        self._is_draining = False
         self._is_closed = False
         self._filled = asyncio.Event()
-        self._emptied = asyncio.Event()
         metrics.watch_queue(lambda: len(self._queue), lambda: self._queue.num_tokens, self._oldest_age_s)
 
     async def submit(
@@ -84,7 +81,6 @@ class Batcher:
         finally:
             ticket.close(reason)
             self._queue.remove(jobs, reason)
-            self._emptied.set()
 
     async def feed(self, run: Run) -> None:
         """Takes and computes batches, one at a time, until `run` is lost or there will be no more jobs."""
@@ -92,23 +88,15 @@ class Batcher:
             if not await self._compute(run, batch):
                 return
 
-    async def drain(self) -> None:
-        """Lets no job in any more, waits until all that were let in are answered, and ends the feeders."""
-        self._is_draining = True
-        while len(self._queue) or self._num_in_flight:
-            self._emptied.clear()
-            await self._emptied.wait()
-        self.close()
-
     def close(self) -> None:
-        """Ends the feeders and fails whoever still waits."""
-        self._is_draining = self._is_closed = True
+        """Ends the feeders, fails whoever still waits, and lets no job in any more."""
+        self._is_closed = True
         for job in self._queue.drain():
             job.ticket.fail(Unavailable("the service is stopping"))
         self._filled.set()
 
     def _admit(self, encodings: Sequence[Encoding]) -> None:
-        if self._is_draining:
+        if self._is_closed:
             self._metrics.refused("draining", len(encodings))
             raise Unavailable("the service is stopping")
         waiting = self._queue.num_tokens
@@ -125,14 +113,12 @@ class Batcher:
             batch = self._queue.take(self._clock(), self._max_batch_tokens)
             if batch or self._is_closed:
                 return batch
-            self._emptied.set()
             self._filled.clear()
             await self._filled.wait()
 
     async def _compute(self, run: Run, batch: list[Job]) -> bool:
         """Settles the batch; False when `run` is lost."""
         taken, tokens = self._clock(), sum(job.num_tokens for job in batch)
-        self._num_in_flight += 1
         self._metrics.taken((taken - job.ticket.arrived for job in batch), tokens)
         try:
             ran = await run([job.encoding for job in batch])
@@ -146,9 +132,7 @@ class Batcher:
             logger.exception("batch failed", extra={"rows": len(batch), "tokens": tokens})
             _fail(batch, lambda: InferenceFailed("the batch of this request could not be computed"))
         finally:
-            self._num_in_flight -= 1
             self._metrics.landed(tokens)
-            self._emptied.set()
         return True
 
     def _settle(self, batch: list[Job], ran: Ran, taken: float, tokens: int) -> None:

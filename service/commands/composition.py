@@ -69,6 +69,8 @@ class Composition:
     def begin(self, url: str, on_failure: Callable[[], None]) -> None:
         self._url = url
         self._on_failure = on_failure
+        models = ", ".join(spec.name for spec in self._specs)
+        logger.info("starting", extra={"url": url, "models": models, "devices": ", ".join(self._devices)})
 
     @asynccontextmanager
     async def lifespan(self, _app: Any) -> AsyncIterator[None]:
@@ -130,7 +132,7 @@ class Composition:
 
     def _announce(self) -> None:
         served = ", ".join(self._models)
-        logger.info("ready", extra={"url": self._url, "models": served, "devices": list(self._devices)})
+        logger.info("ready", extra={"url": self._url, "models": served, "devices": ", ".join(self._devices)})
         task, body = first_request(self._models.values())
         print(
             f"\nErlangshen Service is ready: {served} on {', '.join(self._devices)}\n"
@@ -175,12 +177,8 @@ class Composition:
             zero_shot=model.can_choose,
             labels=list(model.labels),
             max_length=model.max_length,
-            precision=self._precisions(checkpoint.name),
+            precision=self._pool.precisions(checkpoint.name) if self._pool else [],
         )
-
-    def _precisions(self, model: str) -> list[str]:
-        samples = (one for metric in self.metrics.replica_model.collect() for one in metric.samples)
-        return sorted({one.labels["precision"] for one in samples if one.labels["model"] == model})
 
     # stopping
 

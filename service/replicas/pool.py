@@ -73,6 +73,10 @@ class Pool:
     def states(self) -> dict[str, ReplicaState]:
         return {replica.name: replica.state for replica in self._replicas}
 
+    def precisions(self, model: str) -> list[str]:
+        """What the replicas compute this model in: one, or several where they differ; empty until it is loaded."""
+        return sorted({replica.precisions[model] for replica in self._replicas if model in replica.precisions})
+
     def pids(self) -> dict[str, int]:
         """Of the children that are alive."""
         return {replica.name: replica.pid for replica in self._replicas if replica.pid is not None}

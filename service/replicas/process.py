@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Progress = Callable[[Loading], None]
 
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+"""oneDNN keeps the code that it makes for a size of batch, and torch's layer above it does so once more: 1024 kernels
+each, unless told otherwise, which are 0.9 MB each. These are enough for every length of one short text; packed batches
+come in too many sizes for any number to help."""
+
 LAST_WORDS_S = 5.0
 """From the end of the pipe to the end of the process."""
 
@@ -120,6 +125,7 @@ class Process:
     def _environment(self) -> dict[str, str]:
         """The parent's, but for what has to be set before the first import of a library that computes."""
         return {
+            **KERNEL_CACHES,
             **os.environ,
             "OMP_NUM_THREADS": str(self._threads),
             "MKL_NUM_THREADS": str(self._threads),

@@ -49,12 +49,13 @@ class Care:
 
 
 class Replica:
-    """`keep` is its life; `state` and `pid` tell of it."""
+    """`keep` is its life; `state`, `pid` and `precisions` (by model name, empty until loaded) tell of it."""
 
     def __init__(self, name: str, spec: Spec, care: Care, metrics: Metrics, progress: Progress) -> None:
         self.name = name
         self.state: ReplicaState = "stopped"
         self.pid: int | None = None
+        self.precisions: dict[str, str] = {}
         self._spec = spec
         self._care = care
         self._metrics = metrics
@@ -133,6 +134,7 @@ class Replica:
         self._progress(self.name, loading)
 
     def _on_ready(self, ready: Ready) -> None:
+        self.precisions = ready.precisions
         self._become("ready")
         self._metrics.replica_holds(
             self.name, device=self._spec.device, precisions=ready.precisions, memory_bytes=ready.memory_bytes

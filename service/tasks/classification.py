@@ -88,5 +88,5 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task(
     can,
     encode,
     decode,
-    needs="a masked LM (UniMC) where the request has `labels`, and a fine-tuned classifier where it has none",
+    needs="`labels` in the request for a masked LM (UniMC), and none for a fine-tuned classifier",
 )

@@ -12,6 +12,8 @@ from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel
 
 MASK = "[MASK]"
+MAX_TOKENS_TOLD = 100_000
+"""In one reply, over all its masks: more is no use to anybody and costs the server hundreds of megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ def encode(model: TextModel, query: FillMaskQuery) -> list[Encoding]:
     known = model.tokenizer.get_vocab_size()
     if query.top_k > known:
         raise InvalidRequest.of("top_k", f"is {query.top_k}, but {model.name} knows {known} tokens")
+    num_masks = sum(text.count(MASK) for text in query.inputs)
+    if num_masks * query.top_k > MAX_TOKENS_TOLD:
+        most = f"at most {MAX_TOKENS_TOLD} tokens are told in one reply"
+        raise InvalidRequest.of("top_k", f"is {query.top_k} for each of {num_masks} {MASK}; {most}")
     return [_encode(model, text, query, f"inputs[{index}]") for index, text in enumerate(query.inputs)]
 
 

@@ -13,6 +13,7 @@ from service.tasks.text_model import TextModel
 
 READINGS = ("不能理解为：{}", "可以理解为：{}")
 """How the second text is put as two options over the first: different, same (upstream's words)."""
+SAME = "相似"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,16 @@ def decode(
     model: TextModel, query: SimilarityQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[SimilarityResult]:
     return [
-        SimilarityResult(float(pairs.class_probabilities(model, output)[1]), encoding.num_tokens, encoding.truncated)
+        SimilarityResult(
+            float(pairs.class_probabilities(model, output)[_same(model)]), encoding.num_tokens, encoding.truncated
+        )
         for encoding, output in zip(encodings, outputs, strict=True)
     ]
+
+
+def _same(model: TextModel) -> int:
+    """Which class means the same: as the model's head names it, else the second, as upstream has it."""
+    return model.labels.index(SAME) if SAME in model.labels else 1
 
 
 SIMILARITY: Task[SimilarityQuery, SimilarityResult] = Task(

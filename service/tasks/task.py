@@ -19,7 +19,7 @@ class Task(Generic[Q, R]):
     """One encoding per input on the way down, one result per input, in input order, on the way up.
 
     `encode` raises InvalidRequest with the path of the field. `can` says whether a model is able to answer a query;
-    `needs` says to people what such a model is.
+    `needs` says to people what it takes.
     """
 
     name: str

@@ -102,7 +102,10 @@ async def test_every_metric_is_there_before_the_first_request() -> None:
         for entry in service.metrics.entries():
             assert f"# TYPE {entry.name}" in text
         assert 'erlangshen_requests_total{code="200",model="mini",task="fill-mask"} 0.0' in text
+        assert 'erlangshen_requests_total{code="499",model="none",task="embed"} 0.0' in text
         assert "process_resident_memory_bytes" in text
+        exposed = {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE erlangshen_")}
+        assert exposed == {entry.name for entry in service.metrics.entries()}
 
 
 async def test_openmetrics_is_given_to_whom_asks_for_it() -> None:

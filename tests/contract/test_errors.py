@@ -244,6 +244,9 @@ async def test_the_wrong_method_is_405_and_tells_the_right_one(service: Service)
     check(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
     check(await service.client.delete("/livez"), 405, "method_not_allowed")
+    assert (await service.client.head("/v1/classify")).status_code == 405
+    for path in ("/livez", "/readyz", "/metrics", "/v1/models", "/docs"):
+        assert (await service.client.head(path)).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,10 @@ async def running(service: Service) -> AsyncIterator[Service]:
 async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
     loaded: list[tuple[str, Loading]] = []
     service = compose(tmp_path, progress=lambda replica, loading: loaded.append((replica, loading)))
+    assert service.pool.precisions("m") == []
     async with running(service):
         assert service.pool.is_ready()
+        assert service.pool.precisions("m") == ["float32"]
         assert await service.ask(2, 3) == 5
         assert await service.ask(THREADS) == 1
         assert value(service.metrics, "replica_up", replica="cpu") == 1

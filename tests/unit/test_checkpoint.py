@@ -161,6 +161,12 @@ def test_an_index_names_plain_files_only(tmp_path: Path, name: str) -> None:
         weight_files(tmp_path)
 
 
+def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: a git-lfs pointer, not the weights.*git lfs pull"):
+        weight_files(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "labels", "tasks"),
     [
@@ -174,6 +180,22 @@ def test_known_sources_name_their_labels(
 ) -> None:
     checkpoint = describe(classifier, "x", source)
     assert (checkpoint.labels, checkpoint.tasks) == (labels, tasks)
+
+
+@pytest.mark.parametrize(
+    ("labels", "tasks"),
+    [
+        (("矛盾", "中立", "蕴含"), ("nli",)),
+        (("Entailment", "neutral", "contradiction"), ("nli",)),
+        (("相似", "不相似"), ("similarity",)),
+        (("坏", "好"), ()),
+    ],
+)
+def test_labels_tell_the_purpose_where_the_folder_does_not(
+    tmp_path: Path, labels: tuple[str, ...], tasks: tuple[str, ...]
+) -> None:
+    path = make_checkpoint(tmp_path / "m", kind="sequence-classification", num_labels=len(labels), num_layers=1)
+    assert describe(path, "m", labels=labels).tasks == tasks
 
 
 def test_known_inference_labels(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
+from io import BytesIO, TextIOWrapper
 from types import ModuleType
 
 import pytest
@@ -71,3 +73,10 @@ def test_settings_are_printed_as_they_are_in_effect(capsys: pytest.CaptureFixtur
     assert '"offline": true' in out
     assert cli.main(["settings", "--markdown"]) == 0
     assert capsys.readouterr().out.startswith("# Settings")
+
+
+def test_chinese_is_printed_to_a_terminal_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii", write_through=True))
+    assert cli.main(["settings", "--labels", "a=好评,差评"]) == 0
+    assert json.loads(written.getvalue())["models"]["labels"] == {"a": ["好评", "差评"]}

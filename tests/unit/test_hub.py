@@ -163,7 +163,7 @@ def test_what_the_hub_does_not_have(
 
 
 def test_neither_cache_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match="not in the cache, and offline mode is on"):
+    with pytest.raises(CheckpointError, match="no local directory, not in the cache, and offline mode is on"):
         resolve(parse_spec(REPO), cache_dir=tmp_path, offline=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(CheckpointError, match="not in the cache, and the hub cannot be reached"):

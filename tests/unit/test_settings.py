@@ -87,8 +87,21 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ERLANGSHEN_SERVER__PROT", "ERLANGSHEN_SERVER", "ERLANGSHEN_THREADS"])
 def test_an_unknown_environment_name_is_refused(name: str) -> None:
-    with pytest.raises(SettingError, match=f"{name}=1 is no setting"):
+    with pytest.raises(SettingError, match=f"{name} is no setting"):
         given(**{name: "1"})
+
+
+def test_a_name_that_is_no_setting_keeps_its_secret_and_gets_a_sensible_hint(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"ERLANGSHEN_API_KEY is no setting; see docs/settings\.md") as caught:
+        given(ERLANGSHEN_API_KEY="s3cret")
+    assert "s3cret" not in caught.value.detail
+    with pytest.raises(SettingError, match=r"did you mean ERLANGSHEN_SERVER__PORT\?"):
+        given(ERLANGSHEN_SERVER__PROT="1")
+    file = tmp_path / "a.toml"
+    file.write_text('[server]\nkey = "s3cret"\n')
+    with pytest.raises(SettingError, match=r"server\.key is no setting") as caught:
+        given(config=file)
+    assert "s3cret" not in caught.value.detail
 
 
 def test_what_kubernetes_says_of_a_service_called_erlangshen_is_no_setting() -> None:

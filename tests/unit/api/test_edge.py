@@ -81,6 +81,19 @@ async def test_probes_are_logged_for_debugging_only(caplog: pytest.LogCaptureFix
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
 
+async def test_head_is_answered_like_get_and_logged_as_head(caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["method"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    with caplog.at_level(logging.INFO, "service.access"):
+        await call(app, method="HEAD")
+    assert seen == ["GET"]
+    assert [record.method for record in caplog.records] == ["HEAD"]  # type: ignore[attr-defined]
+
+
 async def test_what_is_not_http_passes() -> None:
     seen = []
 

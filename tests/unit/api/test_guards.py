@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
-from service.api.guards import parse_json, read_body, require_ready, unless_gone
+from service.api.guards import MAX_SEARCHED, parse_json, read_body, require_ready, unless_gone
 from service.api.native import ROUTES, parse
 from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, Unavailable
 from service.settings import Server
@@ -120,6 +120,37 @@ def test_readiness_is_refused_with_its_reason() -> None:
 def test_a_malformed_body_is_told_by_line_and_column() -> None:
     with pytest.raises(MalformedBody, match="line 2, column 3"):
         parse_json(b'{\n  x": 1}')
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b'{"inputs": "\xff"}', "byte 12 is not UTF-8"),
+        (b'{"inputs": "\xed\xa0\x80"}', "byte 12 is not UTF-8"),
+        (b"", "it is empty"),
+        (b'{"inputs": "\\ud800" x}', "column"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_told(body: bytes, problem: str) -> None:
+    with pytest.raises(MalformedBody, match=problem):
+        parse_json(body)
+
+
+def test_a_surrogate_is_found_in_order_and_at_any_depth() -> None:
+    deep = b'{"a": [1, {"b": "\\ud800"}, "\\udfff"], "c": {"\\ud801": {"d": "\\ud802"}}, "e": "\\ud83d\\ude00"}'
+    with pytest.raises(InvalidRequest) as caught:
+        parse_json(deep)
+    assert [one.field for one in caught.value.errors] == ["a[1].b", "a[2]", "c.\ud801"]
+
+
+@pytest.mark.parametrize("filler", [b"0,", b"[],", b'{"a":[0]},'])
+def test_the_search_for_a_surrogate_ends(filler: bytes) -> None:
+    """It runs on the event loop: a body beyond all limits gets the shorter answer."""
+    found = b"[" + filler * 1000 + b'"\\ud800"]'
+    with pytest.raises(InvalidRequest, match=r"\[1000\]: holds a lone surrogate"):
+        parse_json(found)
+    with pytest.raises(MalformedBody, match="surrogate"):
+        parse_json(b"[" + filler * MAX_SEARCHED + b'"\\ud800"]')
 
 
 texts = st.text(st.characters(codec=None), max_size=8)

@@ -333,43 +333,19 @@ async def test_a_request_above_the_limit_is_let_into_an_empty_queue() -> None:
         assert len((await batcher.submit(rows(20, 20))).outputs) == 2
 
 
-async def test_drain_answers_all_that_were_let_in_and_refuses_the_rest() -> None:
-    metrics, runner = make_metrics(), Runner()
-    batcher = make(metrics, max_batch_tokens=1)
-    feeders = [asyncio.create_task(batcher.feed(runner)) for _ in range(2)]
-    requests = [ask(batcher, each) for each in range(5)]
-    await runner.arrived.acquire()
-    draining = asyncio.create_task(batcher.drain())
-    await turn()
-    with pytest.raises(Unavailable):
-        await batcher.submit([row(9)])
-    assert not draining.done()
-    runner.gate.set()
-    await draining
-    assert all(isinstance(answer, Settled) for answer in await asyncio.gather(*requests))
-    await asyncio.gather(*feeders)
-    assert value(metrics, "jobs_refused_total", reason="draining") == 1
-
-
-async def test_an_idle_batcher_drains_at_once() -> None:
-    batcher = make()
-    feeder = asyncio.create_task(batcher.feed(Runner()))
-    await turn()
-    await batcher.drain()
-    await feeder
-
-
-async def test_close_fails_whoever_waits() -> None:
-    batcher, dying = make(max_batch_tokens=1), Runner(ReplicaLost("gone"))
+async def test_close_fails_whoever_waits_and_whoever_comes() -> None:
+    metrics = make_metrics()
+    batcher, dying = make(metrics, max_batch_tokens=1), Runner(ReplicaLost("gone"))
     feeder = asyncio.create_task(batcher.feed(dying))
     requests = [ask(batcher, 1), ask(batcher, 2)]
     await dying.arrived.acquire()
     batcher.close()
     dying.gate.set()
     await feeder
-    for request in requests:
+    for request in [*requests, ask(batcher, 3)]:
         with pytest.raises(Unavailable):
             await request
+    assert value(metrics, "jobs_refused_total", reason="draining") == 1
 
 
 async def test_the_age_of_the_oldest_is_shown_as_it_grows() -> None:

@@ -70,6 +70,21 @@ def test_what_the_pinned_packages_need_is_pinned_too(pinned: dict[str, str]) -> 
     assert not missing
 
 
+def test_nothing_is_pinned_that_nobody_needs() -> None:
+    # transformers' Trainer asks for accelerate, and uvicorn is told to use httptools: neither is imported here.
+    wanted = {"accelerate", "httptools"}
+    modules = packages_distributions()
+    for module in imported("service") | imported("benchmarks"):
+        wanted |= {canonical(name) for name in modules[module]}
+    waiting = list(wanted)
+    while waiting:
+        name = waiting.pop()
+        more = set(needed(name)) - wanted if name in RUNTIME else set()
+        wanted |= more
+        waiting += more
+    assert set(RUNTIME) <= wanted
+
+
 def test_every_pin_is_exact_and_is_what_is_installed() -> None:
     for name, pin in (RUNTIME | DEV).items():
         assert re.fullmatch(r"[\w.!]+", pin), f"{name} is not pinned exactly"

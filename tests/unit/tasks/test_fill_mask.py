@@ -7,7 +7,7 @@ import pytest
 
 from service.domain import Encoding, Output, TopTokens
 from service.errors import InvalidRequest
-from service.tasks.fill_mask import FILL_MASK, FillMaskQuery, TokenProbability
+from service.tasks.fill_mask import FILL_MASK, MAX_TOKENS_TOLD, FillMaskQuery, TokenProbability
 from service.tasks.task import Truncation
 from tests.unit.tasks.models import CLS, MASK, SEP, VOCAB, head, letters, text_model
 
@@ -71,6 +71,13 @@ def test_more_tokens_than_there_are_cannot_be_asked_for() -> None:
     assert FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",), top_k=len(VOCAB)))
     with pytest.raises(InvalidRequest, match=rf"^top_k: is {len(VOCAB) + 1}, but m knows {len(VOCAB)} tokens$"):
         FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",), top_k=len(VOCAB) + 1))
+
+
+def test_a_reply_tells_so_many_tokens_and_no_more() -> None:
+    most = MAX_TOKENS_TOLD // 5
+    assert len(FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",) * most, top_k=5))) == most
+    with pytest.raises(InvalidRequest, match=rf"^top_k: is 5 for each of {most + 1} \[MASK\]; at most 100000 tokens"):
+        FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",) * (most + 1), top_k=5))
 
 
 def test_each_mask_has_its_tokens() -> None:

@@ -49,6 +49,12 @@ def test_the_score_of_similarity_is_the_second_class(model: TextModel, output: o
     assert (result.tokens, result.truncated) == (rows[0].num_tokens, False)
 
 
+def test_similarity_goes_by_the_name_of_the_class_where_it_has_one() -> None:
+    model, query = head("相似", "不相似", tasks=("similarity",)), SimilarityQuery(PAIR)
+    [result] = SIMILARITY.decode(model, query, SIMILARITY.encode(model, query), [logits(*log(0.3, 0.7))])
+    assert result.score == pytest.approx(0.3)
+
+
 THREE = (0.5, 0.2, 0.3)
 
 
