@@ -134,9 +134,7 @@ class Replicas(Section):
     )
     threads: int = Field(0, ge=0, description="CPU threads of one replica; 0: its share of the cores that there are.")
     start_timeout_s: float = Field(900.0, gt=0, description="Seconds that a replica gets to load its models.")
-    hang_timeout_s: float = Field(
-        120.0, gt=0, description="Seconds that one batch may take, else the replica restarts."
-    )
+    hang_timeout_s: float = Field(120.0, gt=0, description="Seconds one batch may take, else the replica restarts.")
 
 
 class Log(Section):

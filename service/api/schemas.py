@@ -7,6 +7,7 @@ validation context. Every request knows how to become a query; none knows how it
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
@@ -147,9 +148,9 @@ class TaskRequest(Wire):
         None, description="Answer within this many milliseconds, else 504.", examples=[5000]
     )
 
+    @abstractmethod
     def query(self) -> Any:
         """The same, protocol-free."""
-        raise NotImplementedError
 
     def field(self, path: str) -> str:
         """The caller's name of a field that a task names."""
