@@ -42,8 +42,10 @@ unit: $(VENV)/dev.stamp ## run the tests only: make unit ARGS="-k similarity"
 
 mini: $(VENV)/serve.stamp ## train the model that ships: make mini DATA=folder-of-data-sets OUT=runs/mini
 	@test -n "$(DATA)" || { echo 'Say where the data sets lie: make mini DATA=folder' >&2; exit 2; }
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune \
-		--recipe service/training/recipes/mini.toml --data "$(DATA)" --output "$(OUT)" $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
+		--recipe service/training/recipes/mini.toml --output "$(OUT)/first"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
+		--recipe service/training/recipes/mini-polish.toml --model "$(OUT)/first" --output "$(OUT)"
 
 bench: $(VENV)/serve.stamp ## load a running server with real texts: make bench DATA=folder-or-file URL=...
 	@test -n "$(DATA)" || { echo 'Say where the texts lie: make bench DATA=folder-or-file' >&2; exit 2; }

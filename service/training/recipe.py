@@ -69,6 +69,7 @@ class Recipe(_Strict):
     max_length: int = Field(128, gt=8, le=512)
     max_options: int = Field(0, ge=0, description="options drawn per example, the answer among them; 0: all")
     dropout: float = Field(0.1, ge=0, lt=1)
+    keep: Literal["best", "last"] = Field("best", description="which model is written, by mean dev accuracy")
     evaluate_every: int = Field(500, gt=0)
     evaluate_limit: int = Field(400, gt=0, description="examples of each dev set while training")
     fresh: Fresh | None = None

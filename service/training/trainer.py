@@ -181,7 +181,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         save_strategy="steps",
         save_steps=recipe.evaluate_every,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=recipe.keep == "best",
         metric_for_best_model="eval_mean",
         greater_is_better=True,
         report_to="none",
