@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import httpx
 
 ROOT = Path(__file__).parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+MODEL_CARD = ROOT / "service" / "models" / "mini" / "README.md"
 WIDTH = 100
 LONGEST_VECTOR = 8
 EXAMPLE = re.compile(r"<!-- example:(?P<name>[\w-]+) -->\n```bash\n(?P<command>.*?)\n```\n", re.DOTALL)
@@ -105,8 +106,8 @@ def _shortened(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _rewrite(change: Callable[[Path, str], str]) -> None:
-    for path in READMES:
+def _rewrite(paths: Iterable[Path], change: Callable[[Path, str], str]) -> None:
+    for path in paths:
         path.write_text(change(path, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -121,10 +122,10 @@ def main() -> None:
         with httpx.Client(base_url=args.url, timeout=60, trust_env=False) as client:
             asked = examples(READMES[0].read_text(encoding="utf-8"))
             replies = {name: example.send(client) for name, example in asked.items()}
-        _rewrite(lambda path, text: fill_answers(text, replies))
+        _rewrite(READMES, lambda path, text: fill_answers(text, replies))
     if args.accuracy:
         reports = [json.loads(path.read_text(encoding="utf-8")) for path in args.accuracy]
-        _rewrite(lambda path, text: fill_accuracy(text, HEADS[path.name], reports))
+        _rewrite((*READMES, MODEL_CARD), lambda path, text: fill_accuracy(text, HEADS[path.name], reports))
 
 
 if __name__ == "__main__":

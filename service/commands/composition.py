@@ -106,7 +106,8 @@ class Composition:
         models = self._settings.models
         for spec in self._specs:
             labels = models.labels.get(spec.name, ())
-            checkpoint = resolve(spec, labels=labels, cache_dir=models.cache_dir, offline=models.offline)
+            found = resolve(located(spec), labels=labels, cache_dir=models.cache_dir, offline=models.offline)
+            checkpoint = replace(found, source=spec.source)  # as the user called it
             self._models[spec.name] = TextModel.load(checkpoint)
             self._checkpoints.append(checkpoint)
             self.metrics.declare_model(
@@ -196,7 +197,7 @@ class Composition:
 
 def specs_of(models: Models) -> list[ModelSpec]:
     """What to serve; SettingError for two models of one name, or labels for a model that is not served."""
-    specs = [_with_shipped(parse_spec(text)) for text in models.specs or (SHIPPED,)]
+    specs = [parse_spec(text) for text in models.specs or (SHIPPED,)]
     served = [spec.name for spec in specs]
     for name in served:
         if served.count(name) > 1:
@@ -207,7 +208,7 @@ def specs_of(models: Models) -> list[ModelSpec]:
     return specs
 
 
-def _with_shipped(spec: ModelSpec) -> ModelSpec:
+def located(spec: ModelSpec) -> ModelSpec:
     """A model called `mini` and nothing else is the one that ships inside the package."""
     if spec.source != SHIPPED or Path(SHIPPED).is_dir():
         return spec

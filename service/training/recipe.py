@@ -70,6 +70,7 @@ class Recipe(_Strict):
     max_options: int = Field(0, ge=0, description="options drawn per example, the answer among them; 0: all")
     dropout: float = Field(0.1, ge=0, lt=1)
     keep: Literal["best", "last"] = Field("best", description="which model is written, by mean dev accuracy")
+    blend: float = Field(1.0, gt=0, le=1, description="share of the trained weights; the rest are those of the start")
     evaluate_every: int = Field(500, gt=0)
     evaluate_limit: int = Field(400, gt=0, description="examples of each dev set while training")
     fresh: Fresh | None = None

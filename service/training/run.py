@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -82,12 +83,22 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
         raise SettingError(f"form choice: the vocabulary of {folder} lacks {YES} or {NO}")
     stream = Stream(recipe, model, corpus.train, corpus.texts)
     network = _network(recipe, folder, corpus)
+    before = {name: weights.detach().clone() for name, weights in network.named_parameters()}
     trainer = RecipeTrainer(network, recipe, model, stream, corpus.dev, arguments)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output / "checkpoints")))
+    blend(network, before, recipe.blend)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         write_model(network, folder, output)
     return metrics
+
+
+def blend(network: PreTrainedModel, before: Mapping[str, Tensor], share: float) -> None:
+    """Draws the trained weights back towards those of the start: what one data set taught is kept, and less of the rest
+    is lost (Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022)."""
+    with torch.no_grad():
+        for name, weights in network.named_parameters():
+            weights.copy_(torch.lerp(before[name].to(weights), weights, share))
 
 
 def write_model(network: PreTrainedModel, vocabulary: Path, output: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from pathlib import Path
 
 import pytest
 
+import service
 from service.api.schemas import ClassifyRequest, EmbedRequest
-from service.commands.composition import first_request, in_daemon_thread, specs_of
+from service.commands.composition import first_request, in_daemon_thread, located, specs_of
 from service.commands.progress import LoadingBars, LoadingLines
 from service.commands.serve import bind, url_of
 from service.errors import CheckpointError, SettingError
@@ -20,10 +22,11 @@ from tests.contract.fakes import text_model
 
 def test_without_a_model_the_shipped_one_is_served() -> None:
     (spec,) = specs_of(Models())
-    assert spec.name == "mini"
-    assert spec.source.endswith("service/models/mini")
+    assert (spec.name, spec.source) == ("mini", "mini")
+    assert Path(located(spec).source) == Path(service.__file__).parent / "models" / "mini"
     assert specs_of(Models(specs=("mini", "other=x")))[0] == spec
-    assert specs_of(Models(specs=("small=mini",)))[0].source == spec.source
+    (small,) = specs_of(Models(specs=("small=mini",)))
+    assert located(small).source == located(spec).source
 
 
 @pytest.mark.parametrize(
