@@ -190,7 +190,7 @@ def setting(args: argparse.Namespace, mix: dict[str, float], corpus: Corpus) -> 
         "mix": mix,
         "seed": args.seed,
         "corpus": {"texts": len(corpus.texts), "readings": len(corpus.readings)},
-        "machine": {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0))},
+        "machine": {"platform": f"{platform.system()} {platform.machine()}", "cores": len(os.sched_getaffinity(0))},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("uvloop", "numpy")},
     }
 
