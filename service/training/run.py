@@ -67,7 +67,7 @@ def read_corpus(recipe: Recipe, data: Path) -> Corpus:
 
 
 def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = None) -> dict[str, float]:
-    """Trains, resuming where an earlier run with the same output stopped, and writes the best model to `output`.
+    """Trains, resuming where an earlier run with the same output stopped, and writes the model it keeps to `output`.
 
     Returns:
         The dev accuracies of the model written, in percent.
@@ -83,14 +83,19 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
         raise SettingError(f"form choice: the vocabulary of {folder} lacks {YES} or {NO}")
     stream = Stream(recipe, model, corpus.train, corpus.texts)
     network = _network(recipe, folder, corpus)
-    before = {name: weights.detach().clone() for name, weights in network.named_parameters()}
+    before = _copy_of_weights(network) if recipe.blend < 1 else {}
     trainer = RecipeTrainer(network, recipe, model, stream, corpus.dev, arguments)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output / "checkpoints")))
-    blend(network, before, recipe.blend)
+    if before:
+        blend(network, before, recipe.blend)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         write_model(network, folder, output)
     return metrics
+
+
+def _copy_of_weights(network: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: weights.detach().clone() for name, weights in network.named_parameters()}
 
 
 def blend(network: PreTrainedModel, before: Mapping[str, Tensor], share: float) -> None:

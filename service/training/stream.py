@@ -73,23 +73,22 @@ class Stream:
         rows: list[Row] = []
         tokens = 0
         while tokens < POOL_BATCHES * self.recipe.optimizer.tokens_per_batch:
-            new = self._rows(stage, decks, draw)
-            rows += new
-            tokens += sum(row.encoding.num_tokens for row in new)
+            rows.append(self._draw_row(stage, decks, draw))
+            tokens += rows[-1].encoding.num_tokens
         batches = list(by_length(rows, self.recipe.optimizer))
         draw.shuffle(batches)
         return batches
 
-    def _rows(self, stage: Stage, decks: Mapping[str, Iterator[Example]], draw: random.Random) -> list[Row]:
+    def _draw_row(self, stage: Stage, decks: Mapping[str, Iterator[Example]], draw: random.Random) -> Row:
         if self.texts and draw.random() < stage.masked_texts:
             [encoding] = encode_rows(self.model, [(draw.choice(self.texts),)], Labels(), "right")
-            return [mask_tokens(self.model, Row(encoding), 0.15, draw)]
+            return mask_tokens(self.model, Row(encoding), 0.15, draw)
         [name] = draw.choices(list(stage.mixture), list(stage.mixture.values()))
         example = next(decks[name])
         if name in stage.crops and draw.random() < stage.crops[name]:
             example = crop(example, draw)
         row = self._row(name, example, draw)
-        return [mask_tokens(self.model, row, stage.mask_rate, draw) if stage.mask_rate else row]
+        return mask_tokens(self.model, row, stage.mask_rate, draw) if stage.mask_rate else row
 
     def _row(self, name: str, example: Example, draw: random.Random) -> Row:
         if self.recipe.form == "head":
