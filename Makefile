@@ -16,10 +16,10 @@ URL ?= http://127.0.0.1:8000
 DATA ?=
 OUT ?= runs/mini
 
-.PHONY: help serve test lint format unit mini bench clean
+.PHONY: help serve test lint format unit mini bench bench-peers clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 	@echo 'ARGS="..." goes to the command: make serve ARGS="--port 9000 --model NAME=SOURCE"'
 
 serve: $(VENV)/serve.stamp ## install what is needed and start the server on http://127.0.0.1:8000
@@ -47,11 +47,13 @@ mini: $(VENV)/serve.stamp ## train the model that ships: make mini DATA=folder-o
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
 		--recipe service/training/recipes/mini-polish.toml --model "$(OUT)/first" --output "$(OUT)"
 
-bench: $(VENV)/serve.stamp ## load a running server with real texts: make bench DATA=folder-or-file URL=...
-	@test -n "$(DATA)" || { echo 'Say where the texts lie: make bench DATA=folder-or-file' >&2; exit 2; }
-	$(BIN)/python -m benchmarks.load --url "$(URL)" --texts "$(DATA)" $(ARGS)
+bench: $(VENV)/bench.stamp ## load a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
+	$(BIN)/python -m service bench --url "$(URL)" $(if $(DATA),--texts "$(DATA)") $(ARGS)
 
-clean: ## remove caches; the virtual environment stays (rm -r .venv removes it)
+bench-peers: $(VENV)/bench.stamp ## install other servers in .peers/ and measure ours against them, minutes
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+clean: ## remove caches; the environments stay (rm -r .venv .peers removes them)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find service tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -62,7 +64,11 @@ $(VENV)/serve.stamp: requirements.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/serve.stamp
+$(VENV)/bench.stamp: requirements-bench.txt $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt requirements-bench.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from service import hub
 from service.errors import CheckpointError, SettingError
 from service.weight_files import read_json, tensor_names
 
@@ -87,6 +86,14 @@ class Shape:
     def head_size(self) -> int:
         return self.hidden_size // self.num_heads
 
+    @property
+    def num_parameters(self) -> int:
+        """Of embeddings and encoder, without any head."""
+        hidden, ffn = self.hidden_size, self.ffn_size
+        tables = (self.vocab_size + self.max_positions + self.num_segments) * hidden
+        layer = 4 * (hidden + 1) * hidden + 2 * hidden * ffn + ffn + hidden + 4 * hidden
+        return tables + self.num_layers * layer + 2 * hidden
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -102,6 +109,12 @@ class Checkpoint:
     shape: Shape
     labels: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """Where it came from; stays the same when newer files take the place of these."""
+        is_local = Path(self.source).expanduser().is_dir()
+        return str(self.path) if is_local else f"{self.source}@{self.revision or 'main'}"
 
 
 def parse_spec(text: str) -> ModelSpec:
@@ -128,6 +141,8 @@ def resolve(
     elif spec.source.startswith(("/", ".", "~")):
         raise CheckpointError(f"{spec.source}: no such directory")
     else:
+        from service import hub  # its libraries take a fifth of a second, in every child too, and are seldom needed
+
         path = hub.fetch(spec.source, spec.revision, cache_dir=cache_dir, offline=offline)
     return describe(path, spec.name, spec.source, spec.revision, labels=labels)
 

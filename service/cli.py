@@ -15,6 +15,7 @@ from service.settings import VERSION
 
 COMMANDS = {
     "serve": "answer requests over HTTP (the default command)",
+    "bench": "load a running server and measure its speed",
     "evaluate": "measure the accuracy of a running server on a data set",
     "finetune": "train a model of your own",
     "settings": "print the settings in effect, or their documentation",

@@ -7,12 +7,16 @@ are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 IdArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+
+Quantization = Literal["none", "int8", "fp8"]
+"""What the encoder's linear maps compute in, where that is less than the precision of all else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +91,12 @@ class Timing:
     queue: float = 0.0
     compute: float = 0.0
     total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One measured forward: so many tokens in so many rows took so many seconds."""
+
+    tokens: int
+    rows: int
+    seconds: float

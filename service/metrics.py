@@ -21,15 +21,19 @@ NO_MODEL = "none"
 
 DropReason = Literal["cancelled", "expired", "abandoned"]
 RefusalReason = Literal["queue_full", "draining"]
+EvictionReason = Literal["full", "expired"]
 ReplicaState = Literal["starting", "loading", "ready", "restarting", "stopped"]
 
 DROP_REASONS: tuple[DropReason, ...] = ("cancelled", "expired", "abandoned")
 REFUSAL_REASONS: tuple[RefusalReason, ...] = ("queue_full", "draining")
+EVICTION_REASONS: tuple[EvictionReason, ...] = ("full", "expired")
 REPLICA_STATES: tuple[ReplicaState, ...] = ("starting", "loading", "ready", "restarting", "stopped")
 CODES = ("200", "400", "404", "413", "422", "429", "499", "500", "503", "504")
 SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 LONG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0)
+COSTS = ("batch", "token", "row")
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -119,16 +123,23 @@ class Metrics:
             "compute_duration", "Seconds a replica computed a batch.", LONG_S, ("model",), "seconds"
         )
         self.failed_rows = self._counter("failed_rows", "Rows that the forward failed on.", ("model",))
+        self._declare_pace()
+        self._declare_sharing()
         _make(self.jobs_dropped, DROP_REASONS)
         _make(self.jobs_refused, REFUSAL_REASONS)
 
     def watch_queue(
-        self, jobs: Callable[[], float], tokens: Callable[[], float], oldest_age_s: Callable[[], float]
+        self,
+        jobs: Callable[[], float],
+        tokens: Callable[[], float],
+        oldest_age_s: Callable[[], float],
+        wait_s: Callable[[], float],
     ) -> None:
         """The queue is asked at scrape time: its age grows while nothing happens."""
         self.queue_jobs.set_function(jobs)
         self.queue_tokens.set_function(tokens)
         self.queue_oldest_age.set_function(oldest_age_s)
+        self.queue_predicted_wait.set_function(wait_s)
 
     def dropped(self, reason: DropReason, jobs: int) -> None:
         self.jobs_dropped.labels(reason).inc(jobs)
@@ -155,6 +166,51 @@ class Metrics:
         self.compute_duration.labels(model).observe(seconds)
         self.failed_rows.labels(model).inc(failed_rows)
 
+    # how long batches take
+
+    def _declare_pace(self) -> None:
+        self.batch_budget = self._gauge("batch_budget_tokens", "Tokens that a full batch may have.", ("model",))
+        self.predicted_cost = self._gauge(
+            "predicted_cost",
+            "Seconds that a batch, a token and a row are expected to take.",
+            ("model", "of"),
+            "seconds",
+        )
+        self.prediction_ratio = self._histogram(
+            "prediction_ratio", "Seconds that a batch took, over what was expected.", RATIOS, ("model",)
+        )
+        self.queue_predicted_wait = self._gauge(
+            "queue_predicted_wait", "Seconds until what waits now is computed, as expected.", unit="seconds"
+        )
+
+    def costs(self, model: str, budget: int, *, batch_s: float, token_s: float, row_s: float) -> None:
+        self.batch_budget.labels(model).set(budget)
+        for of, seconds in zip(COSTS, (batch_s, token_s, row_s), strict=True):
+            self.predicted_cost.labels(model, of).set(seconds)
+
+    def predicted(self, model: str, ratio: float) -> None:
+        self.prediction_ratio.labels(model).observe(ratio)
+
+    # rows that need no computing
+
+    def _declare_sharing(self) -> None:
+        self.shared_rows = self._counter(
+            "shared_rows", "Rows that got the output of an identical row in flight.", ("model",)
+        )
+        self.cache_hits = self._counter("cache_hits", "Rows whose output was kept from an earlier time.", ("model",))
+        self.cache_misses = self._counter("cache_misses", "Rows whose output was not kept.", ("model",))
+        self.cache_evicted = self._counter("cache_evicted", "Outputs that are kept no longer.", ("reason",))
+        self.cache_entries = self._gauge("cache_entries", "Outputs that are kept.")
+        self.cache_size = self._gauge("cache_size", "Memory of the outputs that are kept.", unit="bytes")
+        _make(self.cache_evicted, EVICTION_REASONS)
+
+    def looked_up(self, model: str, *, is_hit: bool) -> None:
+        (self.cache_hits if is_hit else self.cache_misses).labels(model).inc()
+
+    def cache_holds(self, entries: int, size: int) -> None:
+        self.cache_entries.set(entries)
+        self.cache_size.set(size)
+
     # replicas and the build
 
     def _declare_replicas(self) -> None:
@@ -178,8 +234,11 @@ class Metrics:
         _make(self.input_tokens, tasks, models)
         for by_task in (self.request_duration, self.request_inputs, self.requests_in_progress, self.truncated_inputs):
             _make(by_task, tasks)
-        for by_model in (self.batches, self.compute_duration, self.failed_rows):
+        for by_model in (self.batches, self.compute_duration, self.failed_rows, self.prediction_ratio):
             _make(by_model, models)
+        for counted in (self.shared_rows, self.cache_hits, self.cache_misses, self.batch_budget):
+            _make(counted, models)
+        _make(self.predicted_cost, models, COSTS)
         for by_replica in (self.replica_up, self.replica_restarts, self.replica_memory):
             _make(by_replica, replicas)
         _make(self.replica_state, replicas, REPLICA_STATES)

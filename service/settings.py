@@ -1,32 +1,22 @@
 """Every setting of the service, declared once: its default, limits, flag, environment name and help.
 
-The layers are default < TOML file < environment < flag. Knows nothing of what the settings are used for. The only file
-that reads `os.environ`.
+Knows nothing of what the settings are used for, nor where their values come from: that is `setting_layers`.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from service.errors import SettingError
+from service.domain import Quantization
 
 VERSION = "0.1.0"
 ENV_PREFIX = "ERLANGSHEN_"
-ENV_CONFIG = "ERLANGSHEN_CONFIG"
-# Kubernetes injects these into every pod beside a Service called "erlangshen": they are not ours and not typos.
-_KUBERNETES_LINK = re.compile(
-    r"ERLANGSHEN_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
-)
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+")
 
 
@@ -107,6 +97,12 @@ class Models(Section):
         json_schema_extra={"flag": "--labels", "metavar": "NAME=A,B,C"},
     )
     cache_dir: Path | None = Field(None, description="Where hub downloads are kept; default: the hub's own cache.")
+    weight_cache_dir: str = Field(
+        "auto",
+        description="Where weights that come as .bin are kept as safetensors, in the precision that is served, so that "
+        "later starts map them; what is compiled for a GPU is kept there, too. auto: `erlangshen/weights` in the "
+        "user's cache folder ($XDG_CACHE_HOME or ~/.cache); off: nowhere.",
+    )
     offline: bool = Field(False, description="Never ask the hub: take models from directories and the cache only.")
     tokenizer_threads: int = Field(2, ge=1, le=64, description="Threads that turn text into tokens.")
 
@@ -114,9 +110,19 @@ class Models(Section):
 class Batching(Section):
     """How requests share forward passes."""
 
-    max_batch_tokens: int = Field(4096, ge=1, description="Tokens in one batch; a longer row goes alone.")
+    max_batch_tokens: int = Field(
+        0, ge=0, description="Tokens in one batch; a longer row goes alone. 0: chosen for each model at warm-up."
+    )
+    batch_target_ms: int = Field(
+        500, ge=1, description="Where the batch size is chosen: longest that a full batch should take, in milliseconds."
+    )
     max_queue_tokens: int = Field(262_144, ge=1, description="Tokens that may wait; above it: 429 with Retry-After.")
-    max_age_ms: int = Field(2000, ge=0, description="A job that has waited this long is served before any younger one.")
+    max_age_ms: int = Field(
+        2000, ge=0, description="Every fourth batch is for jobs that have waited this long, whatever their priority."
+    )
+    cache_entries: int = Field(0, ge=0, description="Rows whose results are kept for when they come again; 0: none.")
+    cache_bytes: int = Field(64 * 2**20, ge=1, description="Most bytes that kept results may take.")
+    cache_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which a result is kept.")
 
     @model_validator(mode="after")
     def _queue_holds_a_batch(self) -> Self:
@@ -131,6 +137,11 @@ class Replicas(Section):
     devices: Devices = Field(("auto",), description="A replica for each: cpu, cuda:0, ...; auto: every GPU, else cpu.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the model; auto: bfloat16 where the hardware has it."
+    )
+    quantization: Quantization = Field(
+        "none",
+        description="Arithmetic of the encoder's matrix products, where it is to be quicker and a little less exact: "
+        "int8 on a CPU or on a GPU from Ampere on, fp8 on one from Ada and Hopper on.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of one replica; 0: its share of the cores that there are.")
     start_timeout_s: float = Field(900.0, gt=0, description="Seconds that a replica gets to load its models.")
@@ -216,85 +227,3 @@ def _metavar(name: str, annotation: Any) -> str:
 def section_help() -> dict[str, str]:
     """Section name -> its one-line description."""
     return {name: (type(part.default).__doc__ or "").strip() for name, part in Settings.model_fields.items()}
-
-
-def load(
-    flags: Mapping[str, Any] | None = None,
-    *,
-    config: str | Path | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Settings:
-    """The settings from all layers; `flags` maps "section.name" to what was typed. SettingError names what is wrong."""
-    environ = os.environ if environ is None else environ
-    values: dict[str, dict[str, Any]] = {}
-    origins: dict[str, str] = {}
-    layers = [_from_file(config or environ.get(ENV_CONFIG) or None), _from_env(environ), _from_flags(flags or {})]
-    for layer in layers:
-        for row, value, origin in layer:
-            values.setdefault(row.section, {})[row.name] = value
-            origins[row.key] = origin
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise _setting_error(error, origins) from None
-
-
-Layer = list[tuple[Row, Any, str]]
-
-
-def _from_flags(flags: Mapping[str, Any]) -> Layer:
-    known = {row.key: row for row in rows()}
-    return [(known[key], value, known[key].flag) for key, value in flags.items()]
-
-
-def _from_env(environ: Mapping[str, str]) -> Layer:
-    known = {row.env: row for row in rows()}
-    # An empty variable is how compose files say "not set".
-    ours = [name for name, value in environ.items() if name.startswith(ENV_PREFIX) and name != ENV_CONFIG and value]
-    for name in ours:
-        if name not in known and not _KUBERNETES_LINK.fullmatch(name):
-            # Without its value: a name that is not ours may hold a secret.
-            raise SettingError(f"environment: {name} is no setting{_nearest(name, known, ENV_PREFIX)}")
-    return [(known[name], environ[name], name) for name in ours if name in known]
-
-
-def _from_file(path: str | Path | None) -> Layer:
-    if path is None:
-        return []
-    known = {row.key: row for row in rows()}
-    layer: Layer = []
-    for section, part in _read_toml(path).items():
-        if section not in Settings.model_fields or not isinstance(part, dict):
-            raise SettingError(f"{path}: [{section}] is no section{_nearest(section, Settings.model_fields)}")
-        for name, value in part.items():
-            key = f"{section}.{name}"
-            if key not in known:
-                raise SettingError(f"{path}: {key} is no setting{_nearest(key, known)}")
-            layer.append((known[key], value, str(path)))
-    return layer
-
-
-def _read_toml(path: str | Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingError(f"configuration file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"configuration file {path} is not TOML: {error}") from error
-
-
-def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """A `prefix` that all names share would make all of them near."""
-    near = get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else "; see docs/settings.md for all of them"
-
-
-def _setting_error(error: ValidationError, origins: Mapping[str, str]) -> SettingError:
-    lines = []
-    for one in error.errors():
-        key = ".".join(str(part) for part in one["loc"][:2])
-        message = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        origin = f" (from {origins[key]})" if key in origins else ""
-        value = f" = {one['input']!r}" if key in origins else ""
-        lines.append(f"{key}{value}{origin}: {message}")
-    return SettingError("; ".join(lines))

@@ -6,10 +6,14 @@ Knows no torch: it reads indexes, headers and pickle strings, never a tensor, an
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 from service.errors import CheckpointError
@@ -19,6 +23,7 @@ SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _LFS_POINTER = b"version https://git-lfs"
+_READ_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 100_000_000
 _LEGACY_PICKLES = 4  # the old .bin format: magic number, protocol, system, then the state dict
 
@@ -36,6 +41,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     raise CheckpointError(f"{folder}: no weights here; wanted one of {wanted}")
 
 
+def are_pickled(files: Sequence[Path]) -> bool:
+    """Whether these are `.bin` files, at least one."""
+    return any(file.suffix != ".safetensors" for file in files)
+
+
 def tensor_names(folder: Path) -> frozenset[str]:
     """The names of the tensors in the weights of `folder`; strings that are no tensor names may be among them."""
     names: set[str] = set()
@@ -45,6 +55,13 @@ def tensor_names(folder: Path) -> frozenset[str]:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{file}: cannot be read as weights ({type(error).__name__})") from error
     return frozenset(names)
+
+
+def read_ahead(files: Sequence[Path]) -> Thread:
+    """Begins to bring the files into the system's page cache, in the order given; the thread need not be awaited."""
+    thread = Thread(target=_read_all, args=(files,), daemon=True, name="read-ahead")
+    thread.start()
+    return thread
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -58,6 +75,15 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
     return content
+
+
+def _read_all(files: Sequence[Path]) -> None:
+    with Path(os.devnull).open("wb") as nowhere, suppress(OSError):  # who needs the file will tell what is wrong
+        for file in files:
+            with file.open("rb", buffering=0) as stream:
+                # Sent from the cache to nowhere, a page costs next to nothing; read, it would be copied.
+                while os.sendfile(nowhere.fileno(), stream.fileno(), None, _READ_BYTES):
+                    pass
 
 
 def _without_pointers(files: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 
 from service.checkpoint import Checkpoint, Shape
-from service.domain import Cls, Encoding, Output
+from service.domain import Cls, Encoding, Output, Step
 from service.errors import CheckpointError
 from service.metrics import Metrics
 from service.replicas.loading import Progress
@@ -66,6 +66,13 @@ class FakeEngine:
     def warm_up(self) -> None:
         """Nothing is cold."""
 
+    def profile(self) -> tuple[Step, ...]:
+        """A tenth of a second a token: so slow that a batch is to be as small as can be."""
+        return (Step(10, 1, 1.0), Step(20, 1, 2.0), Step(40, 2, 4.0))
+
+    def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
+        return lambda: self.run(encodings)
+
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
         for encoding in encodings:
             self._obey(int(encoding.ids[0]))
@@ -110,10 +117,10 @@ def load_once(checkpoint: Checkpoint, *, device: str, precision: str, progress: 
 
 
 def load_forever(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
-    """Opens the gate once to say that loading has begun, and waits at it for good."""
-    for _ in range(2):
-        pass_gate(checkpoint.path)
-    return FakeEngine(checkpoint.path)
+    """Waits at the gate, which tells whoever opens it that loading has begun, and then for good."""
+    pass_gate(checkpoint.path)
+    while True:
+        signal.pause()
 
 
 def pass_gate(path: Path) -> None:

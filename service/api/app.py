@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from service.api import native, openapi, ops
 from service.api.edge import Edge, exchange_of, reply_to
+from service.api.shortcut import Shortcut
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.settings import VERSION, Server
@@ -54,9 +55,11 @@ def create_app(
         redirect_slashes=False,
     )
     front = native.Front(pipeline, accepting or ready, settings, metrics, clock)
-    app.include_router(native.router(front))
+    endpoints = native.endpoints(front)
+    app.include_router(native.router(endpoints))
     app.include_router(ops.router(ready, info, metrics))
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(Shortcut, endpoints=endpoints)
     app.add_middleware(Edge, metrics=metrics)
     openapi.install(app, [route.request for route in native.ROUTES])
     return app

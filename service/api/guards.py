@@ -34,20 +34,15 @@ def require_ready(ready: Callable[[], str | None]) -> None:
         raise Unavailable(f"not ready: {reason}", retry_after_s=STARTING_RETRY_S)
 
 
-async def read_json(request: Request, max_bytes: int) -> Any:
-    """The body as JSON, whatever its content type says.
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body, whatever its content type says.
 
     Raises:
         BodyTooLarge: announced or counted above `max_bytes`; reading stops there.
-        MalformedBody: compressed, not UTF-8, not JSON, or nested too deep.
-        InvalidRequest: JSON of no more than MAX_SEARCHED values that holds a lone surrogate, which is no text.
+        MalformedBody: compressed.
     """
     if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
         raise MalformedBody("the body is compressed; send it as it is")
-    return parse_json(await read_body(request, max_bytes))
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
         _refuse_size(max_bytes)
@@ -65,6 +60,10 @@ def _refuse_size(max_bytes: int) -> NoReturn:
 
 
 def parse_json(body: bytes) -> Any:
+    """Raises:
+    MalformedBody: not UTF-8, not JSON, or nested too deep.
+    InvalidRequest: JSON of no more than MAX_SEARCHED values that holds a lone surrogate, which is no text.
+    """
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -154,18 +153,31 @@ def _header_ms(request: Request, limits: Server) -> int | None:
 
 
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """Waits for the answer and cancels it when the client goes away first (ClientDisconnect)."""
-    answering = asyncio.ensure_future(answer)
+    """Waits for the answer and cancels it when the client goes away first (ClientDisconnect).
+
+    As asyncio.timeout does it: the answer is computed in this task; only the watch for the client has one of its own.
+    """
+    waiting = asyncio.current_task()
+    assert waiting is not None, "a request is served in a task"
+    is_over = has_gone = False
+
+    def cancel(_: object) -> None:
+        nonlocal has_gone
+        if not is_over:
+            has_gone = True
+            waiting.cancel()
+
     leaving = asyncio.ensure_future(_leave(request))
+    leaving.add_done_callback(cancel)
     try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise ClientDisconnect
-        return answering.result()
+        return await answer
+    except asyncio.CancelledError:
+        if has_gone and not waiting.uncancel():
+            raise ClientDisconnect from None
+        raise
     finally:
-        for task in (answering, leaving):
-            task.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
+        is_over = True
+        leaving.cancel()
 
 
 async def _leave(request: Request) -> None:

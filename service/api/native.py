@@ -6,8 +6,9 @@ Reads the body, checks it, hands the query to the pipeline and writes the answer
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from service.api.edge import exchange_of
 from service.api.examples import EXAMPLES
 from service.api.openapi import ERRORS, REPLY_HEADERS, request_body
 from service.api.problems import from_validation_error, invalid
+from service.api.shortcut import Endpoint
 from service.domain import Timing
 from service.errors import InvalidRequest
 from service.metrics import Metrics
@@ -72,11 +74,12 @@ class Front:
         exchange.task = route.task
         with self.metrics.in_progress(route.task):
             guards.require_ready(self.accepting)
-            body = parse(await guards.read_json(request, self.limits.max_body_bytes), route.request, self.limits)
+            data = await guards.read_body(request, self.limits.max_body_bytes)
+            body = parse(guards.parse_json(data), route.request, self.limits)
             if body.model in self.pipeline.models:
                 exchange.model = body.model
             deadline = started + guards.seconds_allowed(request, body.timeout_ms, self.limits)
-            reply = await guards.unless_gone(request, self._ask(route, body, deadline))
+            reply = await guards.unless_gone(request, self._ask(route, body, deadline, len(data)))
         exchange.model = reply.model
         content = {
             "model": reply.model,
@@ -87,9 +90,11 @@ class Front:
         headers = {"Server-Timing": server_timing(reply.timing)}
         return Response(orjson.dumps(content), media_type="application/json", headers=headers)
 
-    async def _ask(self, route: Route, body: schemas.TaskRequest, deadline: float) -> Any:
+    async def _ask(self, route: Route, body: schemas.TaskRequest, deadline: float, num_bytes: int) -> Any:
         try:
-            return await self.pipeline.answer(TASKS[route.task], body.query(), model=body.model, deadline=deadline)
+            return await self.pipeline.answer(
+                TASKS[route.task], body.query(), model=body.model, deadline=deadline, num_bytes=num_bytes
+            )
         except InvalidRequest as error:
             if not error.errors:
                 raise
@@ -112,13 +117,18 @@ def server_timing(timing: Timing) -> str:
     return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in parts)
 
 
-def router(front: Front) -> APIRouter:
+def endpoints(front: Front) -> dict[str, Endpoint]:
+    """What answers, by path."""
+    return {route.path: partial(front.answer, route) for route in ROUTES}
+
+
+def router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
     routes = APIRouter(tags=["tasks"])
     for route in ROUTES:
         example = EXAMPLES[route.task]
         routes.add_api_route(
             route.path,
-            _endpoint(front, route),
+            _endpoint(endpoints[route.path]),
             methods=["POST"],
             name=route.task,
             operation_id=route.task,
@@ -139,8 +149,10 @@ def router(front: Front) -> APIRouter:
     return routes
 
 
-def _endpoint(front: Front, route: Route) -> Callable[[Request], Any]:
+def _endpoint(answer: Endpoint) -> Endpoint:
+    """With the signature from which the router learns that it wants the request and nothing else."""
+
     async def endpoint(request: Request) -> Response:
-        return await front.answer(route, request)
+        return await answer(request)
 
     return endpoint

@@ -49,6 +49,10 @@ class ModelInfo(BaseModel):
     zero_shot: bool = Field(description="Whether a request may bring its own labels.")
     labels: list[str] = Field(description="The labels of its own head; empty when it has none.")
     max_length: int = Field(description="Tokens of one row, special ones included.")
+    num_parameters: int = Field(description="Of embeddings and encoder; a head adds a little.")
+    num_layers: int
+    hidden_size: int
+    ffn_size: int = Field(description="Width inside the feed-forward of a layer.")
     precision: list[str] = Field(description="Arithmetic in use, by replica where they differ; empty until loaded.")
 
 
@@ -59,6 +63,7 @@ class ReplicaInfo(BaseModel):
 
     name: str
     device: str
+    threads: int = Field(description="CPU threads that it computes with.")
     state: str = Field(description="starting, loading, ready, restarting or stopped.")
 
 
@@ -94,10 +99,14 @@ _EXAMPLE = {
             "zero_shot": True,
             "labels": [],
             "max_length": 512,
+            "num_parameters": 5_308_160,
+            "num_layers": 4,
+            "hidden_size": 256,
+            "ffn_size": 1024,
             "precision": ["bfloat16"],
         }
     ],
-    "replicas": [{"name": "cpu", "device": "cpu", "state": "ready"}],
+    "replicas": [{"name": "cpu", "device": "cpu", "threads": 2, "state": "ready"}],
 }
 
 

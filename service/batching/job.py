@@ -1,6 +1,7 @@
-"""A job is an encoding that waits; a ticket is all jobs of one request, settled together.
+"""A job is an encoding that is to be computed; a ticket is one request, which waits for a job per row of its own.
 
-Knows no event loop and no queue: whoever made the ticket is told once that it is done.
+Knows no event loop and no queue: whoever made the ticket is told once that it is done. Several tickets may wait for one
+job: the job is wanted as long as one of them does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Settled:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request's jobs. Closed, with the reason, when all rows are answered, one has failed, or nobody waits."""
+    """One request's rows. Closed, with the reason, when all are answered, one has failed, or nobody waits."""
 
     encodings: Sequence[Encoding]
     arrived: float
@@ -50,8 +51,8 @@ class Ticket:
     def is_closed(self) -> bool:
         return self.closed is not None
 
-    def jobs(self) -> list[Job]:
-        return [Job(self, row) for row in range(len(self.encodings))]
+    def is_waiting(self, now: float) -> bool:
+        return self.closed is None and (self.deadline is None or self.deadline > now)
 
     def settle(self, row: int, output: Output, compute_s: float, now: float) -> None:
         """Takes one row's output, of a batch that was computed in [now - compute_s, now]."""
@@ -77,23 +78,59 @@ class Ticket:
         self.closed = self.closed or reason
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job stands in the queue. A tag only compares within its priority."""
+
+    priority: int
+    tag: float
+
+    def is_before(self, other: Place) -> bool:
+        return (-self.priority, self.tag) < (-other.priority, other.tag)
+
+
+NOWHERE = Place(0, float("inf"))
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """One row of a ticket. `number` is its place in the order of arrival, given by the queue."""
+    """One encoding and the rows of tickets that wait for it. `number` (of its arrival) and `place` are the queue's."""
 
-    ticket: Ticket
-    row: int
+    encoding: Encoding
+    arrived: float
+    waiters: list[tuple[Ticket, int]] = field(default_factory=list)
     number: int = -1
+    place: Place = NOWHERE
     num_losses: int = 0
+    num_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_tokens = self.encoding.num_tokens
 
     @property
-    def encoding(self) -> Encoding:
-        return self.ticket.encodings[self.row]
+    def is_new(self) -> bool:
+        """Whether it never was in a queue."""
+        return self.number < 0
 
     @property
-    def num_tokens(self) -> int:
-        return self.encoding.num_tokens
+    def is_deserted(self) -> bool:
+        """Whether all who waited for it have gone."""
+        return all(ticket.is_closed for ticket, _ in self.waiters)
 
-    def is_expired(self, now: float) -> bool:
-        deadline = self.ticket.deadline
-        return deadline is not None and deadline <= now
+    def is_wanted(self, now: float) -> bool:
+        """Whether anybody's answer depends on it, and may still come."""
+        return any(ticket.is_waiting(now) for ticket, _ in self.waiters)
+
+    def settle(self, output: Output, compute_s: float, now: float) -> None:
+        for ticket, row in self.waiters:
+            ticket.settle(row, output, compute_s, now)
+
+    def fail(self, error: Callable[[int], ServiceError]) -> None:
+        """Each ticket gets an error of its own, made for its row: a raised exception carries its traceback."""
+        for ticket, row in self.waiters:
+            ticket.fail(error(row))
+
+    def drop_reason(self) -> DropReason:
+        """Why nobody waits any more: the first of those who did not just let their deadline pass."""
+        reasons = (ticket.closed for ticket, _ in self.waiters)
+        return next((reason for reason in reasons if reason is not None and reason != "answered"), "expired")

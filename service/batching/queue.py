@@ -2,151 +2,174 @@
 
 Pure: time is passed in as `now` (seconds), nothing is awaited, and what was dropped is told to a callable.
 
-Order: jobs given back after a loss, then jobs older than the age cap, then by priority; by arrival within each. The
-first job always goes in and decides the model of the batch. Later jobs of that model fill the rest of the budget: a
-long one that does not fit is passed over in favour of shorter ones, unless it is older than the age cap; then the
-batch is closed, so that it leads a batch soon.
+Order: jobs given back after a loss, then by priority, by tag within a priority, equals by arrival. The first job always
+goes in and decides the model of the batch. Later jobs of that model fill the rest of the budget: one that does not fit
+is passed over in favour of shorter ones.
+
+Tags share the device out between requests (start-time fair queueing: Goyal, Vin and Cheng, 1996). A row's tag is the
+virtual time at which its request came, plus the tokens of the request's rows before it. Virtual time is where the
+furthest job that was taken in this order ends. So a request of many rows stands beside those that come later, not
+before them: what it holds a small one back by is no more than any other request does, however many rows it has. What
+one long row holds back is one batch, which takes as long as the target of a batch, or as the row itself.
+
+Every DUE_EVERYth batch is for those who have waited for the age cap, by arrival, whatever their tags and priorities; so
+a low priority, and the last rows of a long request among very many small ones, are served in the end. It is a share of
+the device and not a right to go first, or a few long requests that are overdue would hold all others back again.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from heapq import merge
-from itertools import count
-from typing import Literal
 
-from service.batching.job import Job
+from service.batching.job import Job, Place
+from service.batching.line import IN_ORDER, LOST, NEVER, Line, Rank
 from service.metrics import DROP_REASONS, DropReason
 
-MAX_PASSED_OVER = 256
+DUE_EVERY = 4
+
+MAX_PASSED_OVER = 32
 """How many jobs that do not fit are looked at per batch: taking a batch stays cheap however long the queue is."""
 
-Lane = OrderedDict[int, Job]
 Dropped = Callable[[DropReason, Sequence[Job]], None]
 
 
 class Queue:
-    """One queue for all models."""
+    """One queue for all models. `budget` tells the tokens of a full batch of a model."""
 
-    def __init__(self, *, max_age_s: float, dropped: Dropped) -> None:
+    def __init__(self, *, max_age_s: float, budget: Callable[[str], int], dropped: Dropped) -> None:
         self._max_age_s = max_age_s
+        self._budget = budget
         self._dropped = dropped
-        self._numbers = count()
-        self._lanes: dict[tuple[str, int], Lane] = {}
-        self._returned: Lane = OrderedDict()
-        self.num_tokens = 0
+        self._num_pushed = 0
+        self._num_batches = 0
+        self._lines: dict[str, Line] = {}
+        self._virtual: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return len(self._returned) + sum(map(len, self._lanes.values()))
+        return sum(map(len, self._lines.values()))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(line.num_tokens for line in self._lines.values())
 
     def oldest_arrival(self) -> float | None:
-        firsts = [next(iter(lane.values())).ticket.arrived for lane in self._all_lanes() if lane]
-        return min(firsts, default=None)
+        return min((next(iter(line)).arrived for line in self._lines.values()), default=None)
 
-    def push(self, jobs: Iterable[Job]) -> None:
+    def waiting(self) -> Iterator[tuple[str, int, int]]:
+        """Model, tokens and rows of what waits."""
+        return ((model, line.num_tokens, len(line)) for model, line in self._lines.items())
+
+    def push(self, jobs: Iterable[Job], priority: int = 0) -> None:
+        """One request's jobs, in order. One that waits already, for another request, takes the better of its places;
+        one that is being computed stays there."""
+        tag = self._virtual.get(priority, 0.0)
         for job in jobs:
-            job.number = next(self._numbers)
-            self._lanes.setdefault(_key(job), OrderedDict())[job.number] = job
-            self.num_tokens += job.num_tokens
+            place = Place(priority, tag)
+            tag += job.num_tokens
+            if job.is_new:
+                job.number, job.place = self._num_pushed, place
+                self._num_pushed += 1
+                self._link(job)
+            elif self._waits(job) and not job.num_losses and place.is_before(job.place):
+                job.place = place
+                self._lines[job.encoding.model].place(job)
 
     def give_back(self, jobs: Iterable[Job]) -> None:
         """Lost jobs go to the head of the queue, in order of arrival among all that were given back."""
-        jobs = list(jobs)
         for job in jobs:
             job.num_losses += 1
-        together = [*self._returned.values(), *jobs]
-        self._returned = OrderedDict((job.number, job) for job in sorted(together, key=lambda job: job.number))
-        self.num_tokens += sum(job.num_tokens for job in jobs)
+            self._link(job)
 
     def remove(self, jobs: Iterable[Job], reason: DropReason) -> None:
         """Drops those of the jobs that still wait."""
-        self._drop([job for job in jobs if self._waits(job)], reason)
+        waiting = [job for job in jobs if self._waits(job)]
+        for job in waiting:
+            self._unlink(job)
+        if waiting:
+            self._dropped(reason, waiting)
 
     def drain(self) -> list[Job]:
         """Every job that waits, in order of arrival; the queue is empty afterwards."""
-        jobs = [job for lane in self._all_lanes() for job in lane.values()]
+        jobs = [job for line in self._lines.values() for job in line]
         for job in jobs:
             self._unlink(job)
         return sorted(jobs, key=lambda job: job.number)
 
-    def take(self, now: float, max_tokens: int) -> list[Job]:
+    def take(self, now: float) -> list[Job]:
         """The next batch, in order; empty when nobody waits. Dead jobs on the way are dropped."""
-        dead: dict[int, Job] = {}
-        head = next(self._living(self._all_lanes(), now, dead), None)
-        batch = [] if head is None else self._fill(head, now, max_tokens, dead)
-        for job in batch:
-            self._unlink(job)
+        dead: list[Job] = []
+        is_due_turn = self._num_batches % DUE_EVERY == DUE_EVERY - 1
+        overdue_since = now - self._max_age_s if is_due_turn else NEVER
+        line = self._leading(now, overdue_since, dead)
+        batch = self._fill(line, now, overdue_since, dead) if line else []
+        self._num_batches += bool(batch)
         # Grouped before any is dropped: who is told of a drop may close its ticket, for that reason.
-        groups = {reason: [job for job in dead.values() if _reason(job) == reason] for reason in DROP_REASONS}
-        for reason, jobs in groups.items():
-            self._drop(jobs, reason)
+        reasons = [job.drop_reason() for job in dead]
+        for reason in DROP_REASONS:
+            if gone := [job for job, its in zip(dead, reasons, strict=True) if its == reason]:
+                self._dropped(reason, gone)
         return batch
 
-    def _fill(self, head: Job, now: float, max_tokens: int, dead: dict[int, Job]) -> list[Job]:
-        model = head.encoding.model
-        lanes = [self._returned, *(lane for (of, _), lane in self._lanes.items() if of == model)]
-        batch, room, num_passed_over = [head], max_tokens - head.num_tokens, 0
-        for job in self._living(lanes, now, dead):
-            if room <= 0 or num_passed_over >= MAX_PASSED_OVER:
+    def _leading(self, now: float, overdue_since: float, dead: list[Job]) -> Line | None:
+        """The model whose first job is before those of all others."""
+        lines = list(self._lines.values())
+        ranked = [(found[0], line) for line in lines if (found := self._first_living(line, now, overdue_since, dead))]
+        return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+
+    def _fill(self, line: Line, now: float, overdue_since: float, dead: list[Job]) -> list[Job]:
+        batch: list[Job] = []
+        passed_over: list[Job] = []
+        room = 0
+        while found := self._first_living(line, now, overdue_since, dead):
+            (kind, *_), job = found
+            room = room if batch else max(self._budget(job.encoding.model), job.num_tokens)
+            if not room or len(passed_over) >= MAX_PASSED_OVER:
                 break
-            if job is head or job.encoding.model != model:
-                continue
             if job.num_tokens <= room:
+                if kind == IN_ORDER and not passed_over:
+                    self._advance(job)
+                self._unlink(job)
                 batch.append(job)
                 room -= job.num_tokens
-            elif self._is_due(job, now):
-                break
+            elif kind == IN_ORDER:
+                line.pass_over(job)
+                passed_over.append(job)
+            elif kind == LOST:
+                break  # it leads the next batch
             else:
-                num_passed_over += 1
+                overdue_since = NEVER  # the rest of this batch is filled in order
+        for job in passed_over:
+            line.place(job)
         return batch
 
-    def _living(self, lanes: Iterable[Lane], now: float, dead: dict[int, Job]) -> Iterator[Job]:
-        """The lanes' jobs in order; those that need no answer any more are put into `dead` instead."""
-        for job in merge(*(lane.values() for lane in lanes), key=lambda job: self._rank(job, now)):
-            if job.ticket.is_closed or job.is_expired(now):
-                dead[job.number] = job
-            else:
-                yield job
+    def _first_living(self, line: Line, now: float, overdue_since: float, dead: list[Job]) -> tuple[Rank, Job] | None:
+        """The line's first job; those before it that need no answer any more leave the queue."""
+        while found := line.first(overdue_since):
+            if found[1].is_wanted(now):
+                return found
+            self._unlink(found[1])
+            dead.append(found[1])
+        return None
 
-    def _rank(self, job: Job, now: float) -> tuple[int, int, int]:
-        if job.num_losses:
-            return (0, 0, job.number)
-        if self._is_due(job, now):
-            return (1, 0, job.number)
-        return (2, -job.ticket.priority, job.number)
-
-    def _is_due(self, job: Job, now: float) -> bool:
-        return job.num_losses > 0 or now - job.ticket.arrived >= self._max_age_s
-
-    def _all_lanes(self) -> list[Lane]:
-        return [self._returned, *self._lanes.values()]
-
-    def _lane_of(self, job: Job) -> Lane | None:
-        return self._returned if job.num_losses else self._lanes.get(_key(job))
+    def _advance(self, job: Job) -> None:
+        """Not by jobs that only filled a gap: they may be far ahead of where the others are."""
+        priority, end = job.place.priority, job.place.tag + job.num_tokens
+        self._virtual[priority] = max(end, self._virtual.get(priority, 0.0))
 
     def _waits(self, job: Job) -> bool:
-        lane = self._lane_of(job)
-        return lane is not None and job.number in lane
+        line = self._lines.get(job.encoding.model)
+        return line is not None and job in line
 
-    def _drop(self, jobs: list[Job], reason: DropReason) -> None:
-        for job in jobs:
-            self._unlink(job)
-        if jobs:
-            self._dropped(reason, jobs)
+    def _link(self, job: Job) -> None:
+        model = job.encoding.model
+        if model not in self._lines:
+            self._lines[model] = Line()
+        self._lines[model].add(job)
 
     def _unlink(self, job: Job) -> None:
-        lane = self._lane_of(job)
-        assert lane is not None, "a job that does not wait cannot be taken"
-        del lane[job.number]
-        self.num_tokens -= job.num_tokens
-        if not lane and not job.num_losses:
-            del self._lanes[_key(job)]
-
-
-def _reason(job: Job) -> DropReason | Literal["answered"]:
-    return job.ticket.closed or "expired"
-
-
-def _key(job: Job) -> tuple[str, int]:
-    return (job.encoding.model, job.ticket.priority)
+        line = self._lines[job.encoding.model]
+        line.remove(job)
+        if not line:
+            del self._lines[job.encoding.model]
+        if not self._lines:
+            self._virtual.clear()

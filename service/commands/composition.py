@@ -6,15 +6,17 @@ Knows no socket and no signal: those are the command's.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import platform
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,23 @@ from service import logs
 from service.api import ops
 from service.api.examples import EXAMPLES
 from service.batching.batcher import Batcher
+from service.batching.cache import Cache, NoCache, ResultCache
+from service.batching.pace import Pace
 from service.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
 from service.commands.progress import loading_progress
 from service.errors import SettingError, StartupError
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.replicas import cores, devices
+from service.replicas.loading import Load, load_engine
 from service.replicas.pool import Pool, names
 from service.replicas.replica import Care
+from service.setting_layers import weight_cache_folder
 from service.settings import VERSION, Models, Settings
 from service.tasks.registry import TASKS
 from service.tasks.text_model import TextModel
+from service.weight_cache import to_be_read
+from service.weight_files import read_ahead, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -41,25 +49,41 @@ SHIPPED = "mini"
 
 
 class Composition:
-    """`begin` once, then `lifespan` around the server; `failure` tells why it ended by itself."""
+    """`begin` once, then `lifespan` around the server; `failure` tells why it ended by itself.
 
-    def __init__(self, settings: Settings) -> None:
+    `load` is how a child gets its engine, when it is not the usual one.
+    """
+
+    def __init__(self, settings: Settings, load: Load | None = None) -> None:
         self.failure: StartupError | None = None
         self.is_stopping = False
         self._url = ""
         self._on_failure: Callable[[], None] = lambda: None
         self.metrics = Metrics(ops.new_registry())
         self._settings = settings
+        self._weight_cache = weight_cache_folder(settings.models.weight_cache_dir)
+        self._load = load or partial(
+            load_engine, quantization=settings.replicas.quantization, weight_cache=self._weight_cache
+        )
         self._specs = specs_of(settings.models)
         self._devices = devices.resolve(settings.replicas.devices)
+        self._threads = settings.replicas.threads or max(1, cores.num_cores() // len(self._devices))
         self._checkpoints: list[Checkpoint] = []
         self._models: dict[str, TextModel] = {}
         self._pool: Pool | None = None
         self._tokenizers = ThreadPoolExecutor(settings.models.tokenizer_threads, "tokenizer")
-        self._batcher = Batcher(
+        self._revisions: dict[str, str] = {}
+        self._pace = Pace(
+            metrics=self.metrics,
             max_batch_tokens=settings.batching.max_batch_tokens,
+            target_s=settings.batching.batch_target_ms / 1000,
+        )
+        self._batcher = Batcher(
+            pace=self._pace,
             max_queue_tokens=settings.batching.max_queue_tokens,
             max_age_s=settings.batching.max_age_ms / 1000,
+            cache=self._make_cache(),
+            num_replicas=lambda: self._pool.num_ready() if self._pool else 0,
             metrics=self.metrics,
         )
         self.pipeline = Pipeline(self._models, self._batcher.submit, self._tokenizers, self.metrics)
@@ -110,14 +134,38 @@ class Composition:
             checkpoint = replace(found, source=spec.source)  # as the user called it
             self._models[spec.name] = TextModel.load(checkpoint)
             self._checkpoints.append(checkpoint)
+            self._revisions[spec.name] = checkpoint.revision or str(checkpoint.path)
             self.metrics.declare_model(
                 spec.name, family=checkpoint.family, kind=checkpoint.kind, source=checkpoint.source
             )
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """Keeps the disk busy while the children import torch."""
+        precision = self._settings.replicas.precision
+        with suppress(OSError):  # who needs the files will tell what is wrong with them
+            files = [
+                to_be_read(self._weight_cache, checkpoint.origin, weight_files(checkpoint.path), precision)
+                for checkpoint in self._checkpoints
+            ]
+            read_ahead(list(chain.from_iterable(files)))
+
+    def _make_cache(self) -> Cache:
+        batching = self._settings.batching
+        if not batching.cache_entries:
+            return NoCache()
+        return ResultCache(
+            max_entries=batching.cache_entries,
+            max_bytes=batching.cache_bytes,
+            ttl_s=batching.cache_ttl_s,
+            metrics=self.metrics,
+            revisions=self._revisions,
+        )
 
     def _make_pool(self) -> Pool:
         replicas = self._settings.replicas
         care = Care(
-            threads=replicas.threads or max(1, cores.num_cores() // len(self._devices)),
+            threads=self._threads,
             start_timeout_s=replicas.start_timeout_s,
             hang_timeout_s=replicas.hang_timeout_s,
         )
@@ -127,11 +175,16 @@ class Composition:
             metrics=self.metrics,
             care=care,
             precision=replicas.precision,
+            load=self._load,
             set_up_logs=partial(logs.configure, self._settings.log.level, self._settings.log.format),
             progress=loading_progress(),
+            profiled=self._pace.calibrate,
         )
 
     def _announce(self) -> None:
+        # What was made so far stays: the garbage collector need not look at it again, which would halt all requests.
+        gc.collect()
+        gc.freeze()
         served = ", ".join(self._models)
         logger.info("ready", extra={"url": self._url, "models": served, "devices": ", ".join(self._devices)})
         task, body = first_request(self._models.values())
@@ -161,7 +214,7 @@ class Composition:
         return ops.ModelsReply(
             models=[self._model_info(checkpoint) for checkpoint in tuple(self._checkpoints)],
             replicas=[
-                ops.ReplicaInfo(name=name, device=device, state=states[name])
+                ops.ReplicaInfo(name=name, device=device, threads=self._threads, state=states[name])
                 for name, device in zip(names(self._devices), self._devices, strict=True)
             ],
         )
@@ -178,6 +231,10 @@ class Composition:
             zero_shot=model.can_choose,
             labels=list(model.labels),
             max_length=model.max_length,
+            num_parameters=checkpoint.shape.num_parameters,
+            num_layers=checkpoint.shape.num_layers,
+            hidden_size=checkpoint.shape.hidden_size,
+            ffn_size=checkpoint.shape.ffn_size,
             precision=self._pool.precisions(checkpoint.name) if self._pool else [],
         )
 

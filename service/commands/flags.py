@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 
-from service.settings import ENV_CONFIG, Row, Settings, load, rows, section_help
+from service.setting_layers import ENV_CONFIG, load
+from service.settings import Row, Settings, rows, section_help
 
 
 def add_setting_flags(parser: ArgumentParser) -> None:

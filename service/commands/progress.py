@@ -34,14 +34,14 @@ class LoadingBars:
 
 
 class LoadingLines:
-    """A line at every quarter."""
+    """A line at every quarter; from the start again when a second pass follows, as reading does on converting."""
 
     def __init__(self) -> None:
         self._steps: dict[tuple[str, str], int] = {}
 
     def __call__(self, replica: str, loading: Loading) -> None:
         step = STEPS * loading.done // max(loading.total, 1)
-        if step > self._steps.get((replica, loading.model), -1):
+        if step != self._steps.get((replica, loading.model)):
             self._steps[replica, loading.model] = step
             percent = 100 * loading.done // max(loading.total, 1)
             logger.info("loading model", extra={"model": loading.model, "replica": replica, "percent": percent})

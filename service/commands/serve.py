@@ -95,6 +95,7 @@ def make_server(whole: Composition, settings: Settings) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody here asks for a client's address
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(settings.server.drain_timeout_s) + LAST_ANSWERS_S,
     )

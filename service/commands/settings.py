@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import orjson
 
 from service.commands.flags import add_setting_flags, settings_from
-from service.settings import ENV_CONFIG, Row, rows, section_help
+from service.setting_layers import ENV_CONFIG
+from service.settings import Row, rows, section_help
 
 _HEAD = f"""# Settings
 

@@ -1,106 +1,139 @@
-"""Ways to compute attention over packed rows, and only that.
+"""The ways to compute attention over packed rows, and which of them is taken.
 
-A backend is one function and one entry in BACKENDS; the parity tests find it there. Knows no layers and no weights.
+A way is one function in a file of its own and one entry in BACKENDS; the parity tests find it there. Knows no layers
+and no weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from service.engine.packing import Packed, layout, to_device
+from service.engine import attention_flex, attention_sdpa, attention_varlen
+from service.engine.layout import Layout
+from service.engine.packing import bucket
 from service.errors import SettingError
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Rows of one length and one mask that lie side by side in the pack, from token `start` on."""
+# From fused queries, keys and values [tokens, 3, heads, head size] to [tokens, heads * head size]: one layer.
+Attend = Callable[[Tensor], Tensor]
 
-    start: int
-    num_rows: int
-    length: int
-    mask: Tensor | None = None  # [length, length], added to the scores
-
-    @property
-    def end(self) -> int:
-        return self.start + self.num_rows * self.length
+# What a batch needs once, whatever the number of layers.
+Prepare = Callable[[Layout, torch.device, torch.dtype], Attend]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What attention must know of a batch; made once, used by every layer."""
+class Place:
+    """Where attention is computed, and of what size."""
 
-    groups: tuple[Group, ...]
-    cu_lengths: Tensor  # [rows + 1] int32 on the device
-    max_length: int
-
-
-# From fused queries, keys and values [tokens, 3, heads, head size] to [tokens, heads * head size].
-Attend = Callable[[Tensor, Plan], Tensor]
+    device: torch.device
+    dtype: torch.dtype
+    num_heads: int
+    head_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    attend: Attend
-    runs_on: Callable[[torch.device], bool]
+    prepare: Prepare
+    runs_on: Callable[[Place], bool]
 
 
-def make_plan(packed: Packed, device: torch.device, dtype: torch.dtype) -> Plan:
-    """Rows of one length and with the same blocks share a call, and a mask."""
-    groups: list[Group] = []
-    for (length, blocks), members in groupby(enumerate(packed.encodings), key=lambda each: layout(each[1])):
-        indices = [index for index, _ in members]
-        mask = block_mask(length, blocks, device, dtype)
-        groups.append(Group(packed.offsets[indices[0]], len(indices), length, mask))
-    return Plan(tuple(groups), packed.cu_lengths, max(packed.lengths))
+def plain_beside_masked(plain: Prepare, masked: Prepare) -> Prepare:
+    """One way for the rows that see all of themselves, another for the rows with blocks, in one batch."""
+
+    def prepare(layout: Layout, device: torch.device, dtype: torch.dtype) -> Attend:
+        first, second = layout.split()
+        if not second.rows:
+            return plain(first, device, dtype)
+        if not first.rows:
+            return masked(second, device, dtype)
+        attend_plain, attend_masked = plain(first, device, dtype), masked(second, device, dtype)
+        cut = first.num_tokens
+        return lambda qkv: torch.cat([attend_plain(qkv[:cut]), attend_masked(qkv[cut:])])
+
+    return prepare
 
 
-def block_mask(
-    length: int, blocks: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
-    """UniMC's mask: 0 where a token sees another, -inf between two different blocks; None when all see all.
-
-    Tokens of a block see their own block and all that is outside of blocks; the others see everything.
-    Source: Yang et al., arXiv 2210.08590.
-    """
-    if len(blocks) < 2:
-        return None
-    owner = torch.zeros(length, dtype=torch.int32)
-    for index, (start, end) in enumerate(blocks, start=1):
-        owner[start:end] = index
-    owner = to_device(owner, device)
-    rows, columns = owner[:, None], owner[None, :]
-    is_hidden = (rows != 0) & (columns != 0) & (rows != columns)
-    return torch.zeros(length, length, device=device, dtype=dtype).masked_fill_(is_hidden, -torch.inf)
-
-
-def sdpa(qkv: Tensor, plan: Plan) -> Tensor:
-    """torch's scaled dot product attention, one call per group of rows of one length."""
-    num_tokens, _, num_heads, head_size = qkv.shape
-    context = qkv.new_empty(num_tokens, num_heads, head_size)
-    for group in plan.groups:
-        rows = qkv[group.start : group.end].view(group.num_rows, group.length, 3, num_heads, head_size)
-        query, key, value = rows.permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
-        context[group.start : group.end] = out.transpose(1, 2).reshape(-1, num_heads, head_size)
-    return context.view(num_tokens, num_heads * head_size)
+def _has_varlen(place: Place) -> bool:
+    return attention_varlen.runs_on(place.device, place.dtype, place.head_size)
 
 
 BACKENDS: dict[str, Backend] = {
-    "sdpa": Backend(sdpa, runs_on=lambda device: True),
+    "sdpa": Backend(attention_sdpa.prepare, runs_on=lambda place: True),
+    "flex": Backend(attention_flex.prepare, runs_on=lambda place: True),
+    "varlen": Backend(plain_beside_masked(attention_varlen.prepare, attention_sdpa.prepare), _has_varlen),
+    "varlen+flex": Backend(plain_beside_masked(attention_varlen.prepare, attention_flex.prepare), _has_varlen),
 }
 
 
-def choose(name: str, device: torch.device) -> tuple[str, Attend]:
-    """The backend of that name; `auto` is the first of the table that runs on the device."""
-    fitting = {each: backend for each, backend in BACKENDS.items() if backend.runs_on(device)}
+def choose(name: str, place: Place, num_layers: int = 1) -> tuple[str, Prepare]:
+    """The backend of that name. `auto` is the quickest on a GPU; on a CPU it is sdpa, which alone is made for it.
+
+    Raises SettingError when the backend does not run in that place.
+    """
+    fitting = {each: backend for each, backend in BACKENDS.items() if backend.runs_on(place)}
     if name == "auto":
-        name = next(iter(fitting))
+        name = _quickest_on(place, fitting, num_layers) if place.device.type == "cuda" else "sdpa"
     if name not in fitting:
-        raise SettingError(f"attention backend {name!r} does not run on {device}; wanted auto, {', '.join(fitting)}")
-    return name, fitting[name].attend
+        wanted = ", ".join(fitting)
+        raise SettingError(f"attention backend {name!r} does not run on {place.device}; wanted auto, {wanted}")
+    return name, fitting[name].prepare
+
+
+TYPICAL = Layout(
+    rows=(*((32, ()),) * 24, *((128, ()),) * 8, *((40, ((1, 4), (4, 8))),) * 6, (72, ((1, 9), (9, 15), (15, 21)))),
+    num_tokens=bucket(24 * 32 + 8 * 128 + 6 * 40 + 72),
+)
+"""What the backends are compared on: short and middling rows, some of them choices."""
+
+TIMES = 5
+"""So often each is tried; the shortest time counts."""
+
+
+def _quickest_on(place: Place, fitting: Mapping[str, Backend], num_layers: int) -> str:
+    sizes = (TYPICAL.num_tokens, 3, place.num_heads, place.head_size)
+    qkv = torch.randn(sizes, device=place.device, dtype=place.dtype)
+    runs = {name: partial(trial, backend.prepare, qkv, num_layers) for name, backend in fitting.items()}
+    return quickest(runs)
+
+
+@torch.inference_mode()
+def trial(prepare: Prepare, qkv: Tensor, num_layers: int) -> None:
+    """The attention of one typical batch, from what is made once to the last layer."""
+    attend = prepare(TYPICAL, qkv.device, qkv.dtype)
+    for _ in range(num_layers):
+        attend(qkv)
+    if qkv.is_cuda:
+        torch.cuda.synchronize(qkv.device)
+
+
+def quickest(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> str:
+    """The name of what took the least time; what fails is left out. SettingError when everything fails."""
+    seconds: dict[str, float] = {}
+    for name, run in runs.items():
+        try:
+            run()  # what is made once, code above all, does not count
+            seconds[name] = min(_seconds(run, clock) for _ in range(TIMES))
+        except Exception as error:  # noqa: BLE001 - a compiler or a kernel that is not there is no reason not to serve
+            logger.warning("attention does not run here", extra={"attention": name, "reason": _first_line(error)})
+    if not seconds:
+        raise SettingError("no attention backend runs on this device")
+    logger.info("attention measured", extra={name: round(1000 * each, 3) for name, each in seconds.items()})
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
+    started = clock()
+    run()
+    return clock() - started
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -10,52 +10,51 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.checkpoint import Shape
-from service.engine.attention import Attend, Plan
-from service.engine.packing import Packed
-from service.engine.weights import Affine, Layer, Weights
+from service.engine.attention import Attend
+from service.engine.pointwise import Gelu, Norm
+from service.engine.weights import Layer, Weights
 
 
-def encode(weights: Weights, shape: Shape, packed: Packed, plan: Plan, attend: Attend) -> Tensor:
-    """The final hidden states of all tokens, [tokens, hidden]."""
-    hidden = F.embedding(packed.ids, weights.words)
-    hidden += F.embedding(packed.segment_ids, weights.segments)
-    hidden += F.embedding(packed.positions, weights.positions)
+def encode(weights: Weights, shape: Shape, tokens: Tensor, attend: Attend) -> Tensor:
+    """The final hidden states, [tokens, hidden], of ids, segment ids and positions, [3, tokens]."""
+    ids, segment_ids, positions = tokens
+    hidden = F.embedding(ids, weights.words)
+    hidden += F.embedding(segment_ids, weights.segments)
+    hidden += F.embedding(positions, weights.positions)
+    if weights.final_norm:
+        return _pre_norm_layers(hidden, weights.layers, weights.final_norm, shape, attend)
     if weights.embedding_norm:
-        hidden = norm(hidden, weights.embedding_norm, shape)
-    run_layer = _pre_norm_layer if weights.final_norm else _post_norm_layer
-    for layer in weights.layers:
-        hidden = run_layer(hidden, layer, shape, plan, attend)
-    return norm(hidden, weights.final_norm, shape) if weights.final_norm else hidden
+        hidden = weights.embedding_norm(hidden)
+    return _post_norm_layers(hidden, weights.layers, shape, attend)
 
 
-def linear(hidden: Tensor, affine: Affine) -> Tensor:
-    return F.linear(hidden, affine.weight, affine.bias)
+def gelu_of(shape: Shape) -> Gelu:
+    return "tanh" if shape.activation == "gelu_new" else "none"
 
 
-def norm(hidden: Tensor, affine: Affine, shape: Shape) -> Tensor:
-    """A layer norm; torch sums in float32 whatever the precision is."""
-    return F.layer_norm(hidden, (shape.hidden_size,), affine.weight, affine.bias, shape.norm_eps)
+def _pre_norm_layers(
+    hidden: Tensor, layers: tuple[Layer, ...], final_norm: Norm, shape: Shape, attend: Attend
+) -> Tensor:
+    """Every sum is normed for what comes next: the end of a layer for the layer behind it, the last for the reader."""
+    following = (*(layer.attention_norm for layer in layers[1:]), final_norm)
+    normed = layers[0].attention_norm(hidden)
+    for layer, next_norm in zip(layers, following, strict=True):
+        context = _attention(normed, layer, shape, attend)
+        hidden, normed = layer.attention_out.added(context, hidden, layer.ffn_norm)
+        inner = layer.ffn_in.activated(normed, gelu_of(shape))
+        hidden, normed = layer.ffn_out.added(inner, hidden, next_norm)
+    return normed
 
 
-def activate(hidden: Tensor, shape: Shape) -> Tensor:
-    return F.gelu(hidden, approximate="tanh" if shape.activation == "gelu_new" else "none")
-
-
-def _pre_norm_layer(hidden: Tensor, layer: Layer, shape: Shape, plan: Plan, attend: Attend) -> Tensor:
-    hidden += _attention(norm(hidden, layer.attention_norm, shape), layer, shape, plan, attend)
-    hidden += _ffn(norm(hidden, layer.ffn_norm, shape), layer, shape)
+def _post_norm_layers(hidden: Tensor, layers: tuple[Layer, ...], shape: Shape, attend: Attend) -> Tensor:
+    for layer in layers:
+        context = _attention(hidden, layer, shape, attend)
+        _, hidden = layer.attention_out.added(context, hidden, layer.attention_norm)
+        inner = layer.ffn_in.activated(hidden, gelu_of(shape))
+        _, hidden = layer.ffn_out.added(inner, hidden, layer.ffn_norm)
     return hidden
 
 
-def _post_norm_layer(hidden: Tensor, layer: Layer, shape: Shape, plan: Plan, attend: Attend) -> Tensor:
-    hidden = norm(hidden + _attention(hidden, layer, shape, plan, attend), layer.attention_norm, shape)
-    return norm(hidden + _ffn(hidden, layer, shape), layer.ffn_norm, shape)
-
-
-def _attention(hidden: Tensor, layer: Layer, shape: Shape, plan: Plan, attend: Attend) -> Tensor:
-    qkv = linear(hidden, layer.qkv).view(-1, 3, shape.num_heads, shape.head_size)
-    return linear(attend(qkv, plan), layer.attention_out)
-
-
-def _ffn(hidden: Tensor, layer: Layer, shape: Shape) -> Tensor:
-    return linear(activate(linear(hidden, layer.ffn_in), shape), layer.ffn_out)
+def _attention(hidden: Tensor, layer: Layer, shape: Shape, attend: Attend) -> Tensor:
+    """What the heads see, [tokens, hidden], before the map that brings them together."""
+    return attend(layer.qkv(hidden).view(-1, 3, shape.num_heads, shape.head_size))

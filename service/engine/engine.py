@@ -7,27 +7,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from service.checkpoint import Checkpoint, Shape
-from service.domain import Cls, Encoding, Labels, Mean, Output, Readout, TokenScores, TopTokens
-from service.engine import attention, heads, packing
+from service.domain import Cls, Encoding, Labels, Mean, Output, Quantization, Readout, Step, TokenScores, TopTokens
+from service.engine import attention, heads, linear, packing, profile
+from service.engine.copies import fence, on
 from service.engine.encoder import encode
+from service.engine.graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
 from service.engine.precision import DTYPES, resolve_device, resolve_precision
-from service.engine.weights import Progress, Weights, load_weights
+from service.engine.tensor_files import Progress
+from service.engine.weights import Weights, load_weights
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# A short row, two rows of one length and a longer one: every path of the attention is taken once, at little cost.
-_WARM_UP_LENGTHS = (1, 32, 32, 128)
+# A short row, two rows of one length and a longer one: every path of the attention is taken once, at little cost. A row
+# of 128 tokens would be a second of the start, with the 1.3B shape on two cores; larger ones follow in the profile.
+_WARM_UP_LENGTHS = (1, 8, 8, 24)
+_WARM_UP_BLOCKS = ((1, 2), (2, 3))
+
+# Of choices. Kernels that are compiled tell apart up to 128 tokens and more, multiples of 128 and the rest.
+_GPU_WARM_UP_LENGTHS = ((32,), (128,), (128, 128), (128, 128, 64))
 
 
 class Engine:
-    """Made by `load`. Not safe for concurrent use: its replica calls it from one thread."""
+    """Made by `load`. One thread may prepare batches while another finishes those prepared before."""
 
     def __init__(
         self,
@@ -42,7 +53,14 @@ class Engine:
         self.weights = weights
         self.device = device
         self.precision = precision
-        self.backend, self._attend = attention.choose(backend, device)
+        shape = checkpoint.shape
+        place = attention.Place(device, weights.words.dtype, shape.num_heads, shape.head_size)
+        with on(device):
+            self.backend, self._prepare_attention = attention.choose(backend, place, shape.num_layers)
+        self._graphs = Graphs(
+            dense_forward(weights, shape), CudaRecorder(), device, BUCKETS if device.type == "cuda" else ()
+        )
+        self._launching = Lock()
 
     @classmethod
     def load(
@@ -51,16 +69,23 @@ class Engine:
         *,
         device: str = "cpu",
         precision: str = "auto",
+        quantization: Quantization = "none",
         backend: str = "auto",
         progress: Progress | None = None,
+        weight_cache: Path | None = None,
     ) -> Engine:
         """Reads the weights; `progress` hears the bytes done and the bytes in all after every tensor.
 
-        Raises SettingError for a device, precision or backend that is not to be had, CheckpointError for bad weights.
+        `weight_cache` is the folder that keeps converted pickles, None for none.
+
+        Raises SettingError for a device, precision, quantization or backend that is not to be had, CheckpointError
+        for bad weights.
         """
         place = resolve_device(device)
         resolved = resolve_precision(precision, place)
-        weights = load_weights(checkpoint, place, DTYPES[resolved], progress)
+        make = linear.choose(place, quantization)
+        weights = load_weights(checkpoint, place, DTYPES[resolved], make=make, progress=progress, cache=weight_cache)
+        resolved = resolved if quantization == "none" else quantization
         engine = cls(checkpoint, weights, device=place, precision=resolved, backend=backend)
         fields = {"model": checkpoint.name, "device": str(place), "precision": resolved, "attention": engine.backend}
         logger.info("model loaded", extra=fields)
@@ -72,32 +97,76 @@ class Engine:
 
     def warm_up(self) -> None:
         """Takes every path once, so that no request pays for it; CheckpointError when the weights make no numbers."""
-        outputs = self.run(self._warm_up_rows())
+        rows = self._warm_up_rows()
+        outputs = self.run(rows)
+        if self._graphs.is_wanted:
+            outputs += self._warm_up_gpu(rows)
         if not all(np.isfinite(output.scores).all() for output in outputs):
             raise CheckpointError(f"{self.checkpoint.path}: the weights yield numbers that are not finite")
 
-    @torch.inference_mode()
+    def profile(self) -> tuple[Step, ...]:
+        """Measured forwards of many sizes; `warm_up` first."""
+        name = self.checkpoint.name
+        return profile.measure(self.run, lambda length: _blank_row(name, length, Cls()), self.shape.max_positions)
+
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
         """The output of every row, in order. InferenceFailed when a row cannot be computed; none is, then."""
-        if not encodings:
-            return []
+        return self.prepare(encodings)()
+
+    def prepare(self, encodings: Sequence[Encoding]) -> heads.Finish:
+        """`run`, but for what the caller has to wait for, which is the call that comes back.
+
+        A GPU is given the whole batch at once: it goes on with it when it is done with what it has. A CPU can do one
+        thing at a time, so the batch is only packed. InferenceFailed as in `run`.
+        """
         for encoding in encodings:
             packing.check(encoding, self.shape)
             heads.check(encoding, self.shape, self.weights)
-        packed = packing.pack(encodings, self.device)
-        return heads.read(self.weights, self.shape, self.hidden_states(packed), packed)
+        if not encodings:
+            return list
+        with on(self.device):
+            packed = packing.pack(encodings, self.device)
+            if self.device.type == "cuda":
+                return self._launch(packed)
+        return lambda: self._launch(packed)()
+
+    @torch.inference_mode()
+    def _launch(self, packed: packing.Packed) -> heads.Finish:
+        with self._launching:  # graphs have one set of buffers, and halves of a failed batch come from another thread
+            outputs = heads.read(self.weights, self.shape, self.hidden_states(packed), packed)
+            wait = fence(self.device)
+
+        def finish() -> list[Output]:
+            wait()
+            return outputs()
+
+        return finish
 
     @torch.inference_mode()
     def hidden_states(self, packed: packing.Packed) -> Tensor:
-        """The final hidden states of all tokens of the pack, [tokens, hidden]."""
-        plan = attention.make_plan(packed, self.device, DTYPES[self.precision])
-        return encode(self.weights, self.shape, packed, plan, self._attend)
+        """The final hidden states of all tokens of the pack, [tokens or more, hidden]."""
+        if (hidden := self._graphs.run(packed.tokens, packed.layout)) is not None:
+            return hidden
+        attend = self._prepare_attention(packed.layout, self.device, self.weights.words.dtype)
+        return encode(self.weights, self.shape, packed.tokens, attend)
+
+    @torch.inference_mode()
+    def _warm_up_gpu(self, rows: list[Encoding]) -> list[Output]:
+        """Compiles what large batches need and records graphs for small ones, which are none of these from then on."""
+        outputs = []
+        for lengths in _GPU_WARM_UP_LENGTHS:
+            blank = [_blank_row(self.checkpoint.name, min(each, self.shape.max_positions), Cls()) for each in lengths]
+            outputs += self.run([replace(row, blocks=_WARM_UP_BLOCKS) for row in blank])
+        with on(self.device):
+            self._graphs.record()
+        return outputs + self.run(rows)
 
     def _warm_up_rows(self) -> list[Encoding]:
         first, *others = self._readouts()
         rows = [(min(length, self.shape.max_positions), first) for length in _WARM_UP_LENGTHS]
         rows += [(1, readout) for readout in others]
-        return [_blank_row(self.checkpoint.name, length, readout) for length, readout in rows]
+        blank = [_blank_row(self.checkpoint.name, length, readout) for length, readout in rows]
+        return [*blank, replace(blank[1], blocks=_WARM_UP_BLOCKS)]
 
     def _readouts(self) -> tuple[Readout, ...]:
         """Every kind of readout that the checkpoint has a head for."""

@@ -1,7 +1,8 @@
 """Heads: what is read from the hidden states of packed rows, one reader per kind of readout.
 
 Logits, means and softmax are computed in float32 whatever the precision of the weights is. A head runs only on the
-tokens it is asked for. Knows no tasks.
+tokens it is asked for. A reader gives the device its work and returns at once; what it returns makes the outputs, when
+the numbers have come from the device. Knows no tasks.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from torch import Tensor
 
 from service.checkpoint import Shape
 from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
-from service.engine.encoder import activate, linear, norm
-from service.engine.packing import Packed, to_device
+from service.engine.copies import to_device, to_host
+from service.engine.encoder import gelu_of
+from service.engine.packing import Packed
 from service.engine.weights import MlmHead, Weights
 from service.errors import InferenceFailed
 
 _MAX_POSITIONS = 512  # full-vocabulary logits computed at a time: 512 x 21k x 4 bytes = 43 MB
 _MAX_TOKENS = 4096  # decoder rows in float32 at a time: 4096 x 2048 x 4 bytes = 34 MB
+
+
+Finish = Callable[[], list[Output]]
+"""Makes outputs of numbers that have come from the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +47,23 @@ class _Batch:
         return self.hidden[to_device(torch.tensor(tokens, dtype=torch.int64), self.hidden.device)]
 
 
-def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> list[Output]:
-    """The output of every row, in the order in which the encodings came."""
-    outputs: dict[int, Output] = {}
+def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> Finish:
+    """The output of every row, in the order in which the encodings came: behind a `fence` made after this."""
+    parts: list[tuple[list[int], Finish]] = []
     for kind, reader in _READERS.items():
         members = [index for index, each in enumerate(packed.encodings) if isinstance(each.readout, kind)]
         if not members:
             continue
         readouts = tuple(packed.encodings[index].readout for index in members)
         spans = tuple((packed.offsets[index], packed.offsets[index + 1]) for index in members)
-        results = reader(_Batch(weights, shape, hidden, readouts, spans))
-        outputs |= dict(zip((packed.rows[index] for index in members), results, strict=True))
-    return [outputs[row] for row in range(len(packed.rows))]
+        finish = reader(_Batch(weights, shape, hidden, readouts, spans))
+        parts.append(([packed.rows[index] for index in members], finish))
+
+    def outputs() -> list[Output]:
+        by_row = {row: output for rows, finish in parts for row, output in zip(rows, finish(), strict=True)}
+        return [by_row[row] for row in range(len(packed.rows))]
+
+    return outputs
 
 
 def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
@@ -72,23 +83,23 @@ def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
         raise InferenceFailed(f"scores of a token out of the vocabulary asked for; wanted 0 to {shape.vocab_size - 1}")
 
 
-def _read_cls(batch: _Batch) -> list[Output]:
+def _read_cls(batch: _Batch) -> Finish:
     return _one_row_each(batch.at([start for start, _ in batch.spans]).float())
 
 
-def _read_mean(batch: _Batch) -> list[Output]:
+def _read_mean(batch: _Batch) -> Finish:
     means = [batch.hidden[start:end].mean(0, dtype=torch.float32) for start, end in batch.spans]
     return _one_row_each(torch.stack(means))
 
 
-def _read_labels(batch: _Batch) -> list[Output]:
+def _read_labels(batch: _Batch) -> Finish:
     head = batch.weights.labels
     assert head
-    pooled = torch.tanh(linear(batch.at([start for start, _ in batch.spans]), head.pooler).float())
+    pooled = torch.tanh(head.pooler(batch.at([start for start, _ in batch.spans])).float())
     return _one_row_each(F.linear(pooled, head.classifier.weight.float(), head.classifier.bias.float()))
 
 
-def _read_token_scores(batch: _Batch) -> list[Output]:
+def _read_token_scores(batch: _Batch) -> Finish:
     """Only the decoder rows of the wanted tokens are used; rows that want the same tokens share them."""
     head, states = _mlm_states(batch)
     counts = [len(readout.positions) for readout in batch.readouts]
@@ -96,27 +107,38 @@ def _read_token_scores(batch: _Batch) -> list[Output]:
     for row, readout in enumerate(batch.readouts):
         wanted.setdefault(readout.token_ids, []).append(row)
     parts = torch.split(states, counts)
-    outputs: dict[int, Output] = {}
+    logits: list[tuple[list[int], Tensor]] = []
     for token_ids, rows in wanted.items():
         tokens = to_device(torch.tensor(token_ids, dtype=torch.int64), states.device)
-        logits = _logits(torch.cat([parts[row] for row in rows]), head, tokens)
-        scores = np.split(logits.cpu().numpy(), np.cumsum([counts[row] for row in rows])[:-1])
-        outputs |= {row: Output(each) for row, each in zip(rows, scores, strict=True)}
-    return [outputs[row] for row in range(len(batch.readouts))]
+        logits.append((rows, to_host(_logits(torch.cat([parts[row] for row in rows]), head, tokens))))
+
+    def outputs() -> list[Output]:
+        by_row: dict[int, Output] = {}
+        for rows, host in logits:
+            scores = np.split(host.numpy(), np.cumsum([counts[row] for row in rows])[:-1])
+            by_row |= {row: Output(each) for row, each in zip(rows, scores, strict=True)}
+        return [by_row[row] for row in range(len(counts))]
+
+    return outputs
 
 
-def _read_top_tokens(batch: _Batch) -> list[Output]:
+def _read_top_tokens(batch: _Batch) -> Finish:
     head, states = _mlm_states(batch)
     k = max(readout.k for readout in batch.readouts)
     best = [_top(part, head, k) for part in torch.split(states, _MAX_POSITIONS)]
-    scores = torch.cat([each[0] for each in best]).cpu().numpy()
-    ids = torch.cat([each[1] for each in best]).to(torch.int32).cpu().numpy()
-    ends = np.cumsum([len(readout.positions) for readout in batch.readouts])[:-1]
-    pairs = zip(batch.readouts, np.split(scores, ends), np.split(ids, ends), strict=True)
-    return [Output(row_scores[:, : readout.k], row_ids[:, : readout.k]) for readout, row_scores, row_ids in pairs]
+    scores = to_host(torch.cat([each[0] for each in best]))
+    ids = to_host(torch.cat([each[1] for each in best]).to(torch.int32))
+    readouts = batch.readouts  # and not the batch, whose hidden states would be kept until the outputs are wanted
+    ends = np.cumsum([len(readout.positions) for readout in readouts])[:-1]
+
+    def outputs() -> list[Output]:
+        parts = zip(readouts, np.split(scores.numpy(), ends), np.split(ids.numpy(), ends), strict=True)
+        return [Output(row_scores[:, : readout.k], row_ids[:, : readout.k]) for readout, row_scores, row_ids in parts]
+
+    return outputs
 
 
-_READERS: dict[type, Callable[[_Batch], list[Output]]] = {
+_READERS: dict[type, Callable[[_Batch], Finish]] = {
     Cls: _read_cls,
     Mean: _read_mean,
     Labels: _read_labels,
@@ -131,8 +153,8 @@ def _mlm_states(batch: _Batch) -> tuple[MlmHead, Tensor]:
     assert head
     pairs = zip(batch.readouts, batch.spans, strict=True)
     tokens = [start + position for readout, (start, _) in pairs for position in readout.positions]
-    states = activate(linear(batch.at(tokens), head.transform), batch.shape)
-    return head, norm(states, head.norm, batch.shape).float()
+    states = head.transform.activated(batch.at(tokens), gelu_of(batch.shape))
+    return head, head.norm(states).float()
 
 
 def _top(states: Tensor, head: MlmHead, k: int) -> tuple[Tensor, Tensor]:
@@ -150,5 +172,6 @@ def _logits(states: Tensor, head: MlmHead, tokens: Tensor | slice) -> Tensor:
     return F.linear(states, head.decoder.weight[tokens].float(), head.decoder.bias[tokens].float())
 
 
-def _one_row_each(scores: Tensor) -> list[Output]:
-    return [Output(row) for row in scores.cpu().numpy()[:, None, :]]
+def _one_row_each(scores: Tensor) -> Finish:
+    host = to_host(scores)
+    return lambda: [Output(row) for row in host.numpy()[:, None, :]]

@@ -1,13 +1,14 @@
-"""Rows packed end to end into flat tensors: a batch costs the sum of its tokens, there is no padding.
+"""Rows packed end to end into flat tensors: a batch costs the sum of its tokens, rows are not padded to the longest.
 
-Knows no model: it checks encodings against limits, orders the rows and moves their ids to the device.
+Only the pack as a whole is filled up, to the next of few sizes (`bucket`): kernels are made and kept for one number of
+tokens, and a kernel that is there already is worth more than the few tokens. Knows no model: it checks encodings
+against limits, orders the rows and moves their ids to the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from service.checkpoint import Shape
 from service.domain import Encoding
+from service.engine.copies import to_device
+from service.engine.layout import Layout, row_of
 from service.errors import InferenceFailed
 
 
@@ -22,51 +25,43 @@ from service.errors import InferenceFailed
 class Packed:
     """A batch as flat tensors.
 
-    The rows are in the order of `rows`: by length, then by blocks, so that rows of one layout lie side by side. Row i
-    of the pack is encoding `rows[i]`, and its tokens are `offsets[i]:offsets[i + 1]`.
+    The rows are in the order of `rows`: plain ones before those with blocks, then by length and blocks, so that rows of
+    one mask lie side by side. Row i of the pack is encoding `rows[i]`, and its tokens are `offsets[i]:offsets[i + 1]`.
+    What comes after the last of them fills the bucket: no row attends to it, and it is never read.
     """
 
     encodings: tuple[Encoding, ...]  # in pack order
     rows: tuple[int, ...]
     offsets: tuple[int, ...]
-    ids: Tensor  # [tokens] int32, as are the next two
-    segment_ids: Tensor
-    positions: Tensor
-    cu_lengths: Tensor  # `offsets` on the device, for kernels that take rows of varying length
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        return tuple(each.num_tokens for each in self.encodings)
+    tokens: Tensor  # [3, tokens with the filling] int32: ids, segment ids, positions
+    layout: Layout
 
 
 def pack(encodings: Sequence[Encoding], device: torch.device) -> Packed:
     """Packs at least one row."""
-    rows = sorted(range(len(encodings)), key=lambda row: layout(encodings[row]))
+    layouts = [row_of(encoding) for encoding in encodings]
+    rows = sorted(range(len(encodings)), key=lambda row: (bool(layouts[row][1]), layouts[row]))
     ordered = tuple(encodings[row] for row in rows)
-    offsets = (0, *accumulate(each.num_tokens for each in ordered))
+    layout = Layout(tuple(layouts[row] for row in rows), bucket(sum(each.num_tokens for each in ordered)))
+    offsets = layout.offsets
     # One buffer, so one copy to the device.
+    flat = np.zeros((3, layout.num_tokens), dtype=np.int32)
     parts = [each.ids for each in ordered], [each.segment_ids for each in ordered], [each.positions for each in ordered]
-    flat = np.stack([np.concatenate(part).astype(np.int32, copy=False) for part in parts])
-    ids, segment_ids, positions = to_device(torch.from_numpy(flat), device)
+    for line, part in zip(flat, parts, strict=True):
+        np.concatenate(part, out=line[: offsets[-1]])
     return Packed(
         encodings=ordered,
         rows=tuple(rows),
         offsets=offsets,
-        ids=ids,
-        segment_ids=segment_ids,
-        positions=positions,
-        cu_lengths=to_device(torch.tensor(offsets, dtype=torch.int32), device),
+        tokens=to_device(torch.from_numpy(flat), device),
+        layout=layout,
     )
 
 
-def layout(encoding: Encoding) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """Rows of one layout have one length and one mask."""
-    return encoding.num_tokens, encoding.blocks
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Pinned memory lets a copy to a GPU run beside its work; on a CPU nothing is copied."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def bucket(num_tokens: int) -> int:
+    """The next multiple of 8, or of a 32nd of the power of two below: at most 3 % more for large packs."""
+    step = max(8, 1 << max(0, num_tokens.bit_length() - 6))
+    return -(-num_tokens // step) * step
 
 
 def check(encoding: Encoding, shape: Shape) -> None:

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import torch
 
+from service.domain import Quantization
 from service.errors import SettingError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_LEAST_CAPABILITIES: dict[Quantization, tuple[int, int]] = {"int8": (8, 0), "fp8": (8, 9)}
+"""Of a GPU: Ampere is the first that is quicker in int8 for what it loses, Ada and Hopper compute in fp8."""
 
 # Without these a CPU computes bfloat16 by widening it, which is slower than float32.
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -39,6 +43,20 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision not in DTYPES:
         raise SettingError(f"precision {precision!r}: wanted auto, {', '.join(DTYPES)}")
     return precision
+
+
+def check_capability(quantization: Quantization, device: torch.device) -> None:
+    """SettingError when the GPU has no arithmetic for it; whatever is no GPU passes."""
+    least = _LEAST_CAPABILITIES.get(quantization)
+    if device.type != "cuda" or least is None:
+        return
+    found = torch.cuda.get_device_capability(device)
+    if found >= least:
+        return
+    raise SettingError(
+        f"quantization {quantization!r}: needs compute capability {least[0]}.{least[1]}, "
+        f"and {device} has {found[0]}.{found[1]}"
+    )
 
 
 def _cpu_has_bf16(path: Path = Path("/proc/cpuinfo")) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -18,8 +19,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from service.engine.safetensors_writer import Entry
 from service.errors import CheckpointError
-from service.weight_files import weight_files
+
+Progress = Callable[[int, int], None]
+"""Bytes done, bytes in all."""
+
+WORDS = "embeddings.word_embeddings.weight"
+DECODER = "cls.predictions.decoder.weight"
+"""Tied to the words in most checkpoints: one tensor that goes by two names."""
 
 _CHUNK = 1 << 24  # elements compared at a time
 
@@ -29,6 +37,8 @@ class _Source:
     file: Path
     name: str  # as it stands in the file
     shape: tuple[int, ...]
+    kind: str  # its number format, as the file calls it
+    is_floating: bool
     read: Callable[[], Tensor]
 
     def __str__(self) -> str:
@@ -38,18 +48,18 @@ class _Source:
 class TensorFiles:
     """Open with `open`, use as a context, and copy out what is needed before it ends."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._folder = folder
+    def __init__(self, paths: Sequence[Path], stack: ExitStack) -> None:
+        self.paths = tuple(paths)
         self._stack = stack
         self._sources: dict[str, _Source] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> TensorFiles:
-        """Maps the weights files of `folder`; CheckpointError when one cannot be read, or should not be."""
+    def open(cls, paths: Sequence[Path]) -> TensorFiles:
+        """Maps the weights files of one model; CheckpointError when one cannot be read, or should not be."""
         with ExitStack() as stack:
-            files = cls(folder, stack)
-            for file in weight_files(folder):
-                files._add(file)
+            files = cls(paths, stack)
+            for path in paths:
+                files._add(path)
             files._stack = stack.pop_all()
         return files
 
@@ -76,30 +86,44 @@ class TensorFiles:
         return self._source(name).shape
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
-        """CheckpointError when the tensor is not there, or has another shape."""
+        """CheckpointError when the tensor is not there, has another shape, or holds whole numbers."""
         source = self._source(name)
         if source.shape != shape:
             raise CheckpointError(f"{source} has shape {list(source.shape)}; wanted {list(shape)}")
+        if not source.is_floating:
+            raise CheckpointError(f"{source} has type {source.kind}; wanted floating point numbers")
 
     def copy_into(self, name: str, slot: Tensor) -> None:
         """Casts the tensor into `slot`, which must have its shape."""
-        source = self._source(name)
-        tensor = source.read()
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{source} has type {tensor.dtype}; wanted floating point numbers")
-        slot.copy_(tensor)
+        slot.copy_(self._source(name).read())
 
-    def are_equal(self, name: str, other: str) -> bool:
-        """Whether two tensors hold the same numbers; compared in pieces, so that no copy of a whole one is made."""
+    def entries(self) -> list[Entry]:
+        """All that a model may take its weights from, to be written to another file; what is tied is there once."""
+        return [
+            Entry(source.name, source.shape, source.read)
+            for name, source in self._sources.items()
+            if source.is_floating and not (self.is_tied and name == DECODER)
+        ]
+
+    @cached_property
+    def is_tied(self) -> bool:
+        """Whether the decoder is the words, be it left out or there a second time."""
+        return DECODER not in self or (WORDS in self and self._are_equal(DECODER, WORDS))
+
+    def _are_equal(self, name: str, other: str) -> bool:
+        """Compared in pieces, so that no copy of a whole tensor is made."""
         ours, theirs = self._source(name), self._source(other)
         if ours.shape != theirs.shape:
             return False
-        pairs = zip(_pieces(ours.read()), _pieces(theirs.read()), strict=True)
+        one, two = ours.read(), theirs.read()
+        if one.is_set_to(two):
+            return True
+        pairs = zip(_pieces(one), _pieces(two), strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
 
     def _source(self, name: str) -> _Source:
         if name not in self._sources:
-            raise CheckpointError(f"{self._folder}: tensor {name} is missing from the weights")
+            raise CheckpointError(f"{self.paths[0].parent}: tensor {name} is missing from the weights")
         return self._sources[name]
 
     def _add(self, file: Path) -> None:
@@ -129,9 +153,11 @@ def _open_safetensors(file: Path, stack: ExitStack) -> list[_Source]:
         raise CheckpointError(f"{file}: not a safetensors file ({error})") from error
 
     def source(name: str) -> _Source:
-        return _Source(file, name, tuple(opened.get_slice(name).get_shape()), lambda: opened.get_tensor(name))
+        part = opened.get_slice(name)
+        kind = part.get_dtype()
+        return _Source(file, name, tuple(part.get_shape()), kind, "F" in kind, lambda: opened.get_tensor(name))
 
-    return [source(name) for name in opened.keys()]  # noqa: SIM118 - it is not a dict
+    return [source(name) for name in opened.offset_keys()]
 
 
 def _open_bin(file: Path) -> list[_Source]:
@@ -149,6 +175,7 @@ def _open_bin(file: Path) -> list[_Source]:
         raise CheckpointError(f"{file}: wanted a state dict, that is tensor names and tensors only")
 
     def source(name: str, tensor: Tensor) -> _Source:
-        return _Source(file, name, tuple(tensor.shape), lambda: tensor)
+        kind, is_floating = str(tensor.dtype), tensor.is_floating_point()
+        return _Source(file, name, tuple(tensor.shape), kind, is_floating, tensor.detach)
 
     return [source(str(name), tensor) for name, tensor in tensors.items()]

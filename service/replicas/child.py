@@ -1,28 +1,33 @@
 """The child process: loads an engine per checkpoint on one device, then computes the batches that come down the pipe.
 
-Knows no HTTP, no queue and no metrics. A thread reads the pipe all the time, so the next batch is here when this one is
-done. Started as `python -m service.replicas.child FD PARENT_PID`; it never outlives its parent.
+Knows no HTTP, no queue and no metrics. A thread reads the pipe all the time and shows the engine what comes: when this
+batch is done a GPU has the next one already, a CPU finds it packed. Started as
+`python -m service.replicas.child FD PARENT_PID`; it never outlives its parent.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from typing import NoReturn
 
 from service.checkpoint import Checkpoint
 from service.domain import Encoding, Output
 from service.errors import StartupError
 from service.replicas.loading import Progress, Runner
-from service.replicas.messages import Batch, Broken, Loading, Ready, Result, Spec, Stop, ToChild, ToParent
+from service.replicas.messages import Batch, Broken, Loading, Ready, Result, Spec, Stop, ToParent
+from service.replicas.wire import Pipe
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +40,12 @@ def main(fd: int, parent_pid: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with(parent_pid)
     os.set_inheritable(fd, False)
-    connection: Connection[ToParent, ToChild] = Connection(fd)
-    spec = connection.recv()
+    pipe = Pipe(fd)
+    spec = pipe.recv()
     assert isinstance(spec, Spec), "the first message is the spec"
     spec.set_up_logs()
     try:
-        return _serve(connection, spec)
+        return _serve(pipe, spec)
     except (BrokenPipeError, ConnectionResetError):
         return 1  # the parent has gone
     except Exception:  # the process's edge: its parent notices the death and starts another
@@ -55,22 +60,26 @@ def _die_with(parent_pid: int) -> None:
         sys.exit(1)
 
 
-def _serve(connection: Connection[ToParent, ToChild], spec: Spec) -> int:
+def _serve(pipe: Pipe, spec: Spec) -> int:
     try:
-        engines = load(spec, connection.send)
+        engines = load(spec, pipe.send)
+        profiles = {name: engine.profile() for name, engine in engines.items()}
     except StartupError as error:
-        connection.send(Broken(error))
+        pipe.send(Broken(error))
         return 1
     except Exception as error:  # the edge of loading: whatever it is, the parent has to hear of it
         logger.exception("models could not be loaded", extra={"device": spec.device})
-        connection.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
+        pipe.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
         return 1
     precisions = {name: engine.precision for name, engine in engines.items()}
-    connection.send(Ready(precisions, _resident_bytes()))
-    batches: SimpleQueue[Batch | None] = SimpleQueue()
-    Thread(target=_receive, args=(connection, batches), daemon=True).start()
-    while batch := batches.get():
-        connection.send(compute(engines, batch))
+    pipe.send(Ready(precisions, profiles, _resident_bytes()))
+    gc.freeze()  # the garbage collector need not look at libraries and engines again, amid a batch
+    batches: SimpleQueue[Prepared | None] = SimpleQueue()
+    Thread(target=_receive, args=(pipe, engines, batches), daemon=True).start()
+    free_since = 0.0
+    while prepared := batches.get():
+        pipe.send(compute(engines, prepared, free_since))
+        free_since = time.perf_counter()
     return 0
 
 
@@ -99,30 +108,55 @@ def _progress(checkpoint: Checkpoint, send: Callable[[ToParent], None]) -> Progr
     return report
 
 
-def _receive(connection: Connection[ToParent, ToChild], batches: SimpleQueue[Batch | None]) -> None:
+def _receive(pipe: Pipe, engines: Mapping[str, Runner], batches: SimpleQueue[Prepared | None]) -> None:
     try:
-        while isinstance(message := connection.recv(), Batch):
-            batches.put(message)
+        while isinstance(message := pipe.recv(), Batch):
+            batches.put(prepare(engines, message))
         assert isinstance(message, Stop), "after loading there are batches, then the stop"
         batches.put(None)
     except (EOFError, OSError):
         os._exit(1)  # the parent has gone: nobody waits for the batch at hand
 
 
-def compute(engines: Mapping[str, Runner], batch: Batch) -> Result:
-    """Raises when the engine itself is broken: then a new process has a better chance."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch that the engine has seen: what is left to do is to wait, or on a CPU to compute."""
+
+    batch: Batch
+    finish: Callable[[], list[Output]]
+    started: float
+
+
+def prepare(engines: Mapping[str, Runner], batch: Batch) -> Prepared:
+    """What can be done while the batch before computes. An error is raised again when it is this one's turn."""
     started = time.perf_counter()
+    try:
+        finish = engines[batch.encodings[0].model].prepare(batch.encodings)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is that of the forward
+        return Prepared(batch, partial(_raise, error), started)
+    return Prepared(batch, finish, started)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def compute(engines: Mapping[str, Runner], prepared: Prepared, free_since: float) -> Result:
+    """Raises when the engine itself is broken: then a new process has a better chance."""
+    batch = prepared.batch
     engine = engines[batch.encodings[0].model]
-    outputs = run_rows(engine, batch.encodings)
+    outputs = run_rows(engine, batch.encodings, prepared.finish)
     if all(output is None for output in outputs):
         engine.warm_up()
-    return Result(batch.number, outputs, time.perf_counter() - started)
+    return Result(batch.number, outputs, time.perf_counter() - max(prepared.started, free_since))
 
 
-def run_rows(engine: Runner, encodings: Sequence[Encoding]) -> list[Output | None]:
+def run_rows(
+    engine: Runner, encodings: Sequence[Encoding], finish: Callable[[], list[Output]] | None = None
+) -> list[Output | None]:
     """Halves a batch that fails until the rows that make it fail are alone; those are None."""
     try:
-        return list(engine.run(encodings))
+        return list((finish or engine.prepare(encodings))())
     except Exception:  # any error of a forward is that of one of its rows, or of too many together
         extra = {"rows": len(encodings), "tokens": sum(encoding.num_tokens for encoding in encodings)}
         logger.exception("forward failed", extra=extra)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from service.checkpoint import Checkpoint
-from service.domain import Encoding, Output
+from service.domain import Encoding, Output, Quantization, Step
 
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in all."""
@@ -20,7 +22,12 @@ class Runner(Protocol):
 
     def warm_up(self) -> None: ...
 
-    def run(self, encodings: Sequence[Encoding]) -> list[Output]: ...
+    def profile(self) -> tuple[Step, ...]: ...
+
+    def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
+        """Does what can be done while another batch computes; the call of what comes back does the rest, in another
+        thread. What was prepared first is finished first."""
+        ...
 
 
 class Load(Protocol):
@@ -29,7 +36,25 @@ class Load(Protocol):
     def __call__(self, checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> Runner: ...
 
 
-def load_engine(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> Runner:
+def load_engine(
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    precision: str,
+    progress: Progress,
+    quantization: Quantization = "none",
+    weight_cache: Path | None = None,
+) -> Runner:
+    if weight_cache and device != "cpu":
+        # Where torch's compiler keeps what it has made for a GPU, unless the user says otherwise: a restart is quick.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(weight_cache / "compiled"))
     from service.engine.engine import Engine  # torch stays out of the parent
 
-    return Engine.load(checkpoint, device=device, precision=precision, progress=progress)
+    return Engine.load(
+        checkpoint,
+        device=device,
+        precision=precision,
+        quantization=quantization,
+        progress=progress,
+        weight_cache=weight_cache,
+    )

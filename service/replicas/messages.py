@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.checkpoint import Checkpoint
-from service.domain import Encoding, Output
+from service.domain import Encoding, Output, Step
 from service.errors import StartupError
 from service.replicas.loading import Load
 
@@ -46,9 +46,10 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """To the parent, once: batches may come. `precisions` are by model name."""
+    """To the parent, once: batches may come. `precisions` and `profiles` (measured forwards) are by model name."""
 
     precisions: dict[str, str]
+    profiles: dict[str, tuple[Step, ...]]
     memory_bytes: int
 
 

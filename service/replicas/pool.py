@@ -6,18 +6,23 @@ Knows no queue and no HTTP: `start` is given what feeds a replica, and calls it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from service.batching.run import Feed
 from service.checkpoint import Checkpoint
+from service.domain import Step
 from service.metrics import Metrics, ReplicaState
 from service.replicas.loading import Load, load_engine
 from service.replicas.messages import Loading, Spec
-from service.replicas.replica import Care, Progress, Replica
+from service.replicas.replica import Care, Profiled, Progress, Replica
 
 
 def ignore_progress(replica: str, loading: Loading) -> None:
     """The default: loading is not shown."""
+
+
+def ignore_profile(replica: str, profiles: Mapping[str, Sequence[Step]]) -> None:
+    """The default: nobody asks how fast a replica is."""
 
 
 def keep_logs_as_they_are() -> None:
@@ -41,9 +46,17 @@ class Pool:
         load: Load = load_engine,
         set_up_logs: Callable[[], None] = keep_logs_as_they_are,
         progress: Progress = ignore_progress,
+        profiled: Profiled = ignore_profile,
     ) -> None:
         self._replicas = [
-            Replica(name, Spec(tuple(checkpoints), device, precision, load, set_up_logs), care, metrics, progress)
+            Replica(
+                name,
+                Spec(tuple(checkpoints), device, precision, load, set_up_logs),
+                care,
+                metrics,
+                progress,
+                profiled,
+            )
             for name, device in zip(names(devices), devices, strict=True)
         ]
         self._keepers: list[asyncio.Task[None]] = []
@@ -68,7 +81,11 @@ class Pool:
 
     def is_ready(self) -> bool:
         """Whether at least one replica computes."""
-        return any(replica.state == "ready" for replica in self._replicas)
+        return self.num_ready() > 0
+
+    def num_ready(self) -> int:
+        """How many replicas compute."""
+        return sum(replica.state == "ready" for replica in self._replicas)
 
     def states(self) -> dict[str, ReplicaState]:
         return {replica.name: replica.state for replica in self._replicas}

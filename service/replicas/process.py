@@ -1,6 +1,7 @@
 """The parent's end of one child process: start it, hear of its loading, hand it batches, notice its end.
 
-Knows no engine and no restart. The event loop never waits for the pipe: one thread reads it, one writes to it.
+Knows no engine and no restart. The event loop reads and writes the pipe itself, and never waits for it: what the child
+does not take yet lies in the transport's buffer.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from threading import Thread
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from service.batching.run import Ran
 from service.domain import Encoding
 from service.errors import ReplicaLost, StartupError
 from service.replicas.messages import Batch, Broken, Loading, Ready, Result, Spec, Stop, ToChild, ToParent
+from service.replicas.wire import Frames, frame
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ LAST_WORDS_S = 5.0
 """From the end of the pipe to the end of the process."""
 
 
-class Process:
+class Process(asyncio.Protocol):
     """One child, from its start to its end. Lives on one event loop; `start` first, `stop` last."""
 
     def __init__(self, spec: Spec, *, threads: int, hang_timeout_s: float, progress: Progress) -> None:
@@ -49,29 +49,29 @@ class Process:
         self._numbers = count()
         self._pending: dict[int, asyncio.Future[Ran]] = {}
         self._watchdog: asyncio.TimerHandle | None = None
+        self._frames = Frames()
         self._has_ended = asyncio.Event()
+        self._has_ended.set()  # a child that was never started
         self._calls_on_end: list[Callable[[], object]] = []
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica-writer")
 
     @property
     def pid(self) -> int:
         return self._popen.pid
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Starts the child. It dies with the thread that calls this: the event loop's."""
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
-        ours: Connection[ToChild, ToParent]
-        ours, theirs = Pipe()
+        ours, theirs = socket.socketpair()
         with theirs:
+            self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
             try:
                 self._popen = self._spawn(theirs.fileno())
             except OSError as error:
-                self._has_ended.set()
+                self._pipe.abort()
                 raise StartupError(f"{self._spec.device}: no process could be started: {error.strerror}") from error
-        self._connection = ours
-        Thread(target=self._read, daemon=True, name="replica-reader").start()
-        self._writer.submit(self._write, self._spec)
+        self._has_ended.clear()
+        self._send(self._spec)
 
     async def ready(self) -> Ready:
         """Waits until the models are loaded; StartupError (CheckpointError and so on) when they cannot be."""
@@ -87,7 +87,7 @@ class Process:
         if self._watchdog is None:
             self._rearm()
         try:
-            await self._loop.run_in_executor(self._writer, self._write, Batch(number, encodings))
+            self._send(Batch(number, encodings))
             return await answer
         finally:
             self._pending.pop(number, None)
@@ -107,7 +107,7 @@ class Process:
     async def stop(self, grace_s: float) -> None:
         """Lets the child finish its batch, for so long; nothing of it is left afterwards."""
         if not self._has_ended.is_set():
-            self._writer.submit(self._write, Stop())
+            self._send(Stop())
         try:
             async with asyncio.timeout(grace_s):
                 await self._has_ended.wait()
@@ -135,23 +135,19 @@ class Process:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
 
-    # the two threads
+    # the pipe
 
-    def _write(self, message: ToChild) -> None:
-        try:
-            self._connection.send(message)
-        except OSError:
-            logger.debug("message to a replica that has ended")  # the reader tells those who wait
+    def _send(self, message: ToChild) -> None:
+        if not self._pipe.is_closing():  # else its end is noticed, and told to those who wait
+            self._pipe.write(frame(message))
 
-    def _read(self) -> None:
-        try:
-            while True:
-                self._tell(self._receive, self._connection.recv())
-        except (EOFError, OSError):
-            logger.debug("replica closed its pipe")
-        finally:
-            self._bury()
-            self._tell(self._on_end)
+    def data_received(self, data: bytes) -> None:
+        for message in self._frames.feed(data):
+            self._receive(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._has_ended.is_set():
+            Thread(target=self._bury, daemon=True, name="replica-end").start()
 
     def _bury(self) -> None:
         """Whoever closes its pipe has ended, or is about to, or is made to."""
@@ -160,14 +156,10 @@ class Process:
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
-
-    def _tell(self, method: Callable[..., None], *args: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(method, *args)
+            self._loop.call_soon_threadsafe(self._on_end)
         except RuntimeError:
             logger.debug("replica outlived the event loop")
-
-    # on the event loop
 
     def _receive(self, message: ToParent) -> None:
         match message:
@@ -185,8 +177,6 @@ class Process:
     def _on_end(self) -> None:
         self._has_ended.set()
         self._rearm(False)
-        self._writer.submit(self._connection.close)
-        self._writer.shutdown(wait=False)
         _settle(self._ready, StartupError(f"{self._spec.device}: {_epitaph(self._popen.returncode)} while loading"))
         self._ready.exception()  # whoever waited for it may have gone: asyncio need not complain
         for answer in self._pending.values():

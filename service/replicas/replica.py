@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from service.batching.run import Feed
+from service.domain import Step
 from service.errors import StartupError
 from service.metrics import Metrics, ReplicaState
 from service.replicas.messages import Loading, Ready, Spec
@@ -28,6 +29,9 @@ STEADY_S = 60.0
 
 Progress = Callable[[str, Loading], None]
 """Told the replica's name and how far its loading is."""
+
+Profiled = Callable[[str, Mapping[str, Sequence[Step]]], None]
+"""Told the replica's name and what it measured of every model, each time before it becomes ready."""
 
 
 def back_off_s(num_failures: int) -> float:
@@ -51,7 +55,9 @@ class Care:
 class Replica:
     """`keep` is its life; `state`, `pid` and `precisions` (by model name, empty until loaded) tell of it."""
 
-    def __init__(self, name: str, spec: Spec, care: Care, metrics: Metrics, progress: Progress) -> None:
+    def __init__(
+        self, name: str, spec: Spec, care: Care, metrics: Metrics, progress: Progress, profiled: Profiled
+    ) -> None:
         self.name = name
         self.state: ReplicaState = "stopped"
         self.pid: int | None = None
@@ -60,6 +66,7 @@ class Replica:
         self._care = care
         self._metrics = metrics
         self._progress = progress
+        self._profiled = profiled
 
     async def keep(self, feed: Feed, started: asyncio.Future[None]) -> None:
         """One child after another until cancelled. `started` gets the first one's success or StartupError."""
@@ -88,7 +95,7 @@ class Replica:
         )
         self._become("starting")
         try:
-            process.start()
+            await process.start()
             self.pid = process.pid
             self._on_ready(await self._ready(process))
             if not started.done():
@@ -135,6 +142,7 @@ class Replica:
 
     def _on_ready(self, ready: Ready) -> None:
         self.precisions = ready.precisions
+        self._profiled(self.name, ready.profiles)
         self._become("ready")
         self._metrics.replica_holds(
             self.name, device=self._spec.device, precisions=ready.precisions, memory_bytes=ready.memory_bytes

@@ -68,8 +68,7 @@ def decode(
 
 def _labels(model: TextModel, query: ClassifyQuery, output: Output) -> tuple[str, ...]:
     """Where nobody has named the classes of a head they are numbered, as transformers does."""
-    numbered = tuple(f"LABEL_{index}" for index in range(output.scores.shape[1]))
-    return query.labels or model.labels or numbered
+    return query.labels or model.labels or tuple(f"LABEL_{index}" for index in range(output.scores.shape[1]))
 
 
 def _scores(query: ClassifyQuery, output: Output) -> FloatArray:

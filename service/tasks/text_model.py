@@ -6,8 +6,10 @@ Knows no weights. Special tokens typed by a user are plain text here: the tokeni
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,13 @@ class TextModel:
     mask: int
     yes: int | None
     no: int | None
+    _alone: dict[str, int] = field(init=False)
+    _others: re.Pattern[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_alone", standing_alone(self.tokenizer))
+        listed = re.escape("".join(self._alone))
+        object.__setattr__(self, "_others", re.compile(f"[^{listed}]+" if listed else "(?s:.+)"))
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> TextModel:
@@ -70,10 +79,25 @@ class TextModel:
         return self.kind == "masked-lm" and self.yes is not None and self.no is not None
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens. Releases the GIL while it works."""
-        if len(texts) == 1:
-            return [self.tokenizer.encode(texts[0]).ids]
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+        """Token ids of each text, without special tokens.
+
+        Characters that always are tokens of their own, most of a Chinese text, are looked up; the tokenizer reads only
+        what lies between them, and releases the GIL while it does.
+        """
+        between = [self._others.findall(text) for text in texts]
+        runs = [run for found in between for run in found]
+        read = iter(self.tokenizer.encode_batch_fast(runs) if runs else ())
+        return [self._join(text, [next(read).ids for _ in found]) for text, found in zip(texts, between, strict=True)]
+
+    def _join(self, text: str, runs: list[list[int]]) -> list[int]:
+        known = self._alone.__getitem__
+        if not runs:
+            return list(map(known, text))
+        ids: list[int] = []
+        for piece, run in zip_longest(self._others.split(text), runs, fillvalue=()):
+            ids += map(known, piece)
+            ids += run
+        return ids
 
     def token(self, token_id: int) -> str:
         """The vocabulary entry of one id, empty for an id beyond the vocabulary (padded embeddings)."""
@@ -92,6 +116,21 @@ def build_tokenizer(vocab: dict[str, int], config: dict[str, Any]) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = BertPreTokenizer()
     return tokenizer
+
+
+def standing_alone(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the characters that are tokens of their own whatever stands beside them: Chinese ones and punctuation.
+
+    BERT's pre-tokenizer decides that for each character by itself, so one look at it between two letters tells.
+    """
+    vocab = tokenizer.get_vocab()
+    characters = [token for token in vocab if len(token) == 1]
+    read = tokenizer.encode_batch_fast([f"a{character}a" for character in characters])
+    return {
+        character: vocab[character]
+        for character, ids in zip(characters, (encoding.ids for encoding in read), strict=True)
+        if len(ids) == 3 and ids[0] == ids[2] and ids[1] == vocab[character]
+    }
 
 
 def read_vocab(path: Path) -> dict[str, int]:

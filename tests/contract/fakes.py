@@ -111,7 +111,7 @@ class Service:
 
 
 def models_reply() -> ops.ModelsReply:
-    return ops.ModelsReply(models=[], replicas=[ops.ReplicaInfo(name="cpu", device="cpu", state="ready")])
+    return ops.ModelsReply(models=[], replicas=[ops.ReplicaInfo(name="cpu", device="cpu", threads=2, state="ready")])
 
 
 @asynccontextmanager

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from benchmarks.texts import Corpus, Reading, make_requests
+from service.bench.corpus import Corpus, Reading
+from service.bench.requests import BODIES, make_requests
 from service.datasets.example import Example
 from service.evaluation.server import Server
 from tests.contract.fakes import running, text_model
@@ -35,10 +36,10 @@ async def test_a_head_answers_with_its_own_labels() -> None:
     assert (asked.chosen, server.model) == ("差评", "mine")
 
 
-@pytest.mark.parametrize("task", ["zero-shot", "classify", "similarity", "mrc"])
+@pytest.mark.parametrize("task", BODIES)
 async def test_every_kind_of_load_is_accepted(task: str) -> None:
     corpus = Corpus(
-        ["这家餐厅的菜很好吃", "怎么更换手机号"], [Reading("男人在弹吉他。", "他弹什么？", ("吉他", "乐器"))]
+        "", ["这家餐厅的菜很好吃", "怎么更换手机号"], [Reading("男人在弹吉他。", "他弹什么？", ("吉他", "乐器"))]
     )
     models = [text_model(), text_model("head", "sequence-classification", labels=("差评", "好评"))]
     async with running(*models) as service:

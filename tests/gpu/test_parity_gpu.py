@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from service.checkpoint import describe
-from service.domain import Cls, Labels, Mean, TokenScores, TopTokens
-from service.engine.attention import BACKENDS
+from service.domain import Cls, Encoding, Labels, Mean, Output, Quantization, TokenScores, TopTokens
+from service.engine.attention import BACKENDS, Place
 from service.engine.engine import Engine
+from service.engine.precision import check_capability
+from service.errors import SettingError
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import (
     LENGTHS,
@@ -33,7 +35,13 @@ pytestmark = [
 
 TOLERANCE = 2e-5
 FAMILIES = ("megatron-bert", "bert")
-BACKEND_NAMES = [name for name, backend in BACKENDS.items() if backend.runs_on(torch.device("cuda"))]
+
+
+def backends(dtype: torch.dtype) -> list[str]:
+    if not torch.cuda.is_available():
+        return list(BACKENDS)
+    place = Place(torch.device("cuda"), dtype, num_heads=2, head_size=256)
+    return [name for name, backend in BACKENDS.items() if backend.runs_on(place)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +53,22 @@ def load(path: Path, precision: str = "float32", backend: str = "auto") -> Engin
     return Engine.load(describe(path, "test"), device="cuda", precision=precision, backend=backend)
 
 
-@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def large_heads(folder: Path) -> Path:
+    """Heads of 256, as in the 1.3B models."""
+    return make_checkpoint(folder, hidden_size=512, num_heads=2, init_std=0.03)
+
+
+def point_the_same_way(outputs: Sequence[Output], wanted: Sequence[np.ndarray], least: float = 0.999) -> bool:
+    pairs = [(output.scores[0], each) for output, each in zip(outputs, wanted, strict=True)]
+    return all(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) > least for a, b in pairs)
+
+
+def mean_states(path: Path, rows: Sequence[Encoding]) -> list[np.ndarray]:
+    hidden = reference(load_reference(path, "megatron-bert", "masked-lm"), rows).hidden
+    return [hidden[index, : row.num_tokens].mean(0).numpy() for index, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("backend", backends(torch.float32))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float32_matches(tmp_path: Path, family: str, backend: str) -> None:
     path = make_checkpoint(tmp_path, family=family)
@@ -68,25 +91,75 @@ def test_label_logits_match(tmp_path: Path, family: str) -> None:
     assert max_difference(outputs, [each[None] for each in wanted]) < TOLERANCE
 
 
-@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("is_warm", [False, True], ids=["eager", "graphs"])
+@pytest.mark.parametrize("backend", backends(torch.float32))
 @pytest.mark.parametrize("options", [(3, 3), (2, 9, 4, 1), (5,) * 15])
-def test_choice_rows_match_the_dense_formula(tmp_path: Path, options: Sequence[int], backend: str) -> None:
+def test_choice_rows_match_the_dense_formula(
+    tmp_path: Path, options: Sequence[int], backend: str, is_warm: bool
+) -> None:
     path = make_checkpoint(tmp_path)
     row = choice_row(options, 60)
     assert isinstance(row.readout, TokenScores)
     logits = reference(load_reference(path, "megatron-bert", "masked-lm"), [row], dense_mask(row)).logits[0]
     wanted = logits[list(row.readout.positions)][:, list(row.readout.token_ids)]
-    outputs = load(path, backend=backend).run([plain_row(50, Mean()), row, plain_row(3, TopTokens((1,), 4))])
+    engine = load(path, backend=backend)
+    if is_warm:
+        engine.warm_up()
+    outputs = engine.run([plain_row(50, Mean()), row, plain_row(3, TopTokens((1,), 4))])
     assert max_difference(outputs[1:2], [wanted]) < TOLERANCE
 
 
-@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("backend", backends(torch.bfloat16))
 def test_bfloat16_is_automatic_and_points_the_same_way(tmp_path: Path, backend: str) -> None:
-    path = make_checkpoint(tmp_path, hidden_size=512, num_heads=2, init_std=0.03)
+    path = large_heads(tmp_path)
     engine = load(path, "auto", backend)
     assert engine.precision == ("bfloat16" if torch.cuda.is_bf16_supported(False) else "float32")
-    hidden = reference(load_reference(path, "megatron-bert", "masked-lm"), mean_rows()).hidden
-    for row, output in enumerate(engine.run(mean_rows())):
-        wanted = hidden[row, : LENGTHS[row]].mean(0).numpy()
-        ours = output.scores[0]
-        assert np.dot(ours, wanted) / (np.linalg.norm(ours) * np.linalg.norm(wanted)) > 0.999
+    choices = [choice_row((3, 5), 30), choice_row((30,) * 4, 391), choice_row((3, 5), 30, seed=1)]
+    outputs = engine.run([*mean_rows(), *(replace(row, readout=Mean()) for row in choices)])
+    assert point_the_same_way(outputs[: len(LENGTHS)], mean_states(path, mean_rows()))
+    model = load_reference(path, "megatron-bert", "masked-lm")
+    for row, output in zip(choices, outputs[len(LENGTHS) :], strict=True):
+        hidden = reference(model, [row], dense_mask(row)).hidden
+        assert point_the_same_way([output], [hidden[0].mean(0).numpy()])
+
+
+def test_the_quickest_backend_is_found(tmp_path: Path) -> None:
+    assert load(large_heads(tmp_path), "bfloat16").backend in BACKENDS
+
+
+def test_small_batches_are_replayed_and_larger_ones_are_not(tmp_path: Path) -> None:
+    engine = load(large_heads(tmp_path))
+    before = [engine.run([row]) for row in mean_rows()]
+    engine.warm_up()
+    for row, wanted in zip(mean_rows() * 2, before * 2, strict=True):
+        assert np.abs(engine.run([row])[0].scores - wanted[0].scores).max() < TOLERANCE
+    together = engine.run(mean_rows())
+    for ours, wanted in zip(together, before, strict=True):
+        assert np.abs(ours.scores - wanted[0].scores).max() < TOLERANCE
+
+
+def test_batches_given_ahead_keep_their_outputs(tmp_path: Path) -> None:
+    engine = load(large_heads(tmp_path), "bfloat16")
+    engine.warm_up()
+    batches = [[row] for row in mean_rows()] + [mean_rows()]
+    wanted = [engine.run(batch) for batch in batches]
+    finishes = [engine.prepare(batch) for batch in batches]
+    for finish, outputs in zip(finishes, wanted, strict=True):
+        for ours, each in zip(finish(), outputs, strict=True):
+            assert np.array_equal(ours.scores, each.scores)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+@pytest.mark.parametrize("is_warm", [False, True], ids=["eager", "graphs"])
+def test_quantised_maps_point_the_same_way(tmp_path: Path, quantization: Quantization, is_warm: bool) -> None:
+    try:
+        check_capability(quantization, torch.device("cuda", 0))
+    except SettingError as error:
+        pytest.skip(error.detail)
+    path = large_heads(tmp_path)
+    engine = Engine.load(describe(path, "test"), device="cuda", precision="bfloat16", quantization=quantization)
+    if is_warm:
+        engine.warm_up()
+    outputs = [engine.run([row])[0] for row in mean_rows()]
+    assert point_the_same_way(outputs, mean_states(path, mean_rows()), least=0.99)
+    assert point_the_same_way(engine.run(mean_rows()), mean_states(path, mean_rows()), least=0.99)

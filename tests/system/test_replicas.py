@@ -16,7 +16,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
+from service.batching.budget import LEAST_TOKENS
 from service.batching.job import Settled
+from service.batching.pace import Pace
 from service.errors import CheckpointError, InferenceFailed, ReplicaLost, StartupError
 from service.metrics import Metrics, ReplicaState
 from service.replicas.loading import Load
@@ -95,8 +97,17 @@ def compose(
 ) -> Service:
     os.mkfifo(path / "gate")
     metrics = Watch()
-    batcher = Batcher(max_batch_tokens=64, max_queue_tokens=10_000, metrics=metrics)
-    pool = Pool([checkpoint(path)], devices, metrics=metrics, care=care, load=load, progress=progress)
+    pace = Pace(metrics=metrics)
+    batcher = Batcher(pace=pace, max_queue_tokens=10_000, metrics=metrics)
+    pool = Pool(
+        [checkpoint(path)],
+        devices,
+        metrics=metrics,
+        care=care,
+        load=load,
+        progress=progress,
+        profiled=pace.calibrate,
+    )
     metrics.declare(models=["m"], replicas=pool.names, tasks=["classify"])
     return Service(batcher, pool, metrics)
 
@@ -123,6 +134,8 @@ async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
         assert await service.ask(THREADS) == 1
         assert value(service.metrics, "replica_up", replica="cpu") == 1
         assert value(service.metrics, "replica_memory_bytes", replica="cpu") > 0
+        assert value(service.metrics, "batch_budget_tokens", model="m") == LEAST_TOKENS, "its profile has arrived"
+        assert value(service.metrics, "predicted_cost_seconds", model="m", of="token") > 0
     assert not service.pool.is_ready()
     assert service.metrics.states == ["starting", "loading", "ready", "stopped"]
     assert loaded == [("cpu", Loading("m", done, 100)) for done in (0, 50, 100)]
@@ -152,10 +165,12 @@ async def test_kill_9_under_load_answers_every_request(tmp_path: Path) -> None:
 async def test_a_poison_row_fails_alone(tmp_path: Path) -> None:
     async with running(compose(tmp_path)) as service:
         ids = [1, 2, POISON, 4, 5, POISON]
-        answers = await asyncio.gather(*map(service.ask, ids), return_exceptions=True)
+        # The places make the two bad rows different ones: equal rows are computed once.
+        asked = [service.ask(each, place) for place, each in enumerate(ids)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
         assert value(service.metrics, "batches_total", model="m") == 1
         assert [isinstance(answer, InferenceFailed) for answer in answers] == [each == POISON for each in ids]
-        assert [answer for answer in answers if isinstance(answer, float)] == [1, 2, 4, 5]
+        assert [answer for answer in answers if isinstance(answer, float)] == [1, 3, 7, 9]
         assert service.metrics.states.count("ready") == 1, "the replica lives on"
         assert value(service.metrics, "failed_rows_total", model="m") == 2
 
@@ -183,6 +198,16 @@ async def test_a_stopped_process_is_killed_after_its_grace(tmp_path: Path) -> No
     async with running(service):
         os.kill(service.pid, signal.SIGSTOP)
     assert service.metrics.states[-1] == "stopped"
+
+
+async def test_a_child_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
+    async with running(compose(tmp_path)) as service:
+        os.kill(service.pid, signal.SIGSTOP)
+        asking = asyncio.create_task(service.ask(*[1] * 1_000_000))  # 12 MB: no pipe takes that at once
+        for _ in range(10):
+            await asyncio.sleep(0)
+        os.kill(service.pid, signal.SIGCONT)
+        assert await asking == 1_000_000
 
 
 async def test_one_of_two_replicas_carries_on_alone(tmp_path: Path) -> None:

@@ -135,7 +135,31 @@ def test_the_operators_routes_answer(server: Running) -> None:
     assert [model["name"] for model in reply["models"]] == ["uni", "tuned"]
     assert [model["precision"] for model in reply["models"]] == [["float32"]] * 2
     assert reply["models"][0]["tasks"] == list(EXAMPLES)
-    assert reply["replicas"] == [{"name": "cpu", "device": "cpu", "state": "ready"}]
+    (replica,) = reply["replicas"]
+    assert (replica["name"], replica["device"], replica["state"]) == ("cpu", "cpu", "ready")
+
+
+def test_the_bench_loads_it_and_measures_its_limit(server: Running, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    flags = ["--duration", "0.5", "--warm-up", "0", "--concurrency", "4", "--limit", "--json", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "bench",
+        "--url",
+        server.url,
+        "--model",
+        "uni",
+        "--mix",
+        "embed",
+        *flags,
+    ]
+    subprocess.run(command, check=True, timeout=120)
+    (point,) = json.loads(file.read_text(encoding="utf-8"))["points"]
+    assert point["results"]["all"]["outcomes"].keys() == {"200"}
+    assert point["batches"]["mean_tokens"] > 0
+    assert point["limit"]["served_over_limit"] > 0
 
 
 def test_an_announced_curl_is_printed(server: Running) -> None:
@@ -177,6 +201,8 @@ def test_twenty_clients_share_batches_and_leave_an_empty_queue(server: Running) 
 
     assert grown("erlangshen_batch_rows_sum") > grown("erlangshen_batch_rows_count")
     assert after["erlangshen_queue_jobs"] == after["erlangshen_queue_tokens"] == 0
+    assert after['erlangshen_batch_budget_tokens{model="uni"}'] >= 64
+    assert after['erlangshen_predicted_cost_seconds{model="uni",of="token"}'] > 0
     assert sum(grown(name) for name in after if name.startswith("erlangshen_requests_total")) == 200
     assert after['erlangshen_requests_in_progress{task="classify"}'] == 0
 
@@ -201,7 +227,7 @@ def test_a_killed_child_costs_no_answer_and_comes_back(server: Running) -> None:
     assert httpx.post(f"{server.url}/v1/embed", json={"inputs": "好"}, timeout=ANSWER_S).status_code == 200
 
 
-LONG = {"inputs": ["好吃" * 200] * 200}
+LONG = {"inputs": ["好" * (200 + number) for number in range(200)]}
 
 
 def test_a_client_that_leaves_takes_its_jobs_along(server: Running) -> None:
@@ -245,6 +271,18 @@ def test_readiness_goes_before_the_server_does(folder: Path) -> None:
         until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
         assert httpx.post(f"{server.url}/v1/embed", json={"inputs": "好"}).status_code == 200
         assert server.process.wait(ANSWER_S) == 0
+
+
+def test_pickled_weights_are_converted_once(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "pickled", file_format="bin", num_layers=1)
+    flags = ("--model", str(model), "--weight-cache-dir", str(tmp_path / "cache"), "--log-format", "json")
+    for is_first in (True, False):
+        with serving(*flags) as server:
+            reply = httpx.post(f"{server.url}/v1/embed", json={"inputs": "好"}, timeout=ANSWER_S)
+        assert reply.status_code == 200
+        messages = [json.loads(line)["message"] for line in server.lines if line.startswith("{")]
+        assert ("weights converted" in messages) is is_first
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
 def _fail(*flags: str) -> subprocess.CompletedProcess[str]:

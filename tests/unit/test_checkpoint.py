@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from service.checkpoint import ModelSpec, Shape, describe, parse_spec, resolve
+from service.checkpoint import Family, ModelSpec, Shape, describe, parse_spec, resolve
 from service.errors import CheckpointError, SettingError
 from service.weight_files import weight_files
 from tests.checkpoints import make_checkpoint, vocabulary
@@ -65,6 +66,14 @@ def test_a_local_folder_is_described(masked_lm: Path) -> None:
     assert (checkpoint.labels, checkpoint.tasks) == ((), ())
     assert checkpoint.shape == Shape(1, 16, 2, 64, len(vocabulary()), 512, 2, 1e-12, "gelu_new")
     assert checkpoint.shape.head_size == 8
+
+
+@pytest.mark.parametrize("family", ["megatron-bert", "bert"])
+def test_parameters_are_those_of_embeddings_and_encoder(tmp_path: Path, family: Family) -> None:
+    path = make_checkpoint(tmp_path / "made", family=family, kind="encoder", num_layers=2, hidden_size=16, num_heads=2)
+    tensors = load_file(path / "model.safetensors")
+    own = sum(tensor.numel() for name, tensor in tensors.items() if "pooler" not in name)
+    assert describe(path, "made").shape.num_parameters == own
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "~/nowhere-at-all"])

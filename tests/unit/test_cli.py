@@ -58,7 +58,7 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys: pytest.Captur
     assert all(name in err for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["serve", "settings", "evaluate"])
+@pytest.mark.parametrize("name", ["serve", "settings", "evaluate", "bench"])
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"])

@@ -17,7 +17,7 @@ from service.batching.job import Settled
 from service.domain import Encoding, Output
 from service.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, QueueFull
 from service.metrics import Metrics
-from service.pipeline import Pipeline
+from service.pipeline import INLINE_BYTES, Pipeline
 from service.tasks.task import Task
 from service.tasks.text_model import TextModel
 from tests.fakes import FakeClock, make_metrics, row, total, value
@@ -127,6 +127,19 @@ async def test_text_is_tokenised_off_the_event_loop(tokenizers: ThreadPoolExecut
 
     await make(tokenizers, FakeBatcher()).answer(task(encode), [[1]])
     assert threads != [threading.get_ident()]
+
+
+async def test_a_short_text_is_tokenised_where_it_is(tokenizers: ThreadPoolExecutor) -> None:
+    threads: list[int] = []
+
+    def encode(model: TextModel, query: Query) -> list[Encoding]:
+        threads.append(threading.get_ident())
+        return _encode(model, query)
+
+    pipeline = make(tokenizers, FakeBatcher())
+    await pipeline.answer(task(encode), [[1]], num_bytes=INLINE_BYTES)
+    await pipeline.answer(task(encode), [[1]], num_bytes=INLINE_BYTES + 1)
+    assert [thread == threading.get_ident() for thread in threads] == [True, False]
 
 
 async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers: ThreadPoolExecutor) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from service.errors import SettingError
-from service.settings import Settings, load, rows
+from service.setting_layers import load
+from service.settings import Settings, rows
 
 
 def given(flags: dict[str, Any] | None = None, config: Path | None = None, **environ: str) -> Settings:
@@ -70,7 +71,7 @@ def test_models_and_labels_are_given_alike_by_flag_environment_and_file(tmp_path
         ("[server]\nport = 70000", ["server.port", "70000", "65535"]),
         ("[server", ["settings.toml", "not TOML"]),
         ("[models.labels]\na = 'x'\n[log]\nlevel = 'loud'", ["log.level", "'loud'", "'debug', 'info'"]),
-        ("[batching]\nmax_queue_tokens = 10", ["max_queue_tokens", "max_batch_tokens (4096)"]),
+        ("[batching]\nmax_queue_tokens = 10\nmax_batch_tokens = 11", ["max_queue_tokens", "max_batch_tokens (11)"]),
         ("[server]\ndefault_timeout_ms = 1000000", ["default_timeout_ms", "max_timeout_ms (600000)"]),
     ],
 )

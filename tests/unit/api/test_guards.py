@@ -62,7 +62,31 @@ async def test_the_answer_comes_and_nothing_is_left_waiting() -> None:
         return "yes"
 
     assert await unless_gone(request_of(), answer()) == "yes"
+    await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+async def test_a_client_that_goes_with_its_answer_disturbs_nobody() -> None:
+    """The end of the watch is noticed one turn of the loop late: by then the task does something else."""
+    gone, answered = asyncio.Event(), asyncio.Event()
+
+    async def answer() -> str:
+        await answered.wait()
+        return "yes"
+
+    async def serve() -> str:
+        found = await unless_gone(request_of(gone=gone), answer())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return found
+
+    serving = asyncio.create_task(serve())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gone.set()
+    answered.set()
+    assert await serving == "yes"
+    assert serving.cancelling() == 0
 
 
 async def test_an_error_of_the_answer_comes_through() -> None:
@@ -108,6 +132,7 @@ async def test_the_answer_is_cancelled_when_the_server_stops() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert ended.is_set()
+    await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
 
 

@@ -6,11 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from service.batching.batcher import Batcher
+from service.batching.batcher import UNMEASURED_S, Batcher
+from service.batching.cache import ResultCache
 from service.batching.job import Settled
+from service.batching.pace import Pace
 from service.batching.run import Ran
 from service.domain import Encoding
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ReplicaLost, Unavailable
@@ -39,9 +42,18 @@ class Runner:
         return Ran([total(encoding) if encoding.ids[0] >= 0 else None for encoding in encodings], 0.5)
 
 
-def make(metrics: Metrics | None = None, clock: FakeClock | None = None, **limits: int) -> Batcher:
-    sizes = {"max_batch_tokens": 100, "max_queue_tokens": 1000} | limits
-    return Batcher(metrics=metrics or make_metrics(), clock=clock or time.monotonic, **sizes)
+def make(
+    metrics: Metrics | None = None,
+    clock: FakeClock | None = None,
+    max_batch_tokens: int = 100,
+    max_queue_tokens: int = 1000,
+    **options: Any,
+) -> Batcher:
+    metrics = metrics or make_metrics()
+    pace = Pace(metrics=metrics, max_batch_tokens=max_batch_tokens)
+    return Batcher(
+        pace=pace, max_queue_tokens=max_queue_tokens, metrics=metrics, clock=clock or time.monotonic, **options
+    )
 
 
 @asynccontextmanager
@@ -171,16 +183,16 @@ async def test_a_row_that_fails_fails_its_request_and_no_other() -> None:
     batcher = make(metrics, max_batch_tokens=3)
     async with fed(batcher, runner):
         bad, good = ask(batcher, -1, 7), ask(batcher, 8)
-        late = ask(batcher, -1, *range(1, 9))
+        late = ask(batcher, -2, *range(11, 19))
         runner.gate.set()
         with pytest.raises(InferenceFailed, match="row 0"):
             await bad
         assert sums(await good) == [8]
         with pytest.raises(InferenceFailed):
             await late
-    assert runner.batches == [[-1, 7, 8], [-1, 1, 2]], "what is left of a failed request is not computed"
+    assert runner.batches == [[-1, 8, -2]], "what is left of a failed request is not computed"
     assert value(metrics, "failed_rows_total", model="m") == 2
-    assert value(metrics, "jobs_dropped_total", reason="abandoned") == 6
+    assert value(metrics, "jobs_dropped_total", reason="abandoned") == 9
 
 
 async def test_a_lost_batch_is_given_back_once_in_order() -> None:
@@ -302,27 +314,38 @@ async def test_a_deadline_in_the_past_is_never_computed() -> None:
 
 
 async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
-    clock, metrics, runner = FakeClock(), make_metrics(), Runner()
-    batcher = make(metrics, clock, max_batch_tokens=10, max_queue_tokens=40)
+    metrics, runner = make_metrics(), Runner()
+    batcher = make(metrics, max_batch_tokens=10, max_queue_tokens=40, num_replicas=lambda: 2)
+    first, second, *others = rows(*[10] * 6)
     async with fed(batcher, runner):
-        first = asyncio.create_task(batcher.submit(rows(10)))
+        computing = asyncio.create_task(batcher.submit([first]))
         await runner.arrived.acquire()
-        clock.now += 2.0  # 10 tokens in 2 seconds
-        runner.gate.set()
-        await first
+        runner.gate.set()  # 10 tokens in half a second
+        await computing
         runner.gate.clear()
-        computing = asyncio.create_task(batcher.submit(rows(10)))
+        computing = asyncio.create_task(batcher.submit([second]))
         await runner.arrived.acquire()
-        waiting = asyncio.create_task(batcher.submit(rows(10, 10, 10)))
+        waiting = asyncio.create_task(batcher.submit(others[:3]))
         await turn()
+        assert value(metrics, "queue_predicted_wait_seconds") == pytest.approx(0.75), "30 tokens, two replicas"
         with pytest.raises(QueueFull) as refusal:
             await batcher.submit(rows(5, 6))
-        assert refusal.value.retry_after_s == pytest.approx(6.0)
+        assert refusal.value.retry_after_s == pytest.approx(0.75)
         assert value(metrics, "jobs_refused_total", reason="queue_full") == 2
-        fits = asyncio.create_task(batcher.submit(rows(10)))
+        fits = asyncio.create_task(batcher.submit(others[3:]))
         await turn()
         runner.gate.set()
         await asyncio.gather(computing, waiting, fits)
+
+
+async def test_before_anything_was_measured_a_full_queue_guesses() -> None:
+    batcher = make(max_queue_tokens=10)
+    waiting = asyncio.create_task(batcher.submit(rows(10)))
+    await turn()
+    with pytest.raises(QueueFull) as refusal:
+        await batcher.submit(rows(1))
+    assert refusal.value.retry_after_s == UNMEASURED_S
+    waiting.cancel()
 
 
 async def test_a_request_above_the_limit_is_let_into_an_empty_queue() -> None:
@@ -358,3 +381,134 @@ async def test_the_age_of_the_oldest_is_shown_as_it_grows() -> None:
     request.cancel()
     await turn()
     assert value(metrics, "queue_oldest_age_seconds") == 0.0
+
+
+async def test_equal_rows_are_computed_once() -> None:
+    metrics, runner = make_metrics(), Runner()
+    batcher = make(metrics, max_batch_tokens=2)
+    async with fed(batcher, runner):
+        first = ask(batcher, 1, 2, 1)
+        await runner.arrived.acquire()
+        late, other = ask(batcher, 2, 3), ask(batcher, 3)
+        await turn()
+        runner.gate.set()
+        answers = await asyncio.gather(first, late, other)
+    assert runner.batches == [[1, 2], [3]], "a row that computes or waits already is not queued again"
+    assert [sums(answer) for answer in answers] == [[1, 2, 1], [2, 3], [3]]
+    assert value(metrics, "shared_rows_total", model="m") == 3
+    assert value(metrics, "queue_jobs") == 0
+
+
+async def test_what_has_landed_is_computed_anew() -> None:
+    runner = Runner(RuntimeError("broken"))
+    runner.gate.set()
+    batcher = make()
+    async with fed(batcher, runner):
+        with pytest.raises(InferenceFailed):
+            await ask(batcher, 1)
+        for _ in range(2):
+            assert sums(await ask(batcher, 1)) == [1]
+    assert runner.batches == [[1]] * 3
+
+
+@pytest.mark.parametrize("is_computing", [False, True], ids=["waiting", "computing"])
+async def test_a_follower_outlives_its_leader(is_computing: bool) -> None:
+    metrics, runner = make_metrics(), Runner()
+    batcher = make(metrics)
+    async with fed(batcher, runner):
+        first = ask(batcher, 1 if is_computing else 7)
+        await runner.arrived.acquire()
+        leader = first if is_computing else ask(batcher, 1, 2)
+        await turn()
+        follower = ask(batcher, 1)
+        await turn()
+        leader.cancel()
+        await turn()
+        assert value(metrics, "queue_jobs") == (0 if is_computing else 1), "what nobody else waits for is dropped"
+        runner.gate.set()
+        assert sums(await follower) == [1]
+    assert runner.batches == ([[1]] if is_computing else [[7], [1]])
+
+
+async def test_a_follower_has_its_own_deadline_and_outlives_that_of_its_leader() -> None:
+    clock, runner = FakeClock(), Runner()
+    batcher = make(clock=clock)
+    async with fed(batcher, runner):
+        first = ask(batcher, 7)
+        await runner.arrived.acquire()
+        leader, follower = ask(batcher, 1, deadline=clock.now + 1000), ask(batcher, 1, deadline=clock.now + 3000)
+        last = ask(batcher, 2, deadline=clock.now + 1000)
+        await turn()
+        clock.now += 2000
+        runner.gate.set()
+        assert sums(await follower) == [1]
+        with pytest.raises(DeadlineExceeded):
+            await last
+        await asyncio.gather(first, leader, return_exceptions=True)
+    assert runner.batches == [[7], [1]]
+
+
+async def test_a_lost_batch_keeps_its_followers() -> None:
+    dying, runner = Runner(ReplicaLost("gone")), Runner()
+    batcher = make()
+    feeder = asyncio.create_task(batcher.feed(dying))
+    leader = ask(batcher, 1)
+    await dying.arrived.acquire()
+    follower, gone = ask(batcher, 1), ask(batcher, 1)
+    await turn()
+    gone.cancel()
+    leader.cancel()
+    dying.gate.set()
+    await feeder
+    late = ask(batcher, 1, 2)
+    runner.gate.set()
+    async with fed(batcher, runner):
+        assert [sums(answer) for answer in await asyncio.gather(follower, late)] == [[1], [1, 2]]
+    assert runner.batches == [[1, 2]]
+
+
+async def test_a_lost_batch_that_nobody_waits_for_is_over() -> None:
+    dying, runner = Runner(ReplicaLost("gone")), Runner()
+    batcher = make()
+    feeder = asyncio.create_task(batcher.feed(dying))
+    gone = ask(batcher, 1)
+    await dying.arrived.acquire()
+    gone.cancel()
+    await turn()
+    dying.gate.set()
+    await feeder
+    runner.gate.set()
+    async with fed(batcher, runner):
+        assert sums(await ask(batcher, 1)) == [1], "who comes later does not wait for what was given up"
+
+
+async def test_a_follower_in_a_hurry_takes_the_job_along() -> None:
+    runner = Runner()
+    batcher = make(max_batch_tokens=1)
+    async with fed(batcher, runner):
+        requests = [ask(batcher, 9)]
+        await runner.arrived.acquire()
+        requests += [ask(batcher, 1, 2, 3), ask(batcher, 4), ask(batcher, 3, priority=1)]
+        await turn()
+        runner.gate.set()
+        await asyncio.gather(*requests)
+    assert runner.batches == [[9], [3], [1], [4], [2]]
+
+
+async def test_a_kept_output_needs_no_computing() -> None:
+    clock, metrics, runner = FakeClock(), make_metrics(), Runner()
+    runner.gate.set()
+    cache = ResultCache(max_entries=10, max_bytes=10**6, ttl_s=60, metrics=metrics, revisions={"m": "1"}, clock=clock)
+    batcher = make(metrics, clock, cache=cache)
+    async with fed(batcher, runner):
+        await ask(batcher, 1, 2)
+        again = await ask(batcher, 2, 1)
+        mixed = await ask(batcher, 3, 1)
+        clock.now += 60.0
+        await ask(batcher, 1)
+    assert (sums(again), again.queue_s, again.compute_s) == ([2, 1], 0.0, 0.0)
+    assert sums(mixed) == [3, 1]
+    assert runner.batches == [[1, 2], [3], [1]]
+    assert value(metrics, "cache_hits_total", model="m") == 3
+    assert value(metrics, "cache_misses_total", model="m") == 4
+    assert value(metrics, "cache_evicted_total", reason="expired") == 1

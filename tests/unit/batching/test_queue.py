@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.batching import queue as queue_module
-from service.batching.job import Job, Settled, Ticket
+from service.batching.job import Job, Place, Settled, Ticket
+from service.batching.lane import Lane
 from service.batching.queue import Queue
 from service.errors import InferenceFailed, ServiceError
 from service.metrics import DropReason
@@ -24,7 +25,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.dropped: list[tuple[DropReason, list[int]]] = []
-        self.queue = Queue(max_age_s=AGE, dropped=self._on_dropped)
+        self.budget = 10
+        self.queue = Queue(max_age_s=AGE, budget=lambda model: self.budget, dropped=self._on_dropped)
 
     def push(
         self,
@@ -35,17 +37,22 @@ class Bench:
         deadline: float | None = None,
     ) -> Ticket:
         ticket = Ticket(rows(*lengths, model=model), now, _ignore, deadline, priority)
-        self.queue.push(ticket.jobs())
+        self.queue.push(_jobs(ticket), priority)
         return ticket
 
-    def take(self, budget: int, now: float = 0.0) -> list[int]:
-        return _numbers(self.queue.take(now, budget))
+    def take(self, budget: int = 10, now: float = 0.0) -> list[int]:
+        self.budget = budget
+        return _numbers(self.queue.take(now))
 
-    def take_all(self, budget: int, now: float = 0.0) -> list[list[int]]:
+    def take_all(self, budget: int = 10, now: float = 0.0) -> list[list[int]]:
         return list(iter(lambda: self.take(budget, now), []))
 
     def _on_dropped(self, reason: DropReason, jobs: Sequence[Job]) -> None:
         self.dropped.append((reason, _numbers(jobs)))
+
+
+def _jobs(ticket: Ticket) -> list[Job]:
+    return [Job(encoding, ticket.arrived, [(ticket, row)]) for row, encoding in enumerate(ticket.encodings)]
 
 
 def _ignore(result: Settled | ServiceError) -> None:
@@ -85,23 +92,43 @@ def test_one_model_per_batch_and_that_of_the_head() -> None:
     assert bench.take_all(10) == [[0, 2], [1, 3]]
 
 
-def test_a_job_past_the_age_cap_is_not_overtaken_by_shorter_ones() -> None:
+def test_what_was_passed_over_leads_the_next_batch() -> None:
     bench = Bench()
-    bench.push(6, now=0.0)
-    bench.push(6, now=0.0)
-    bench.push(2, now=1.0)
-    assert bench.take(10, now=AGE) == [0]
-    assert bench.take(10, now=AGE) == [1, 2]
+    for length in (6, 6, 2):
+        bench.push(length)
+    assert bench.take() == [0, 2]
+    bench.push(2)
+    assert bench.take() == [1, 3]
 
 
-def test_priority_goes_first_until_the_age_cap() -> None:
+def test_priority_goes_first_but_every_fourth_batch_is_for_who_waits_too_long() -> None:
     bench = Bench()
-    bench.push(10, now=0.0)
-    bench.push(10, now=1.0, priority=5)
-    assert bench.take_all(10, now=2.0) == [[1], [0]]
-    bench.push(10, now=0.0)
-    bench.push(10, now=1.0, priority=5)
-    assert bench.take_all(10, now=AGE) == [[2], [3]]
+    for priority in (0, 0, 5, 5, 5, 5, 5, 5):
+        bench.push(10, priority=priority)
+    assert bench.take_all(now=AGE) == [[2], [3], [4], [0], [5], [6], [7], [1]]
+    for priority in (0, 5, 5, 5, 5):
+        bench.push(10, now=1.0, priority=priority)
+    assert bench.take_all(now=AGE) == [[9], [10], [11], [12], [8]], "nobody has waited too long"
+
+
+def test_a_long_request_that_is_overdue_holds_others_back_by_every_fourth_batch() -> None:
+    bench = Bench()
+    bench.push(*[5] * 9, now=0.0)
+    taken = []
+    for _ in range(8):
+        bench.push(5, 5, now=AGE, priority=1)
+        taken.append(bench.take(now=AGE))
+    assert [batch for batch in taken if batch[0] < 9] == [[0, 1], [2, 3]]
+
+
+def test_what_is_overdue_and_does_not_fit_leaves_the_rest_to_the_others() -> None:
+    bench = Bench()
+    bench.push(*[10] * 3, priority=1)
+    bench.push(6, 6, 4)
+    assert [bench.take() for _ in range(3)] == [[0], [1], [2]]
+    bench.push(3, now=AGE)
+    assert bench.take(now=AGE) == [3, 6]
+    assert bench.take(now=AGE) == [4, 5]
 
 
 def test_a_batch_mixes_priorities_in_their_order() -> None:
@@ -141,7 +168,7 @@ def test_only_dead_jobs_make_no_batch() -> None:
 def test_remove_drops_those_that_still_wait() -> None:
     bench = Bench()
     ticket = Ticket(rows(5, 5), 0.0, _ignore)
-    jobs = ticket.jobs()
+    jobs = _jobs(ticket)
     bench.queue.push(jobs)
     assert bench.take(5) == [0]
     bench.queue.remove(jobs, "abandoned")
@@ -153,7 +180,7 @@ def test_remove_drops_those_that_still_wait() -> None:
 def test_lost_jobs_go_to_the_head_in_order() -> None:
     bench = Bench()
     bench.push(*[5] * 6)
-    first, second = bench.queue.take(0.0, 10), bench.queue.take(0.0, 10)
+    first, second = bench.queue.take(0.0), bench.queue.take(0.0)
     bench.push(5, priority=9)
     bench.queue.give_back(second)
     bench.queue.give_back(first)
@@ -165,7 +192,7 @@ def test_lost_jobs_lead_but_do_not_mix_models() -> None:
     bench = Bench()
     bench.push(2, model="a")
     bench.push(2, model="b")
-    lost = bench.queue.take(0.0, 10) + bench.queue.take(0.0, 10)
+    lost = bench.queue.take(0.0) + bench.queue.take(0.0)
     bench.push(2, model="a")
     bench.queue.give_back(lost)
     assert bench.take_all(10) == [[0, 2], [1]]
@@ -186,51 +213,157 @@ def test_looking_for_short_jobs_has_an_end(monkeypatch: pytest.MonkeyPatch) -> N
     assert bench.take(10) == [0]
 
 
-Pushed = tuple[int, str, int, float]
-pushes = st.lists(
-    st.tuples(st.integers(1, 30), st.sampled_from("ab"), st.integers(0, 2), st.sampled_from([0.0, 5.0, 12.0])),
-    max_size=30,
-).map(lambda jobs: sorted(jobs, key=lambda job: job[3]))
-NOW = 15.0
-
-
-@given(pushes, st.integers(1, 40), st.data())
-def test_invariants(pushed: list[Pushed], budget: int, data: st.DataObject) -> None:
+def test_a_long_request_stands_beside_those_that_come_later() -> None:
     bench = Bench()
-    for length, model, priority, arrived in pushed:
-        bench.push(length, now=arrived, model=model, priority=priority)
-    batches: list[list[Job]] = []
-    lost: set[int] = set()
-    while batch := bench.queue.take(NOW, budget):
+    bench.push(*[5] * 8)
+    assert bench.take() == [0, 1]
+    bench.push(5)
+    bench.push(5, 5)
+    assert bench.take() == [2, 8], "it is in its third row, they are in their first"
+    assert bench.take() == [9, 3]
+    assert bench.take_all() == [[10, 4], [5, 6], [7]]
+
+
+def test_a_stream_of_small_requests_does_not_stop_a_long_one() -> None:
+    bench = Bench()
+    bench.push(*[5] * 3)
+    taken = []
+    for _ in range(4):
+        bench.push(5)
+        bench.push(5)
+        taken.append(bench.take())
+    assert [number for number in chain(*taken) if number < 3] == [0, 1, 2]
+
+
+def test_an_idle_queue_forgets_who_had_how_much() -> None:
+    bench = Bench()
+    bench.push(*[5] * 8)
+    bench.take_all()
+    bench.push(5, 5, 5)
+    bench.push(5)
+    assert bench.take_all() == [[8, 11], [9, 10]]
+
+
+def test_shares_are_within_a_priority() -> None:
+    bench = Bench()
+    bench.push(*[5] * 4)
+    bench.push(*[5] * 4, priority=1)
+    assert bench.take() == [4, 5]
+    bench.push(5)
+    assert bench.take_all() == [[6, 7], [0, 8], [1, 2], [3]]
+
+
+def test_what_went_first_for_its_age_does_not_put_back_those_that_come() -> None:
+    bench = Bench()
+    bench.push(*[5] * 12, now=0.0)
+    assert [bench.take() for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert bench.take(now=AGE) == [6, 7]
+    bench.push(5, now=AGE)
+    assert bench.take(now=AGE) == [12, 8], "as if the batch before had not been"
+
+
+@pytest.mark.parametrize(
+    ("priority", "batches"), [(0, [[0, 2], [1, 3]]), (1, [[2, 3], [0, 1]]), (-1, [[0, 1], [2, 3]])]
+)
+def test_a_job_of_two_requests_has_the_better_place(priority: int, batches: list[list[int]]) -> None:
+    bench = Bench()
+    jobs = _jobs(Ticket(rows(*[5] * 3), 0.0, _ignore))
+    bench.queue.push(jobs)
+    second = Ticket(rows(5, 5), 0.0, _ignore, None, priority)
+    jobs[2].waiters.append((second, 0))
+    bench.queue.push([jobs[2], *_jobs(second)[1:]], priority)
+    assert len(bench.queue) == 4
+    assert bench.take_all() == batches
+
+
+def test_long_queues_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: how often a job is looked at, per job that is pushed and taken."""
+    looks = 0
+    is_wanted = Job.is_wanted
+
+    def counted(job: Job, now: float) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_wanted(job, now)
+
+    monkeypatch.setattr(Job, "is_wanted", counted)
+    bench = Bench()
+    for number in range(2000):
+        bench.push(1 + number % 3, 1 + number % 2, priority=number % 4)
+    assert sum(map(len, bench.take_all(budget=100))) == 4000
+    assert looks < 3 * 4000
+
+
+def test_what_is_stale_is_cleared_away() -> None:
+    bench = Bench()
+    (job,) = _jobs(bench.push(10))
+    lane = Lane({job.number})
+    for tag in range(10_000, 0, -1):
+        job.place = Place(0, tag)
+        lane.push(job)
+    assert len(lane) < 1000
+    assert lane.first() is job
+
+
+Request = tuple[list[int], str, int]
+requests = st.tuples(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.sampled_from("ab"), st.integers(0, 2))
+events = st.lists(st.one_of(requests, st.sampled_from(["take", "lose", "cancel", "later"])), max_size=40)
+
+
+@given(events, st.integers(1, 40))
+def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int) -> None:
+    bench, now = Bench(), 0.0
+    bench.budget = budget
+    tickets: list[Ticket] = []
+    taken: list[Job] = []
+    for event in events:
+        batch = bench.queue.take(now) if event in ("take", "lose") else []
         _check_batch(batch, budget)
-        if not any(job.num_losses for job in batch) and data.draw(st.booleans(), label="lost"):
-            lost.update(_numbers(batch))
+        if isinstance(event, tuple):
+            lengths, model, priority = event
+            tickets.append(bench.push(*lengths, now=now, model=model, priority=priority))
+        elif event == "lose" and not any(job.num_losses for job in batch):
             bench.queue.give_back(batch)
+        elif event == "cancel" and tickets:
+            tickets[len(taken) % len(tickets)].close("cancelled")
         else:
-            batches.append(batch)
-    # None is lost, none is there twice, the token count is kept.
-    assert sorted(job.number for job in chain(*batches)) == list(range(len(pushed)))
-    assert len(bench.queue) == bench.queue.num_tokens == 0
-    if not lost:
-        _check_order(batches)
+            now += AGE / 4
+            taken += batch
+    while batch := bench.queue.take(now):
+        _check_batch(batch, budget)
+        taken += batch
+    dropped = list(chain.from_iterable(numbers for _, numbers in bench.dropped))
+    num_pushed = sum(len(ticket.encodings) for ticket in tickets)
+    assert sorted(_numbers(taken) + dropped) == list(range(num_pushed))
+    assert len(bench.queue) == bench.queue.num_tokens == len(list(bench.queue.waiting())) == 0
+
+
+@given(st.lists(requests, max_size=10), st.integers(1, 40))
+def test_a_request_is_taken_in_its_order(pushed: list[Request], budget: int) -> None:
+    """For rows of one length: others may be passed over."""
+    bench = Bench()
+    for lengths, model, priority in pushed:
+        bench.push(*[lengths[0]] * len(lengths), model=model, priority=priority)
+    numbers = list(chain(*bench.take_all(budget)))
+    start = 0
+    for lengths, _, _ in pushed:
+        own = range(start, start + len(lengths))
+        assert [number for number in numbers if number in own] == list(own)
+        start += len(lengths)
+
+
+@given(st.integers(2, 60), st.lists(st.integers(1, 10), min_size=1, max_size=10))
+def test_a_long_request_holds_a_small_one_back_by_a_batch_at_most(num_rows: int, lengths: list[int]) -> None:
+    bench = Bench()
+    bench.push(*[5] * num_rows)
+    bench.take()
+    for length in lengths:
+        bench.push(length)
+    order = list(chain(*bench.take_all()))
+    last_small = max(order.index(num_rows + number) for number in range(len(lengths)))
+    assert sum(number < num_rows for number in order[:last_small]) <= 1 + max(lengths) // 5
 
 
 def _check_batch(batch: list[Job], budget: int) -> None:
-    assert len({job.encoding.model for job in batch}) == 1
-    assert len(batch) == 1 or sum(job.num_tokens for job in batch) <= budget
-
-
-def _check_order(batches: list[list[Job]]) -> None:
-    """Past the age cap: first in, first out, whatever the priority; below it: so for jobs that are alike."""
-    for model in "ab":
-        taken = [job for job in chain(*batches) if job.encoding.model == model]
-        due = [job.number for job in taken if NOW - job.ticket.arrived >= AGE]
-        assert due == sorted(due)
-        alike: dict[tuple[int, int], list[int]] = {}
-        for job in taken:
-            alike.setdefault((job.ticket.priority, job.num_tokens), []).append(job.number)
-        assert all(numbers == sorted(numbers) for numbers in alike.values())
-    heads = [batch[0] for batch in batches]
-    ranks = [(NOW - head.ticket.arrived < AGE, head.number) for head in heads]
-    due_heads = [rank for rank in ranks if not rank[0]]
-    assert ranks[: len(due_heads)] == sorted(due_heads), "whoever is due leads a batch before anyone who is not"
+    assert len({job.encoding.model for job in batch}) <= 1
+    assert len(batch) <= 1 or sum(job.num_tokens for job in batch) <= budget

@@ -107,6 +107,14 @@ def test_loading_is_logged_in_steps(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.percent for record in caplog.records] == [0, 25, 50, 75, 100]  # type: ignore[attr-defined]
 
 
+def test_a_second_pass_is_logged_too(caplog: pytest.LogCaptureFixture) -> None:
+    show = LoadingLines()
+    with caplog.at_level(logging.INFO):
+        for done in (0, 1000, 0, 900):
+            show("cpu", Loading("mini", done, 1000))
+    assert [record.percent for record in caplog.records] == [0, 100, 0, 90]  # type: ignore[attr-defined]
+
+
 def test_loading_draws_a_bar_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
     show = LoadingBars()
     for done in (0, 500, 1000):

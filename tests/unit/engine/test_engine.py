@@ -11,7 +11,7 @@ import torch
 
 from service.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, TokenScores, TopTokens
-from service.engine.attention import block_mask, make_plan
+from service.engine.attention_sdpa import block_mask, make_groups
 from service.engine.engine import Engine
 from service.engine.packing import pack
 from service.engine.precision import _cpu_has_bf16, resolve_precision
@@ -110,9 +110,9 @@ def test_rows_of_one_length_lie_side_by_side() -> None:
     packed = pack(rows, CPU)
     assert packed.rows == (2, 0, 3, 1)
     assert packed.offsets == (0, 2, 7, 12, 20)
-    assert packed.cu_lengths.tolist() == [0, 2, 7, 12, 20]
-    assert packed.ids.tolist() == [int(each) for row in packed.rows for each in rows[row].ids]
-    groups = make_plan(packed, CPU, torch.float32).groups
+    assert packed.tokens[0, :20].tolist() == [int(each) for row in packed.rows for each in rows[row].ids]
+    assert packed.tokens[0, 20:].tolist() == [0, 0, 0, 0], "filled up to the next bucket"
+    groups = make_groups(packed.layout, CPU, torch.float32)
     assert [(group.start, group.num_rows, group.length) for group in groups] == [(0, 1, 2), (2, 2, 5), (12, 1, 8)]
     assert [group.mask is None for group in groups] == [True, True, False]
 
@@ -120,12 +120,12 @@ def test_rows_of_one_length_lie_side_by_side() -> None:
 def test_rows_share_a_call_only_where_their_blocks_are_the_same() -> None:
     rows = [choice_row((2, 4), 3), choice_row((4, 2), 3), choice_row((2, 4), 3, seed=1), choice_row((6,), 3)]
     packed = pack(rows, CPU)
-    groups = make_plan(packed, CPU, torch.float32).groups
-    assert packed.rows == (0, 2, 1, 3)
-    assert [group.num_rows for group in groups] == [2, 1, 1]
+    groups = make_groups(packed.layout, CPU, torch.float32)
+    assert packed.rows == (3, 0, 2, 1), "a single block hides nothing: plain rows come first"
+    assert [group.num_rows for group in groups] == [1, 2, 1]
     masks = [group.mask for group in groups]
-    assert masks[2] is None
-    for row, mask in zip((rows[0], rows[1]), masks[:2], strict=True):
+    assert masks[0] is None
+    for row, mask in zip((rows[0], rows[1]), masks[1:], strict=True):
         assert mask is not None
         assert torch.equal(mask == 0, dense_mask(row)[0, 0] == 0)
 
@@ -145,3 +145,14 @@ def test_auto_precision_follows_the_flags_of_the_cpu(tmp_path: Path, monkeypatch
     assert resolve_precision("auto", CPU) == "bfloat16"
     monkeypatch.setattr("service.engine.precision._cpu_has_bf16", lambda: False)
     assert resolve_precision("auto", CPU) == "float32"
+
+
+def test_a_batch_is_checked_when_it_is_prepared_and_computed_when_it_is_finished(masked_lm: Engine) -> None:
+    rows = [plain_row(length, Mean()) for length in (4, 9, 4)]
+    first, second = masked_lm.prepare(rows), masked_lm.prepare(rows[:1])
+    outputs = [*first(), *second()]
+    for ours, wanted in zip(outputs, [*masked_lm.run(rows), *masked_lm.run(rows[:1])], strict=True):
+        assert np.array_equal(ours.scores, wanted.scores)
+    assert masked_lm.prepare([])() == []
+    with pytest.raises(InferenceFailed, match="a token id"):
+        masked_lm.prepare([changed("ids", 3, -1)])

@@ -12,7 +12,7 @@ import torch
 
 from service.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
-from service.engine.attention import BACKENDS
+from service.engine.attention import BACKENDS, Place
 from service.engine.engine import Engine
 from service.engine.packing import pack
 from tests.checkpoints import make_checkpoint
@@ -32,7 +32,8 @@ from tests.unit.engine.rows import (
 TOLERANCE = 2e-5
 FAMILIES = ("megatron-bert", "bert")
 KINDS = ("masked-lm", "sequence-classification")
-CPU_BACKENDS = [name for name, backend in BACKENDS.items() if backend.runs_on(torch.device("cpu"))]
+PLACE = Place(torch.device("cpu"), torch.float32, num_heads=4, head_size=16)
+CPU_BACKENDS = [name for name, backend in BACKENDS.items() if backend.runs_on(PLACE)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from service.settings import VERSION
 
 ROOT = Path(__file__).parents[3]
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)
+TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
 
 
 def dry_run(*arguments: str) -> str:
@@ -30,7 +30,7 @@ def test_help_lists_every_target() -> None:
     assert set(TARGETS) == set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
 
 
-@pytest.mark.parametrize("target", ["serve", "test", "lint", "mini", "bench"])
+@pytest.mark.parametrize("target", ["serve", "test", "lint", "mini", "bench", "bench-peers"])
 def test_from_nothing_a_target_installs_torch_first(target: str) -> None:
     lines = [line for line in dry_run(target, "DATA=d").splitlines() if "pip install" in line]
     assert "'^torch=='" in lines[0]
@@ -50,8 +50,8 @@ def test_arguments_reach_the_server() -> None:
 def test_what_the_makefile_runs_is_there() -> None:
     assert set(re.findall(r"-m service (\w+)", MAKEFILE)) <= set(COMMANDS)
     assert all((ROOT / path).is_file() for path in re.findall(r"service/\S+\.toml", MAKEFILE))
-    assert "-m benchmarks.load" in MAKEFILE
-    assert (ROOT / "benchmarks/load.py").is_file()
+    assert "-m benchmarks.peers" in MAKEFILE
+    assert (ROOT / "benchmarks/peers/__main__.py").is_file()
 
 
 def test_ci_runs_make_test() -> None:

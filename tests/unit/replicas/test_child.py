@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.domain import Encoding, Output
-from service.replicas.child import compute, load, run_rows
-from service.replicas.messages import Batch, Loading, Spec, ToParent
+from service.replicas.child import compute, load, prepare, run_rows
+from service.replicas.messages import Batch, Loading, Result, Spec, ToParent
 from service.replicas.pool import keep_logs_as_they_are, names
 from service.replicas.replica import back_off_s
 from tests.fakes import POISON, FakeEngine, checkpoint, load_fake, row
@@ -34,6 +35,10 @@ class Counted(FakeEngine):
         if self._is_broken:
             raise RuntimeError("the device is lost")
         return super().run(encodings)
+
+
+def compute_now(engines: Mapping[str, Counted], batch: Batch) -> Result:
+    return compute(engines, prepare(engines, batch), free_since=0.0)
 
 
 def sums(outputs: Sequence[Output | None]) -> list[float | None]:
@@ -68,21 +73,43 @@ def test_a_failure_is_logged_without_its_message(caplog: pytest.LogCaptureFixtur
 
 def test_a_batch_goes_to_its_models_engine() -> None:
     first, second = Counted(), Counted()
-    result = compute({"a": first, "b": second}, Batch(7, [row(1, 2, model="b")]))
+    result = compute_now({"a": first, "b": second}, Batch(7, [row(1, 2, model="b")]))
     assert (result.number, sums(result.outputs)) == (7, [3])
     assert result.compute_s > 0
     assert (first.sizes, second.sizes) == ([], [1])
 
 
+class Unprepared(Counted):
+    """Cannot even pack a batch that holds a poisoned row."""
+
+    def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
+        outputs = self.run(encodings)
+        return lambda: outputs
+
+
+def test_what_fails_while_the_batch_before_computes_fails_in_its_own_turn() -> None:
+    engines = {"m": Unprepared()}
+    prepared = prepare(engines, Batch(0, [row(1), row(POISON), row(3)]))
+    assert sums(compute(engines, prepared, free_since=0.0).outputs) == [1, None, 3]
+
+
+def test_the_wait_for_the_batch_before_is_not_computing() -> None:
+    engines = {"m": Counted()}
+    prepared = prepare(engines, Batch(0, [row(1)]))
+    long_ago = replace(prepared, started=prepared.started - 1000)
+    assert compute(engines, long_ago, free_since=0.0).compute_s > 1000
+    assert compute(engines, long_ago, free_since=prepared.started).compute_s < 1000
+
+
 def test_an_engine_is_tried_after_a_batch_that_failed_as_a_whole() -> None:
     engine = Counted()
-    assert sums(compute({"m": engine}, Batch(0, [row(POISON)])).outputs) == [None]
+    assert sums(compute_now({"m": engine}, Batch(0, [row(POISON)])).outputs) == [None]
     assert engine.num_warm_ups == 1
 
 
 def test_a_broken_engine_ends_the_process() -> None:
     with pytest.raises(RuntimeError, match="the device is lost"):
-        compute({"m": Counted(is_broken=True)}, Batch(0, [row(1), row(2)]))
+        compute_now({"m": Counted(is_broken=True)}, Batch(0, [row(1), row(2)]))
 
 
 def test_loading_tells_each_percent_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import BertTokenizer
 
 from service.checkpoint import Checkpoint, Kind, Shape, describe
 from service.errors import CheckpointError
-from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer, standing_alone
 from tests.checkpoints import make_checkpoint, vocabulary
 
 SHAPE = Shape(
@@ -199,6 +199,26 @@ BERTS = BertTokenizer(vocab=VOCAB)
 @given(TEXTS | st.text("aäAÄ今臺ａ\u0308\u200d\u0000 .，", max_size=30))
 def test_the_tokenizer_is_berts_on_any_string(text: str) -> None:
     assert OURS.encode(text).ids == BERTS.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"tokenize_chinese_chars": False}])
+def test_characters_that_are_looked_up_change_no_token(config: dict[str, bool]) -> None:
+    whole = build_tokenizer(VOCAB, config)
+    model = TextModel("m", "encoder", (), (), 512, whole, cls=2, sep=3, mask=4, yes=None, no=None)
+
+    @settings(deadline=None)
+    @given(st.lists(TEXTS | st.text("aäA今臺，.#\u0308\ufe0f\u0000 1", max_size=30), max_size=3))
+    def same(texts: list[str]) -> None:
+        assert model.tokenize(texts) == [whole.encode(text).ids for text in texts]
+
+    same()
+
+
+def test_only_characters_that_always_stand_alone_are_looked_up() -> None:
+    found = standing_alone(OURS)
+    assert {"今", "𪚥", "，", "!"} <= found.keys()
+    assert not found.keys() & {"a", "ä", "1", "я", "한", "あ", "ａ", "😀"}
+    assert standing_alone(build_tokenizer({"[UNK]": 0}, {})) == {}
 
 
 def test_most_of_the_hard_strings_are_known() -> None:

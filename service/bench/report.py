@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,10 @@ class Sample:
     num_tokens: int
 
     @property
+    def ended_s(self) -> float:
+        return self.started_s + self.latency_s
+
+    @property
     def is_answered(self) -> bool:
         return self.outcome == "200"
 
@@ -35,11 +39,38 @@ def summarize(samples: Sequence[Sample], duration_s: float) -> dict[str, dict[st
     return rows | {task: _row([s for s in samples if s.task == task], duration_s) for task in tasks}
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    head = ["task", "requests", "failed", "req/s", "inputs/s", "tokens/s", *(f"p{q} ms" for q in QUANTILES), "max ms"]
+def table(rows: Mapping[str, dict[str, Any]], of: str = "task") -> str:
+    """One line for each row, whose names are those of an `of`."""
+    head = [of, "requests", "failed", "req/s", "inputs/s", "tokens/s", *(f"p{q} ms" for q in QUANTILES), "max ms"]
     lines = [head, *([name, *_cells(row)] for name, row in rows.items())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def shown(report: Mapping[str, Any]) -> str:
+    """For people: by task where one load was measured, by load where several were."""
+    points = report["points"]
+    lines = [report["method"], f"load: {report['corpus']['about']}"]
+    lines += [f"{task} is left out: {reason}" for task, reason in report["left_out"].items()]
+    if len(points) == 1:
+        lines.append(table(points[0]["results"]))
+    else:
+        lines.append(table({point["load"]: point["results"]["all"] for point in points}, of="load"))
+    for point in points:
+        lines += _about_batches(point)
+    return "\n".join(lines)
+
+
+def _about_batches(point: Mapping[str, Any]) -> Iterator[str]:
+    if batches := point["batches"]:
+        rows, tokens, ms = batches["mean_rows"], batches["mean_tokens"], 1000 * batches["mean_compute_s"]
+        yield f"{point['load']}: {batches['batches']:.0f} batches of {rows:.1f} rows, {tokens:.0f} tokens, {ms:.1f} ms"
+    if limit := point.get("limit"):
+        yield (
+            f"{point['load']}: {limit['served_tokens_per_s']:,.0f} tokens/s served, {limit['served_over_limit']:.0%} "
+            f"of the bare matrix products of such batches, {limit['served_over_limit_at_large_batch']:.0%} of those of "
+            f"{limit['large_batch_tokens']} tokens; while computing {limit['computing_over_limit']:.0%}"
+        )
 
 
 def _row(samples: Sequence[Sample], duration_s: float) -> dict[str, Any]:

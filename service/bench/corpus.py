@@ -1,4 +1,4 @@
-"""Real texts out of any folder of JSON, JSON-lines, tab and CSV files, and request bodies made of them.
+"""Real texts out of any folder of JSON, JSON-lines, tab and CSV files.
 
 Knows no data set by name: of each record the longest string is the text, and a record that holds `question` and
 `choice` is reading comprehension, as C3 lays it out.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -17,8 +16,6 @@ from typing import Any
 
 SUFFIXES = {".json", ".jsonl", ".txt", ".tsv", ".csv"}
 MIN_CHARACTERS = 6
-NEWS = ["财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐"]
-REVIEWS = ["这是一条差评", "这是一条好评"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +27,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
+    """What requests are made of; `about` says where it came from."""
+
+    about: str
     texts: list[str]
     readings: list[Reading]
 
@@ -45,53 +45,9 @@ class Corpus:
                 text = max(_strings(record), key=len, default="")
                 if len(text) >= MIN_CHARACTERS and _is_chinese(text):
                     texts[text] = None
-        return cls(list(texts), readings)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    task: str
-    path: str
-    body: bytes
-    num_inputs: int
-
-
-def make_requests(
-    corpus: Corpus, task: str, num: int, num_inputs: int, model: str | None, rng: random.Random
-) -> list[Request]:
-    """`num` requests of one task, to be sent round and round."""
-    path, body_of = BODIES[task]
-    common = {} if model is None else {"model": model}
-    bodies = (body_of(corpus, num_inputs, rng) | common for _ in range(num))
-    return [Request(task, path, json.dumps(body, ensure_ascii=False).encode(), num_inputs) for body in bodies]
-
-
-def _zero_shot(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
-    labels, question = rng.choice([(NEWS, "下面新闻属于哪一个类别？"), (REVIEWS, None)])
-    body: dict[str, Any] = {"inputs": rng.choices(corpus.texts, k=num_inputs), "labels": labels}
-    return body if question is None else body | {"question": question}
-
-
-def _head(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
-    return {"inputs": rng.choices(corpus.texts, k=num_inputs)}
-
-
-def _similarity(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
-    return {"inputs": [rng.choices(corpus.texts, k=2) for _ in range(num_inputs)]}
-
-
-def _mrc(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
-    chosen = rng.choices(corpus.readings, k=num_inputs)
-    return {"inputs": [{"passage": r.passage, "question": r.question, "choices": r.choices} for r in chosen]}
-
-
-Body = Callable[[Corpus, int, random.Random], dict[str, Any]]
-BODIES: Mapping[str, tuple[str, Body]] = {
-    "zero-shot": ("/v1/classify", _zero_shot),
-    "classify": ("/v1/classify", _head),
-    "similarity": ("/v1/similarity", _similarity),
-    "mrc": ("/v1/mrc", _mrc),
-}
+        if not texts:
+            raise ValueError(f"{path}: no Chinese text found")
+        return cls(f"real texts of {path.name}", list(texts), readings)
 
 
 def _records(file: Path) -> Iterator[Any]:

@@ -1,0 +1,240 @@
+"""Measures the engine beside transformers' eager, padded forward and beside the bare matrix products of its tokens.
+
+    python -m benchmarks.engine --shape small --threads 1
+    python -m benchmarks.engine --shape 1.3b --threads 2 --rounds 3
+
+Writes a checkpoint of random numbers, loads it with both, and lets them compute the same batches of 16 rows, lengths
+lognormal (median 31 tokens, 95 % below 152), in turn, round after round, in one process. The engine runs in each of the
+arithmetics asked for, transformers in bfloat16 (and in float32 for the small shape). Prints rows per second, the ratios
+with their spread over the rounds, and the share of the bare products' rate; the outputs are compared on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
+
+from service.checkpoint import describe
+from service.domain import Encoding, Labels
+from service.engine import limit
+from service.engine.engine import Engine
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = {
+    "small": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "1.3b": {"num_hidden_layers": 24, "hidden_size": 2048, "num_attention_heads": 8, "intermediate_size": 8192},
+}
+NUM_ROWS = {"small": 192, "1.3b": 16}
+BATCH_ROWS = 16
+MEDIAN_TOKENS, P95_TOKENS = 31, 152
+VOCAB_SIZE = 21_248
+MACHINE = "2-core CPU with avx512_bf16 and avx512_vnni, shared"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Forward = Callable[[Sequence[Encoding]], np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Somebody who computes batches; `arithmetic` says in what."""
+
+    name: str
+    arithmetic: str
+    batch_rows: int
+    forward: Forward
+
+
+def main() -> int:
+    arguments = _parse()
+    torch.set_num_threads(arguments.threads)
+    folder: Path = arguments.folder
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"--folder {folder}: is not empty")
+    try:
+        write_checkpoint(folder, arguments.shape)
+        contenders = list(make_contenders(folder, arguments.shape))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    rows = make_rows(NUM_ROWS[arguments.shape])
+    compare(contenders, rows[:BATCH_ROWS])
+    seconds = race(contenders, rows, arguments.rounds)
+    report(arguments, contenders, rows, seconds)
+    return 0
+
+
+def write_checkpoint(folder: Path, shape: str) -> None:
+    """In bfloat16, so that both load the same numbers whatever they compute in."""
+    torch.manual_seed(0)
+    config = MegatronBertConfig(vocab_size=VOCAB_SIZE, hidden_act="gelu_new", num_labels=3, **SHAPES[shape])
+    torch.set_default_dtype(torch.bfloat16)
+    model = MegatronBertForSequenceClassification(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"[unused{index}]\n" for index in range(VOCAB_SIZE)), encoding="utf-8")
+
+
+def make_contenders(folder: Path, shape: str) -> Iterator[Contender]:
+    checkpoint = describe(folder, "engine")
+    sizes = (1, BATCH_ROWS)
+    precisions = ("float32", "bfloat16") if shape == "small" else ("bfloat16",)
+    for precision in precisions:
+        engine = Engine.load(checkpoint, precision=precision)
+        yield from (Contender("engine", precision, size, scores_of(engine)) for size in sizes)
+    quantized = Engine.load(checkpoint, precision="bfloat16", quantization="int8")
+    yield from (Contender("engine", "int8", size, scores_of(quantized)) for size in sizes)
+    for precision in precisions:
+        model = MegatronBertForSequenceClassification.from_pretrained(
+            folder, dtype=DTYPES[precision], attn_implementation="eager"
+        ).eval()
+        yield from (Contender("transformers", precision, size, padded_scores_of(model)) for size in sizes)
+
+
+def scores_of(engine: Engine) -> Forward:
+    return lambda rows: np.concatenate([output.scores for output in engine.run(rows)])
+
+
+def padded_scores_of(model: torch.nn.Module) -> Forward:
+    @torch.inference_mode()
+    def forward(rows: Sequence[Encoding]) -> np.ndarray[Any, Any]:
+        ids = torch.zeros(len(rows), max(row.num_tokens for row in rows), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : row.num_tokens] = torch.from_numpy(row.ids)
+            mask[index, : row.num_tokens] = 1
+        return np.asarray(model(input_ids=ids, attention_mask=mask).logits.float())
+
+    return forward
+
+
+def make_rows(num_rows: int) -> list[Encoding]:
+    draw = np.random.default_rng(1)
+    spread = math.log(P95_TOKENS / MEDIAN_TOKENS) / 1.645
+    lengths = np.clip(np.round(draw.lognormal(math.log(MEDIAN_TOKENS), spread, num_rows)), 4, 512).astype(int)
+    return [
+        Encoding(
+            "engine",
+            draw.integers(5, VOCAB_SIZE, length).astype(np.int32),
+            np.zeros(length, np.int32),
+            np.arange(length, dtype=np.int32),
+            Labels(),
+        )
+        for length in lengths
+    ]
+
+
+def compare(contenders: Sequence[Contender], rows: Sequence[Encoding]) -> None:
+    """Everybody's logits of one batch against those of the last, who is of transformers; ends the run where they
+    point elsewhere. Batches are warmed up by this, too."""
+    wanted = contenders[-1].forward(rows)
+    for each in contenders:
+        got = each.forward(rows)
+        cosine = float((got * wanted).sum() / np.linalg.norm(got) / np.linalg.norm(wanted))
+        print(f"{each.name} {each.arithmetic}: cosine {cosine:.5f} to {contenders[-1].name}", file=sys.stderr)
+        if not cosine > 0.98:
+            sys.exit("they do not compute the same model")
+
+
+def race(contenders: Sequence[Contender], rows: Sequence[Encoding], rounds: int) -> list[list[float]]:
+    """Seconds for all rows, per round and contender; in turn, so that a noisy minute meets them all."""
+    seconds = []
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        seconds.append([_seconds(each, rows) for each in contenders])
+    return seconds
+
+
+def _seconds(contender: Contender, rows: Sequence[Encoding]) -> float:
+    started = time.perf_counter()
+    for start in range(0, len(rows), contender.batch_rows):
+        contender.forward(rows[start : start + contender.batch_rows])
+    return time.perf_counter() - started
+
+
+def report(
+    arguments: argparse.Namespace, contenders: Sequence[Contender], rows: Sequence[Encoding], seconds: list[list[float]]
+) -> None:
+    tokens = sum(row.num_tokens for row in rows)
+    results = [
+        {
+            "who": each.name,
+            "arithmetic": each.arithmetic,
+            "batch_rows": each.batch_rows,
+            "rows_per_s": round(len(rows) / median(column), 2),
+            "tokens_per_s": round(tokens / median(column), 1),
+            "of_limit": _share(arguments, each, rows, median(column)) if each.name == "engine" else None,
+            "over_transformers": _ratios(contenders, seconds, index) if each.name == "engine" else None,
+        }
+        for index, (each, column) in enumerate(zip(contenders, zip(*seconds, strict=True), strict=True))
+    ]
+    for result in results:
+        print("  ".join(f"{key} {value}" for key, value in result.items() if value is not None))
+    document = {
+        "what": "rows per second of the engine and of transformers' eager padded forward; medians over rounds in turn",
+        "command": f"python -m benchmarks.engine --shape {arguments.shape} --threads {arguments.threads} "
+        f"--rounds {arguments.rounds}",
+        "machine": arguments.machine,
+        "threads": arguments.threads,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "rows": len(rows),
+        "tokens": tokens,
+        "results": results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    target = RESULTS / f"engine_{arguments.shape.replace('.', '_')}.json"
+    target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _share(arguments: argparse.Namespace, each: Contender, rows: Sequence[Encoding], seconds: float) -> float:
+    """Of the rate at which the bare products of the same batches go, in the quickest way there is."""
+    shape = SHAPES[arguments.shape]
+    sizes = limit.Sizes(shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
+    batches = [rows[start : start + each.batch_rows] for start in range(0, len(rows), each.batch_rows)]
+    mean = max(1, round(sum(row.num_tokens for row in rows) / len(batches)))
+    [bare] = limit.limits(limit.Question(sizes, (mean,), each.arithmetic, threads=arguments.threads))
+    return round(bare.seconds * len(batches) / seconds, 3)
+
+
+def _ratios(contenders: Sequence[Contender], seconds: list[list[float]], index: int) -> dict[str, list[float]]:
+    """Least, median and greatest ratio over the rounds to transformers' best batch size in each of its arithmetics."""
+    ratios = {}
+    for arithmetic in ("float32", "bfloat16"):
+        peers = [i for i, each in enumerate(contenders) if (each.name, each.arithmetic) == ("transformers", arithmetic)]
+        if peers:
+            each_round = sorted(min(row[peer] for peer in peers) / row[index] for row in seconds)
+            ratios[arithmetic] = [round(value, 2) for value in (each_round[0], median(each_round), each_round[-1])]
+    return ratios
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/engine-benchmark"), help="made, then removed")
+    parser.add_argument(
+        "--machine", default="2-core CPU with avx512_bf16 and avx512_vnni, shared", help="for the result"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

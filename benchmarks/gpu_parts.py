@@ -1,0 +1,302 @@
+"""The parts of the GPU benchmark (`benchmarks.gpu`): each takes a setting and returns its figures."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_model import TINY, Draw, make_engine, rows
+from service.checkpoint import Shape
+from service.domain import Encoding, Output, Quantization
+from service.engine.attention import BACKENDS, TYPICAL, Backend, Place, trial
+from service.engine.engine import Engine
+from service.engine.linear import Plain
+from service.engine.linear_cuda import Cuda
+
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+CPU = torch.device("cpu")
+ROW_TOKENS = 128
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
+PARITY_LENGTHS = (1, 2, 17, 17, 64, 100, 255, 512)
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is measured, and how long."""
+
+    device: torch.device
+    shape: Shape
+    small: Shape
+    batch_tokens: int
+    times: int
+
+    @property
+    def full_batch(self) -> list[Encoding]:
+        return rows(self.shape, [ROW_TOKENS] * (self.batch_tokens // ROW_TOKENS))
+
+    @property
+    def flop_per_token(self) -> int:
+        """Of the matrix products and, for rows of 128 tokens, of the attention."""
+        hidden, ffn = self.shape.hidden_size, self.shape.ffn_size
+        return 2 * self.shape.num_layers * (4 * hidden**2 + 2 * hidden * ffn + 2 * ROW_TOKENS * hidden)
+
+
+def seconds(run: Callable[[], object], times: int) -> list[float]:
+    """Of so many runs, shortest first; two before them do not count."""
+    taken = []
+    for _ in range(times + 2):
+        started = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - started)
+    return sorted(taken[2:])
+
+
+def parity(setting: Setting) -> Figures:
+    """Largest difference in float32, and least cosine of a row's first state otherwise."""
+    make = partial(make_engine, setting.small, source=CPU)
+    batch = [*rows(setting.small, PARITY_LENGTHS), *rows(setting.small, [40, 90, 40], (3, 5, 4))]
+    wanted = make(CPU, "float32").run(batch)
+    figures: Figures = {}
+    for precision in ("float32", "bfloat16"):
+        for name in fitting(setting, setting.small, getattr(torch, precision)):
+            outputs = make(setting.device, precision, backend=name).run(batch)
+            figures[f"{name} {precision}"] = difference(outputs, wanted)
+    for quantization in QUANTIZATIONS:
+        engine = make_or_none(partial(make, setting.device, "bfloat16", quantization=quantization))
+        figures[quantization] = difference(engine.run(batch), wanted) if engine else "not on this device"
+    engine = make(setting.device, "bfloat16")
+    engine.warm_up()
+    figures["graphs, rows alone"] = difference([engine.run([row])[0] for row in batch], wanted)
+    return figures
+
+
+def difference(outputs: Sequence[Output], wanted: Sequence[Output]) -> Figures:
+    ours, theirs = (np.concatenate([each.scores for each in some]) for some in (outputs, wanted))
+    cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
+    return {"max_difference": float(np.abs(ours - theirs).max()), "least_cosine": float(cosines.min())}
+
+
+def fitting(setting: Setting, shape: Shape, dtype: torch.dtype) -> Mapping[str, Backend]:
+    place = Place(setting.device, dtype, shape.num_heads, shape.head_size)
+    return {name: backend for name, backend in BACKENDS.items() if backend.runs_on(place)}
+
+
+def make_or_none(make: Callable[[], Engine]) -> Engine | None:
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001 - an arithmetic that this device has not
+        print(f"  {error}")
+        return None
+
+
+def attention(setting: Setting) -> Figures:
+    """Milliseconds of the attention of all layers of one batch, what is made once for a batch included."""
+    shape, dtype = setting.shape, torch.bfloat16
+    sizes = (TYPICAL.num_tokens, 3, shape.num_heads, shape.head_size)
+    qkv = torch.randn(sizes, device=setting.device, dtype=dtype)
+    figures: Figures = {"tokens": TYPICAL.num_tokens}
+    for name, backend in fitting(setting, shape, dtype).items():
+        run = partial(trial, backend.prepare, qkv, shape.num_layers)
+        figures[f"{name} ms"] = 1000 * median(seconds(run, setting.times))
+    return figures
+
+
+def full_batches(setting: Setting) -> Figures:
+    engine = make_engine(setting.shape, setting.device)
+    started = time.perf_counter()
+    engine.warm_up()
+    warm_up_s = time.perf_counter() - started
+    reset_peak(setting.device)
+    taken = median(seconds(partial(engine.run, setting.full_batch), setting.times))
+    tokens_per_s = setting.batch_tokens / taken
+    engine_rate, bare_rate = tokens_per_s * setting.flop_per_token, matmul_rate(setting)
+    return {
+        "attention": engine.backend,
+        "warm_up_s": warm_up_s,
+        "tokens": setting.batch_tokens,
+        "ms": 1000 * taken,
+        "tokens_per_s": tokens_per_s,
+        "engine_tflops": engine_rate / 1e12,
+        "bare_bf16_matmul_tflops": bare_rate / 1e12,
+        "share_of_bare_matmul": engine_rate / bare_rate,
+        **memory(engine),
+    }
+
+
+def matmul_rate(setting: Setting) -> float:
+    """Operations per second of the best of some square products in bf16."""
+    return max(_matmul_rate(setting, size) for size in ((4096, 8192) if setting.device.type == "cuda" else (256,)))
+
+
+def _matmul_rate(setting: Setting, size: int) -> float:
+    a, b = (torch.randn(size, size, device=setting.device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / repeated(setting, lambda: a @ b)
+
+
+def memory(engine: Engine) -> Figures:
+    """Peak of what torch held on the GPU while full batches ran, against the weights."""
+    if engine.device.type != "cuda":
+        return {}
+    gib = 2**30
+    weights = 2 * engine.shape.num_parameters
+    peak, reserved = torch.cuda.max_memory_allocated(engine.device), torch.cuda.max_memory_reserved(engine.device)
+    return {
+        "weights_gib": weights / gib,
+        "peak_gib": peak / gib,
+        "reserved_gib": reserved / gib,
+        "peak_over_weights": peak / weights,
+        "reserved_over_weights": reserved / weights,
+    }
+
+
+@torch.inference_mode()
+def maps(setting: Setting) -> Figures:
+    """Milliseconds of the two ends of a feed-forward layer, as torch has them and as the engine computes them."""
+    shape, figures = setting.shape, Figures()
+    draw = Draw(setting.device, setting.device, torch.bfloat16, lambda plain: plain)
+    size, ffn = shape.hidden_size, shape.ffn_size
+    hidden, inner = draw.normal(setting.batch_tokens, size), draw.normal(setting.batch_tokens, ffn)
+    wide, narrow, norm = draw.normal(ffn, size), draw.normal(size, ffn), draw.norm(size)
+    for kind in (Plain, Cuda):
+        first, last = kind(wide, draw.normal(ffn)), kind(narrow, draw.normal(size))
+        runs: dict[str, Callable[[], object]] = {
+            "product ms": partial(first, hidden),
+            "with GELU ms": partial(first.activated, hidden, "tanh"),
+            "with residual and norm ms": partial(last.added, inner, hidden, norm),
+        }
+        figures[kind.__name__] = {name: 1000 * repeated(setting, run) for name, run in runs.items()}
+    return figures
+
+
+def repeated(setting: Setting, run: Callable[[], object], times: int = 10) -> float:
+    """Seconds of one run among some that are launched together."""
+
+    def several() -> None:
+        for _ in range(times):
+            run()
+        synchronize(setting.device)
+
+    return median(seconds(several, setting.times)) / times
+
+
+def latency(setting: Setting) -> Figures:
+    """Milliseconds of a batch of one row, kernels launched one by one and as a graph: median and 99th percentile."""
+    engine = make_engine(setting.shape, setting.device)
+    figures: Figures = {}
+    for way in ("eager", "graphs"):
+        if way == "graphs":
+            engine.warm_up()  # records them
+        for name, batch in {
+            "32 tokens": rows(setting.shape, [32]),
+            "32 tokens, choice": rows(setting.shape, [32], (4, 5, 4)),
+            "16 rows of 31": rows(setting.shape, [31] * 16),
+        }.items():
+            taken = seconds(partial(engine.run, batch), 10 * setting.times)
+            figures[f"{way}, {name}"] = {"p50_ms": 1000 * median(taken), "p99_ms": 1000 * taken[len(taken) * 99 // 100]}
+    return figures
+
+
+def quantized(setting: Setting) -> Figures:
+    """Tokens per second of full batches and milliseconds of 32 tokens, and how near the outputs are to bf16's."""
+    batch, figures = setting.full_batch, Figures()
+    wanted = make_engine(setting.shape, setting.device).run(batch)
+    for quantization in ("none", *QUANTIZATIONS):
+        release(setting.device)
+        engine = make_or_none(partial(make_engine, setting.shape, setting.device, quantization=quantization))
+        if engine is None:
+            continue
+        engine.warm_up()
+        taken = median(seconds(partial(engine.run, batch), setting.times))
+        alone = median(seconds(partial(engine.run, rows(setting.shape, [32])), 5 * setting.times))
+        figures[quantization] = {
+            "tokens_per_s": setting.batch_tokens / taken,
+            "32_tokens_ms": 1000 * alone,
+            **difference(engine.run(batch), wanted),
+        }
+        del engine
+    return figures
+
+
+def overlap(setting: Setting) -> Figures:
+    """Tokens per second when each batch waits for the one before, and when it is given while that one runs."""
+    engine = make_engine(setting.shape, setting.device)
+    engine.warm_up()
+    figures: Figures = {}
+    for name, batch in {"full": setting.full_batch, "1024 tokens": rows(setting.shape, [32] * 32)}.items():
+        tokens = 10 * sum(row.num_tokens for row in batch)
+        alone, ahead = (
+            tokens / median(seconds(partial(way, engine, [batch] * 10), max(3, setting.times // 4)))
+            for way in (one_by_one, one_ahead)
+        )
+        figures[name] = {"alone_tokens_per_s": alone, "ahead_tokens_per_s": ahead, "gain": ahead / alone}
+    return figures
+
+
+def one_by_one(engine: Engine, batches: Sequence[list[Encoding]]) -> None:
+    for batch in batches:
+        engine.run(batch)
+
+
+def one_ahead(engine: Engine, batches: Sequence[list[Encoding]]) -> None:
+    """As a replica does: the next batch is prepared before this one is waited for."""
+    finish = engine.prepare(batches[0])
+    for batch in batches[1:]:
+        following = engine.prepare(batch)
+        finish()
+        finish = following
+    finish()
+
+
+def restart(setting: Setting) -> Figures:
+    """Seconds from a new process to a warm engine, with nothing compiled and with what the first has left."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--warm-up", "--device", str(setting.device)]
+    command += ["--tiny"] if setting.shape == TINY else []
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("first_s", "second_s"):
+            started = time.perf_counter()
+            subprocess.run(command, check=True, env={**os.environ, COMPILED: folder}, stdout=subprocess.DEVNULL)
+            figures[name] = time.perf_counter() - started
+    return figures
+
+
+PARTS: dict[str, Callable[[Setting], Figures]] = {
+    "parity": parity,
+    "attention": attention,
+    "full_batches": full_batches,
+    "maps": maps,
+    "latency": latency,
+    "quantized": quantized,
+    "overlap": overlap,
+    "restart": restart,
+}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

@@ -1,0 +1,62 @@
+"""The model that all servers serve: a MegatronBert classifier of random numbers, 6 layers, 384 wide, 21,128 words.
+
+Its vocabulary is built on the spot, of the size and the kind of the published Chinese ones: every character of GB 2312
+and its continuation, more of Unicode's ideographs until it is full. A server knows it from a real one by its answers
+only.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
+
+VOCAB_SIZE = 21_128
+LABELS = ("财经", "体育", "娱乐", "科技")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SEED = 7
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """Writes the checkpoint where there is none; the same numbers every time."""
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    model = MegatronBertForSequenceClassification(_config())
+    with torch.no_grad():
+        model.classifier.weight.mul_(8)  # scores that differ: by rights, all labels would be about as likely
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (folder / "done").touch()
+    return folder
+
+
+def _config() -> MegatronBertConfig:
+    return MegatronBertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        intermediate_size=1536,
+        hidden_act="gelu_new",
+        initializer_range=0.05,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
+    )
+
+
+def vocabulary() -> list[str]:
+    single = [*map(chr, range(0x21, 0x7F)), *"，。？！：；、“”（）《》…—", *_gb2312()]
+    rest = [chr(code) for code in range(0x4E00, 0x9FA6)]
+    words = dict.fromkeys([*SPECIAL, *single, *(f"##{one}" for one in single), *rest])
+    return list(words)[:VOCAB_SIZE]
+
+
+def _gb2312() -> list[str]:
+    cells = (bytes((row, cell)) for row in range(0xB0, 0xF8) for cell in range(0xA1, 0xFF))
+    return [character for cell in cells if (character := cell.decode("gb2312", errors="ignore"))]

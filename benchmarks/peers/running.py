@@ -1,0 +1,108 @@
+"""A server's processes: started, waited for, stopped in their tracks while another one is measured, ended.
+
+Knows neither what they serve nor what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from benchmarks.peers.peers import Place, Server
+from service.bench.wire import Client, Response
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 10.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Running:
+    """One server and all its children."""
+
+    def __init__(self, server: Server, place: Place, log: Path) -> None:
+        self.server = server
+        self.precision = place.precision
+        self.log = log
+        self.client = Client("127.0.0.1", place.port)
+        self._process = self._start(server.command(place), place)
+
+    def _start(self, command: Sequence[str | Path], place: Place) -> subprocess.Popen[bytes]:
+        threads = str(place.threads)
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("ERLANGSHEN_")},
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "PEER_MODEL": str(place.model),
+            "PEER_PRECISION": place.precision,
+            **self.server.environment,
+        }
+        with self.log.open("wb") as log:
+            return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    async def ready(self, text: str) -> None:
+        """Returns when it has answered. RuntimeError when it ends or stays silent."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while True:
+                    if self._process.poll() is not None:
+                        raise RuntimeError(f"{self.server.name} has ended: see {self.log}")
+                    if await self._answers(text):
+                        return
+                    await asyncio.sleep(0.5)
+        except TimeoutError:
+            raise RuntimeError(f"{self.server.name} does not answer: see {self.log}") from None
+
+    async def _answers(self, text: str) -> bool:
+        try:
+            return (await self.ask(self.server.request(text))).status == 200
+        except OSError:
+            return False
+
+    async def ask(self, body: bytes) -> Response:
+        return await self.client.send("POST", self.server.path, body)
+
+    def suspend(self) -> None:
+        _signal(self._tree(), psutil.Process.suspend)
+
+    def resume(self) -> None:
+        _signal(self._tree(), psutil.Process.resume)
+
+    def stop(self) -> None:
+        """Ends all of it, by force what does not end by itself."""
+        self.client.close()
+        tree = self._tree()
+        _signal(tree, psutil.Process.resume)
+        self._process.terminate()
+        _signal(psutil.wait_procs(tree, timeout=STOP_TIMEOUT_S)[1], psutil.Process.kill)
+        self._process.wait()
+
+    def _tree(self) -> list[psutil.Process]:
+        """Parents first, so that none notices its child's silence."""
+        try:
+            parent = psutil.Process(self._process.pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+
+def _signal(processes: Iterable[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
+    """One may have ended meanwhile."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            send(process)

@@ -1,0 +1,218 @@
+"""How long requests of each class wait under mixed traffic: first in, first out against the order of our queue.
+
+Simulated time: the real queue, tickets and batch budget, with a latency model in place of the engine. So it runs in
+seconds, gives the same numbers on every machine, and shows the order alone. `python -m benchmarks.queue_sweep`.
+
+Traffic is Poisson. A request is one row of lognormal length (median 31 tokens, at most 512), counted as short (up to
+32), medium (up to 128) or long; or, for a share of the tokens, a huge one of many rows. Load is the tokens that
+come over those that full batches compute. Two batches are in flight, one computes, as in the service.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import random
+import sys
+from argparse import ArgumentParser
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from heapq import heappop, heappush
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from service.batching import budget
+from service.batching.job import Job, Ticket
+from service.batching.latency import Cost
+from service.batching.queue import Queue
+from service.domain import Cls, Encoding, Output
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A device, as a latency model of round numbers, and what a huge request is to it."""
+
+    name: str
+    cost: Cost
+    huge_rows: int
+    huge_length: int
+    num_requests: int
+
+    @property
+    def full(self) -> int:
+        return budget.choose(self.cost, TARGET_S)
+
+
+CASES = (
+    Case(
+        "1.3B on a small CPU",
+        Cost(batch=0.1, token=0.0026, row=0.0005),
+        huge_rows=64,
+        huge_length=64,
+        num_requests=10_000,
+    ),
+    Case(
+        "1.3B on a large GPU",
+        Cost(batch=0.008, token=13e-6, row=2e-6),
+        huge_rows=256,
+        huge_length=288,
+        num_requests=80_000,
+    ),
+)
+LOADS = (0.5, 0.7, 0.9)
+CLASSES = ("short", "medium", "long", "huge")
+TARGET_S, AGE_S = 0.5, 2.0
+MEDIAN, SIGMA, LONGEST = 31, 0.9, 512
+HUGE_SHARE = 0.3
+NUM_IN_FLIGHT = 2
+ZEROS = np.zeros(LONGEST, dtype=np.int32)
+OUTPUT = Output(np.zeros((1, 1), dtype=np.float32))
+OUT = Path(__file__).parent / "results" / "queue_sweep.json"
+
+
+class Order(Protocol):
+    """What decides which jobs make the next batch."""
+
+    def push(self, jobs: list[Job]) -> None: ...
+
+    def take(self, now: float) -> list[Job]: ...
+
+
+class Fifo:
+    """Jobs by arrival, up to the budget."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._jobs: deque[Job] = deque()
+
+    def push(self, jobs: list[Job]) -> None:
+        self._jobs.extend(jobs)
+
+    def take(self, now: float) -> list[Job]:
+        batch: list[Job] = []
+        room = self._max_tokens
+        while self._jobs and (not batch or self._jobs[0].num_tokens <= room):
+            batch.append(self._jobs.popleft())
+            room -= batch[-1].num_tokens
+        return batch
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    at: float
+    kind: str
+    lengths: list[int]
+
+
+def traffic(rng: random.Random, case: Case, tokens_per_s: float) -> Iterator[Arrival]:
+    """Requests at a mean rate of so many tokens a second."""
+    mean_row = sum(row_length(rng) for _ in range(10_000)) / 10_000
+    huge_tokens = case.huge_rows * case.huge_length
+    huge = HUGE_SHARE * mean_row / (HUGE_SHARE * mean_row + (1 - HUGE_SHARE) * huge_tokens)
+    mean_request = (1 - huge) * mean_row + huge * huge_tokens
+    at = 0.0
+    for _ in range(case.num_requests):
+        at += rng.expovariate(tokens_per_s / mean_request)
+        is_huge = rng.random() < huge
+        lengths = [case.huge_length] * case.huge_rows if is_huge else [row_length(rng)]
+        yield Arrival(at, "huge" if is_huge else kind_of(lengths[0]), lengths)
+
+
+def row_length(rng: random.Random) -> int:
+    return min(LONGEST, max(3, round(rng.lognormvariate(math.log(MEDIAN), SIGMA))))
+
+
+def kind_of(length: int) -> str:
+    return "short" if length <= 32 else "medium" if length <= 128 else "long"
+
+
+def simulate(order: Order, cost: Cost, arrivals: list[Arrival]) -> dict[str, list[float]]:
+    """Seconds from arrival to answer of every request, by class."""
+    latencies: dict[str, list[float]] = defaultdict(list)
+    numbers, coming = count(), deque(arrivals)
+    ends: list[tuple[float, int, float, list[Job]]] = []
+    device_free = now = 0.0
+    while coming or ends:
+        if coming and (not ends or coming[0].at <= ends[0][0]):
+            arrival = coming.popleft()
+            now = arrival.at
+            order.push(jobs_of(arrival, latencies[arrival.kind]))
+        else:
+            now, _, seconds, batch = heappop(ends)
+            for job in batch:
+                job.settle(OUTPUT, seconds, now)
+        while len(ends) < NUM_IN_FLIGHT and (batch := order.take(now)):
+            seconds = cost.of(sum(job.num_tokens for job in batch), len(batch))
+            device_free = max(now, device_free) + seconds
+            heappush(ends, (device_free, next(numbers), seconds, batch))
+    return latencies
+
+
+def jobs_of(arrival: Arrival, latencies: list[float]) -> list[Job]:
+    encodings = [Encoding("m", ZEROS[:n], ZEROS[:n], ZEROS[:n], Cls()) for n in arrival.lengths]
+    ticket = Ticket(encodings, arrival.at, lambda settled: latencies.append(settled.queue_s + settled.compute_s))
+    return [Job(encoding, arrival.at, [(ticket, row)]) for row, encoding in enumerate(encodings)]
+
+
+def sweep(cases: Iterable[Case], seed: int) -> Iterator[dict[str, Any]]:
+    """A result per device, load and order."""
+    for case in cases:
+        capacity = case.full / case.cost.of(case.full, case.full // budget.TYPICAL_ROW)
+        for load in LOADS:
+            arrivals = list(traffic(random.Random(seed), case, load * capacity))
+            orders: dict[str, Order] = {
+                "fifo": Fifo(case.full),
+                "ours": Queue(max_age_s=AGE_S, budget=lambda model, full=case.full: full, dropped=_nobody_leaves),
+            }
+            for name, order in orders.items():
+                found = simulate(order, case.cost, arrivals)
+                table = {kind: percentiles(found[kind]) for kind in CLASSES}
+                yield {"device": case.name, "budget": case.full, "load": load, "order": name, "classes": table}
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    p50, p95 = np.percentile(seconds, (50, 95))
+    return {"requests": len(seconds), "p50_s": round(float(p50), 4), "p95_s": round(float(p95), 4)}
+
+
+def _nobody_leaves(reason: str, jobs: object) -> None:
+    raise AssertionError(reason)
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    print(f"{'device':22}{'load':>5}  {'class':8}{'p50 fifo':>10}{'ours':>9}{'p95 fifo':>10}{'ours':>9}   seconds")
+    for fifo, ours in zip(results[::2], results[1::2], strict=True):
+        for kind in CLASSES:
+            a, b = fifo["classes"][kind], ours["classes"][kind]
+            cells = f"{a['p50_s']:10.3f}{b['p50_s']:9.3f}{a['p95_s']:10.3f}{b['p95_s']:9.3f}"
+            print(f"{fifo['device']:22}{fifo['load']:5.1f}  {kind:8}{cells}")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=OUT, help=f"where the results go [{OUT.name}]")
+    arguments = parser.parse_args()
+    results = list(sweep(CASES, arguments.seed))
+    show(results)
+    method = {
+        "command": f"python -m benchmarks.queue_sweep {' '.join(sys.argv[1:])}".strip(),
+        "machine": "none: simulated time",
+        "python": platform.python_version(),
+        "seed": arguments.seed,
+        "cases": [asdict(case) for case in CASES],
+        "max_age_s": AGE_S,
+        "batch_target_s": TARGET_S,
+        "row_tokens": {"median": MEDIAN, "sigma": SIGMA, "longest": LONGEST},
+        "huge_share_of_tokens": HUGE_SHARE,
+    }
+    arguments.json.write_text(json.dumps({"method": method, "results": results}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

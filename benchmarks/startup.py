@@ -1,0 +1,197 @@
+"""Measures how long the server takes from its start to ready, against reading its weights once from a cold disk.
+
+    python -m benchmarks.startup --folder FOLDER
+
+Writes the 1.3B shape with random float32 weights as `.bin` and as safetensors (10 GB, and the cache of 2.5 GB beside
+them), starts the real server on them and removes them: 5 minutes or so. Before every start and every reading the file
+is dropped from memory. Three cases: a `.bin` for the first time, which converts it; the same again, from the cache; a
+safetensors file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import psutil
+
+from benchmarks.big_checkpoint import NUM_LAYERS, write_checkpoint
+
+RESULT = Path(__file__).parent / "results" / "startup.json"
+POLL_S = 0.01
+TARGET = 1.5
+
+METHOD = (
+    "Start to ready: from the start of the process `python -m service serve` to the first 200 of /readyz, asked every "
+    f"{POLL_S * 1000:g} ms. Reading: `cat FILE > /dev/null`. The file leaves the page cache before each "
+    "(posix_fadvise DONTNEED after fsync); readings and starts alternate; medians. Phases are between log lines of the "
+    "server: begin (imports), fetch (vocabulary, child process, its imports, conversion), read (weights, and their "
+    "layout), try (warm-up and calibration). cpu_s is of all processes of the server until ready."
+)
+
+PHASES = {
+    "starting": "begin_s",
+    "reading weights": "fetch_s",
+    "model loaded": "read_s",
+    "replica ready": "try_s",
+}
+"""The log line that ends a phase, and the phase."""
+
+
+def main() -> int:
+    arguments = _parse()
+    folder: Path = arguments.folder
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"--folder {folder}: is not empty")
+    try:
+        cases = measure(folder, arguments)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report = {"what": "cold start to ready of the 1.3B shape", "method": METHOD, **_about(arguments), "cases": cases}
+    print(_table(cases))
+    arguments.json.parent.mkdir(exist_ok=True)
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    cache = folder / "cache"
+    bin_file = write_checkpoint(folder / "bin", arguments.layers, "bin")
+    first = _case(bin_file, bin_file, cache, 1, arguments)
+    (cache_file,) = cache.glob("*.safetensors")
+    second = _case(bin_file, cache_file, cache, arguments.runs, arguments)
+    shutil.rmtree(bin_file.parent)
+    safe_file = write_checkpoint(folder / "safetensors", arguments.layers, "safetensors")
+    third = _case(safe_file, safe_file, cache, arguments.runs, arguments)
+    return {"bin, first start": first, "bin, cached": second, "safetensors": third}
+
+
+def _case(weights: Path, read: Path, cache: Path, runs: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Serves the folder of `weights`; `read` is the file that such a start reads."""
+    reads, starts = [], []
+    for _ in range(runs):
+        _drop(weights, read)
+        reads.append(_read_s(read))
+        _drop(weights, read)
+        starts.append(_start(weights.parent, cache, arguments.flags))
+    read_s, ready_s = statistics.median(reads), statistics.median(start["ready_s"] for start in starts)
+    return {
+        "file_bytes": read.stat().st_size,
+        "read_s": round(read_s, 2),
+        "ready_s": round(ready_s, 2),
+        "ready_over_read": round(ready_s / read_s, 2),
+        "reads_s": [round(each, 2) for each in reads],
+        "starts": starts,
+    }
+
+
+def _drop(*files: Path) -> None:
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _read_s(file: Path) -> float:
+    started = time.perf_counter()
+    subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+def _start(model: Path, cache: Path, flags: list[str]) -> dict[str, float]:
+    """Seconds until ready, and of the phases on the way."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--model", f"big={model}"]
+    command += ["--weight-cache-dir", str(cache), "--log-format", "json", *flags]
+    with tempfile.TemporaryFile() as log:
+        began, started = time.time(), time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log) as process:
+            is_ready = _wait(f"http://127.0.0.1:{port}/readyz", process)
+            ready_s = time.perf_counter() - started
+            cpu_s = _cpu_s(process.pid) if is_ready else 0.0
+            process.send_signal(signal.SIGTERM)
+        log.seek(0)
+        lines = log.read().decode()
+    if not is_ready:
+        sys.exit(lines)
+    return {"ready_s": round(ready_s, 2), "cpu_s": round(cpu_s, 2), **_phases(lines, began)}
+
+
+def _cpu_s(pid: int) -> float:
+    parent = psutil.Process(pid)
+    return sum(sum(each.cpu_times()[:2]) for each in (parent, *parent.children()))
+
+
+def _wait(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """False when the process ends before it is ready."""
+    while process.poll() is None:
+        try:
+            urllib.request.urlopen(url).close()
+        except URLError:
+            time.sleep(POLL_S)
+        else:
+            return True
+    return False
+
+
+def _phases(lines: str, began: float) -> dict[str, float]:
+    before, phases = began, {}
+    for line in map(json.loads, filter(lambda line: line.startswith("{"), lines.splitlines())):
+        if phase := PHASES.get(line["message"]):
+            ended = datetime.fromisoformat(line["time"]).timestamp()
+            phases[phase] = round(ended - before, 2)
+            before = ended
+    return phases
+
+
+def _about(arguments: argparse.Namespace) -> dict[str, Any]:
+    command = f"python -m benchmarks.startup --folder FOLDER --layers {arguments.layers} --runs {arguments.runs}"
+    return {
+        "command": " ".join([command, *(f"--flag={flag}" for flag in arguments.flags)]),
+        "machine": arguments.machine,
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "target": f"ready_over_read at most {TARGET}",
+    }
+
+
+def _table(cases: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'case':18}{'file GB':>9}{'read s':>9}{'ready s':>9}{'ratio':>7}  phases of the last start"]
+    for name, case in cases.items():
+        phases = " ".join(f"{key}={value:g}" for key, value in case["starts"][-1].items() if key != "ready_s")
+        sizes = f"{case['file_bytes'] / 1e9:9.2f}{case['read_s']:9.2f}{case['ready_s']:9.2f}"
+        lines.append(f"{name:18}{sizes}{case['ready_over_read']:7.2f}  {phases}")
+    return "\n".join(lines)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, required=True, help="for 13 GB; made for the run, then removed")
+    parser.add_argument("--layers", type=int, default=NUM_LAYERS, help="24 are 1.3 billion parameters")
+    parser.add_argument("--runs", type=int, default=3, help="of each case but the first")
+    parser.add_argument("--flag", dest="flags", action="append", default=[], help="to serve: --flag=--threads=1")
+    parser.add_argument("--machine", default="2-core CPU, 24 GiB", help="words for the result file")
+    parser.add_argument("--json", type=Path, default=RESULT, help="where the report goes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

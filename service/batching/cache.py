@@ -1,0 +1,110 @@
+"""Outputs kept for when the same row comes again: bounded in number and bytes, each for a limited time.
+
+Knows no job. The least recently used go first. Off unless asked for: `NoCache` has the same face.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Protocol
+
+from service.domain import Encoding, Output
+from service.metrics import EvictionReason, Metrics
+
+ENTRY_BYTES = 512
+"""Of one entry beside its numbers: key, objects and their places in the tables."""
+
+
+class Cache(Protocol):
+    """What the batcher asks before it computes, and tells afterwards."""
+
+    def get(self, encoding: Encoding) -> Output | None: ...
+
+    def put(self, encoding: Encoding, output: Output) -> None: ...
+
+
+class NoCache:
+    """Keeps nothing."""
+
+    def get(self, encoding: Encoding) -> Output | None:
+        return None
+
+    def put(self, encoding: Encoding, output: Output) -> None:
+        """Forgotten at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    output: Output
+    size: int
+    until: float
+
+
+class ResultCache:
+    """`revisions` tells which weights a model name stands for; it may still be filled after this is made."""
+
+    def __init__(
+        self,
+        *,
+        max_entries: int,
+        max_bytes: int,
+        ttl_s: float,
+        metrics: Metrics,
+        revisions: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._ttl_s = ttl_s
+        self._metrics = metrics
+        self._revisions = revisions
+        self._clock = clock
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, encoding: Encoding) -> Output | None:
+        """The output of an equal row, if there is one that is not too old."""
+        key = self._key(encoding)
+        kept = self._kept.get(key)
+        if kept and kept.until <= self._clock():
+            self._evict(key, "expired")
+            kept = None
+        self._metrics.looked_up(encoding.model, is_hit=kept is not None)
+        if kept is None:
+            return None
+        self._kept.move_to_end(key)
+        return kept.output
+
+    def put(self, encoding: Encoding, output: Output) -> None:
+        """Keeps a copy: an array may be a view that holds its whole batch in memory."""
+        key = self._key(encoding)
+        own = Output(output.scores.copy(), None if output.ids is None else output.ids.copy())
+        size = ENTRY_BYTES + own.scores.nbytes + (0 if own.ids is None else own.ids.nbytes)
+        if key in self._kept:
+            self._size -= self._kept.pop(key).size
+        self._kept[key] = Kept(own, size, self._clock() + self._ttl_s)
+        self._size += size
+        while len(self._kept) > self._max_entries or self._size > self._max_bytes:
+            self._evict(next(iter(self._kept)), "full")
+        self._metrics.cache_holds(len(self._kept), self._size)
+
+    def _evict(self, key: bytes, reason: EvictionReason) -> None:
+        self._size -= self._kept.pop(key).size
+        self._metrics.cache_evicted.labels(reason).inc()
+        self._metrics.cache_holds(len(self._kept), self._size)
+
+    def _key(self, encoding: Encoding) -> bytes:
+        """Of the weights and of all that the engine sees of a row."""
+        weights = encoding.model, self._revisions.get(encoding.model)
+        form = encoding.num_tokens, encoding.readout, encoding.blocks
+        key = blake2b(repr((weights, form)).encode(), digest_size=16)
+        for array in (encoding.ids, encoding.segment_ids, encoding.positions):
+            key.update(array.tobytes())
+        return key.digest()

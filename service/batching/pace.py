@@ -1,0 +1,91 @@
+"""What is known of every model's speed: its latency model and its batch budget, kept current and shown to the metrics.
+
+Knows no queue and no replica but by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from service.batching import budget
+from service.batching.latency import Cost, LatencyModel
+from service.domain import Step
+from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+UNMEASURED_TOKENS = 4096
+"""The budget of a model that nobody has measured."""
+
+
+class Pace:
+    """`max_batch_tokens` above zero is the budget of every model; else it is chosen where `calibrate` has measured."""
+
+    def __init__(self, *, metrics: Metrics, max_batch_tokens: int = 0, target_s: float = 0.5) -> None:
+        self._metrics = metrics
+        self._fixed = max_batch_tokens
+        self._target_s = target_s
+        self._models: dict[str, LatencyModel] = {}
+        self._steps: dict[str, dict[str, Sequence[Step]]] = {}
+        self._budgets: dict[str, int] = {}
+
+    def calibrate(self, replica: str, profiles: Mapping[str, Sequence[Step]]) -> None:
+        """A replica has become ready, perhaps again: what it measured, by model, replaces what it measured before."""
+        for model, steps in profiles.items():
+            if steps:
+                by_replica = self._steps.setdefault(model, {})
+                by_replica[replica] = steps
+                self._refit(model, by_replica)
+
+    def budget(self, model: str) -> int:
+        """Tokens of a full batch."""
+        return self._fixed or self._budgets.get(model, UNMEASURED_TOKENS)
+
+    def note(self, model: str, tokens: int, rows: int, seconds: float) -> None:
+        """A batch was computed."""
+        if model not in self._models:
+            self._models[model] = LatencyModel()
+        known = self._models[model]
+        if expected := known.predict(tokens, rows):
+            self._metrics.predicted(model, seconds / expected)
+        if known.note(tokens, rows, seconds):
+            self._show(model)
+
+    def predict(self, model: str, tokens: int, rows: int) -> float | None:
+        """Seconds in which one replica computes so much, in full batches; None where nothing was measured."""
+        known = self._models.get(model)
+        if known is None or known.cost is None:
+            return None
+        return known.cost.of(tokens, rows, batches=max(1.0, tokens / self.budget(model)))
+
+    def _refit(self, model: str, by_replica: Mapping[str, Sequence[Step]]) -> None:
+        is_first = model not in self._models
+        self._models[model] = LatencyModel(list(chain(*by_replica.values())))
+        # A batch may be taken by any of them: the slowest device must be able to bear it.
+        self._budgets[model] = min(
+            budget.choose(cost, self._target_s) for steps in by_replica.values() if (cost := LatencyModel(steps).cost)
+        )
+        self._show(model)
+        level = logging.INFO if is_first else logging.DEBUG
+        logger.log(level, "batch budget chosen", extra=self._fields(model))
+
+    def _fields(self, model: str) -> dict[str, object]:
+        cost = self._cost(model)
+        return {
+            "model": model,
+            "tokens": self.budget(model),
+            "is_fixed": bool(self._fixed),
+            "ms_per_batch": round(cost.batch * 1e3, 3),
+            "us_per_token": round(cost.token * 1e6, 3),
+            "us_per_row": round(cost.row * 1e6, 3),
+            "ms_when_full": round((self.predict(model, self.budget(model), 1) or 0.0) * 1e3, 1),
+        }
+
+    def _show(self, model: str) -> None:
+        cost = self._cost(model)
+        self._metrics.costs(model, self.budget(model), batch_s=cost.batch, token_s=cost.token, row_s=cost.row)
+
+    def _cost(self, model: str) -> Cost:
+        return self._models[model].cost or Cost(0.0, 0.0, 0.0)

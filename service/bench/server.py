@@ -1,0 +1,117 @@
+"""What a server tells of itself: which of the tasks it can do, what it computes with, and the batches it has made.
+
+Knows /v1/models and /metrics; sends one request of each task and no load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.bench.corpus import Corpus
+from service.bench.requests import make_requests
+from service.bench.wire import Client
+
+PATIENCE_S = 10.0
+TOTALS = {
+    "erlangshen_batch_rows_count": "batches",
+    "erlangshen_batch_rows_sum": "rows",
+    "erlangshen_batch_tokens_sum": "tokens",
+    "erlangshen_compute_duration_seconds_sum": "compute_s",
+}
+SECONDS = "seconds"
+
+
+@dataclass(slots=True)
+class Ability:
+    """What this server and these texts can do of a mix; `left_out` says why the rest cannot."""
+
+    mix: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    models: set[str] = field(default_factory=set)
+    """Who answered."""
+
+
+async def probe(client: Client, corpus: Corpus, mix: Mapping[str, float], model: str | None) -> Ability:
+    """Sends one request of each task. ValueError when none can be done, OSError when nobody answers."""
+    able = Ability()
+    for task, weight in mix.items():
+        if task == "mrc" and not corpus.readings:
+            able.left_out[task] = "the texts hold no reading comprehension (C3)"
+            continue
+        request = make_requests(corpus, task, 1, 1, model, random.Random(0))[0]
+        response = await client.send("POST", request.path, request.body)
+        if response.status == 200:
+            able.mix[task] = weight
+            able.models.add(json.loads(response.body).get("model", ""))
+        else:
+            able.left_out[task] = f"the server answers {response.status}"
+    if not able.mix:
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in able.left_out.items())
+        raise ValueError(f"the server can do none of these tasks: {reasons}")
+    return able
+
+
+async def models(client: Client) -> dict[str, Any]:
+    """Raises OSError when no server is there, ValueError when it is another one."""
+    response = await client.send("GET", "/v1/models")
+    if response.status != 200:
+        raise ValueError(f"GET /v1/models answers {response.status}: is this an Erlangshen Service?")
+    reply: dict[str, Any] = json.loads(response.body)
+    return reply
+
+
+class Batches:
+    """Watches a measurement: what the server computed between its begin and its end."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._before: dict[str, float] = {}
+        self._after: dict[str, float] = {}
+
+    async def begin(self) -> None:
+        self._before = await self._totals()
+
+    async def end(self) -> None:
+        self._after = await self._totals()
+
+    def per_batch(self) -> dict[str, float] | None:
+        return per_batch(self._before, self._after)
+
+    async def _totals(self) -> dict[str, float]:
+        """{} where the server shows none, or not in time: a load is measured without them, too."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                response = await self._client.send("GET", "/metrics")
+        except OSError:  # a TimeoutError is one
+            return {}
+        if response.status != 200:
+            return {}
+        return totals(response.body.decode().splitlines()) | {SECONDS: time.perf_counter()}
+
+
+def totals(lines: Iterable[str]) -> dict[str, float]:
+    """Of a page of metrics, the totals over all models."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for line in lines:
+        series, _, value = line.rpartition(" ")
+        name = series.partition("{")[0]
+        if name in TOTALS:
+            found[TOTALS[name]] += float(value)
+    return dict(found)
+
+
+def per_batch(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:
+    """Mean rows, tokens and seconds of the batches that the server computed in between."""
+    grown = {name: after[name] - before[name] for name in after if name in before}
+    if not grown.get("batches"):
+        return None
+    num, seconds = grown.pop("batches"), grown.pop(SECONDS)
+    means = {f"mean_{name}": round(value / num, 6) for name, value in grown.items()}
+    return {"batches": num, SECONDS: round(seconds, 3)} | means

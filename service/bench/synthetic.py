@@ -1,0 +1,87 @@
+"""Made-up Chinese texts whose lengths follow a distribution: a load that needs no data and is the same everywhere.
+
+A length counts characters, and a Chinese character is one token of the vocabularies served here; what a task adds
+around a text (special tokens, options) comes on top.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import exp, log
+from statistics import NormalDist
+
+from service.bench.corpus import Corpus, Reading
+
+NUM_TEXTS = 4096
+NUM_READINGS = 512
+MAX_CHARACTERS = 510
+"""With the two special tokens of a row, what a model of 512 positions reads."""
+
+COMMON = bytes(byte for row in range(0xB0, 0xD7) for cell in range(0xA1, 0xFF) for byte in (row, cell)).decode("gb2312")
+"""3,666 characters of everyday text: the first level of GB 2312 but for its last, broken row."""
+
+Quantile = Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """A distribution by its quantile function; `text` is how it was asked for."""
+
+    text: str
+    quantile: Quantile
+
+    @classmethod
+    def parse(cls, text: str) -> Lengths:
+        """`lognormal:MEDIAN:P95`, `uniform:LOW:HIGH` or `fixed:N`; ValueError for anything else."""
+        name, *numbers = text.split(":")
+        make, count = _SHAPES.get(name, (None, -1))
+        values = [float(number) for number in numbers if number.replace(".", "", 1).isdecimal()]
+        if make is None or not len(values) == len(numbers) == count or min(values) < 1 or values != sorted(values):
+            raise ValueError(f"{text!r}: wanted lognormal:MEDIAN:P95, uniform:LOW:HIGH or fixed:N")
+        return cls(text, make(*values))
+
+    def draw(self, count: int, rng: random.Random) -> list[int]:
+        """One length out of each `count`-th of the distribution, shuffled: a small draw is as long as a large one."""
+        drawn = [self.quantile((index + rng.uniform(0.01, 0.99)) / count) for index in range(count)]
+        rng.shuffle(drawn)
+        return [max(1, min(MAX_CHARACTERS, round(length))) for length in drawn]
+
+
+def _lognormal(median: float, p95: float) -> Quantile:
+    normal = NormalDist()
+    sigma = log(p95 / median) / normal.inv_cdf(0.95)
+    return lambda share: float(median * exp(sigma * normal.inv_cdf(share)))
+
+
+def _uniform(low: float, high: float) -> Quantile:
+    return lambda share: low + (high - low) * share
+
+
+def _fixed(length: float) -> Quantile:
+    return lambda share: length
+
+
+_SHAPES: Mapping[str, tuple[Callable[..., Quantile], int]] = {
+    "lognormal": (_lognormal, 2),
+    "uniform": (_uniform, 2),
+    "fixed": (_fixed, 1),
+}
+
+
+def make_text(length: int, rng: random.Random) -> str:
+    return "".join(rng.choices(COMMON, k=length))
+
+
+def make_corpus(lengths: Lengths, seed: int) -> Corpus:
+    """Texts and reading comprehension; the same seed makes the same corpus."""
+    rng = random.Random(seed)
+    texts = [make_text(length, rng) for length in lengths.draw(NUM_TEXTS, rng)]
+    readings = [_reading(length, rng) for length in lengths.draw(NUM_READINGS, rng)]
+    return Corpus(f"made-up texts, {lengths.text} characters", texts, readings)
+
+
+def _reading(length: int, rng: random.Random) -> Reading:
+    choices = {make_text(rng.randint(2, 6), rng) for _ in range(4)}
+    return Reading(make_text(length, rng), make_text(12, rng), tuple(sorted(choices)))

@@ -1,0 +1,48 @@
+"""What the text of a flag may be: numbers above zero, lists of them, and whatever a parser of ours refuses."""
+
+from __future__ import annotations
+
+import ipaddress
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """The ValueError of a parser as argparse's own, which is shown as it is written."""
+
+    def type_of_flag(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return type_of_flag
+
+
+@checked
+def above_zero(text: str) -> float:
+    if not (value := float(text)) > 0:
+        raise ValueError(f"{text}: wanted a number above zero")
+    return value
+
+
+@checked
+def whole_above_zero(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{text}: wanted a whole number above zero")
+    return int(text)
+
+
+def list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Comma-separated."""
+    return lambda text: tuple(one(part) for part in text.split(","))
+
+
+def is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,144 @@
+"""Linear maps of the encoder, each in the layout and the arithmetic that its device is quickest in.
+
+Knows no layers: a map takes hidden states [tokens, in] to [tokens, out], alone, with the activation behind it, or with
+a residual on top and the norm of that. `choose` says how they are made from what was loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from service.domain import Quantization
+from service.engine.linear_cuda import Cuda, CudaFp8, CudaInt8
+from service.engine.pointwise import Gelu, Norm
+from service.engine.precision import check_capability
+from service.engine.quantize import HALF, quantize_channels, quantize_tokens
+from service.errors import SettingError
+
+
+class Linear(Protocol):
+    """What the encoder asks of a map."""
+
+    @property
+    def weight(self) -> Tensor:
+        """As the map keeps it; nobody else can read it."""
+        ...
+
+    def __call__(self, hidden: Tensor) -> Tensor: ...
+
+    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
+        """The GELU of the map."""
+        ...
+
+    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        """The map plus `residual`, [tokens, out], and the layer norm of that: the two are one kernel on a GPU."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """As it was loaded: weight [out, in], bias [out]. Runs anywhere."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight, self.bias)
+
+    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
+        return F.gelu(self(hidden), approximate=gelu)
+
+    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        out = self(hidden).add_(residual)
+        return out, norm(out)
+
+
+_POINTWISE = torch.ops.mkldnn._linear_pointwise
+"""Called by overload: to find the overload, torch would print the tensors into a message for each that does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneDnn:
+    """oneDNN's blocked layout, reordered once instead of in every call; bias, GELU and residual are added while the
+    sums are still in registers, in float32."""
+
+    weight: Tensor  # opaque
+    bias: Tensor
+
+    @classmethod
+    def of(cls, plain: Plain) -> Self:
+        return cls(torch.ops.mkldnn._reorder_linear_weight(plain.weight, None), plain.bias)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        out: Tensor = _POINTWISE.default(hidden, self.weight, self.bias, "none", [], "")
+        return out
+
+    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
+        out: Tensor = _POINTWISE.default(hidden, self.weight, self.bias, "gelu", [], gelu)
+        return out
+
+    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        out: Tensor = _POINTWISE.binary(hidden, residual, self.weight, self.bias, "add")
+        return out, norm(out)
+
+
+@dataclass(frozen=True, slots=True)
+class OneDnnInt8:
+    """8-bit weights with a scale per output channel, 8-bit inputs with a scale per token; sums in 32 bits. oneDNN is
+    quick with unsigned inputs only, and takes the offset out again."""
+
+    weight: Tensor  # opaque
+    scales: Tensor  # [out] float32
+    zeros: Tensor  # [out] int32
+    bias: Tensor
+
+    @classmethod
+    def of(cls, plain: Plain) -> Self:
+        weight, scales = quantize_channels(plain.weight)
+        zeros = torch.zeros(len(scales), dtype=torch.int32)
+        return cls(torch.ops.onednn.qlinear_prepack(weight, None), scales, zeros, plain.bias)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        codes, scales = quantize_tokens(hidden)
+        out = torch.ops.onednn.qlinear_pointwise.default(
+            codes, 1.0, HALF, self.weight, self.scales, self.zeros, None, 1.0, 0, hidden.dtype, "none", [], ""
+        )
+        return torch.addcmul(self.bias, out, scales.to(hidden.dtype))
+
+    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
+        return F.gelu(self(hidden), approximate=gelu)
+
+    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        out = self(hidden).add_(residual)
+        return out, norm(out)
+
+
+Make = Callable[[Plain], Linear]
+
+
+def choose(device: torch.device, quantization: Quantization) -> Make:
+    """How maps are made on this device; SettingError when it cannot compute in that quantization."""
+    make = _KINDS.get((device.type, quantization))
+    if make is None:
+        raise SettingError(f"quantization {quantization!r}: not on {device.type}")
+    check_capability(quantization, device)
+    return make
+
+
+def _keep(plain: Plain) -> Linear:
+    return plain
+
+
+_KINDS: dict[tuple[str, Quantization], Make] = {
+    ("cpu", "none"): OneDnn.of if torch.backends.mkldnn.is_available() else _keep,
+    ("cpu", "int8"): OneDnnInt8.of,
+    ("cuda", "none"): lambda plain: Cuda(plain.weight, plain.bias),
+    ("cuda", "int8"): lambda plain: CudaInt8.of(plain.weight, plain.bias),
+    ("cuda", "fp8"): lambda plain: CudaFp8.of(plain.weight, plain.bias),
+}

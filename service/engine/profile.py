@@ -1,0 +1,77 @@
+"""How long forwards of many sizes take on this device: what the latency model of the batcher starts from.
+
+Knows no model: it is given something to run and something that makes rows. Sizes double until a forward is slow or the
+time is up; each is tried in long rows and in short ones, so that what a row costs can be told from what a token costs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from service.domain import Encoding, Step
+
+logger = logging.getLogger(__name__)
+
+LEAST_TOKENS, MOST_TOKENS = 16, 16_384
+ROW_LENGTHS = (128, 32)
+
+LONGEST_STEP_S = 0.3
+"""Larger sizes than the first that takes so long are left out."""
+LONGEST_S = 1.5
+"""In all: a start is not to wait for long."""
+SHORT_S = 0.05
+"""A forward this short is measured twice, and the shorter time counts."""
+SURPRISING = 3.0
+"""So many times the forward before, which had half the tokens: something was made for the new size, once. Again."""
+
+
+def measure(
+    run: Callable[[Sequence[Encoding]], object],
+    make_row: Callable[[int], Encoding],
+    max_length: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Step, ...]:
+    """Seconds of forwards with rows of `make_row(length)`; `run` returns when the device is done."""
+    steps: list[Step] = []
+    end = clock() + LONGEST_S
+    for tokens, length in sizes(max_length):
+        if clock() >= end:
+            break
+        rows = [make_row(length)] * (tokens // length)
+        try:
+            seconds = _time(run, rows, steps[-1].seconds if steps else 0.0, clock)
+        except torch.OutOfMemoryError:
+            logger.warning("no memory for a larger batch", extra={"tokens": tokens})
+            break
+        steps.append(Step(tokens, len(rows), seconds))
+        if seconds > LONGEST_STEP_S:
+            break
+    return tuple(steps)
+
+
+def sizes(max_length: int) -> Iterator[tuple[int, int]]:
+    """Tokens of a batch and tokens of each of its rows, in the order of measuring."""
+    tokens = LEAST_TOKENS
+    while tokens <= MOST_TOKENS:
+        lengths = {min(tokens, length) for length in ROW_LENGTHS}
+        yield from ((tokens, length) for length in sorted(lengths, reverse=True) if length <= max_length)
+        tokens *= 2
+
+
+def _time(
+    run: Callable[[Sequence[Encoding]], object], rows: list[Encoding], before_s: float, clock: Callable[[], float]
+) -> float:
+    seconds = _once(run, rows, clock)
+    if seconds < SHORT_S or seconds > SURPRISING * before_s:
+        seconds = min(seconds, _once(run, rows, clock))
+    return seconds
+
+
+def _once(run: Callable[[Sequence[Encoding]], object], rows: list[Encoding], clock: Callable[[], float]) -> float:
+    started = clock()
+    run(rows)
+    return clock() - started

@@ -1,0 +1,123 @@
+"""Where the values of the settings come from: default < TOML file < environment < flag.
+
+Refuses names that are no setting, and says of a wrong value which layer it came from. The only file that reads
+`os.environ` for settings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.errors import SettingError
+from service.settings import ENV_PREFIX, Row, Settings, rows
+
+ENV_CONFIG = "ERLANGSHEN_CONFIG"
+# Kubernetes injects these into every pod beside a Service called "erlangshen": they are not ours and not typos.
+_KUBERNETES_LINK = re.compile(
+    r"ERLANGSHEN_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
+)
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    config: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings from all layers; `flags` maps "section.name" to what was typed. SettingError names what is wrong."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    layers = [_from_file(config or environ.get(ENV_CONFIG) or None), _from_env(environ), _from_flags(flags or {})]
+    for layer in layers:
+        for row, value, origin in layer:
+            values.setdefault(row.section, {})[row.name] = value
+            origins[row.key] = origin
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise _setting_error(error, origins) from None
+
+
+def weight_cache_folder(setting: str, environ: Mapping[str, str] | None = None) -> Path | None:
+    """What `models.weight_cache_dir` names; None when it is off, or when this user has no place for caches."""
+    if setting in ("off", ""):
+        return None
+    if setting != "auto":
+        return Path(setting).expanduser()
+    base = Path((os.environ if environ is None else environ).get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the rules of XDG: not set, or wrong
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "erlangshen" / "weights"
+
+
+Layer = list[tuple[Row, Any, str]]
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Layer:
+    known = {row.key: row for row in rows()}
+    return [(known[key], value, known[key].flag) for key, value in flags.items()]
+
+
+def _from_env(environ: Mapping[str, str]) -> Layer:
+    known = {row.env: row for row in rows()}
+    # An empty variable is how compose files say "not set".
+    ours = [name for name, value in environ.items() if name.startswith(ENV_PREFIX) and name != ENV_CONFIG and value]
+    for name in ours:
+        if name not in known and not _KUBERNETES_LINK.fullmatch(name):
+            # Without its value: a name that is not ours may hold a secret.
+            raise SettingError(f"environment: {name} is no setting{_nearest(name, known, ENV_PREFIX)}")
+    return [(known[name], environ[name], name) for name in ours if name in known]
+
+
+def _from_file(path: str | Path | None) -> Layer:
+    if path is None:
+        return []
+    known = {row.key: row for row in rows()}
+    layer: Layer = []
+    for section, part in _read_toml(path).items():
+        if section not in Settings.model_fields or not isinstance(part, dict):
+            raise SettingError(f"{path}: [{section}] is no section{_nearest(section, Settings.model_fields)}")
+        for name, value in part.items():
+            key = f"{section}.{name}"
+            if key not in known:
+                raise SettingError(f"{path}: {key} is no setting{_nearest(key, known)}")
+            layer.append((known[key], value, str(path)))
+    return layer
+
+
+def _read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"configuration file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"configuration file {path} is not TOML: {error}") from error
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A `prefix` that all names share would make all of them near."""
+    near = get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else "; see docs/settings.md for all of them"
+
+
+def _setting_error(error: ValidationError, origins: Mapping[str, str]) -> SettingError:
+    lines = []
+    for one in error.errors():
+        key = ".".join(str(part) for part in one["loc"][:2])
+        message = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        origin = f" (from {origins[key]})" if key in origins else ""
+        value = f" = {one['input']!r}" if key in origins else ""
+        lines.append(f"{key}{value}{origin}: {message}")
+    return SettingError("; ".join(lines))

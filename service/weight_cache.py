@@ -1,0 +1,121 @@
+"""Where the weights of a checkpoint lie once they have been converted: one safetensors file per source and precision.
+
+Knows names, the lock and the disk's free space; knows no tensor and not how a file is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.weight_files import are_pickled
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Counts up when files of before must not be read any more."""
+
+SPARE_BYTES = 1 << 28
+"""What a conversion leaves free on the disk, for others."""
+
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One file of the cache, which need not be there yet, and the start of the names of those that it replaces."""
+
+    file: Path
+    prefix: str
+
+    @classmethod
+    def of(cls, folder: Path, origin: str, sources: Sequence[Path], precision: str) -> CacheEntry:
+        """`origin` is what the user calls the checkpoint; the file's name changes whenever a source file does.
+
+        Raises OSError when a source cannot be looked at.
+        """
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(origin).name)
+        prefix = f"{readable}-{_hash(origin)[:8]}-{precision}-"
+        return cls(folder / f"{prefix}{_hash([FORMAT, precision, *map(_identity, sources)])[:16]}{_SUFFIX}", prefix)
+
+    @contextmanager
+    def being_written(self, num_bytes: int) -> Iterator[Path]:
+        """A temporary file to fill with `num_bytes`; it takes the entry's name if all goes well. Call under `lock`.
+
+        Raises OSError (ENOSPC) when the disk has too little room, before anything is written.
+        """
+        for leftover in self.file.parent.glob(f"*{_SUFFIX}.part"):
+            leftover.unlink(missing_ok=True)  # of a process that died: while we hold the lock, nobody writes
+        _require_space(self.file.parent, num_bytes)
+        temporary = self.file.with_name(f"{self.file.name}.part")
+        try:
+            yield temporary
+            temporary.replace(self.file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(self.file.parent)
+        self._remove_older()
+
+    def _remove_older(self) -> None:
+        for old in self.file.parent.glob(f"{self.prefix}*{_SUFFIX}"):
+            if old != self.file:
+                logger.info("old cached weights removed", extra={"file": str(old), "bytes": old.stat().st_size})
+                old.unlink(missing_ok=True)
+
+
+def to_be_read(folder: Path | None, origin: str, sources: Sequence[Path], precision: str) -> Sequence[Path]:
+    """What a start will read: the cached file, else the sources. What "auto" will be is guessed."""
+    if folder is None or not are_pickled(sources):
+        return sources
+    precisions = ("bfloat16", "float32") if precision == "auto" else (precision,)
+    cached = [CacheEntry.of(folder, origin, sources, each).file for each in precisions]
+    return [file for file in cached if file.is_file()][:1] or sources
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps all other processes that convert into it waiting; it ends with this process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that converts weights", extra={"folder": str(folder)})
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _identity(file: Path) -> list[str | int]:
+    """A blob of the hub's cache resolves to a name that is the hash of its content."""
+    status = file.stat()
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _require_space(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + SPARE_BYTES:
+        wanted = f"{num_bytes / 1e9:.1f} GB and {SPARE_BYTES / 1e9:.1f} GB to spare are wanted"
+        raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free, {wanted}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name has to outlast a loss of power, as the content does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

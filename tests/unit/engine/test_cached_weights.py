@@ -1,0 +1,235 @@
+"""Pickles are converted once: the same weights come out, whatever happens to the cache and to its disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from service.checkpoint import describe
+from service.engine.engine import Engine
+from service.errors import CheckpointError
+from service.weight_cache import lock
+from tests.checkpoints import make_checkpoint
+
+BIN = "pytorch_model.bin"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "model", num_layers=1, file_format="bin")
+
+
+def weights(path: Path, cache: Path | None, precision: str = "float32") -> dict[str, Tensor]:
+    """Some of every sort, among them a fused one and one that goes by two names."""
+    loaded = Engine.load(describe(path, "test"), precision=precision, weight_cache=cache).weights
+    assert loaded.mlm
+    return {
+        "words": loaded.words,
+        "decoder": loaded.mlm.decoder.weight,
+        "decoder bias": loaded.mlm.decoder.bias,
+        "norm": loaded.layers[0].ffn_norm.weight,
+        "qkv bias": loaded.layers[0].qkv.bias,
+        "transform": loaded.mlm.transform.weight,
+    }
+
+
+def assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def files(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*.safetensors*"))
+
+
+def replace_content(file: Path, content: bytes) -> None:
+    """Whoever opens the file now finds no weights, but it looks as before."""
+    status = file.stat()
+    file.write_bytes(content.ljust(status.st_size, b"\0"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_converted_weights_are_those_of_the_pickle(checkpoint: Path, tmp_path: Path, precision: str) -> None:
+    cache = tmp_path / "cache"
+    direct = weights(checkpoint, None, precision)
+    assert_same(direct, weights(checkpoint, cache, precision))
+    assert len(files(cache)) == 1
+    replace_content(checkpoint / BIN, b"not opened any more")
+    assert_same(direct, weights(checkpoint, cache, precision))
+
+
+def test_a_conversion_tells_its_sizes_and_its_progress(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    heard: list[tuple[int, int]] = []
+    Engine.load(
+        describe(checkpoint, "test"),
+        precision="bfloat16",
+        weight_cache=tmp_path / "cache",
+        progress=lambda *step: heard.append(step),
+    )
+    (done,) = [record for record in caplog.records if record.message == "weights converted"]
+    assert vars(done)["source_bytes"] == (checkpoint / BIN).stat().st_size
+    assert vars(done)["cache_bytes"] == files(tmp_path / "cache")[0].stat().st_size
+    assert sum(done_bytes == total for done_bytes, total in heard) == 2  # converted whole, then loaded whole
+
+
+def test_a_safetensors_checkpoint_is_not_converted(tmp_path: Path) -> None:
+    weights(make_checkpoint(tmp_path / "model", num_layers=1), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 10)
+
+
+def cut_to_nothing(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def overwrite_header(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:20] + b"}" * 20 + content[40:])
+
+
+def rename_a_tensor(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"word_embeddings", b"word_embedding5", 1))
+
+
+@pytest.mark.parametrize("spoil", [cut, cut_to_nothing, overwrite_header, rename_a_tensor])
+def test_a_broken_cache_is_made_again(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    direct = weights(checkpoint, tmp_path / "cache")
+    (file,) = files(tmp_path / "cache")
+    sound = file.read_bytes()
+    spoil(file)
+    assert_same(direct, weights(checkpoint, tmp_path / "cache"))
+    assert "cached weights are broken" in messages(caplog)
+    assert file.read_bytes() == sound
+
+
+def test_new_weights_are_converted_and_the_old_ones_go(checkpoint: Path, tmp_path: Path) -> None:
+    weights(checkpoint, tmp_path / "cache")
+    make_checkpoint(checkpoint, num_layers=1, file_format="bin", seed=1)
+    assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "cache"))
+    assert len(files(tmp_path / "cache")) == 1
+
+
+def test_what_is_not_the_model_is_refused_by_its_own_name(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = torch.load(checkpoint / BIN, weights_only=True)
+    del tensors["bert.encoder.layer.0.output.dense.bias"]
+    torch.save(tensors, checkpoint / BIN)
+    with pytest.raises(CheckpointError, match=r"model: tensor .* is missing"):
+        weights(checkpoint, tmp_path / "cache")
+    assert not files(tmp_path / "cache")
+
+
+class _Hostile:
+    """Unpickling it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_hostile_pickle_is_refused_and_nothing_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    torch.save({"evil": _Hostile(tmp_path / "made")}, checkpoint / BIN)
+    with pytest.raises(CheckpointError, match="refused"):
+        weights(checkpoint, tmp_path / "cache")
+    assert not (tmp_path / "made").exists()
+    assert not files(tmp_path / "cache")
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Writes beyond it fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_no_reason_not_to_serve(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with largest_file(100_000):
+        loaded = weights(checkpoint, tmp_path / "cache")
+    assert_same(weights(checkpoint, None), loaded)
+    assert messages(caplog) == ["weights are not cached"]
+    assert not files(tmp_path / "cache")
+
+
+def test_a_folder_that_cannot_be_is_no_reason_either(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "file" / "cache"))
+    assert vars(caplog.records[0])["reason"] == "Not a directory"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_folder_is_no_reason_either(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o500)
+    assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "cache"))
+
+
+def test_of_two_at_once_one_converts(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    together = threading.Barrier(2)
+    loaded = []
+
+    def load() -> None:
+        together.wait()
+        loaded.append(weights(checkpoint, tmp_path / "cache"))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_same(*loaded)
+    assert messages(caplog).count("weights converted") == 1
+
+
+def test_whoever_waits_takes_what_the_other_has_made(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cache, is_waiting = tmp_path / "cache", threading.Event()
+    direct = weights(checkpoint, tmp_path / "elsewhere")
+    loaded = []
+
+    def watch(record: logging.LogRecord) -> bool:
+        if record.msg.startswith("waiting"):
+            is_waiting.set()
+        return True
+
+    caplog.handler.addFilter(watch)
+    with lock(cache):
+        thread = threading.Thread(target=lambda: loaded.append(weights(checkpoint, cache)))
+        thread.start()
+        assert is_waiting.wait(60)
+        (made,) = files(tmp_path / "elsewhere")
+        made.rename(cache / made.name)
+    thread.join()
+    assert_same(direct, *loaded)
+    assert messages(caplog).count("weights converted") == 1

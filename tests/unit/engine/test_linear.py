@@ -1,0 +1,152 @@
+"""Every kind of linear map computes what the plain one computes, and quantised ones nearly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+
+from service.checkpoint import describe
+from service.domain import Mean
+from service.engine.engine import Engine
+from service.engine.linear import Linear, OneDnn, OneDnnInt8, Plain, choose
+from service.engine.packing import bucket
+from service.engine.pointwise import Gelu, Norm
+from service.engine.precision import DTYPES
+from service.engine.quantize import quantize_channels, quantize_tokens
+from service.engine.weights import keep, load_weights
+from service.errors import SettingError
+from tests.checkpoints import make_checkpoint
+from tests.unit.engine.rows import mean_rows
+
+CPU = torch.device("cpu")
+SIZES = ((1, 8, 16), (7, 24, 8), (130, 64, 48))
+
+
+def make_plain(num_out: int, num_in: int, dtype: torch.dtype = torch.float32) -> Plain:
+    generator = torch.Generator().manual_seed(num_out)
+    weight = torch.randn(num_out, num_in, generator=generator) / num_in**0.5
+    return Plain(weight.to(dtype), torch.randn(num_out, generator=generator).to(dtype))
+
+
+def make_norm(size: int, dtype: torch.dtype = torch.float32) -> Norm:
+    return Norm(torch.full((size,), 2.0, dtype=dtype), torch.ones(size, dtype=dtype), 1e-12)
+
+
+def random(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
+@pytest.mark.parametrize("gelu", ["none", "tanh"])
+def test_prepacked_is_plain(tokens: int, num_out: int, num_in: int, gelu: Gelu) -> None:
+    plain = make_plain(num_out, num_in)
+    packed = OneDnn.of(plain)
+    hidden, residual = random(tokens, num_in), random(tokens, num_out)
+    torch.testing.assert_close(packed(hidden), plain(hidden), atol=1e-5, rtol=0)
+    torch.testing.assert_close(packed.activated(hidden, gelu), plain.activated(hidden, gelu), atol=1e-5, rtol=0)
+    added, normed = packed.added(hidden, residual, make_norm(num_out))
+    torch.testing.assert_close(added, plain(hidden) + residual, atol=1e-5, rtol=0)
+    torch.testing.assert_close(normed, make_norm(num_out)(added), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+@pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
+def test_eight_bits_are_near(tokens: int, num_out: int, num_in: int, dtype: torch.dtype) -> None:
+    plain = make_plain(num_out, num_in, dtype)
+    quantized = OneDnnInt8.of(plain)
+    hidden, residual = random(tokens, num_in, dtype=dtype), random(tokens, num_out, dtype=dtype)
+    exact = F.linear(hidden.double(), plain.weight.double(), plain.bias.double())
+    assert quantized(hidden).dtype == dtype
+    assert relative_error(quantized(hidden), exact) < 0.02
+    assert relative_error(quantized.activated(hidden, "tanh"), F.gelu(exact, approximate="tanh")) < 0.03
+    assert relative_error(quantized.added(hidden, residual, make_norm(num_out, dtype))[0], exact + residual) < 0.02
+
+
+def test_maps_leave_their_inputs_alone() -> None:
+    for make in (OneDnn.of, OneDnnInt8.of, lambda plain: plain):
+        hidden, residual = random(9, 16), random(9, 8)
+        make(make_plain(8, 16)).added(hidden, residual, make_norm(8))
+        assert torch.equal(hidden, random(9, 16))
+        assert torch.equal(residual, random(9, 8))
+
+
+def test_the_codes_of_a_token_reach_from_end_to_end() -> None:
+    hidden = torch.tensor([[0.0, 1.0, -2.0], [0.5, 0.25, -0.125], [0.0, 0.0, 0.0]])
+    codes, scales = quantize_tokens(hidden)
+    assert codes.tolist() == [[128, 192, 1], [255, 192, 96], [128, 128, 128]]
+    assert torch.allclose((codes.float() - 128) * scales, hidden, atol=0.01)
+
+
+def test_codes_do_not_depend_on_the_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = random(40, 64)
+    whole, _ = quantize_tokens(hidden)
+    monkeypatch.setattr("service.engine.quantize._CHUNK_BYTES", 4 * 64 * 3)
+    pieces, _ = quantize_tokens(hidden)
+    alone = torch.cat([quantize_tokens(row[None])[0] for row in hidden])
+    assert torch.equal(whole, pieces)
+    assert torch.equal(whole, alone)
+
+
+def test_a_channel_of_zeros_stays_zero() -> None:
+    codes, scales = quantize_channels(torch.tensor([[0.0, 0.0], [3.0, -1.5]]))
+    assert codes.tolist() == [[0, 0], [127, -64]]
+    assert torch.isfinite(scales).all()
+
+
+def test_maps_are_made_while_the_weights_are_read(tmp_path: Path) -> None:
+    checkpoint = describe(make_checkpoint(tmp_path), "test")
+    for layer in load_weights(checkpoint, CPU, torch.float32, make=choose(CPU, "int8")).layers:
+        assert all(
+            isinstance(made, OneDnnInt8) for made in (layer.qkv, layer.attention_out, layer.ffn_in, layer.ffn_out)
+        )
+
+
+def test_loaded_memory_is_used_again_unless_a_map_keeps_it(tmp_path: Path) -> None:
+    checkpoint = describe(make_checkpoint(tmp_path, num_layers=2), "test")
+    loaded: list[torch.Tensor] = []
+
+    def copied(plain: Plain) -> Linear:
+        loaded.append(plain.weight)
+        return Plain(plain.weight.clone(), plain.bias)
+
+    made, kept = (load_weights(checkpoint, CPU, torch.float32, make=make) for make in (copied, keep))
+    assert loaded[0] is loaded[4]
+    for one, other in zip(made.layers, kept.layers, strict=True):
+        assert torch.equal(one.qkv.weight, other.qkv.weight)
+        assert torch.equal(one.ffn_out.weight, other.ffn_out.weight)
+
+
+def test_the_precision_of_a_quantised_engine_is_its_quantization(tmp_path: Path) -> None:
+    engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision="float32", quantization="int8")
+    assert engine.precision == "int8"
+
+
+@pytest.mark.parametrize("family", ["megatron-bert", "bert"])
+def test_a_quantised_model_points_the_same_way(tmp_path: Path, family: str) -> None:
+    checkpoint = describe(make_checkpoint(tmp_path, family=family), "test")
+    rows = [replace(row, readout=Mean()) for row in mean_rows()]
+    exact = Engine.load(checkpoint, precision="float32").run(rows)
+    near = Engine.load(checkpoint, precision="float32", quantization="int8").run(rows)
+    for one, other in zip(exact, near, strict=True):
+        a, b = one.scores[0], other.scores[0]
+        assert float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) > 0.995
+
+
+def test_unknown_arithmetic_is_refused() -> None:
+    with pytest.raises(SettingError, match="quantization 'fp8'"):
+        choose(CPU, "fp8")
+
+
+def test_buckets_are_few_and_near() -> None:
+    assert [bucket(each) for each in (1, 8, 9, 100, 511, 513, 1025)] == [8, 8, 16, 104, 512, 528, 1056]
+    assert all(0 <= bucket(each) - each <= max(7, each / 31) for each in range(1, 20_000))
+    assert len({bucket(each) for each in range(1, 4097)}) < 170

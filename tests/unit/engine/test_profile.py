@@ -1,0 +1,72 @@
+"""Which sizes are measured, how often, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from service.domain import Encoding, Step
+from service.engine.profile import LONGEST_S, LONGEST_STEP_S, measure, sizes
+from tests.fakes import FakeClock, row
+
+
+class Device:
+    """Takes so many seconds per token, and longer the first time."""
+
+    def __init__(self, token_s: float, first_s: float = 0.0, max_tokens: int = 10**6) -> None:
+        self.clock = FakeClock()
+        self.ran: list[list[int]] = []
+        self._token_s = token_s
+        self._first_s = first_s
+        self._max_tokens = max_tokens
+
+    def run(self, encodings: Sequence[Encoding]) -> None:
+        lengths = [each.num_tokens for each in encodings]
+        if sum(lengths) > self._max_tokens:
+            raise torch.OutOfMemoryError
+        is_first = lengths not in self.ran
+        self.ran.append(lengths)
+        self.clock.now += self._token_s * sum(lengths) + (self._first_s if is_first else 0.0)
+
+    def measure(self) -> list[tuple[int, int]]:
+        return [(step.tokens, step.rows) for step in self._steps()]
+
+    def _steps(self) -> tuple[Step, ...]:
+        steps = measure(self.run, lambda length: row(*[0] * length), 512, self.clock)
+        for step in steps:
+            assert step.seconds == pytest.approx(self._token_s * step.tokens)
+        return steps
+
+
+def test_sizes_double_in_long_rows_and_in_short_ones() -> None:
+    assert list(sizes(512))[:7] == [(16, 16), (32, 32), (64, 64), (64, 32), (128, 128), (128, 32), (256, 128)]
+    assert list(sizes(64))[3:6] == [(64, 32), (128, 32), (256, 32)], "no row is longer than the model's longest"
+
+
+def test_it_ends_after_the_first_slow_step() -> None:
+    device = Device(0.0026)
+    assert device.measure() == [(16, 1), (32, 1), (64, 1), (64, 2), (128, 1)]
+    assert device.ran[:2] == [[16], [16]], "a short one is measured twice"
+    assert device.ran.count([64]) == 1, "a long one once"
+    assert LONGEST_STEP_S < 0.0026 * 128
+
+
+def test_it_ends_when_the_time_is_up() -> None:
+    device = Device(1e-3)
+    started = device.clock.now
+    device.measure()
+    assert device.clock.now - started < LONGEST_S + 2 * LONGEST_STEP_S
+
+
+def test_what_a_size_costs_once_is_not_counted() -> None:
+    assert len(Device(1e-5, first_s=0.2).measure()) > 5
+
+
+def test_it_ends_where_the_memory_does() -> None:
+    assert Device(1e-6, max_tokens=100).measure() == [(16, 1), (32, 1), (64, 1), (64, 2)]
+
+
+def test_a_fast_device_is_measured_up_to_the_largest_batch() -> None:
+    assert Device(1e-7).measure()[-1] == (16_384, 512)

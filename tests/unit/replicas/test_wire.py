@@ -1,0 +1,107 @@
+"""Messages as bytes and back: every field of every row, whatever the pieces in which the bytes arrive."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from service.domain import Cls, Encoding, Labels, Mean, Output, Readout, TokenScores, TopTokens
+from service.replicas.messages import Batch, Loading, Result, Stop
+from service.replicas.wire import Frames, Pipe, frame
+
+READOUTS: tuple[Readout, ...] = (Cls(), Mean(), Labels(), TokenScores((1, 3), (7, 8)), TopTokens((2,), 5))
+
+
+def encoding(length: int, readout: Readout, blocks: tuple[tuple[int, int], ...] = ()) -> Encoding:
+    ids = np.arange(length, dtype=np.int32)
+    return Encoding("m", ids, ids + 100, ids + 200, readout, blocks)
+
+
+def array(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def there_and_back(message: object) -> object:
+    [found] = Frames().feed(frame(message))
+    return found
+
+
+def test_rows_keep_all_that_the_engine_reads() -> None:
+    rows = [encoding(length, readout, ((1, 3), (3, 4))) for length, readout in enumerate(READOUTS, start=4)]
+    found = there_and_back(Batch(7, [*rows, encoding(1, Cls())]))
+    assert isinstance(found, Batch)
+    assert found.number == 7
+    for row, wanted in zip(found.encodings, [*rows, encoding(1, Cls())], strict=True):
+        assert (row.model, row.readout, row.blocks) == (wanted.model, wanted.readout, wanted.blocks)
+        for name in ("ids", "segment_ids", "positions"):
+            assert getattr(row, name).dtype == np.int32
+            assert getattr(row, name).tolist() == getattr(wanted, name).tolist()
+
+
+def test_a_row_that_is_not_as_it_should_be_harms_no_other() -> None:
+    """The engine refuses it: its arrays must arrive as they are."""
+    ids = np.arange(3, dtype=np.int32)
+    found = there_and_back(Batch(0, [Encoding("m", ids, ids[:1], ids[:2], Cls()), encoding(2, Cls())]))
+    assert isinstance(found, Batch)
+    assert [len(found.encodings[0].segment_ids), len(found.encodings[0].positions)] == [1, 2]
+    assert found.encodings[1].positions.tolist() == [200, 201]
+
+
+def test_outputs_keep_their_shapes_and_their_gaps() -> None:
+    top = Output(array(2, 3), np.arange(6, dtype=np.int32).reshape(2, 3))
+    found = there_and_back(Result(3, [Output(array(1, 4)), None, top, Output(array(2, 2))], 0.25))
+    assert isinstance(found, Result)
+    assert (found.number, found.compute_s) == (3, 0.25)
+    first, gap, second, third = found.outputs
+    assert gap is None
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first.ids is None
+    assert second.ids is not None
+    assert [one.scores.tolist() for one in (first, second, third)] == [
+        array(1, 4).tolist(),
+        array(2, 3).tolist(),
+        array(2, 2).tolist(),
+    ]
+    assert second.ids.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_batch_that_failed_as_a_whole() -> None:
+    assert there_and_back(Result(0, [None, None], 0.5)) == Result(0, [None, None], 0.5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 1000])
+def test_messages_are_found_however_the_bytes_arrive(size: int) -> None:
+    messages = [Loading("m", 1, 2), Stop(), Loading("n", 3, 4)]
+    stream = b"".join(map(frame, messages))
+    frames = Frames()
+    found = [message for start in range(0, len(stream), size) for message in frames.feed(stream[start : start + size])]
+    assert found == messages
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Pipe, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours:
+        yield Pipe(theirs.detach()), ours
+
+
+def test_the_child_waits_for_whole_messages(ends: tuple[Pipe, socket.socket]) -> None:
+    pipe, other = ends
+    other.sendall(frame(Stop()) + frame(Loading("m", 1, 2)))
+    assert [pipe.recv(), pipe.recv()] == [Stop(), Loading("m", 1, 2)]
+    pipe.send(Stop())
+    assert list(Frames().feed(other.recv(1000))) == [Stop()]
+
+
+@pytest.mark.parametrize("last", [b"", frame(Stop())[:5], frame(Stop())[:-1]])
+def test_the_end_of_the_pipe_is_an_error(ends: tuple[Pipe, socket.socket], last: bytes) -> None:
+    pipe, other = ends
+    other.sendall(last)
+    other.close()
+    with pytest.raises(EOFError):
+        pipe.recv()
