@@ -70,7 +70,9 @@ class Recipe(_Strict):
     max_options: int = Field(0, ge=0, description="options drawn per example, the answer among them; 0: all")
     dropout: float = Field(0.1, ge=0, lt=1)
     keep: Literal["best", "last"] = Field("best", description="which model is written, by mean dev accuracy")
-    blend: float = Field(1.0, gt=0, le=1, description="share of the trained weights; the rest are those of the start")
+    blend: float = Field(
+        1.0, gt=0, le=1, description="share of the trained weights; the rest are those that the last stage began with"
+    )
     evaluate_every: int = Field(500, gt=0)
     evaluate_limit: int = Field(400, gt=0, description="examples of each dev set while training")
     fresh: Fresh | None = None
@@ -86,6 +88,11 @@ class Recipe(_Strict):
     @property
     def num_steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def last_stage_from(self) -> int:
+        """The step at which the last stage begins."""
+        return self.num_steps - self.stages[-1].steps
 
     @property
     def sources(self) -> tuple[str, ...]:

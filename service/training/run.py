@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    set_seed,
-)
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from service.checkpoint import TASKS_KEY, Checkpoint, describe
@@ -26,6 +21,7 @@ from service.datasets.files import read_records
 from service.datasets.registry import load
 from service.errors import DatasetError, SettingError
 from service.tasks.text_model import NO, YES, TextModel
+from service.training.blending import KeepWeights, blend
 from service.training.fresh import fresh_config, fresh_model
 from service.training.recipe import Recipe, Taught
 from service.training.stream import SNIPPETS, Stream
@@ -83,27 +79,17 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
         raise SettingError(f"form choice: the vocabulary of {folder} lacks {YES} or {NO}")
     stream = Stream(recipe, model, corpus.train, corpus.texts)
     network = _network(recipe, folder, corpus)
-    before = _copy_of_weights(network) if recipe.blend < 1 else {}
     trainer = RecipeTrainer(network, recipe, model, stream, corpus.dev, arguments)
+    before = output / "checkpoints" / "last-stage.safetensors"
+    if recipe.blend < 1:
+        trainer.add_callback(KeepWeights(before, recipe.last_stage_from))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output / "checkpoints")))
-    if before:
-        blend(network, before, recipe.blend)
+    if recipe.blend < 1:
+        blend(network, load_file(before), recipe.blend)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         write_model(network, folder, output)
     return metrics
-
-
-def _copy_of_weights(network: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: weights.detach().clone() for name, weights in network.named_parameters()}
-
-
-def blend(network: PreTrainedModel, before: Mapping[str, Tensor], share: float) -> None:
-    """Draws the trained weights back towards those of the start: what one data set taught is kept, and less of the rest
-    is lost (Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022)."""
-    with torch.no_grad():
-        for name, weights in network.named_parameters():
-            weights.copy_(torch.lerp(before[name].to(weights), weights, share))
 
 
 def write_model(network: PreTrainedModel, vocabulary: Path, output: Path) -> None:

@@ -8,7 +8,8 @@ from transformers import MegatronBertConfig, MegatronBertForMaskedLM
 
 from service.datasets.example import Example
 from service.errors import SettingError
-from service.training.run import Corpus, _classes, blend
+from service.training.blending import blend
+from service.training.run import Corpus, _classes
 
 TINY = MegatronBertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
 
