@@ -5,12 +5,12 @@ Importable by the child process, which finds `load_null` by its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from service.checkpoint import Checkpoint
-from service.domain import Encoding, Output, TokenScores
+from service.domain import Encoding, Output, Step, TokenScores
 from service.replicas.loading import Progress
 
 
@@ -22,8 +22,8 @@ class NullEngine:
     def warm_up(self) -> None:
         """Nothing is cold."""
 
-    def profile(self) -> tuple[()]:
-        return ()
+    def profile(self) -> Iterator[Step]:
+        return iter(())
 
     def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
         return lambda: [_answer(encoding) for encoding in encodings]

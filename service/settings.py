@@ -111,7 +111,7 @@ class Batching(Section):
     """How requests share forward passes."""
 
     max_batch_tokens: int = Field(
-        0, ge=0, description="Tokens in one batch; a longer row goes alone. 0: chosen for each model at warm-up."
+        0, ge=0, description="Tokens in one batch; a longer row goes alone. 0: chosen for each model by measuring it."
     )
     batch_target_ms: int = Field(
         500, ge=1, description="Where the batch size is chosen: longest that a full batch should take, in milliseconds."

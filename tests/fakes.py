@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +66,9 @@ class FakeEngine:
     def warm_up(self) -> None:
         """Nothing is cold."""
 
-    def profile(self) -> tuple[Step, ...]:
+    def profile(self) -> Iterator[Step]:
         """A tenth of a second a token: so slow that a batch is to be as small as can be."""
-        return (Step(10, 1, 1.0), Step(20, 1, 2.0), Step(40, 2, 4.0))
+        yield from (Step(10, 1, 1.0), Step(20, 1, 2.0), Step(40, 2, 4.0))
 
     def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
         return lambda: self.run(encodings)

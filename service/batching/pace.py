@@ -16,8 +16,8 @@ from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-UNMEASURED_TOKENS = 4096
-"""The budget of a model that nobody has measured."""
+UNMEASURED_TOKENS = 512
+"""The budget of a model that nobody has measured yet: one row of the greatest length."""
 
 
 class Pace:

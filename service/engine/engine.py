@@ -6,7 +6,7 @@ Knows encodings and outputs; knows no text, no tasks, no queue and no processes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -104,8 +104,8 @@ class Engine:
         if not all(np.isfinite(output.scores).all() for output in outputs):
             raise CheckpointError(f"{self.checkpoint.path}: the weights yield numbers that are not finite")
 
-    def profile(self) -> tuple[Step, ...]:
-        """Measured forwards of many sizes; `warm_up` first."""
+    def profile(self) -> Iterator[Step]:
+        """Forwards of many sizes, each measured when it is asked for; `warm_up` first."""
         name = self.checkpoint.name
         return profile.measure(self.run, lambda length: _blank_row(name, length, Cls()), self.shape.max_positions)
 

@@ -1,7 +1,7 @@
 """How long forwards of many sizes take on this device: what the latency model of the batcher starts from.
 
-Knows no model: it is given something to run and something that makes rows. Sizes double until a forward is slow or the
-time is up; each is tried in long rows and in short ones, so that what a row costs can be told from what a token costs.
+Knows no model: it is given something to run and something that makes rows. Sizes double until a forward is slow or all
+together were; each is tried in long rows and in short ones: so what a row costs can be told from what a token costs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROW_LENGTHS = (128, 32)
 LONGEST_STEP_S = 0.3
 """Larger sizes than the first that takes so long are left out."""
 LONGEST_S = 1.5
-"""In all: a start is not to wait for long."""
+"""In all: this is done while nobody asks for anything, but somebody may."""
 SHORT_S = 0.05
 """A forward this short is measured twice, and the shorter time counts."""
 SURPRISING = 3.0
@@ -34,23 +34,24 @@ def measure(
     make_row: Callable[[int], Encoding],
     max_length: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[Step, ...]:
-    """Seconds of forwards with rows of `make_row(length)`; `run` returns when the device is done."""
-    steps: list[Step] = []
-    end = clock() + LONGEST_S
+) -> Iterator[Step]:
+    """Seconds of forwards with rows of `make_row(length)`, one after the other; `run` returns when the device is done.
+
+    Time that passes between two steps is not counted.
+    """
+    before_s = spent_s = 0.0
     for tokens, length in sizes(max_length):
-        if clock() >= end:
-            break
         rows = [make_row(length)] * (tokens // length)
+        started = clock()
         try:
-            seconds = _time(run, rows, steps[-1].seconds if steps else 0.0, clock)
+            before_s = _time(run, rows, before_s, clock)
         except torch.OutOfMemoryError:
             logger.warning("no memory for a larger batch", extra={"tokens": tokens})
-            break
-        steps.append(Step(tokens, len(rows), seconds))
-        if seconds > LONGEST_STEP_S:
-            break
-    return tuple(steps)
+            return
+        spent_s += clock() - started
+        yield Step(tokens, len(rows), before_s)
+        if before_s > LONGEST_STEP_S or spent_s >= LONGEST_S:
+            return
 
 
 def sizes(max_length: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from service.checkpoint import Checkpoint
 from service.domain import Encoding, Output
 from service.errors import StartupError
 from service.replicas.loading import Progress, Runner
-from service.replicas.messages import Batch, Broken, Loading, Ready, Result, Spec, Stop, ToParent
+from service.replicas.messages import Batch, Broken, Loading, Profile, Ready, Result, Spec, Stop, ToParent
 from service.replicas.wire import Pipe
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,6 @@ def _die_with(parent_pid: int) -> None:
 def _serve(pipe: Pipe, spec: Spec) -> int:
     try:
         engines = load(spec, pipe.send)
-        profiles = {name: engine.profile() for name, engine in engines.items()}
     except StartupError as error:
         pipe.send(Broken(error))
         return 1
@@ -72,15 +71,41 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
         pipe.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
         return 1
     precisions = {name: engine.precision for name, engine in engines.items()}
-    pipe.send(Ready(precisions, profiles, _resident_bytes()))
+    pipe.send(Ready(precisions, _resident_bytes()))
     gc.freeze()  # the garbage collector need not look at libraries and engines again, amid a batch
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
     Thread(target=_receive, args=(pipe, engines, batches), daemon=True).start()
-    free_since = 0.0
-    while prepared := batches.get():
+    free_since, measuring = 0.0, profiles(engines)
+    while prepared := _next(pipe, batches, measuring):
         pipe.send(compute(engines, prepared, free_since))
         free_since = time.perf_counter()
     return 0
+
+
+def profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:
+    """Measures one forward at a time; None while a model's profile is not complete."""
+    for name, engine in engines.items():
+        steps = []
+        try:
+            for step in engine.profile():
+                steps.append(step)
+                yield None
+        except Exception:  # a batch too few was measured, which is no reason not to serve
+            logger.exception("profile failed", extra={"model": name})
+        yield Profile(name, tuple(steps))
+
+
+def _next(pipe: Pipe, batches: SimpleQueue[Prepared | None], measuring: Iterator[Profile | None]) -> Prepared | None:
+    """The next batch. While there is none, forwards are measured: a start need not wait for that, and a request waits
+    for one of them at most."""
+    while batches.empty():
+        try:
+            profile = next(measuring)
+        except StopIteration:
+            break
+        if profile:
+            pipe.send(profile)
+    return batches.get()
 
 
 def load(spec: Spec, send: Callable[[ToParent], None]) -> dict[str, Runner]:

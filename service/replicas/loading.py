@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,9 @@ class Runner(Protocol):
 
     def warm_up(self) -> None: ...
 
-    def profile(self) -> tuple[Step, ...]: ...
+    def profile(self) -> Iterator[Step]:
+        """Forwards of many sizes, each measured when it is asked for."""
+        ...
 
     def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
         """Does what can be done while another batch computes; the call of what comes back does the rest, in another

@@ -46,11 +46,18 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """To the parent, once: batches may come. `precisions` and `profiles` (measured forwards) are by model name."""
+    """To the parent, once: batches may come. `precisions` are by model name."""
 
     precisions: dict[str, str]
-    profiles: dict[str, tuple[Step, ...]]
     memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """To the parent, once for each model, when the child had time to measure forwards of it."""
+
+    model: str
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,4 +77,4 @@ class Result:
 
 
 ToChild = Spec | Batch | Stop
-ToParent = Loading | Ready | Broken | Result
+ToParent = Loading | Ready | Profile | Broken | Result

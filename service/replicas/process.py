@@ -21,13 +21,14 @@ from typing import TypeVar
 from service.batching.run import Ran
 from service.domain import Encoding
 from service.errors import ReplicaLost, StartupError
-from service.replicas.messages import Batch, Broken, Loading, Ready, Result, Spec, Stop, ToChild, ToParent
+from service.replicas.messages import Batch, Broken, Loading, Profile, Ready, Result, Spec, Stop, ToChild, ToParent
 from service.replicas.wire import Frames, frame
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Progress = Callable[[Loading], None]
+Profiled = Callable[[Profile], None]
 
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 """oneDNN keeps the code that it makes for a size of batch, and torch's layer above it does so once more: 1024 kernels
@@ -41,11 +42,14 @@ LAST_WORDS_S = 5.0
 class Process(asyncio.Protocol):
     """One child, from its start to its end. Lives on one event loop; `start` first, `stop` last."""
 
-    def __init__(self, spec: Spec, *, threads: int, hang_timeout_s: float, progress: Progress) -> None:
+    def __init__(
+        self, spec: Spec, *, threads: int, hang_timeout_s: float, progress: Progress, profiled: Profiled
+    ) -> None:
         self._spec = spec
         self._threads = threads
         self._hang_timeout_s = hang_timeout_s
         self._progress = progress
+        self._profiled = profiled
         self._numbers = count()
         self._pending: dict[int, asyncio.Future[Ran]] = {}
         self._watchdog: asyncio.TimerHandle | None = None
@@ -165,6 +169,8 @@ class Process(asyncio.Protocol):
         match message:
             case Loading():
                 self._progress(message)
+            case Profile():
+                self._profiled(message)
             case Ready():
                 _settle(self._ready, message)
             case Broken(error):

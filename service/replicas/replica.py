@@ -16,7 +16,7 @@ from service.batching.run import Feed
 from service.domain import Step
 from service.errors import StartupError
 from service.metrics import Metrics, ReplicaState
-from service.replicas.messages import Loading, Ready, Spec
+from service.replicas.messages import Loading, Profile, Ready, Spec
 from service.replicas.process import Process
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ Progress = Callable[[str, Loading], None]
 """Told the replica's name and how far its loading is."""
 
 Profiled = Callable[[str, Mapping[str, Sequence[Step]]], None]
-"""Told the replica's name and what it measured of every model, each time before it becomes ready."""
+"""Told the replica's name and what it measured, by model, soon after it has become ready, each time."""
 
 
 def back_off_s(num_failures: int) -> float:
@@ -92,6 +92,7 @@ class Replica:
             threads=self._care.threads,
             hang_timeout_s=self._care.hang_timeout_s,
             progress=self._on_progress,
+            profiled=self._on_profile,
         )
         self._become("starting")
         try:
@@ -140,9 +141,11 @@ class Replica:
             self._become("loading")
         self._progress(self.name, loading)
 
+    def _on_profile(self, profile: Profile) -> None:
+        self._profiled(self.name, {profile.model: profile.steps})
+
     def _on_ready(self, ready: Ready) -> None:
         self.precisions = ready.precisions
-        self._profiled(self.name, ready.profiles)
         self._become("ready")
         self._metrics.replica_holds(
             self.name, device=self._spec.device, precisions=ready.precisions, memory_bytes=ready.memory_bytes

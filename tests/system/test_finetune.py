@@ -87,7 +87,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, data: Path)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     flags = ("--model", start, "--data", data, "--recipe", recipe)
 
-    recipe.write_text(RECIPE.format(steps=4).replace("evaluate_every = 4", "blend = 0.5\nevaluate_every = 2"), encoding="utf-8")
+    recipe.write_text(
+        RECIPE.format(steps=4).replace("evaluate_every = 4", "blend = 0.5\nevaluate_every = 2"), encoding="utf-8"
+    )
     finetune(*flags, "--output", whole)
     finetune(*flags, "--output", halves)
     # What an interruption after step 2 leaves behind: the checkpoint of step 2, and no later one.

@@ -34,7 +34,7 @@ class Device:
         return [(step.tokens, step.rows) for step in self._steps()]
 
     def _steps(self) -> tuple[Step, ...]:
-        steps = measure(self.run, lambda length: row(*[0] * length), 512, self.clock)
+        steps = tuple(measure(self.run, lambda length: row(*[0] * length), 512, self.clock))
         for step in steps:
             assert step.seconds == pytest.approx(self._token_s * step.tokens)
         return steps
@@ -58,6 +58,16 @@ def test_it_ends_when_the_time_is_up() -> None:
     started = device.clock.now
     device.measure()
     assert device.clock.now - started < LONGEST_S + 2 * LONGEST_STEP_S
+
+
+def test_time_between_two_steps_is_not_counted() -> None:
+    device = Device(1e-5)
+    at_once = device.measure()
+    interrupted = []
+    for step in measure(device.run, lambda length: row(*[0] * length), 512, device.clock):
+        interrupted.append((step.tokens, step.rows))
+        device.clock.now += LONGEST_S
+    assert interrupted == at_once
 
 
 def test_what_a_size_costs_once_is_not_counted() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
-from service.domain import Encoding, Output
-from service.replicas.child import compute, load, prepare, run_rows
-from service.replicas.messages import Batch, Loading, Result, Spec, ToParent
+from service.domain import Encoding, Output, Step
+from service.replicas.child import Prepared, _next, compute, load, prepare, profiles, run_rows
+from service.replicas.messages import Batch, Loading, Profile, Result, Spec, ToParent
 from service.replicas.pool import keep_logs_as_they_are, names
 from service.replicas.replica import back_off_s
 from tests.fakes import POISON, FakeEngine, checkpoint, load_fake, row
@@ -138,3 +139,54 @@ def test_names() -> None:
 
 def test_back_off() -> None:
     assert [back_off_s(failures) for failures in range(1, 10)] == [0, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+class Told:
+    """The pipe's end that is written to."""
+
+    def __init__(self) -> None:
+        self.messages: list[ToParent] = []
+
+    def send(self, message: ToParent) -> None:
+        self.messages.append(message)
+
+
+class Unmeasurable(FakeEngine):
+    def profile(self) -> Iterator[Step]:
+        yield Step(16, 1, 0.5)
+        raise RuntimeError("the device has moods")
+
+
+def test_forwards_are_measured_while_there_is_no_batch() -> None:
+    engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
+    measuring, told = profiles(engines), Told()
+    batches: SimpleQueue[Prepared | None] = SimpleQueue()
+    first = prepare(engines, Batch(0, [row(1)]))
+    batches.put(first)
+    assert _next(told, batches, measuring) is first, "a batch that waits goes before"
+    assert next(measuring) is None, "nothing was measured yet"
+    batches.put(first)
+    assert _next(told, batches, measuring) is first
+    assert told.messages == []
+    assert [each for each in measuring if each] == [
+        Profile("m", tuple(engines["m"].profile())),
+        Profile("n", tuple(engines["n"].profile())),
+    ]
+
+
+def test_profiles_are_told_and_the_next_batch_is_waited_for() -> None:
+    engines = {"m": FakeEngine(Path())}
+    told = Told()
+    batches: SimpleQueue[Prepared | None] = SimpleQueue()
+
+    def and_then_a_stop() -> Iterator[Profile | None]:
+        yield from profiles(engines)
+        batches.put(None)
+
+    assert _next(told, batches, and_then_a_stop()) is None
+    assert [message.model for message in told.messages] == ["m"]
+
+
+def test_a_profile_that_fails_is_cut_short() -> None:
+    found = [each for each in profiles({"m": Unmeasurable(Path())}) if each]
+    assert found == [Profile("m", (Step(16, 1, 0.5),))]

@@ -15,7 +15,7 @@ def environment() -> dict[str, str]:
         return None
 
     spec = Spec((), "cpu", "auto", load_fake, keep_logs_as_they_are)
-    return Process(spec, threads=3, hang_timeout_s=1.0, progress=ignore)._environment()
+    return Process(spec, threads=3, hang_timeout_s=1.0, progress=ignore, profiled=ignore)._environment()
 
 
 def test_threads_are_set_and_do_not_spin() -> None:
