@@ -16,7 +16,9 @@ FILES: dict[FileFormat, str] = {"bin": "pytorch_model.bin", "safetensors": "mode
 
 NUM_LAYERS = 24
 _VOCAB_SIZE = 21_248
-_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "是", "非")
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_CHARACTERS = tuple(chr(code) for code in range(0x4E00, 0x9FA6))
+"""All of them: texts that were one unknown token after the other would be computed once, as they are the same row."""
 
 
 def write_checkpoint(folder: Path, num_layers: int = NUM_LAYERS, file_format: FileFormat = "bin") -> Path:
@@ -32,7 +34,8 @@ def write_checkpoint(folder: Path, num_layers: int = NUM_LAYERS, file_format: Fi
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
-    words = (*_WORDS, *(f"[unused{number}]" for number in range(_VOCAB_SIZE - len(_WORDS))))
+    known = (*_SPECIAL, *_CHARACTERS)
+    words = (*known, *(f"[unused{number}]" for number in range(_VOCAB_SIZE - len(known))))
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     tensors, file = _tensors(config), folder / FILES[file_format]
     if file_format == "bin":
