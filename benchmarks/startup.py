@@ -42,7 +42,7 @@ METHOD = (
     f"{POLL_S * 1000:g} ms. Reading: `cat FILE > /dev/null`. The file leaves the page cache before each "
     "(posix_fadvise DONTNEED after fsync); readings and starts alternate; medians. Phases are between log lines of the "
     "server: begin (imports), fetch (vocabulary, child process, its imports, conversion), read (weights, and their "
-    "layout), try (warm-up and calibration). cpu_s is of all processes of the server until ready."
+    "layout), try (warm-up). cpu_s is of all processes of the server until ready."
 )
 
 PHASES = {

@@ -60,9 +60,11 @@ def _refuse_size(max_bytes: int) -> NoReturn:
 
 
 def parse_json(body: bytes) -> Any:
-    """Raises:
-    MalformedBody: not UTF-8, not JSON, or nested too deep.
-    InvalidRequest: JSON of no more than MAX_SEARCHED values that holds a lone surrogate, which is no text.
+    """What a body holds.
+
+    Raises:
+        MalformedBody: not UTF-8, not JSON, or nested too deep.
+        InvalidRequest: JSON of no more than MAX_SEARCHED values that holds a lone surrogate, which is no text.
     """
     try:
         return orjson.loads(body)

@@ -14,15 +14,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from service.tasks.mrc import Reading
+
 SUFFIXES = {".json", ".jsonl", ".txt", ".tsv", ".csv"}
 MIN_CHARACTERS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    passage: str
-    question: str
-    choices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

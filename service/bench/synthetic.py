@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import exp, log
 from statistics import NormalDist
 
-from service.bench.corpus import Corpus, Reading
+from service.bench.corpus import Corpus
+from service.tasks.mrc import Reading
 
 NUM_TEXTS = 4096
 NUM_READINGS = 512
