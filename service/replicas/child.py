@@ -75,9 +75,12 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
     gc.freeze()  # the garbage collector need not look at libraries and engines again, amid a batch
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
     Thread(target=_receive, args=(pipe, engines, batches), daemon=True).start()
-    free_since, measuring = 0.0, profiles(engines)
-    while prepared := _next(pipe, batches, measuring):
+    measuring = profiles(engines)
+    measure(measuring, pipe, batches)
+    free_since = time.perf_counter()
+    while prepared := batches.get():
         pipe.send(compute(engines, prepared, free_since))
+        measure(measuring, pipe, batches)
         free_since = time.perf_counter()
     return 0
 
@@ -95,17 +98,14 @@ def profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:
         yield Profile(name, tuple(steps))
 
 
-def _next(pipe: Pipe, batches: SimpleQueue[Prepared | None], measuring: Iterator[Profile | None]) -> Prepared | None:
-    """The next batch. While there is none, forwards are measured: a start need not wait for that, and a request waits
-    for one of them at most."""
-    while batches.empty():
-        try:
-            profile = next(measuring)
-        except StopIteration:
-            break
+def measure(measuring: Iterator[Profile | None], pipe: Pipe, batches: SimpleQueue[Prepared | None]) -> None:
+    """One forward, and more while there is no batch, until all are measured: a start need not wait for that, a request
+    waits for one of them at most, and under steady load it ends, too."""
+    for profile in measuring:
         if profile:
             pipe.send(profile)
-    return batches.get()
+        if not batches.empty():
+            break
 
 
 def load(spec: Spec, send: Callable[[ToParent], None]) -> dict[str, Runner]:

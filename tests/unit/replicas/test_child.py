@@ -10,7 +10,7 @@ from queue import SimpleQueue
 import pytest
 
 from service.domain import Encoding, Output, Step
-from service.replicas.child import Prepared, _next, compute, load, prepare, profiles, run_rows
+from service.replicas.child import Prepared, compute, load, measure, prepare, profiles, run_rows
 from service.replicas.messages import Batch, Loading, Profile, Result, Spec, ToParent
 from service.replicas.pool import keep_logs_as_they_are, names
 from service.replicas.replica import back_off_s
@@ -157,34 +157,24 @@ class Unmeasurable(FakeEngine):
         raise RuntimeError("the device has moods")
 
 
-def test_forwards_are_measured_while_there_is_no_batch() -> None:
+def test_one_forward_is_measured_between_two_batches_until_all_are() -> None:
     engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
     measuring, told = profiles(engines), Told()
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
-    first = prepare(engines, Batch(0, [row(1)]))
-    batches.put(first)
-    assert _next(told, batches, measuring) is first, "a batch that waits goes before"
-    assert next(measuring) is None, "nothing was measured yet"
-    batches.put(first)
-    assert _next(told, batches, measuring) is first
-    assert told.messages == []
-    assert [each for each in measuring if each] == [
-        Profile("m", tuple(engines["m"].profile())),
-        Profile("n", tuple(engines["n"].profile())),
-    ]
+    batches.put(prepare(engines, Batch(0, [row(1)])))
+    told_after = []
+    for _ in range(9):
+        measure(measuring, told, batches)
+        told_after.append(len(told.messages))
+    assert told_after == [0, 0, 0, 1, 1, 1, 1, 2, 2], "each profile is three forwards"
+    assert told.messages == [Profile(name, tuple(engine.profile())) for name, engine in engines.items()]
 
 
-def test_profiles_are_told_and_the_next_batch_is_waited_for() -> None:
-    engines = {"m": FakeEngine(Path())}
+def test_all_is_measured_while_there_is_no_batch() -> None:
+    engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
     told = Told()
-    batches: SimpleQueue[Prepared | None] = SimpleQueue()
-
-    def and_then_a_stop() -> Iterator[Profile | None]:
-        yield from profiles(engines)
-        batches.put(None)
-
-    assert _next(told, batches, and_then_a_stop()) is None
-    assert [message.model for message in told.messages] == ["m"]
+    measure(profiles(engines), told, SimpleQueue())
+    assert [message.model for message in told.messages] == ["m", "n"]
 
 
 def test_a_profile_that_fails_is_cut_short() -> None:
