@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import shutil
 import sys
@@ -21,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist, median
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ import torch
 import transformers
 from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
 
+from service.bench.synthetic import Lengths
 from service.checkpoint import describe
 from service.domain import Encoding, Labels
 from service.engine import limit
@@ -42,7 +42,8 @@ SHAPES = {
 NUM_ROWS = {"small": 192, "1.3b": 64}
 BATCH_SIZES = {"small": (1, 16), "1.3b": (16,)}
 BATCH_ROWS = 16
-MEDIAN_TOKENS, P95_TOKENS = 31, 152
+LENGTHS = Lengths.parse("lognormal:31:152")
+"""Median and 95th percentile of the tokens of a row."""
 VOCAB_SIZE = 21_248
 MACHINE = "2-core CPU with avx512_bf16 and avx512_vnni, shared"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -125,9 +126,8 @@ def padded_scores_of(model: torch.nn.Module) -> Forward:
 def make_rows(num_rows: int) -> list[Encoding]:
     """Lengths at even quantiles of the distribution, in random order: no draw has fewer long rows than another."""
     draw = np.random.default_rng(1)
-    deviates = [NormalDist().inv_cdf((index + 0.5) / num_rows) for index in range(num_rows)]
-    spread = math.log(P95_TOKENS / MEDIAN_TOKENS) / NormalDist().inv_cdf(0.95)
-    lengths = np.clip(np.round(MEDIAN_TOKENS * np.exp(spread * np.array(deviates))), 4, 512).astype(int)
+    quantiles = [LENGTHS.quantile((index + 0.5) / num_rows) for index in range(num_rows)]
+    lengths = np.clip(np.round(quantiles), 4, 512).astype(int)
     draw.shuffle(lengths)
     return [
         Encoding(

@@ -15,17 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import psutil
 
+from benchmarks.local_server import becomes_ready, free_port
 from service.tasks.text_model import TextModel
 
 LABELS = ("体育", "财经")
@@ -101,33 +100,19 @@ class Server:
 
 @contextmanager
 def serving(name: str, folder: Path, *flags: str) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.front_server", str(port), *flags]
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process,
     ):
         try:
-            if not _is_ready(f"http://127.0.0.1:{port}/readyz", process):
+            if not becomes_ready(port, process):
                 log.seek(0)
                 sys.exit(log.read().decode())
             yield Server(name, port, psutil.Process(process.pid))
         finally:
             process.terminate()
-
-
-def _is_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Waits for it; False when the process ends first."""
-    while process.poll() is None:
-        try:
-            urllib.request.urlopen(url).close()
-        except URLError:
-            time.sleep(0.1)
-        else:
-            return True
-    return False
 
 
 def make_texts(model: TextModel) -> list[str]:

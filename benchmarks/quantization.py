@@ -14,9 +14,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.running import free_port
+from benchmarks.local_server import becomes_ready, free_port
 
 RESULT = Path(__file__).parent / "results" / "quantization.json"
 TASKS = (
@@ -92,21 +89,11 @@ def serving(model: str, precision: str, quantization: str) -> Iterator[str]:
     command = [sys.executable, "-m", "service", "serve", *flags]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            _wait(f"http://127.0.0.1:{port}/readyz", process)
+            if not becomes_ready(port, process, timeout_s=START_TIMEOUT_S):
+                raise SystemExit("the server did not become ready")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(url):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
-    raise SystemExit("the server did not become ready")
 
 
 def _parse() -> argparse.Namespace:

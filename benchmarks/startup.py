@@ -16,22 +16,20 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import psutil
 
 from benchmarks.big_checkpoint import NUM_LAYERS, write_checkpoint
+from benchmarks.local_server import becomes_ready, free_port
 
 RESULT = Path(__file__).parent / "results" / "startup.json"
 POLL_S = 0.01
@@ -116,15 +114,13 @@ def _read_s(file: Path) -> float:
 
 def _start(model: Path, cache: Path, flags: list[str]) -> dict[str, float]:
     """Seconds until ready, and of the phases on the way."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--model", f"big={model}"]
     command += ["--weight-cache-dir", str(cache), "--log-format", "json", *flags]
     with tempfile.TemporaryFile() as log:
         began, started = time.time(), time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log) as process:
-            is_ready = _wait(f"http://127.0.0.1:{port}/readyz", process)
+            is_ready = becomes_ready(port, process, POLL_S)
             ready_s = time.perf_counter() - started
             cpu_s = _cpu_s(process.pid) if is_ready else 0.0
             process.send_signal(signal.SIGTERM)
@@ -138,18 +134,6 @@ def _start(model: Path, cache: Path, flags: list[str]) -> dict[str, float]:
 def _cpu_s(pid: int) -> float:
     parent = psutil.Process(pid)
     return sum(sum(each.cpu_times()[:2]) for each in (parent, *parent.children()))
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """False when the process ends before it is ready."""
-    while process.poll() is None:
-        try:
-            urllib.request.urlopen(url).close()
-        except URLError:
-            time.sleep(POLL_S)
-        else:
-            return True
-    return False
 
 
 def _phases(lines: str, began: float) -> dict[str, float]:

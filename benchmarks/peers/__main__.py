@@ -20,12 +20,13 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
+from benchmarks.local_server import free_port
 from benchmarks.peers import environments
 from benchmarks.peers.checkpoint import make_checkpoint
 from benchmarks.peers.peers import OUR_PYTHON, PEERS, Place, Server, chosen, ours
 from benchmarks.peers.ratios import summarize, table
 from benchmarks.peers.rounds import Measured, answers, make_texts, measure
-from benchmarks.peers.running import Running, free_port
+from benchmarks.peers.running import Running
 from service.bench.measure import machine
 
 RESULT = Path(__file__).parent.parent / "results" / "peers.json"

@@ -25,6 +25,7 @@ class Flights:
 
     def __init__(self) -> None:
         self._jobs: dict[Identity, Job] = {}
+        self._identities: dict[Job, Identity] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -40,8 +41,7 @@ class Flights:
 
     def land(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            key = identity(job.encoding)
-            if self._jobs.get(key) is job:
+            if key := self._identities.pop(job, None):
                 del self._jobs[key]
 
     def _job(self, encoding: Encoding, now: float) -> Job:
@@ -49,4 +49,5 @@ class Flights:
         job = self._jobs.get(key)
         if job is None:
             job = self._jobs[key] = Job(encoding, now)
+            self._identities[job] = key
         return job

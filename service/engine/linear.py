@@ -131,12 +131,13 @@ def choose(device: torch.device, quantization: Quantization) -> Make:
     return make
 
 
-def _keep(plain: Plain) -> Linear:
+def keep(plain: Plain) -> Linear:
+    """As it was loaded."""
     return plain
 
 
 _KINDS: dict[tuple[str, Quantization], Make] = {
-    ("cpu", "none"): OneDnn.of if torch.backends.mkldnn.is_available() else _keep,
+    ("cpu", "none"): OneDnn.of if torch.backends.mkldnn.is_available() else keep,
     ("cpu", "int8"): OneDnnInt8.of,
     ("cuda", "none"): lambda plain: Cuda(plain.weight, plain.bias),
     ("cuda", "int8"): lambda plain: CudaInt8.of(plain.weight, plain.bias),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from service.checkpoint import Checkpoint
 from service.engine.cached_weights import open_weights
-from service.engine.linear import Linear, Make, Plain
+from service.engine.linear import Linear, Make, Plain, keep
 from service.engine.pointwise import Norm
 from service.engine.tensor_files import DECODER, WORDS, Progress, TensorFiles
 from service.errors import CheckpointError
@@ -72,10 +72,6 @@ _Fill = Callable[[str, Tensor], None]  # puts the tensor of this canonical name 
 # What a checkpoint may hold beside what its kind needs. Anything else that is unknown is an error: a model that is
 # silently not the one in the file answers nonsense.
 _IGNORED = ("embeddings.position_ids", "embeddings.token_type_ids", "cls.", "pooler.", "classifier.")
-
-
-def keep(loaded: Plain) -> Linear:
-    return loaded
 
 
 def load_weights(
