@@ -28,7 +28,7 @@ from tqdm import tqdm
 from benchmarks.front_client import LABELS, Caller, Server, make_texts, messages_of, serving, throughput
 from benchmarks.front_stages import stages_us
 from service.checkpoint import Checkpoint, parse_spec, resolve
-from service.commands.composition import SHIPPED, located
+from service.commands.chosen import SHIPPED, located
 from service.domain import Encoding
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text

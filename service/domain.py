@@ -84,6 +84,21 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """How a request waits: until when (a time of the batcher's clock), before which others (a higher priority goes
+    first), and on whose account, which has a share of the device by its weight among those that ask at the time."""
+
+    deadline: float | None = None
+    priority: int = 0
+    account: str = ""
+    weight: float = 1.0
+
+
+ANY_TIME = Terms()
+"""Of who names none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Where the time of one request went, in seconds."""
 

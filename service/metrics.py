@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import product
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry
 
-PREFIX = "erlangshen"
+from service.declared import Declared, make
+
 NO_MODEL = "none"
 """The `model` label of a request that was refused before it was routed: names sent by callers never become labels."""
 
@@ -37,30 +36,14 @@ COSTS = ("batch", "token", "row")
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One declared metric, as its documentation shows it; `name` is the name that is exposed."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...]
-
-
-class Metrics:
+class Metrics(Declared):
     """All metrics on one registry. `declare` makes the series whose labels are known at start only."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        # They would be a second series beside every counter, undocumented, and Prometheus has no use for them.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = registry
-        self._entries: list[Entry] = []
+        super().__init__(registry)
         self._declare_requests()
         self._declare_batching()
         self._declare_replicas()
-
-    def entries(self) -> tuple[Entry, ...]:
-        return tuple(self._entries)
 
     # requests
 
@@ -125,8 +108,8 @@ class Metrics:
         self.failed_rows = self._counter("failed_rows", "Rows that the forward failed on.", ("model",))
         self._declare_pace()
         self._declare_sharing()
-        _make(self.jobs_dropped, DROP_REASONS)
-        _make(self.jobs_refused, REFUSAL_REASONS)
+        make(self.jobs_dropped, DROP_REASONS)
+        make(self.jobs_refused, REFUSAL_REASONS)
 
     def watch_queue(
         self,
@@ -202,7 +185,7 @@ class Metrics:
         self.cache_evicted = self._counter("cache_evicted", "Outputs that are kept no longer.", ("reason",))
         self.cache_entries = self._gauge("cache_entries", "Outputs that are kept.")
         self.cache_size = self._gauge("cache_size", "Memory of the outputs that are kept.", unit="bytes")
-        _make(self.cache_evicted, EVICTION_REASONS)
+        make(self.cache_evicted, EVICTION_REASONS)
 
     def looked_up(self, model: str, *, is_hit: bool) -> None:
         (self.cache_hits if is_hit else self.cache_misses).labels(model).inc()
@@ -230,18 +213,18 @@ class Metrics:
 
     def declare(self, models: Sequence[str], replicas: Sequence[str], tasks: Sequence[str]) -> None:
         """Makes every series whose labels are names of models, replicas and tasks."""
-        _make(self.requests, tasks, (*models, NO_MODEL), CODES)
-        _make(self.input_tokens, tasks, models)
+        make(self.requests, tasks, (*models, NO_MODEL), CODES)
+        make(self.input_tokens, tasks, models)
         for by_task in (self.request_duration, self.request_inputs, self.requests_in_progress, self.truncated_inputs):
-            _make(by_task, tasks)
+            make(by_task, tasks)
         for by_model in (self.batches, self.compute_duration, self.failed_rows, self.prediction_ratio):
-            _make(by_model, models)
+            make(by_model, models)
         for counted in (self.shared_rows, self.cache_hits, self.cache_misses, self.batch_budget):
-            _make(counted, models)
-        _make(self.predicted_cost, models, COSTS)
+            make(counted, models)
+        make(self.predicted_cost, models, COSTS)
         for by_replica in (self.replica_up, self.replica_restarts, self.replica_memory):
-            _make(by_replica, replicas)
-        _make(self.replica_state, replicas, REPLICA_STATES)
+            make(by_replica, replicas)
+        make(self.replica_state, replicas, REPLICA_STATES)
 
     def declare_model(self, model: str, *, family: str, kind: str, source: str) -> None:
         self.model.labels(model, family, kind, source).set(1)
@@ -259,29 +242,3 @@ class Metrics:
         self.replica_memory.labels(replica).set(memory_bytes)
         for model, precision in precisions.items():
             self.replica_model.labels(replica, model, device, precision).set(1)
-
-    # declaring
-
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        self._entries.append(Entry(f"{PREFIX}_{name}_total", "counter", text, labels))
-        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = (), unit: str = "") -> Gauge:
-        self._entries.append(Entry(_exposed(name, unit), "gauge", text, labels))
-        return Gauge(f"{PREFIX}_{name}", text, labels, unit=unit, registry=self.registry)
-
-    def _histogram(
-        self, name: str, text: str, buckets: Sequence[float], labels: tuple[str, ...] = (), unit: str = ""
-    ) -> Histogram:
-        self._entries.append(Entry(_exposed(name, unit), "histogram", text, labels))
-        return Histogram(f"{PREFIX}_{name}", text, labels, unit=unit, registry=self.registry, buckets=buckets)
-
-
-def _exposed(name: str, unit: str) -> str:
-    return f"{PREFIX}_{name}_{unit}" if unit else f"{PREFIX}_{name}"
-
-
-def _make(metric: Counter | Gauge | Histogram, *values: Sequence[str]) -> None:
-    """Creates the series of every combination of label values."""
-    for labels in product(*values):
-        metric.labels(*labels)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from service.batching.job import Settled
-from service.domain import Encoding, Timing
+from service.domain import ANY_TIME, Encoding, Terms, Timing
 from service.errors import DeadlineExceeded
 from service.metrics import Metrics
 from service.tasks.registry import route
@@ -31,9 +31,7 @@ R = TypeVar("R")
 class Submit(Protocol):
     """The batcher's face."""
 
-    async def __call__(
-        self, encodings: Sequence[Encoding], *, deadline: float | None = None, priority: int = 0
-    ) -> Settled: ...
+    async def __call__(self, encodings: Sequence[Encoding], terms: Terms) -> Settled: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +71,21 @@ class Pipeline:
         query: Q,
         *,
         model: str | None = None,
-        deadline: float | None = None,
-        priority: int = 0,
+        terms: Terms = ANY_TIME,
         num_bytes: int | None = None,
     ) -> Reply[R]:
-        """`deadline` is a time of the pipeline's clock, `num_bytes` the size of the query's text where it is known.
+        """The deadline of `terms` is a time of the pipeline's clock; `num_bytes`, where it is known, the size of the
+        query's text.
 
         Raises what routing, encoding and batching raise.
         """
         started = self._clock()
         chosen = route(self._models, task, query, model)
         is_small = num_bytes is not None and num_bytes <= INLINE_BYTES
-        encodings = task.encode(chosen, query) if is_small else await self._encode(task, chosen, query, deadline)
+        encodings = task.encode(chosen, query) if is_small else await self._encode(task, chosen, query, terms.deadline)
         encoded = self._clock()
         self._count(task.name, chosen.name, encodings, encoded - started)
-        settled = await self._submit(encodings, deadline=deadline, priority=priority)
+        settled = await self._submit(encodings, terms)
         results = task.decode(chosen, query, encodings, settled.outputs)
         self._metrics.answered(task.name, len(results))
         timing = Timing(encoded - started, settled.queue_s, settled.compute_s, self._clock() - started)

@@ -23,7 +23,7 @@ from service.api.examples import EXAMPLES
 from service.api.openapi import ERRORS, REPLY_HEADERS, request_body
 from service.api.problems import from_validation_error, invalid
 from service.api.shortcut import Endpoint
-from service.domain import Timing
+from service.domain import Terms, Timing
 from service.errors import InvalidRequest
 from service.metrics import Metrics
 from service.pipeline import Pipeline
@@ -93,7 +93,7 @@ class Front:
     async def _ask(self, route: Route, body: schemas.TaskRequest, deadline: float, num_bytes: int) -> Any:
         try:
             return await self.pipeline.answer(
-                TASKS[route.task], body.query(), model=body.model, deadline=deadline, num_bytes=num_bytes
+                TASKS[route.task], body.query(), model=body.model, terms=Terms(deadline), num_bytes=num_bytes
             )
         except InvalidRequest as error:
             if not error.errors:

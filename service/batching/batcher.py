@@ -18,7 +18,7 @@ from service.batching.job import Job, Settled, Ticket
 from service.batching.pace import Pace
 from service.batching.queue import Queue
 from service.batching.run import Ran, Run
-from service.domain import Encoding
+from service.domain import ANY_TIME, Encoding, Terms
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ReplicaLost, ServiceError, Unavailable
 from service.metrics import DropReason, Metrics
 
@@ -66,10 +66,8 @@ class Batcher:
             lambda: self.predicted_wait_s() or 0.0,
         )
 
-    async def submit(
-        self, encodings: Sequence[Encoding], *, deadline: float | None = None, priority: int = 0
-    ) -> Settled:
-        """Waits until all rows are computed; `deadline` is a time of the batcher's clock, higher priority goes first.
+    async def submit(self, encodings: Sequence[Encoding], terms: Terms = ANY_TIME) -> Settled:
+        """Waits until all rows are computed.
 
         Raises QueueFull, Unavailable, DeadlineExceeded, ReplicaLost, InferenceFailed. When the caller is cancelled or
         the deadline passes, its jobs that still wait, and that nobody else waits for, are never computed.
@@ -78,11 +76,11 @@ class Batcher:
             return Settled([], 0.0, 0.0)
         now = self._clock()
         answer: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(encodings, now, partial(_resolve, answer), deadline, priority)
+        ticket = Ticket(encodings, now, partial(_resolve, answer), terms)
         jobs = self._enter(ticket)
         reason: DropReason = "cancelled"
         try:
-            async with asyncio.timeout(None if deadline is None else deadline - now):
+            async with asyncio.timeout(None if terms.deadline is None else terms.deadline - now):
                 return await answer
         except TimeoutError:
             reason = "expired"
@@ -129,7 +127,7 @@ class Batcher:
         num_shared = len(rows) - sum(job.is_new for job in jobs)
         if num_shared:
             self._metrics.shared_rows.labels(ticket.encodings[0].model).inc(num_shared)
-        self._queue.push(jobs, ticket.priority)
+        self._queue.push(jobs, ticket.terms.priority)
         self._filled.set()
         return jobs
 

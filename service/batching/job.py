@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from service.domain import Encoding, Output
+from service.domain import ANY_TIME, Encoding, Output, Terms
 from service.errors import ServiceError
 from service.metrics import DropReason
 
@@ -34,8 +34,7 @@ class Ticket:
     encodings: Sequence[Encoding]
     arrived: float
     on_done: Callable[[Settled | ServiceError], None]
-    deadline: float | None = None
-    priority: int = 0
+    terms: Terms = ANY_TIME
     closed: DropReason | Literal["answered"] | None = None
     _outputs: list[Output | None] = field(init=False)
     _num_missing: int = field(init=False)
@@ -52,7 +51,7 @@ class Ticket:
         return self.closed is not None
 
     def is_waiting(self, now: float) -> bool:
-        return self.closed is None and (self.deadline is None or self.deadline > now)
+        return self.closed is None and (self.terms.deadline is None or self.terms.deadline > now)
 
     def settle(self, row: int, output: Output, compute_s: float, now: float) -> None:
         """Takes one row's output, of a batch that was computed in [now - compute_s, now]."""

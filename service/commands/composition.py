@@ -11,25 +11,23 @@ import json
 import logging
 import platform
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-import service
 from service import logs
 from service.api import ops
-from service.api.examples import EXAMPLES
 from service.batching.batcher import Batcher
 from service.batching.cache import Cache, NoCache, ResultCache
 from service.batching.pace import Pace
-from service.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
+from service.checkpoint import Checkpoint, resolve
+from service.commands.chosen import first_request, located, specs_of
 from service.commands.progress import loading_progress
-from service.errors import SettingError, StartupError
+from service.errors import StartupError
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.replicas import cores, devices
@@ -37,15 +35,13 @@ from service.replicas.loading import Load, load_engine
 from service.replicas.pool import Pool, names
 from service.replicas.replica import Care
 from service.setting_layers import weight_cache_folder
-from service.settings import VERSION, Models, Settings
+from service.settings import VERSION, Settings
 from service.tasks.registry import TASKS
 from service.tasks.text_model import TextModel
 from service.weight_cache import to_be_read
 from service.weight_files import read_ahead, weight_files
 
 logger = logging.getLogger(__name__)
-
-SHIPPED = "mini"
 
 
 class Composition:
@@ -250,37 +246,6 @@ class Composition:
             await self._pool.stop()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
         logger.info("stopped")
-
-
-def specs_of(models: Models) -> list[ModelSpec]:
-    """What to serve; SettingError for two models of one name, or labels for a model that is not served."""
-    specs = [parse_spec(text) for text in models.specs or (SHIPPED,)]
-    served = [spec.name for spec in specs]
-    for name in served:
-        if served.count(name) > 1:
-            raise SettingError(f"models.specs: two models are called {name}; name one with --model NAME=SOURCE")
-    for name in models.labels:
-        if name not in served:
-            raise SettingError(f"models.labels: {name} is not served; there is {', '.join(served)}")
-    return specs
-
-
-def located(spec: ModelSpec) -> ModelSpec:
-    """A model called `mini` and nothing else is the one that ships inside the package."""
-    if spec.source != SHIPPED or Path(SHIPPED).is_dir():
-        return spec
-    return replace(spec, source=str(Path(service.__file__).parent / "models" / SHIPPED))
-
-
-def first_request(models: Iterable[TextModel]) -> tuple[str, dict[str, Any]]:
-    """A task and a body that one of these models answers: what a newcomer should try first."""
-    body = next(iter(EXAMPLES["classify"].requests.values()))
-    for model in models:
-        if model.can_choose:
-            return "classify", body
-        if model.kind == "sequence-classification":
-            return "classify", {"inputs": body["inputs"]}
-    return "embed", {"inputs": body["inputs"]}
 
 
 async def in_daemon_thread(call: Callable[[], None]) -> None:

@@ -17,7 +17,7 @@ from service.api import ops
 from service.api.app import create_app
 from service.batching.batcher import Settled
 from service.checkpoint import Kind
-from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
+from service.domain import ANY_TIME, Cls, Encoding, Labels, Mean, Output, Terms, TokenScores, TopTokens
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.settings import Server
@@ -72,15 +72,13 @@ class FakeSubmit:
     gate: asyncio.Event | None = None
     num_labels: int = 2
     asked: list[list[Encoding]] = field(default_factory=list)
-    deadlines: list[float | None] = field(default_factory=list)
+    terms: list[Terms] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     num_cancelled: int = 0
 
-    async def __call__(
-        self, encodings: Sequence[Encoding], *, deadline: float | None = None, priority: int = 0
-    ) -> Settled:
+    async def __call__(self, encodings: Sequence[Encoding], terms: Terms = ANY_TIME) -> Settled:
         self.asked.append(list(encodings))
-        self.deadlines.append(deadline)
+        self.terms.append(terms)
         self.arrived.set()
         if self.error is not None:
             raise self.error

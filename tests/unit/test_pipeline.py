@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
 from service.batching.job import Settled
-from service.domain import Encoding, Output
+from service.domain import ANY_TIME, Encoding, Output, Terms
 from service.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, QueueFull
 from service.metrics import Metrics
 from service.pipeline import INLINE_BYTES, Pipeline
@@ -46,13 +46,11 @@ class FakeBatcher:
     """Answers at once; remembers what it was asked."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.asked: list[tuple[list[str], float | None, int]] = []
+        self.asked: list[tuple[list[str], Terms]] = []
         self._error = error
 
-    async def submit(
-        self, encodings: Sequence[Encoding], *, deadline: float | None = None, priority: int = 0
-    ) -> Settled:
-        self.asked.append(([encoding.model for encoding in encodings], deadline, priority))
+    async def submit(self, encodings: Sequence[Encoding], terms: Terms = ANY_TIME) -> Settled:
+        self.asked.append(([encoding.model for encoding in encodings], terms))
         if self._error:
             raise self._error
         return Settled([total(encoding) for encoding in encodings], queue_s=0.25, compute_s=0.5)
@@ -84,11 +82,11 @@ async def test_results_in_order_with_tokens_and_timing(tokenizers: ThreadPoolExe
         return _encode(model, query)
 
     pipeline = make(tokenizers, batcher, metrics, clock)
-    reply = await pipeline.answer(task(encode), [[1, 2, 3], [4]], model="n", deadline=clock.now + 9, priority=3)
+    reply = await pipeline.answer(task(encode), [[1, 2, 3], [4]], model="n", terms=Terms(clock.now + 9, 3))
     assert (reply.model, reply.results, reply.tokens) == ("n", [6, 4], 4)
     timing = reply.timing
     assert (timing.tokenize, timing.queue, timing.compute, timing.total) == (0.125, 0.25, 0.5, 0.125)
-    assert batcher.asked == [(["n", "n"], 109.0, 3)]
+    assert batcher.asked == [(["n", "n"], Terms(109.0, 3))]
     assert value(metrics, "input_tokens_total", task="classify", model="n") == 4
     assert value(metrics, "truncated_inputs_total", task="classify") == 1
     assert value(metrics, "request_inputs_sum", task="classify") == 2
@@ -156,7 +154,7 @@ async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers:
     pipeline = make(tokenizers, batcher)
     first = asyncio.create_task(pipeline.answer(task(encode), [[1]]))
     await entered.wait()
-    late = asyncio.create_task(pipeline.answer(task(encode), [[2]], deadline=time.monotonic() + 0.01))
+    late = asyncio.create_task(pipeline.answer(task(encode), [[2]], terms=Terms(time.monotonic() + 0.01)))
     gone = asyncio.create_task(pipeline.answer(task(encode), [[3]]))
     await asyncio.sleep(0)
     gone.cancel()

@@ -15,7 +15,7 @@ from service.batching.cache import ResultCache
 from service.batching.job import Settled
 from service.batching.pace import Pace
 from service.batching.run import Ran
-from service.domain import Encoding
+from service.domain import Encoding, Terms
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ReplicaLost, Unavailable
 from service.metrics import Metrics
 from tests.fakes import FakeClock, make_metrics, row, rows, total, value
@@ -64,9 +64,9 @@ async def fed(batcher: Batcher, *runners: Runner) -> AsyncIterator[None]:
     await asyncio.gather(*feeders)
 
 
-def ask(batcher: Batcher, *ids: int, **options: float) -> asyncio.Task[Settled]:
+def ask(batcher: Batcher, *ids: int, **terms: Any) -> asyncio.Task[Settled]:
     """A request of one-token rows, queued once the loop has had one turn."""
-    return asyncio.create_task(batcher.submit([row(each) for each in ids], **options))  # type: ignore[arg-type]
+    return asyncio.create_task(batcher.submit([row(each) for each in ids], Terms(**terms)))
 
 
 async def turn() -> None:
@@ -307,7 +307,7 @@ async def test_a_deadline_in_the_past_is_never_computed() -> None:
     runner.gate.set()
     batcher = make()
     with pytest.raises(DeadlineExceeded):
-        await batcher.submit([row(1)], deadline=time.monotonic() - 1)
+        await batcher.submit([row(1)], Terms(time.monotonic() - 1))
     async with fed(batcher, runner):
         await batcher.submit([row(2)])
     assert runner.batches == [[2]]

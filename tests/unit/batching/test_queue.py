@@ -13,6 +13,7 @@ from service.batching import queue as queue_module
 from service.batching.job import Job, Place, Settled, Ticket
 from service.batching.lane import Lane
 from service.batching.queue import Queue
+from service.domain import Terms
 from service.errors import InferenceFailed, ServiceError
 from service.metrics import DropReason
 from tests.fakes import rows
@@ -36,7 +37,7 @@ class Bench:
         priority: int = 0,
         deadline: float | None = None,
     ) -> Ticket:
-        ticket = Ticket(rows(*lengths, model=model), now, _ignore, deadline, priority)
+        ticket = Ticket(rows(*lengths, model=model), now, _ignore, Terms(deadline, priority))
         self.queue.push(_jobs(ticket), priority)
         return ticket
 
@@ -269,7 +270,7 @@ def test_a_job_of_two_requests_has_the_better_place(priority: int, batches: list
     bench = Bench()
     jobs = _jobs(Ticket(rows(*[5] * 3), 0.0, _ignore))
     bench.queue.push(jobs)
-    second = Ticket(rows(5, 5), 0.0, _ignore, None, priority)
+    second = Ticket(rows(5, 5), 0.0, _ignore, Terms(None, priority))
     jobs[2].waiters.append((second, 0))
     bench.queue.push([jobs[2], *_jobs(second)[1:]], priority)
     assert len(bench.queue) == 4

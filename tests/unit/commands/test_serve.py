@@ -11,7 +11,8 @@ import pytest
 
 import service
 from service.api.schemas import ClassifyRequest, EmbedRequest
-from service.commands.composition import first_request, in_daemon_thread, located, specs_of
+from service.commands.chosen import first_request, located, specs_of
+from service.commands.composition import in_daemon_thread
 from service.commands.progress import LoadingBars, LoadingLines
 from service.commands.serve import bind, url_of
 from service.errors import CheckpointError, SettingError
