@@ -15,11 +15,16 @@ ARGS ?=
 URL ?= http://127.0.0.1:8000
 DATA ?=
 OUT ?= runs/mini
+# Images: docker or podman, and cpu or cuda.
+ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
+VARIANT ?= cpu
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test lint format unit mini bench bench-peers clean
+.PHONY: help serve test lint format unit mini bench bench-peers image image-run check-deploy dashboards check-monitoring audit sbom clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
 	@echo 'ARGS="..." goes to the command: make serve ARGS="--port 9000 --model NAME=SOURCE"'
 
 serve: $(VENV)/serve.stamp ## install what is needed and start the server on http://127.0.0.1:8000
@@ -53,9 +58,37 @@ bench: $(VENV)/bench.stamp ## load a running server: make bench URL=... DATA=tex
 bench-peers: $(VENV)/bench.stamp ## install other servers in .peers/ and measure ours against them, minutes
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
-clean: ## remove caches; the environments stay (rm -r .venv .peers removes them)
+image: ## build the container image: make image VARIANT=cuda
+	$(ENGINE) build $(if $(filter %podman,$(ENGINE)),--format docker) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE) $(ARGS) .
+
+image-run: ## run the image on http://127.0.0.1:8000, hardened: make image-run ARGS="--model NAME=SOURCE"
+	$(ENGINE) run --rm --publish 127.0.0.1:8000:8000 --volume erlangshen-cache:/cache --read-only --tmpfs /tmp \
+		--cap-drop ALL --security-opt no-new-privileges $(if $(filter cuda,$(VARIANT)),--gpus all) $(IMAGE) $(ARGS)
+
+check-deploy: $(VENV)/dev.stamp .deploy/stamp ## check Dockerfile, Compose and Kubernetes; a built image, too: IMAGE=...
+	PATH="$(CURDIR)/.deploy/bin:$$PATH" $(if $(filter command,$(origin IMAGE)),ENGINE=$(ENGINE) ERLANGSHEN_IMAGE=$(IMAGE)) \
+		$(BIN)/python -m pytest tests/deploy $(ARGS)
+
+dashboards: $(VENV)/dev.stamp ## write the dashboards and alert rules that docker/monitoring describes
+	$(BIN)/python -m docker.monitoring
+
+check-monitoring: $(VENV)/dev.stamp ## try dashboards and alerts with a real Prometheus and Alertmanager, 7 minutes
+	$(BIN)/python -m pytest tests/monitoring
+	$(BIN)/python -m benchmarks.monitoring $(ARGS)
+
+audit: .audit/stamp ## ask what is known of the pinned packages; fails where they cannot all be asked about
+	.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
+		-r requirements.txt -r requirements-tracing.txt $(ARGS)
+
+sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of requirements.txt
+	mkdir -p dist
+	.audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-file dist/sbom.cdx.json requirements.txt
+
+clean: ## remove caches; the environments stay (rm -r .venv .peers .deploy removes them)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
-	find service tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+	find service tests benchmarks docker -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp is older than its requirements when they have changed: then, and only then, pip runs again.
 # torch comes first and by its exact version, so that a build chosen by pip's own configuration is kept.
@@ -68,8 +101,19 @@ $(VENV)/bench.stamp: requirements-bench.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-bench.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-bench.txt $(VENV)/serve.stamp
+$(VENV)/dev.stamp: requirements-dev.txt requirements-bench.txt requirements-tracing.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# An environment of its own: checkov wants other versions of what the service and the tests use.
+.deploy/stamp: requirements-deploy.txt
+	$(PYTHON) -m venv .deploy
+	.deploy/bin/python -m pip install --disable-pip-version-check -r requirements-deploy.txt
+	touch $@
+
+.audit/stamp: requirements-audit.txt
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --disable-pip-version-check -r requirements-audit.txt
 	touch $@
 
 $(BIN)/pip:

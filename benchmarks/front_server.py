@@ -20,7 +20,7 @@ from service import logs
 from service.commands.composition import Composition
 from service.commands.serve import bind, make_server, url_of
 from service.replicas.loading import load_engine
-from service.settings import Batching, Replicas, Server, Settings
+from service.settings import Batching, Replicas, Server, Settings, Tracing
 
 LINES = 60
 """Of a profile, by the time that a function itself took."""
@@ -32,6 +32,7 @@ def main() -> None:
         server=Server(port=arguments.port),
         batching=Batching(max_batch_tokens=arguments.max_batch_tokens),
         replicas=Replicas(threads=1),
+        tracing=Tracing(endpoint=arguments.collector, sample_ratio=arguments.sample_ratio),
     )
     logs.configure("info", "json")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -70,6 +71,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("port", type=int)
     parser.add_argument("--real", action="store_true", help="the model that ships, computed")
     parser.add_argument("--profile", type=Path, help="where SIGUSR2 writes the profile that SIGUSR1 began")
+    parser.add_argument("--collector", help="trace requests and send their spans there; default: do not trace")
+    parser.add_argument("--sample-ratio", type=float, default=1.0, help="of the requests; default: all")
     parser.add_argument("--max-batch-tokens", type=int, default=16_384, help="default: what suits a fast GPU")
     return parser.parse_args()
 

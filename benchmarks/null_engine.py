@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from service.checkpoint import Checkpoint
-from service.domain import Encoding, Output, Step, TokenScores
+from service.domain import Encoding, Memory, Output, Step, TokenScores
 from service.replicas.loading import Progress
 
 
@@ -24,6 +24,13 @@ class NullEngine:
 
     def profile(self) -> Iterator[Step]:
         return iter(())
+
+    def canary(self) -> list[Encoding]:
+        nothing = np.zeros(1, dtype=np.int32)
+        return [Encoding("", nothing, nothing, nothing, TokenScores((0,), (0,)))]
+
+    def device_memory(self) -> Memory | None:
+        return None
 
     def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
         return lambda: [_answer(encoding) for encoding in encodings]

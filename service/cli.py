@@ -17,7 +17,11 @@ COMMANDS = {
     "serve": "answer requests over HTTP (the default command)",
     "bench": "load a running server and measure its speed",
     "evaluate": "measure the accuracy of a running server on a data set",
+    "fetch": "download the models, and end",
     "finetune": "train a model of your own",
+    "health": "0 when the server with these settings is ready",
+    "key": "make an API key",
+    "plan": "how many replicas a load needs, from measured speeds",
     "settings": "print the settings in effect, or their documentation",
 }
 DEFAULT = "serve"

@@ -83,6 +83,15 @@ class Output:
     ids: IdArray | None = None
 
 
+Failure = Literal["failed", "out_of_memory"]
+"""What a row has in place of an output: the forward failed on it, or found no memory for it even alone."""
+
+
+Priority = Literal["interactive", "bulk"]
+RANKS: dict[Priority, int] = {"interactive": 0, "bulk": -1}
+"""What a caller calls it, and the `priority` of the terms."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """How a request waits: until when (a time of the batcher's clock), before which others (a higher priority goes
@@ -106,6 +115,14 @@ class Timing:
     queue: float = 0.0
     compute: float = 0.0
     total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a device: what is taken, and what there is."""
+
+    allocated: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)

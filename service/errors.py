@@ -3,13 +3,23 @@
 ServiceError
 ├── InvalidRequest            422 invalid_request: a field is wrong, too long or empty
 │   └── MalformedBody         400 malformed_body: not JSON, not UTF-8
+├── Unauthorized              401 unauthorized: no API key, or one that is not known
+├── Forbidden                 403 forbidden: the key's scopes do not reach this route
+├── MalformedRequest          400 malformed_request: not HTTP/1.1
+├── RequestTimeout            408 request_timeout: the request itself came too slowly
 ├── BodyTooLarge              413 body_too_large
+├── UnsupportedEncoding       415 unsupported_encoding: a compressed body
+├── HeadersTooLarge           431 headers_too_large
 ├── NotFound                  404 not_found: no such route
 │   └── ModelNotFound         404 model_not_found
 ├── MethodNotAllowed          405 method_not_allowed
+├── RateLimited               429 rate_limited, retryable: the key's own limit
 ├── QueueFull                 429 queue_full, retryable
+├── DeadlineUnreachable       429 deadline_unreachable, retryable: too much waits for it to be answered in time
 ├── Unavailable               503 unavailable, retryable: starting, draining, no replica
-│   └── ReplicaLost           503 replica_lost, retryable
+│   ├── TooManyConnections    503 too_many_connections, retryable
+│   ├── ReplicaLost           503 replica_lost, retryable
+│   └── OutOfMemory           503 out_of_memory, retryable: the device has no room for this row
 ├── DeadlineExceeded          504 deadline_exceeded
 ├── InferenceFailed           500 inference_failed: the forward itself failed on this row
 └── StartupError              no status: the process cannot start (bad setting, bad checkpoint)
@@ -62,9 +72,39 @@ class MalformedBody(InvalidRequest):
     code = "malformed_body"
 
 
+class Unauthorized(ServiceError):
+    status = 401
+    code = "unauthorized"
+
+
+class Forbidden(ServiceError):
+    status = 403
+    code = "forbidden"
+
+
+class MalformedRequest(ServiceError):
+    status = 400
+    code = "malformed_request"
+
+
+class RequestTimeout(ServiceError):
+    status = 408
+    code = "request_timeout"
+
+
 class BodyTooLarge(ServiceError):
     status = 413
     code = "body_too_large"
+
+
+class UnsupportedEncoding(ServiceError):
+    status = 415
+    code = "unsupported_encoding"
+
+
+class HeadersTooLarge(ServiceError):
+    status = 431
+    code = "headers_too_large"
 
 
 class NotFound(ServiceError):
@@ -81,9 +121,21 @@ class MethodNotAllowed(ServiceError):
     code = "method_not_allowed"
 
 
+class RateLimited(ServiceError):
+    status = 429
+    code = "rate_limited"
+    retryable = True
+
+
 class QueueFull(ServiceError):
     status = 429
     code = "queue_full"
+    retryable = True
+
+
+class DeadlineUnreachable(ServiceError):
+    status = 429
+    code = "deadline_unreachable"
     retryable = True
 
 
@@ -93,8 +145,16 @@ class Unavailable(ServiceError):
     retryable = True
 
 
+class TooManyConnections(Unavailable):
+    code = "too_many_connections"
+
+
 class ReplicaLost(Unavailable):
     code = "replica_lost"
+
+
+class OutOfMemory(Unavailable):
+    code = "out_of_memory"
 
 
 class DeadlineExceeded(ServiceError):

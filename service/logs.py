@@ -1,4 +1,4 @@
-"""Log lines: JSON with the request's id for machines, plain text for a person at a terminal.
+"""Log lines: JSON with the ids of request and trace for machines, plain text for a person at a terminal.
 
 Messages are constant; what varies comes as fields (`extra={...}`). Users' text is never logged: a traceback is written
 without the exception's message, which may quote it. Called again in every child process.
@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 import orjson
+
+from service.tracing import trace
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -67,6 +69,7 @@ class TextFormatter(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    fields |= trace.current.get().ids
     if current := request_id.get():
         fields.setdefault("request_id", current)
     if record.exc_info and record.exc_info[0]:

@@ -9,31 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
+from service import metric_labels as known
 from service.declared import Declared, make
-
-NO_MODEL = "none"
-"""The `model` label of a request that was refused before it was routed: names sent by callers never become labels."""
-
-DropReason = Literal["cancelled", "expired", "abandoned"]
-RefusalReason = Literal["queue_full", "draining"]
-EvictionReason = Literal["full", "expired"]
-ReplicaState = Literal["starting", "loading", "ready", "restarting", "stopped"]
-
-DROP_REASONS: tuple[DropReason, ...] = ("cancelled", "expired", "abandoned")
-REFUSAL_REASONS: tuple[RefusalReason, ...] = ("queue_full", "draining")
-EVICTION_REASONS: tuple[EvictionReason, ...] = ("full", "expired")
-REPLICA_STATES: tuple[ReplicaState, ...] = ("starting", "loading", "ready", "restarting", "stopped")
-CODES = ("200", "400", "404", "413", "422", "429", "499", "500", "503", "504")
-SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-LONG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0)
-COSTS = ("batch", "token", "row")
-TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+from service.domain import Memory, Timing
+from service.metric_labels import CanaryResult, DropReason, RefusalReason, ReplicaState
 
 
 class Metrics(Declared):
@@ -42,6 +24,8 @@ class Metrics(Declared):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
         self._declare_requests()
+        self._declare_keys()
+        self._declare_predictions()
         self._declare_batching()
         self._declare_replicas()
 
@@ -50,21 +34,37 @@ class Metrics(Declared):
     def _declare_requests(self) -> None:
         self.requests = self._counter("requests", "Requests finished, by HTTP status.", ("task", "model", "code"))
         self.request_duration = self._histogram(
-            "request_duration", "Seconds from a request's first byte read to its reply.", LONG_S, ("task",), "seconds"
+            "request_duration",
+            "Seconds from a request's first byte read to its reply.",
+            known.LONG_S,
+            ("task", "model"),
+            "seconds",
+        )
+        self.request_stage = self._counter(
+            "request_stage_seconds", "Seconds that answered requests spent in a stage.", ("task", "stage")
         )
         self.request_inputs = self._histogram(
-            "request_inputs", "Inputs of a request that was answered.", COUNTS, ("task",)
+            "request_inputs", "Inputs of a request that was answered.", known.COUNTS, ("task",)
         )
+        self.connections = self._gauge("connections", "Open connections.")
+        self.connections_refused = self._counter(
+            "connections_refused", "Connections closed for what the client did, or for want of room.", ("reason",)
+        )
+        make(self.connections_refused, known.CONNECTION_REASONS)
         self.requests_in_progress = self._gauge("requests_in_progress", "Requests not yet replied to.", ("task",))
+        self.inputs = self._counter("inputs", "Inputs that were encoded.", ("task", "model"))
         self.input_tokens = self._counter("input_tokens", "Tokens of the inputs that were encoded.", ("task", "model"))
         self.truncated_inputs = self._counter("truncated_inputs", "Inputs that were cut to fit the model.", ("task",))
         self.tokenize_duration = self._histogram(
-            "tokenize_duration", "Seconds to make the encodings of a request.", SHORT_S, unit="seconds"
+            "tokenize_duration", "Seconds to make the encodings of a request.", known.SHORT_S, unit="seconds"
         )
 
-    def request_done(self, task: str, model: str | None, code: int, seconds: float) -> None:
-        self.requests.labels(task, model or NO_MODEL, str(code)).inc()
-        self.request_duration.labels(task).observe(seconds)
+    def request_done(
+        self, task: str, model: str | None, code: int, seconds: float, exemplar: dict[str, str] | None = None
+    ) -> None:
+        """`exemplar` is the trace of this request, for whoever asks for OpenMetrics."""
+        self.requests.labels(task, model or known.NO_MODEL, str(code)).inc()
+        self.request_duration.labels(task, model or known.NO_MODEL).observe(seconds, exemplar)
 
     @contextmanager
     def in_progress(self, task: str) -> Iterator[None]:
@@ -75,13 +75,53 @@ class Metrics(Declared):
         finally:
             gauge.dec()
 
-    def encoded(self, task: str, model: str, *, tokens: int, truncated: int, seconds: float) -> None:
+    def encoded(self, task: str, model: str, *, inputs: int, tokens: int, truncated: int, seconds: float) -> None:
+        self.inputs.labels(task, model).inc(inputs)
         self.input_tokens.labels(task, model).inc(tokens)
         self.truncated_inputs.labels(task).inc(truncated)
         self.tokenize_duration.observe(seconds)
 
-    def answered(self, task: str, inputs: int) -> None:
+    def answered(self, task: str, inputs: int, timing: Timing) -> None:
         self.request_inputs.labels(task).observe(inputs)
+        for stage, seconds in zip(known.STAGES, (timing.tokenize, timing.queue, timing.compute), strict=True):
+            self.request_stage.labels(task, stage).inc(seconds)
+
+    # what the models decide
+
+    def _declare_predictions(self) -> None:
+        self.predictions = self._counter("predictions", "Results by what they decide.", ("task", "model", "label"))
+        self.prediction_score = self._histogram(
+            "prediction_score", "How sure the model is of a result, 0 to 1.", known.SCORES, ("task", "model")
+        )
+
+    def decided(self, task: str, model: str, label: str | None, score: float) -> None:
+        """`label` is one that the task or the model brings along, never a caller's word."""
+        self.predictions.labels(task, model, label or known.OTHER_LABEL).inc()
+        self.prediction_score.labels(task, model).observe(score)
+
+    def declare_predictions(self, task: str, model: str, labels: Sequence[str]) -> None:
+        make(self.predictions, (task,), (model,), labels or (known.OTHER_LABEL,))
+        make(self.prediction_score, (task,), (model,))
+
+    # API keys
+
+    def _declare_keys(self) -> None:
+        self.key_requests = self._counter("key_requests", "Requests finished, by API key.", ("key", "code"))
+        self.key_tokens = self._counter("key_tokens", "Tokens of the requests of an API key.", ("key",))
+        self.key_refused = self._counter(
+            "key_refused", "Requests refused for their API key: it is missing, or at its limits.", ("key", "reason")
+        )
+
+    def declare_keys(self, names: Iterable[str]) -> None:
+        keys = tuple(names)
+        make(self.key_requests, keys, known.KEY_CODES)
+        make(self.key_tokens, keys)
+        make(self.key_refused, keys, known.KEY_REFUSALS[1:])
+        make(self.key_refused, (known.NO_KEY,), known.KEY_REFUSALS[:1])
+
+    def key_done(self, key: str, code: int, tokens: int) -> None:
+        self.key_requests.labels(key, str(code)).inc()
+        self.key_tokens.labels(key).inc(tokens)
 
     # queue and batches
 
@@ -90,26 +130,29 @@ class Metrics(Declared):
         self.queue_tokens = self._gauge("queue_tokens", "Tokens of the jobs that wait.")
         self.queue_oldest_age = self._gauge("queue_oldest_age", "Age of the job that waits longest.", unit="seconds")
         self.queue_duration = self._histogram(
-            "queue_duration", "Seconds a job waited before a batch took it.", LONG_S, unit="seconds"
+            "queue_duration", "Seconds a job waited before a batch took it.", known.LONG_S, unit="seconds"
         )
         self.jobs_dropped = self._counter(
             "jobs_dropped", "Jobs never computed: caller gone, deadline passed, or request failed.", ("reason",)
         )
-        self.jobs_refused = self._counter("jobs_refused", "Jobs not let into the queue.", ("reason",))
+        self.jobs_refused = self._counter(
+            "jobs_refused", "Jobs not let into the queue; a request that is not read yet is one.", ("reason",)
+        )
         self.jobs_given_back = self._counter("jobs_given_back", "Jobs put back into the queue after a replica's loss.")
         self.batches = self._counter("batches", "Batches computed.", ("model",))
-        self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch.", TOKENS)
-        self.batch_rows = self._histogram("batch_rows", "Rows in a batch.", COUNTS)
+        self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch.", known.TOKENS, ("model",))
+        self.batch_rows = self._histogram("batch_rows", "Rows in a batch.", known.COUNTS, ("model",))
         self.batches_in_flight = self._gauge("batches_in_flight", "Batches computing or waiting at a replica.")
         self.tokens_in_flight = self._gauge("tokens_in_flight", "Tokens of the batches in flight.")
         self.compute_duration = self._histogram(
-            "compute_duration", "Seconds a replica computed a batch.", LONG_S, ("model",), "seconds"
+            "compute_duration", "Seconds a replica computed a batch.", known.LONG_S, ("model",), "seconds"
         )
         self.failed_rows = self._counter("failed_rows", "Rows that the forward failed on.", ("model",))
+        self.out_of_memory = self._counter("out_of_memory", "Batches that found no memory as a whole.", ("model",))
         self._declare_pace()
         self._declare_sharing()
-        make(self.jobs_dropped, DROP_REASONS)
-        make(self.jobs_refused, REFUSAL_REASONS)
+        make(self.jobs_dropped, known.DROP_REASONS)
+        make(self.jobs_refused, known.REFUSAL_REASONS)
 
     def watch_queue(
         self,
@@ -144,8 +187,8 @@ class Metrics(Declared):
 
     def computed(self, model: str, *, rows: int, failed_rows: int, tokens: int, seconds: float) -> None:
         self.batches.labels(model).inc()
-        self.batch_rows.observe(rows)
-        self.batch_tokens.observe(tokens)
+        self.batch_rows.labels(model).observe(rows)
+        self.batch_tokens.labels(model).observe(tokens)
         self.compute_duration.labels(model).observe(seconds)
         self.failed_rows.labels(model).inc(failed_rows)
 
@@ -160,15 +203,17 @@ class Metrics(Declared):
             "seconds",
         )
         self.prediction_ratio = self._histogram(
-            "prediction_ratio", "Seconds that a batch took, over what was expected.", RATIOS, ("model",)
+            "prediction_ratio", "Seconds that a batch took, over what was expected.", known.RATIOS, ("model",)
         )
         self.queue_predicted_wait = self._gauge(
-            "queue_predicted_wait", "Seconds until what waits now is computed, as expected.", unit="seconds"
+            "queue_predicted_wait",
+            "Seconds until what waits and what is in flight is computed, as expected.",
+            unit="seconds",
         )
 
     def costs(self, model: str, budget: int, *, batch_s: float, token_s: float, row_s: float) -> None:
         self.batch_budget.labels(model).set(budget)
-        for of, seconds in zip(COSTS, (batch_s, token_s, row_s), strict=True):
+        for of, seconds in zip(known.COSTS, (batch_s, token_s, row_s), strict=True):
             self.predicted_cost.labels(model, of).set(seconds)
 
     def predicted(self, model: str, ratio: float) -> None:
@@ -185,7 +230,7 @@ class Metrics(Declared):
         self.cache_evicted = self._counter("cache_evicted", "Outputs that are kept no longer.", ("reason",))
         self.cache_entries = self._gauge("cache_entries", "Outputs that are kept.")
         self.cache_size = self._gauge("cache_size", "Memory of the outputs that are kept.", unit="bytes")
-        make(self.cache_evicted, EVICTION_REASONS)
+        make(self.cache_evicted, known.EVICTION_REASONS)
 
     def looked_up(self, model: str, *, is_hit: bool) -> None:
         (self.cache_hits if is_hit else self.cache_misses).labels(model).inc()
@@ -202,6 +247,19 @@ class Metrics(Declared):
         self.replica_restarts = self._counter(
             "replica_restarts", "Child processes replaced after a loss.", ("replica",)
         )
+        self.replica_losses = self._counter(
+            "replica_losses", "Child processes lost, and starts that failed, by reason.", ("replica", "reason")
+        )
+        self.replica_busy = self._counter("replica_busy_seconds", "Seconds that the replica computed.", ("replica",))
+        self.canary_runs = self._counter(
+            "canary_runs", "Times the canary's known answer was computed again.", ("replica", "result")
+        )
+        self.replica_device_memory = self._gauge(
+            "replica_device_memory",
+            "Of a GPU what all hold and its size; of a CPU what the child holds and what all may.",
+            ("replica", "kind"),
+            "bytes",
+        )
         self.replica_memory = self._gauge(
             "replica_memory", "Resident memory of the child process when it became ready.", ("replica",), "bytes"
         )
@@ -213,18 +271,27 @@ class Metrics(Declared):
 
     def declare(self, models: Sequence[str], replicas: Sequence[str], tasks: Sequence[str]) -> None:
         """Makes every series whose labels are names of models, replicas and tasks."""
-        make(self.requests, tasks, (*models, NO_MODEL), CODES)
-        make(self.input_tokens, tasks, models)
-        for by_task in (self.request_duration, self.request_inputs, self.requests_in_progress, self.truncated_inputs):
+        make(self.requests, tasks, (*models, known.NO_MODEL), known.CODES)
+        for by_input in (self.inputs, self.input_tokens):
+            make(by_input, tasks, models)
+        make(self.request_duration, tasks, (*models, known.NO_MODEL))
+        make(self.request_stage, tasks, known.STAGES)
+        for by_task in (self.request_inputs, self.requests_in_progress, self.truncated_inputs):
             make(by_task, tasks)
         for by_model in (self.batches, self.compute_duration, self.failed_rows, self.prediction_ratio):
             make(by_model, models)
+        make(self.out_of_memory, models)
+        for by_size in (self.batch_tokens, self.batch_rows):
+            make(by_size, models)
         for counted in (self.shared_rows, self.cache_hits, self.cache_misses, self.batch_budget):
             make(counted, models)
-        make(self.predicted_cost, models, COSTS)
-        for by_replica in (self.replica_up, self.replica_restarts, self.replica_memory):
+        make(self.predicted_cost, models, known.COSTS)
+        for by_replica in (self.replica_up, self.replica_restarts, self.replica_memory, self.replica_busy):
             make(by_replica, replicas)
-        make(self.replica_state, replicas, REPLICA_STATES)
+        make(self.replica_losses, replicas, known.LOSS_REASONS)
+        make(self.canary_runs, replicas, known.CANARY_RESULTS)
+        make(self.replica_device_memory, replicas, known.MEMORY_KINDS)
+        make(self.replica_state, replicas, known.REPLICA_STATES)
 
     def declare_model(self, model: str, *, family: str, kind: str, source: str) -> None:
         self.model.labels(model, family, kind, source).set(1)
@@ -234,8 +301,15 @@ class Metrics(Declared):
 
     def replica_is(self, replica: str, state: ReplicaState) -> None:
         self.replica_up.labels(replica).set(state == "ready")
-        for known in REPLICA_STATES:
-            self.replica_state.labels(replica, known).set(state == known)
+        for each in known.REPLICA_STATES:
+            self.replica_state.labels(replica, each).set(state == each)
+
+    def device_memory(self, replica: str, memory: Memory) -> None:
+        for kind, size in zip(known.MEMORY_KINDS, (memory.allocated, memory.total), strict=True):
+            self.replica_device_memory.labels(replica, kind).set(size)
+
+    def canary_ran(self, replica: str, result: CanaryResult) -> None:
+        self.canary_runs.labels(replica, result).inc()
 
     def replica_holds(self, replica: str, *, device: str, precisions: dict[str, str], memory_bytes: int) -> None:
         """`precisions` are by model name."""

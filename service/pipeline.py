@@ -19,6 +19,7 @@ from service.metrics import Metrics
 from service.tasks.registry import route
 from service.tasks.task import Task
 from service.tasks.text_model import TextModel
+from service.tracing import trace
 
 INLINE_BYTES = 4096
 """A query no longer than this is tokenised on the event loop: mostly in less time than a thread takes to wake, at worst
@@ -73,9 +74,10 @@ class Pipeline:
         model: str | None = None,
         terms: Terms = ANY_TIME,
         num_bytes: int | None = None,
+        on_encoded: Callable[[int, int], None] = lambda rows, tokens: None,
     ) -> Reply[R]:
         """The deadline of `terms` is a time of the pipeline's clock; `num_bytes`, where it is known, the size of the
-        query's text.
+        query's text. `on_encoded` is told the rows and tokens before they are submitted.
 
         Raises what routing, encoding and batching raise.
         """
@@ -84,12 +86,15 @@ class Pipeline:
         is_small = num_bytes is not None and num_bytes <= INLINE_BYTES
         encodings = task.encode(chosen, query) if is_small else await self._encode(task, chosen, query, terms.deadline)
         encoded = self._clock()
-        self._count(task.name, chosen.name, encodings, encoded - started)
+        trace.current.get().stage("tokenize", encoded - started)
+        tokens = self._count(task.name, chosen.name, encodings, encoded - started)
+        on_encoded(len(encodings), tokens)
         settled = await self._submit(encodings, terms)
         results = task.decode(chosen, query, encodings, settled.outputs)
-        self._metrics.answered(task.name, len(results))
         timing = Timing(encoded - started, settled.queue_s, settled.compute_s, self._clock() - started)
-        return Reply(chosen.name, results, sum(row.num_tokens for row in encodings), timing)
+        self._metrics.answered(task.name, len(results), timing)
+        self._count_decisions(task, chosen.name, query, results)
+        return Reply(chosen.name, results, tokens, timing)
 
     async def _encode(self, task: Task[Q, R], model: TextModel, query: Q, deadline: float | None) -> list[Encoding]:
         """Tokenises off the event loop: the tokenizer lets go of the GIL, so other requests are read meanwhile."""
@@ -101,11 +106,17 @@ class Pipeline:
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the text was tokenised") from None
 
-    def _count(self, task: str, model: str, encodings: Sequence[Encoding], seconds: float) -> None:
-        self._metrics.encoded(
-            task,
-            model,
-            tokens=sum(row.num_tokens for row in encodings),
-            truncated=sum(row.truncated for row in encodings),
-            seconds=seconds,
-        )
+    def _count(self, task: str, model: str, encodings: Sequence[Encoding], seconds: float) -> int:
+        """The tokens of all rows."""
+        tokens = sum(row.num_tokens for row in encodings)
+        truncated = sum(row.truncated for row in encodings)
+        inputs = len(encodings)
+        self._metrics.encoded(task, model, inputs=inputs, tokens=tokens, truncated=truncated, seconds=seconds)
+        return tokens
+
+    def _count_decisions(self, task: Task[Q, R], model: str, query: Q, results: Sequence[R]) -> None:
+        if task.predict is None:
+            return
+        for result in results:
+            decided = task.predict(query, result)
+            self._metrics.decided(task.name, model, decided.label, decided.score)

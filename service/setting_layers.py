@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.errors import SettingError
-from service.settings import ENV_PREFIX, Row, Settings, rows
+from service.setting_rows import ENV_PREFIX, Row, rows
+from service.settings import Settings
 
 ENV_CONFIG = "ERLANGSHEN_CONFIG"
 # Kubernetes injects these into every pod beside a Service called "erlangshen": they are not ours and not typos.
@@ -114,10 +115,11 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 def _setting_error(error: ValidationError, origins: Mapping[str, str]) -> SettingError:
     lines = []
+    secret = {row.key for row in rows() if row.is_secret}
     for one in error.errors():
         key = ".".join(str(part) for part in one["loc"][:2])
         message = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
         origin = f" (from {origins[key]})" if key in origins else ""
-        value = f" = {one['input']!r}" if key in origins else ""
+        value = f" = {one['input']!r}" if key in origins and key not in secret else ""
         lines.append(f"{key}{value}{origin}: {message}")
     return SettingError("; ".join(lines))

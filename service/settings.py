@@ -5,19 +5,18 @@ Knows nothing of what the settings are used for, nor where their values come fro
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.fields import FieldInfo
 
 from service.domain import Quantization
 
 VERSION = "0.1.0"
-ENV_PREFIX = "ERLANGSHEN_"
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+")
+_ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
 
 def _split(value: object) -> object:
@@ -29,7 +28,7 @@ def _split(value: object) -> object:
     return value
 
 
-def _split_labels(value: object) -> object:
+def _split_table(value: object) -> object:
     """["NAME=a,b"] or "NAME=a,b;OTHER=c,d" -> {NAME: ("a", "b"), ...}; a table of the TOML file passes."""
     if isinstance(value, str):
         value = [part for part in value.split(";") if part.strip()]
@@ -37,10 +36,10 @@ def _split_labels(value: object) -> object:
         return value
     table = {}
     for part in value:
-        name, equals, labels = str(part).partition("=")
-        if not equals or not name.strip() or not _split(labels):
-            raise ValueError("wanted NAME=label,label,...")
-        table[name.strip()] = _split(labels)
+        name, equals, words = str(part).partition("=")
+        if not equals or not name.strip() or not _split(words):
+            raise ValueError("wanted NAME=A,B,...")
+        table[name.strip()] = _split(words)
     return table
 
 
@@ -52,9 +51,23 @@ def _check_devices(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _check_proxies(value: tuple[str, ...]) -> tuple[str, ...]:
+    for proxy in value:
+        ipaddress.ip_network(proxy)  # its ValueError says what is wrong
+    return value
+
+
+def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_ORIGIN.fullmatch(origin) for origin in value):
+        raise ValueError("wanted origins such as https://app.example.com, or * for every one")
+    return value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Devices = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_devices)]
-LabelTable = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_split_labels)]
+Proxies = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_proxies)]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_origins)]
+WordTable = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_split_table)]
 
 
 class Section(BaseModel):
@@ -70,6 +83,16 @@ class Server(Section):
     max_inputs: int = Field(256, ge=1, description="Most inputs (or candidates) in one request; above it: 422.")
     max_chars: int = Field(100_000, ge=1, description="Most characters in one text; above it: 422.")
     max_labels: int = Field(256, ge=1, description="Most labels or choices for one input; above it: 422.")
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Largest head of a request in bytes; above it: 431.")
+    max_connections: int = Field(16_384, ge=1, description="Open connections; above it: 503. See `ulimit -Hn`, too.")
+    header_timeout_s: float = Field(20.0, gt=0, description="Seconds in which a request's head must come, else 408.")
+    body_timeout_s: float = Field(30.0, gt=0, description="Seconds in which its body must come, else 408.")
+    send_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds for a client to take its answer, else it is cut off."
+    )
+    keep_alive_s: float = Field(
+        75.0, gt=0, description="Seconds that an unused connection stays open: longer than a load balancer keeps it."
+    )
     default_timeout_ms: int = Field(60_000, ge=1, description="Deadline of a request that names none, in milliseconds.")
     max_timeout_ms: int = Field(600_000, ge=1, description="Longest deadline that a request may name, in milliseconds.")
     drain_delay_s: float = Field(0.0, ge=0, description="Seconds to go on serving after SIGTERM with /readyz at 503.")
@@ -91,7 +114,7 @@ class Models(Section):
         "None given: `mini`, the model that ships with the service.",
         json_schema_extra={"flag": "--model", "metavar": "[NAME=]SOURCE"},
     )
-    labels: LabelTable = Field(
+    labels: WordTable = Field(
         {},
         description="Labels of a model whose checkpoint names none, in the order of its outputs.",
         json_schema_extra={"flag": "--labels", "metavar": "NAME=A,B,C"},
@@ -117,6 +140,9 @@ class Batching(Section):
         500, ge=1, description="Where the batch size is chosen: longest that a full batch should take, in milliseconds."
     )
     max_queue_tokens: int = Field(262_144, ge=1, description="Tokens that may wait; above it: 429 with Retry-After.")
+    max_wait_ms: int = Field(
+        30_000, ge=1, description="Longest that a request may be expected to wait, in milliseconds; above it: 429."
+    )
     max_age_ms: int = Field(
         2000, ge=0, description="Every fourth batch is for jobs that have waited this long, whatever their priority."
     )
@@ -144,8 +170,76 @@ class Replicas(Section):
         "int8 on a CPU or on a GPU from Ampere on, fp8 on one from Ada and Hopper on.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of one replica; 0: its share of the cores that there are.")
-    start_timeout_s: float = Field(900.0, gt=0, description="Seconds that a replica gets to load its models.")
+    start_timeout_s: float = Field(
+        900.0, gt=0, description="Seconds that a replica gets to load its models; again, five times what it took."
+    )
     hang_timeout_s: float = Field(120.0, gt=0, description="Seconds one batch may take, else the replica restarts.")
+    hang_factor: float = Field(
+        20.0, gt=1, description="So many times as long as expected a batch may take, and 10 s, within hang_timeout_s."
+    )
+    canary_interval_s: float = Field(
+        60.0, ge=0, description="Seconds between two looks whether a replica still answers what it did; 0: none."
+    )
+    max_crashes: int = Field(
+        6, ge=1, description="So many losses of every replica, each within a minute of its start: /livez fails."
+    )
+
+
+class Security(Section):
+    """Who may ask, and how they connect: see docs/security.md."""
+
+    keys_file: Path | None = Field(
+        None, description="TOML file with the API keys; once there are keys, every caller needs one."
+    )
+    keys: WordTable = Field(
+        {},
+        description="API keys without a file: name, hash and scopes (`infer` unless told) as `python -m service key` "
+        "prints them.",
+        json_schema_extra={"flag": "--key", "metavar": "NAME=HASH,SCOPE,...", "secret": True},
+    )
+    allow_anonymous: bool = Field(
+        False, description="Answer everybody, without keys, on an address that other machines reach."
+    )
+    open_docs: bool = Field(False, description="Show /docs and /openapi.json to callers without a key, too.")
+    cors_origins: Origins = Field(
+        (), description="Origins whose pages may call the API from a browser, or *; none given: no other's."
+    )
+    trusted_proxies: Proxies = Field(
+        (),
+        description="Addresses and networks of proxies whose X-Forwarded-For names the client in the log; none given: "
+        "nobody's.",
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate and its chain: serve HTTPS.")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
+
+    @property
+    def has_keys(self) -> bool:
+        return self.keys_file is not None or bool(self.keys)
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together")
+        return self
+
+
+class Tracing(Section):
+    """Where spans of requests are sent (OpenTelemetry); off unless there is an endpoint."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
+        description="OTLP/HTTP collector, such as http://localhost:4318; none given: no tracing. Needs "
+        "requirements-tracing.txt.",
+        json_schema_extra={"flag": "--tracing-endpoint", "metavar": "URL"},
+    )
+    sample_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the requests that are traced, of those whose caller's `traceparent` does not say.",
+        json_schema_extra={"flag": "--tracing-sample-ratio"},
+    )
 
 
 class Log(Section):
@@ -166,64 +260,6 @@ class Settings(Section):
     models: Models = Models()
     batching: Batching = Batching()
     replicas: Replicas = Replicas()
+    security: Security = Security()
+    tracing: Tracing = Tracing()
     log: Log = Log()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One setting as the outside sees it."""
-
-    section: str
-    name: str
-    flag: str
-    env: str
-    default: Any
-    annotation: Any
-    metavar: str
-    help: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.section}.{self.name}"
-
-    @property
-    def is_bool(self) -> bool:
-        return self.annotation is bool
-
-    @property
-    def is_repeatable(self) -> bool:
-        return isinstance(self.default, (tuple, dict))
-
-
-def rows() -> list[Row]:
-    """All settings, in the order of declaration."""
-    return [
-        _row(section, name, field)
-        for section, part in Settings.model_fields.items()
-        for name, field in type(part.default).model_fields.items()
-    ]
-
-
-def _row(section: str, name: str, field: FieldInfo) -> Row:
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    return Row(
-        section=section,
-        name=name,
-        flag=str(extra.get("flag", f"--{name.replace('_', '-')}")),
-        env=f"{ENV_PREFIX}{section}__{name}".upper(),
-        default=field.default,
-        annotation=field.annotation,
-        metavar=str(extra.get("metavar", _metavar(name, field.annotation))),
-        help=field.description or "",
-    )
-
-
-def _metavar(name: str, annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
-    return name.rsplit("_", 1)[-1].upper()
-
-
-def section_help() -> dict[str, str]:
-    """Section name -> its one-line description."""
-    return {name: (type(part.default).__doc__ or "").strip() for name, part in Settings.model_fields.items()}

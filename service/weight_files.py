@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import pickletools
 import zipfile
 from collections.abc import Sequence
@@ -22,9 +21,11 @@ from service.errors import CheckpointError
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+_METADATA = "__metadata__"
 _LFS_POINTER = b"version https://git-lfs"
 _READ_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_JSON_BYTES = 1 << 26
 _LEGACY_PICKLES = 4  # the old .bin format: magic number, protocol, system, then the state dict
 
 
@@ -52,9 +53,48 @@ def tensor_names(folder: Path) -> frozenset[str]:
     for file in weight_files(folder):
         try:
             names |= _safetensors_names(file) if file.suffix == ".safetensors" else _bin_names(file)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # bytes of a stranger may make a parser raise whatever there is
             raise CheckpointError(f"{file}: cannot be read as weights ({type(error).__name__})") from error
     return frozenset(names)
+
+
+def described_bytes(file: Path) -> int:
+    """How long a safetensors file has to be, by its header; any exception where the header makes no sense."""
+    size, header = _safetensors_header(file)
+    return 8 + size + max((part["data_offsets"][1] for name, part in header.items() if name != _METADATA), default=0)
+
+
+def require_stored(file: Path) -> None:
+    """CheckpointError when a part of a `.bin`, a zip archive, is compressed: mapped, it would be taken for numbers."""
+    with zipfile.ZipFile(file) as archive:
+        compressed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    if compressed:
+        raise CheckpointError(f"{file}: {compressed[0]} in it is compressed; wanted an archive as torch.save writes it")
+
+
+def require_checksums(files: Sequence[Path]) -> None:
+    """CheckpointError when a part of a `.bin` is not what its checksum says; the format of before torch 1.6 has none.
+
+    Reads the files to their ends.
+    """
+    for file in filter(zipfile.is_zipfile, files):
+        with zipfile.ZipFile(file) as archive:
+            for part in archive.infolist():
+                if part.CRC:  # torch can be told to take none
+                    _require_checksum(archive, part, file)
+
+
+def _require_checksum(archive: zipfile.ZipFile, part: zipfile.ZipInfo, file: Path) -> None:
+    try:
+        with archive.open(part) as stream:
+            while stream.read(_READ_BYTES):
+                pass
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"{file}: {part.filename} in it is corrupt: wanted the CRC-32 {part.CRC:08x}; fetch the file again"
+        ) from error
 
 
 def read_ahead(files: Sequence[Path]) -> Thread:
@@ -67,10 +107,12 @@ def read_ahead(files: Sequence[Path]) -> Thread:
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in `file`; CheckpointError when there is none."""
     try:
+        if (size := file.stat().st_size) > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{file}: has {size} bytes; wanted at most {_MAX_JSON_BYTES}")
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
@@ -88,9 +130,13 @@ def _read_all(files: Sequence[Path]) -> None:
 
 def _without_pointers(files: tuple[Path, ...]) -> tuple[Path, ...]:
     for file in files:
-        with file.open("rb") as stream:
-            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise CheckpointError(f"{file}: a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
+        try:
+            with file.open("rb") as stream:
+                start = stream.read(len(_LFS_POINTER))
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        if start == _LFS_POINTER:
+            raise CheckpointError(f"{file}: a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
     return files
 
 
@@ -108,18 +154,27 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _safetensors_names(file: Path) -> set[str]:
+    _, header = _safetensors_header(file)
+    return set(header) - {_METADATA}
+
+
+def _safetensors_header(file: Path) -> tuple[int, dict[str, Any]]:
+    """The bytes that it takes, and what it says."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         if not 0 < size <= _MAX_HEADER_BYTES:
             raise ValueError("header size")
         header = json.loads(stream.read(size))
-    return set(header) - {"__metadata__"}
+    if not isinstance(header, dict):
+        raise ValueError("header")
+    return size, header
 
 
 def _bin_names(file: Path) -> set[str]:
     if not zipfile.is_zipfile(file):
         with file.open("rb") as stream:
             return {name for _ in range(_LEGACY_PICKLES) for name in _strings(stream)}
+    require_stored(file)
     with zipfile.ZipFile(file) as archive:
         pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
         with archive.open(pickled) as stream:

@@ -6,6 +6,7 @@ it to; a row's output is the sum of its ids, so that an answer that went to the 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from service.checkpoint import Checkpoint, Shape
-from service.domain import Cls, Encoding, Output, Step
-from service.errors import CheckpointError
+from service.domain import Cls, Encoding, Memory, Output, Step
+from service.errors import CheckpointError, OutOfMemory
 from service.metrics import Metrics
 from service.replicas.loading import Progress
 
@@ -31,6 +32,27 @@ GATE = -3
 
 THREADS = -4
 """The output is the number of threads that libraries are told to use."""
+
+NAN = -5
+"""The output is no number."""
+
+HUGE = -6
+"""There is no memory for such a row, not even alone."""
+
+BREAK = -7
+"""The output is no number, and from then on the device gives wrong ones."""
+
+EXIT, SEGFAULT = -8, -9
+"""The process ends amid native code: with a status of its own, or by a signal of its own making."""
+
+EAT = -10
+"""The process takes memory until the kernel kills it."""
+
+SILENT_BREAK = -11
+"""The output is right, and from then on the device gives wrong ones."""
+
+ROOM_TOKENS = 20_000
+"""There is no memory for a batch of more, but for one long row."""
 
 SHAPE = Shape(
     num_layers=1,
@@ -60,8 +82,9 @@ class FakeEngine:
 
     precision = "float32"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_wrong: bool = False) -> None:
         self._path = path
+        self._is_wrong = is_wrong
 
     def warm_up(self) -> None:
         """Nothing is cold."""
@@ -70,26 +93,63 @@ class FakeEngine:
         """A tenth of a second a token: so slow that a batch is to be as small as can be."""
         yield from (Step(10, 1, 1.0), Step(20, 1, 2.0), Step(40, 2, 4.0))
 
+    def canary(self) -> list[Encoding]:
+        return [row(3, 4)]
+
+    def device_memory(self) -> Memory | None:
+        return None
+
     def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
         return lambda: self.run(encodings)
 
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
+        if len(encodings) > 1 and sum(encoding.num_tokens for encoding in encodings) > ROOM_TOKENS:
+            raise OutOfMemory("a batch too large")
         for encoding in encodings:
             self._obey(int(encoding.ids[0]))
-        return [threads() if encoding.ids[0] == THREADS else total(encoding) for encoding in encodings]
+        return [self._output(encoding) for encoding in encodings]
+
+    def _output(self, encoding: Encoding) -> Output:
+        order = encoding.ids[0]
+        if order == THREADS:
+            return threads()
+        if order in (NAN, BREAK):
+            return Output(np.full((1, 1), np.nan, dtype=np.float32))
+        return Output(total(encoding).scores + (1 if self._is_wrong and order >= 0 else 0))
 
     def _obey(self, order: int) -> None:
         if order == POISON:
             raise RuntimeError("a row that the forward cannot bear")
-        if order == SUICIDE:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if order == HUGE:
+            raise OutOfMemory("a row too large")
         if order == GATE:
             pass_gate(self._path)
+        if order in (BREAK, SILENT_BREAK):
+            self._is_wrong = True
+        if order in DEATHS:
+            DEATHS[order]()
 
 
 def load_fake(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
     for done in range(0, 101, 50):
         progress(done, 100)
+    return FakeEngine(checkpoint.path)
+
+
+def load_and_stop_once(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    """The second time the process is stopped amid it."""
+    if _count(checkpoint.path) == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return FakeEngine(checkpoint.path)
+
+
+def load_wrong_ever_after(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    """All but the first engine of a folder compute something else."""
+    mark = checkpoint.path / "first"
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return FakeEngine(checkpoint.path, is_wrong=True)
     return FakeEngine(checkpoint.path)
 
 
@@ -108,12 +168,17 @@ def load_and_die(checkpoint: Checkpoint, *, device: str, precision: str, progres
 
 def load_once(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
     """The second, third and fourth time it fails: a replica that needs several restarts."""
-    tally = checkpoint.path / "tally"
-    times = int(tally.read_text()) + 1 if tally.exists() else 1
-    tally.write_text(str(times))
-    if 1 < times < 5:
+    if 1 < _count(checkpoint.path) < 5:
         raise CheckpointError(f"{checkpoint.path}: the disk is away")
     return FakeEngine(checkpoint.path)
+
+
+def _count(path: Path) -> int:
+    """How many times it was called with this folder, by whatever process."""
+    tally = path / "tally"
+    times = int(tally.read_text()) + 1 if tally.exists() else 1
+    tally.write_text(str(times))
+    return times
 
 
 def load_forever(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
@@ -121,6 +186,20 @@ def load_forever(checkpoint: Checkpoint, *, device: str, precision: str, progres
     pass_gate(checkpoint.path)
     while True:
         signal.pause()
+
+
+def eat() -> None:
+    eaten = []
+    while True:
+        eaten.append(b"." * 2**23)
+
+
+DEATHS: dict[int, Callable[[], object]] = {
+    SUICIDE: lambda: os.kill(os.getpid(), signal.SIGKILL),
+    EXIT: lambda: os._exit(3),
+    SEGFAULT: lambda: ctypes.string_at(0),
+    EAT: eat,
+}
 
 
 def pass_gate(path: Path) -> None:

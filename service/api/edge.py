@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -21,9 +21,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
+from service.api.limits import ANYONE, Account
 from service.api.problems import from_http_exception, problem
+from service.domain import Priority, Timing
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.tracing.trace import NO_TRACE, NO_TRACER, Trace, Tracer
 
 logger = logging.getLogger("service.access")
 
@@ -35,13 +38,26 @@ _PROBES = {"/livez", "/readyz", "/metrics"}
 
 @dataclass(slots=True)
 class Exchange:
-    """What is learnt of a request on its way; `status` is 0 until a reply starts."""
+    """What is learnt of a request on its way; `status` is 0 until a reply starts, `code` an error's."""
 
     request_id: str
     started: float
+    trace: Trace = NO_TRACE
+    caller: Account = ANYONE
     task: str | None = None
     model: str | None = None
+    priority: Priority | None = None
+    inputs: int | None = None
+    tokens: int | None = None
+    timing: Timing | None = None
     status: int = 0
+    code: str | None = None
+
+    def encoded(self, inputs: int, tokens: int) -> None:
+        """The text became so many rows: from now on its tokens are the caller's, whatever becomes of the request."""
+        self.inputs = inputs
+        self.tokens = tokens
+        self.caller.spend(tokens)
 
 
 def exchange_of(request: Request) -> Exchange:
@@ -49,16 +65,25 @@ def exchange_of(request: Request) -> Exchange:
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracer: Tracer = NO_TRACER,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(request_id_of(Headers(scope=scope)), self._clock())
+        headers = Headers(scope=scope)
+        trace = NO_TRACE if scope["path"] in _PROBES else self._tracer.begin(headers)
+        exchange = Exchange(request_id_of(headers), self._clock(), trace)
         is_head = scope["method"] == "HEAD"
         inner = {**scope, SCOPE_KEY: exchange, "method": "GET" if is_head else scope["method"]}
         token = logs.request_id.set(exchange.request_id)
@@ -72,7 +97,10 @@ class Edge:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = exchange.request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = exchange.request_id
+                if exchange.trace.reply:
+                    headers["traceresponse"] = exchange.trace.reply
             await send(message)
 
         try:
@@ -88,30 +116,60 @@ class Edge:
     def _finish(self, exchange: Exchange, method: str, scope: Scope) -> None:
         seconds = self._clock() - exchange.started
         if exchange.task is not None:
-            self._metrics.request_done(exchange.task, exchange.model, exchange.status or 500, seconds)
+            code, exemplar = exchange.status or 500, exchange.trace.exemplar
+            self._metrics.request_done(exchange.task, exchange.model, code, seconds, exemplar)
+        if exchange.caller.name:
+            self._metrics.key_done(exchange.caller.name, exchange.status or 500, exchange.tokens or 0)
         route = getattr(scope.get("route"), "path", None)
         level = logging.DEBUG if route in _PROBES else logging.INFO
-        fields = {
-            "method": method,
-            "route": route,
-            "status": exchange.status,
-            "duration_ms": round(seconds * 1000, 3),
-        }
-        if exchange.model is not None:
-            fields["model"] = exchange.model
-        logger.log(level, "request", extra=fields)
+        if exchange.trace.ids or logger.isEnabledFor(level):
+            fields = _fields(exchange, method, route, scope.get("client"), seconds)
+            logger.log(level, "request", extra=fields)
+            exchange.trace.end({"request_id": exchange.request_id, **fields})
+
+
+def _fields(
+    exchange: Exchange, method: str, route: str | None, client: tuple[str, int] | None, seconds: float
+) -> dict[str, Any]:
+    """The line of the access log: who asked what and what came of it, never a text and never a secret."""
+    fields = {
+        "method": method,
+        "route": route,
+        "client": client[0] if client else None,
+        "key": exchange.caller.name or None,
+        "task": exchange.task,
+        "model": exchange.model,
+        "priority": exchange.priority,
+        "inputs": exchange.inputs,
+        "tokens": exchange.tokens,
+        "status": exchange.status,
+        "code": exchange.code,
+        "duration_ms": round(seconds * 1000, 3),
+    }
+    if timing := exchange.timing:
+        fields["tokenize_ms"] = round(timing.tokenize * 1000, 3)
+        fields["queue_ms"] = round(timing.queue * 1000, 3)
+        fields["compute_ms"] = round(timing.compute * 1000, 3)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def reply_to(error: Exception, exchange: Exchange) -> Response:
     """The ladder: ours by its code, the router's by its status, all else an internal error that tells nothing."""
-    if isinstance(error, ServiceError):
-        return problem(error, exchange.request_id)
+    ours = _ours(error)
+    exchange.code = ours.code
+    response = problem(ours, exchange.request_id)
     if isinstance(error, HTTPException):
-        response = problem(from_http_exception(error), exchange.request_id)
         response.headers.update(error.headers or {})
-        return response
+    return response
+
+
+def _ours(error: Exception) -> ServiceError:
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, HTTPException):
+        return from_http_exception(error)
     logger.error("internal error", exc_info=error)
-    return problem(ServiceError("internal error; the log has more under this request_id"), exchange.request_id)
+    return ServiceError("internal error; the log has more under this request_id")
 
 
 def request_id_of(headers: Headers) -> str:

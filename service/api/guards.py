@@ -16,12 +16,23 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from service.api.problems import MAX_LISTED, invalid, path_of
-from service.errors import BodyTooLarge, FieldError, InvalidRequest, MalformedBody, Unavailable
+from service.domain import RANKS, Priority
+from service.errors import (
+    BodyTooLarge,
+    FieldError,
+    InvalidRequest,
+    MalformedBody,
+    Unavailable,
+    UnsupportedEncoding,
+)
 from service.settings import Server
 
 T = TypeVar("T")
 FieldPath = tuple[str | int, ...]
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+PRIORITY_HEADER = "X-Request-Priority"
+BODY_ERROR = "erlangshen.body_error"
+"""In the state of a request's scope: the connection's word that the rest of the body will not come, and why."""
 MAX_SEARCHED = 100_000
 """Values (about) of a body that is searched for a lone surrogate: more than a request within the limits holds."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -39,19 +50,26 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         BodyTooLarge: announced or counted above `max_bytes`; reading stops there.
-        MalformedBody: compressed.
+        UnsupportedEncoding: compressed.
+        RequestTimeout, MalformedRequest: the rest of it does not come, or is not HTTP.
     """
     if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-        raise MalformedBody("the body is compressed; send it as it is")
+        raise UnsupportedEncoding("the body is compressed; send it as it is")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
         _refuse_size(max_bytes)
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    chunks, size, is_whole = [], 0, False
+    while not is_whole:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
         if size > max_bytes:
             _refuse_size(max_bytes)
-        chunks.append(chunk)
+        is_whole = not message.get("more_body", False)
+        if not is_whole and (error := request.scope.get("state", {}).get(BODY_ERROR)):
+            raise error
     return b"".join(chunks)
 
 
@@ -145,6 +163,11 @@ def seconds_allowed(request: Request, in_body_ms: int | None, limits: Server) ->
     return min(asked, default=limits.default_timeout_ms) / 1000
 
 
+def seconds_at_most(request: Request, limits: Server) -> float:
+    """What is known of it before the body is read, which may ask for less."""
+    return (_header_ms(request, limits) or limits.max_timeout_ms) / 1000
+
+
 def _header_ms(request: Request, limits: Server) -> int | None:
     text = request.headers.get(TIMEOUT_HEADER)
     if text is None:
@@ -152,6 +175,14 @@ def _header_ms(request: Request, limits: Server) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= limits.max_timeout_ms):
         raise InvalidRequest.of(TIMEOUT_HEADER, f"must be a whole number from 1 to {limits.max_timeout_ms}")
     return int(text)
+
+
+def priority_asked(request: Request, in_body: Priority | None) -> Priority:
+    """`bulk` where the body or the header says so: a proxy can make a request wait, and not make it go first."""
+    in_header = request.headers.get(PRIORITY_HEADER, "interactive")
+    if in_header not in RANKS:
+        raise InvalidRequest.of(PRIORITY_HEADER, f"must be {' or '.join(RANKS)}")
+    return "bulk" if "bulk" in (in_body, in_header) else "interactive"
 
 
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:

@@ -18,12 +18,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import guards, schemas
-from service.api.edge import exchange_of
+from service.api.edge import Exchange, exchange_of
 from service.api.examples import EXAMPLES
 from service.api.openapi import ERRORS, REPLY_HEADERS, request_body
 from service.api.problems import from_validation_error, invalid
 from service.api.shortcut import Endpoint
-from service.domain import Terms, Timing
+from service.domain import RANKS, Priority, Terms, Timing
 from service.errors import InvalidRequest
 from service.metrics import Metrics
 from service.pipeline import Pipeline
@@ -32,6 +32,8 @@ from service.tasks.registry import TASKS
 
 Clock = Callable[[], float]
 Ready = Callable[[], str | None]
+Admit = Callable[[Terms], None]
+"""Raises where a request that waits on these terms would be refused, however small it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Front:
     accepting: Ready
     limits: Server
     metrics: Metrics
+    admit: Admit
     clock: Clock = time.monotonic
 
     async def answer(self, route: Route, request: Request) -> Response:
@@ -74,13 +77,17 @@ class Front:
         exchange.task = route.task
         with self.metrics.in_progress(route.task):
             guards.require_ready(self.accepting)
+            # Where there is far too much to do, a refusal must cost next to nothing: it comes before the body is read.
+            latest = started + guards.seconds_at_most(request, self.limits)
+            self.admit(_terms(exchange, guards.priority_asked(request, None), latest))
             data = await guards.read_body(request, self.limits.max_body_bytes)
             body = parse(guards.parse_json(data), route.request, self.limits)
             if body.model in self.pipeline.models:
                 exchange.model = body.model
             deadline = started + guards.seconds_allowed(request, body.timeout_ms, self.limits)
-            reply = await guards.unless_gone(request, self._ask(route, body, deadline, len(data)))
-        exchange.model = reply.model
+            terms = _terms(exchange, guards.priority_asked(request, body.priority), deadline)
+            reply = await guards.unless_gone(request, self._ask(route, body, terms, len(data), exchange))
+        exchange.model, exchange.timing = reply.model, reply.timing
         content = {
             "model": reply.model,
             "task": route.task,
@@ -90,15 +97,28 @@ class Front:
         headers = {"Server-Timing": server_timing(reply.timing)}
         return Response(orjson.dumps(content), media_type="application/json", headers=headers)
 
-    async def _ask(self, route: Route, body: schemas.TaskRequest, deadline: float, num_bytes: int) -> Any:
+    async def _ask(
+        self, route: Route, body: schemas.TaskRequest, terms: Terms, num_bytes: int, exchange: Exchange
+    ) -> Any:
         try:
             return await self.pipeline.answer(
-                TASKS[route.task], body.query(), model=body.model, terms=Terms(deadline), num_bytes=num_bytes
+                TASKS[route.task],
+                body.query(),
+                model=body.model,
+                terms=terms,
+                num_bytes=num_bytes,
+                on_encoded=exchange.encoded,
             )
         except InvalidRequest as error:
             if not error.errors:
                 raise
             raise invalid([replace(one, field=body.field(one.field)) for one in error.errors]) from None
+
+
+def _terms(exchange: Exchange, asked: Priority, deadline: float) -> Terms:
+    caller = exchange.caller
+    exchange.priority = caller.priority(asked)
+    return Terms(deadline, RANKS[exchange.priority], caller.name, caller.rights.weight)
 
 
 def parse(value: Any, request: type[schemas.TaskRequest], limits: Server) -> schemas.TaskRequest:
@@ -122,7 +142,7 @@ def endpoints(front: Front) -> dict[str, Endpoint]:
     return {route.path: partial(front.answer, route) for route in ROUTES}
 
 
-def router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
+def router(endpoints: Mapping[str, Endpoint], limits: Server) -> APIRouter:
     routes = APIRouter(tags=["tasks"])
     for route in ROUTES:
         example = EXAMPLES[route.task]
@@ -144,7 +164,7 @@ def router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
                 **ERRORS,
             },
             response_class=Response,
-            openapi_extra=request_body(route.request, example.requests),
+            openapi_extra=request_body(route.request, example.requests, limits),
         )
     return routes
 

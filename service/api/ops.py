@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -14,7 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.guards import require_ready
-from service.api.openapi import NOT_READY
+from service.api.openapi import NO_KEY, NOT_READY
+from service.api.shortcut import Endpoint
+from service.errors import Unavailable
 from service.metrics import Metrics
 from service.tasks.classification import ClassifyQuery
 from service.tasks.embedding import EmbedQuery
@@ -110,27 +112,37 @@ _EXAMPLE = {
 }
 
 
+_PROBED = {"/livez": ("Is it worth keeping", "alive"), "/readyz": ("Can it answer requests", "ready")}
+
 Answers = dict[int | str, dict[str, Any]]
 
 
-def router(ready: Callable[[], str | None], info: Callable[[], ModelsReply], metrics: Metrics) -> APIRouter:
-    """The GET routes; they answer while models load, too."""
-    routes = APIRouter(tags=["operations"], default_response_class=Response)
+def probes(alive: Callable[[], str | None], ready: Callable[[], str | None]) -> dict[str, Endpoint]:
+    """What machines ask all the time, by path. `alive` and `ready` give the reason why not, or None."""
 
-    @routes.get("/livez", summary="Is the process alive", responses=_ok({"status": "alive"}))
-    async def livez() -> Response:
+    async def livez(request: Request) -> Response:
+        if reason := alive():
+            raise Unavailable(f"not alive: {reason}")
         return _json({"status": "alive"})
 
-    @routes.get("/readyz", summary="Can it answer requests", responses=_ok({"status": "ready"}) | NOT_READY)
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         require_ready(ready)
         return _json({"status": "ready"})
 
-    @routes.get("/v1/models", summary="What is served", responses=_ok(_EXAMPLE, ModelsReply))
+    return {"/livez": livez, "/readyz": readyz}
+
+
+def router(probes: Mapping[str, Endpoint], info: Callable[[], ModelsReply], metrics: Metrics) -> APIRouter:
+    """The GET routes; they answer while models load, too."""
+    routes = APIRouter(tags=["operations"], default_response_class=Response)
+    for path, (summary, status) in _PROBED.items():
+        routes.get(path, summary=summary, responses=_ok({"status": status}) | NOT_READY)(probes[path])
+
+    @routes.get("/v1/models", summary="What is served", responses=_ok(_EXAMPLE, ModelsReply) | NO_KEY)
     async def models() -> Response:
         return _json(info().model_dump())
 
-    @routes.get("/metrics", summary="Metrics for Prometheus", responses=_METRICS_TEXT)
+    @routes.get("/metrics", summary="Metrics for Prometheus", responses=_METRICS_TEXT | NO_KEY)
     async def measurements(request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), media_type=media_type)

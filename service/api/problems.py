@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service.errors import FieldError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.errors import FieldError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 MAX_LISTED = 20
@@ -55,7 +55,7 @@ def problem(error: ServiceError, request_id: str) -> Response:
         "errors": [{"field": one.field, "message": one.message} for one in shown],
         "request_id": request_id,
     }
-    return Response(_dump(body), error.status, _retry_headers(error), MEDIA_TYPE)
+    return Response(_dump(body), error.status, _headers(error), MEDIA_TYPE)
 
 
 def _dump(body: dict[str, Any]) -> bytes:
@@ -71,7 +71,9 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _retry_headers(error: ServiceError) -> dict[str, str]:
+def _headers(error: ServiceError) -> dict[str, str]:
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": 'Bearer realm="erlangshen"'}
     if not error.retryable:
         return {}
     seconds = max(error.retry_after_s if error.retry_after_s is not None else 1.0, 0.001)

@@ -1,4 +1,4 @@
-"""The way of a request to a task: found by its path at once, where the router would try one route after another.
+"""The way of a request to a task or a probe: found by its path at once, where the router would try route after route.
 
 The routes are the router's all the same: it documents them, and answers what goes to them by another method.
 """
@@ -24,14 +24,18 @@ class Way:
 
 
 class Shortcut:
-    """Serves POST requests to these paths by itself; all others are the app's."""
+    """Serves requests to these methods and paths by itself; all others are the app's."""
 
-    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Mapping[str, Endpoint]]) -> None:
         self._app = app
-        self._ways = {path: Way(path, endpoint) for path, endpoint in endpoints.items()}
+        self._ways = {
+            (method, path): Way(path, endpoint)
+            for method, by_path in endpoints.items()
+            for path, endpoint in by_path.items()
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        way = self._ways.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        way = self._ways.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
         if way is None:
             await self._app(scope, receive, send)
             return

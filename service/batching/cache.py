@@ -13,7 +13,8 @@ from hashlib import blake2b
 from typing import Protocol
 
 from service.domain import Encoding, Output
-from service.metrics import EvictionReason, Metrics
+from service.metric_labels import EvictionReason
+from service.metrics import Metrics
 
 ENTRY_BYTES = 512
 """Of one entry beside its numbers: key, objects and their places in the tables."""

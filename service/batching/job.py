@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from service.batching.share import NOWHERE, Place
 from service.domain import ANY_TIME, Encoding, Output, Terms
 from service.errors import ServiceError
-from service.metrics import DropReason
+from service.metric_labels import DropReason
+from service.tracing.trace import NO_TRACE, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Ticket:
     arrived: float
     on_done: Callable[[Settled | ServiceError], None]
     terms: Terms = ANY_TIME
+    trace: Trace = NO_TRACE
     closed: DropReason | Literal["answered"] | None = None
     _outputs: list[Output | None] = field(init=False)
     _num_missing: int = field(init=False)
@@ -77,29 +80,17 @@ class Ticket:
         self.closed = self.closed or reason
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a job stands in the queue. A tag only compares within its priority."""
-
-    priority: int
-    tag: float
-
-    def is_before(self, other: Place) -> bool:
-        return (-self.priority, self.tag) < (-other.priority, other.tag)
-
-
-NOWHERE = Place(0, float("inf"))
-
-
 @dataclass(slots=True, eq=False)
 class Job:
-    """One encoding and the rows of tickets that wait for it. `number` (of its arrival) and `place` are the queue's."""
+    """One encoding and the rows of tickets that wait for it. `number` (of its arrival), `place` and `is_back` (it was
+    given back) are the queue's; `num_losses` counts the replicas that were lost with it at hand."""
 
     encoding: Encoding
     arrived: float
     waiters: list[tuple[Ticket, int]] = field(default_factory=list)
     number: int = -1
     place: Place = NOWHERE
+    is_back: bool = False
     num_losses: int = 0
     num_tokens: int = field(init=False)
 
@@ -110,6 +101,11 @@ class Job:
     def is_new(self) -> bool:
         """Whether it never was in a queue."""
         return self.number < 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what a replica died of."""
+        return self.num_losses > 0
 
     @property
     def is_deserted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Jobs of one priority in the order of their tags, any of which may leave at any time: a heap with stale entries.
+"""Jobs on one share in the order of their tags, any of which may leave at any time: a heap with stale entries.
 
 An entry is stale once its job waits no more, or waits in another place. To push and to pop cost the logarithm of the
 number of jobs; stale entries are skipped, and cleared away when they are the most.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Container
 from heapq import heapify, heappop, heappush
 
-from service.batching.job import Job, Place
+from service.batching.job import Job
+from service.batching.share import Place
 
 SLACK = 64
 """Stale entries that are never worth a clearing."""

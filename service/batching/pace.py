@@ -6,6 +6,7 @@ Knows no queue and no replica but by name.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -20,6 +21,12 @@ UNMEASURED_TOKENS = 512
 """The budget of a model that nobody has measured yet: one row of the greatest length."""
 
 
+NEARLY_FULL = 0.9
+WIDENING = 1.001
+"""After running out of memory: of the budget, at each batch that is nearly full. Whoever took the memory may have gone,
+so it comes back; where nobody did, finding that out costs one batch in some seven hundred, which is halved."""
+
+
 class Pace:
     """`max_batch_tokens` above zero is the budget of every model; else it is chosen where `calibrate` has measured."""
 
@@ -30,23 +37,37 @@ class Pace:
         self._models: dict[str, LatencyModel] = {}
         self._steps: dict[str, dict[str, Sequence[Step]]] = {}
         self._budgets: dict[str, int] = {}
+        self._room: dict[str, float] = {}
 
-    def calibrate(self, replica: str, profiles: Mapping[str, Sequence[Step]]) -> None:
-        """A replica has become ready, perhaps again: what it measured, by model, replaces what it measured before."""
-        for model, steps in profiles.items():
-            if steps:
-                by_replica = self._steps.setdefault(model, {})
-                by_replica[replica] = steps
-                self._refit(model, by_replica)
+    def calibrate(self, replica: str, model: str, steps: Sequence[Step], fitting_tokens: int | None = None) -> None:
+        """A replica has become ready, perhaps again: what it measured replaces what it measured before.
+
+        `fitting_tokens` is None unless it met the end of its memory.
+        """
+        if fitting_tokens is not None:
+            self.ran_out(model, fitting_tokens)
+        if steps:
+            by_replica = self._steps.setdefault(model, {})
+            by_replica[replica] = steps
+            self._refit(model, by_replica)
 
     def budget(self, model: str) -> int:
         """Tokens of a full batch."""
-        return self._fixed or self._budgets.get(model, UNMEASURED_TOKENS)
+        wanted = self._fixed or self._budgets.get(model, UNMEASURED_TOKENS)
+        return min(wanted, int(self._room.get(model, wanted)))
+
+    def ran_out(self, model: str, fitting_tokens: int) -> None:
+        """A batch found no memory; so many tokens do. That holds for all replicas, and for those to come."""
+        self._room[model] = max(budget.LEAST_TOKENS, min(fitting_tokens, self.budget(model)))
+        logger.warning("batch budget lowered: out of memory", extra={"model": model, "tokens": self.budget(model)})
+        self._show(model)
 
     def note(self, model: str, tokens: int, rows: int, seconds: float) -> None:
         """A batch was computed."""
         if model not in self._models:
             self._models[model] = LatencyModel()
+        if tokens >= NEARLY_FULL * self._room.get(model, math.inf):
+            self._room[model] *= WIDENING
         known = self._models[model]
         if expected := known.predict(tokens, rows):
             self._metrics.predicted(model, seconds / expected)
@@ -88,4 +109,5 @@ class Pace:
         self._metrics.costs(model, self.budget(model), batch_s=cost.batch, token_s=cost.token, row_s=cost.row)
 
     def _cost(self, model: str) -> Cost:
-        return self._models[model].cost or Cost(0.0, 0.0, 0.0)
+        known = self._models.get(model)
+        return (known and known.cost) or Cost(0.0, 0.0, 0.0)

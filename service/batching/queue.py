@@ -2,28 +2,27 @@
 
 Pure: time is passed in as `now` (seconds), nothing is awaited, and what was dropped is told to a callable.
 
-Order: jobs given back after a loss, then by priority, by tag within a priority, equals by arrival. The first job always
-goes in and decides the model of the batch. Later jobs of that model fill the rest of the budget: one that does not fit
-is passed over in favour of shorter ones.
+Order: jobs given back after a loss, then by priority, then by what each account was given (`share.py`), then by tag
+within the account, equals by arrival. The first job always goes in and decides the model of the batch. Later jobs of
+that model fill the rest of the budget: one that does not fit is passed over in favour of shorter ones and leads a batch
+soon. A job that was at hand when a replica was lost goes alone: if it was what the replica died of, it takes nobody
+along the next time.
 
-Tags share the device out between requests (start-time fair queueing: Goyal, Vin and Cheng, 1996). A row's tag is the
-virtual time at which its request came, plus the tokens of the request's rows before it. Virtual time is where the
-furthest job that was taken in this order ends. So a request of many rows stands beside those that come later, not
-before them: what it holds a small one back by is no more than any other request does, however many rows it has. What
-one long row holds back is one batch, which takes as long as the target of a batch, or as the row itself.
-
-Every DUE_EVERYth batch is for those who have waited for the age cap, by arrival, whatever their tags and priorities; so
-a low priority, and the last rows of a long request among very many small ones, are served in the end. It is a share of
-the device and not a right to go first, or a few long requests that are overdue would hold all others back again.
+Every DUE_EVERYth batch is for those who have waited for the age cap, by arrival, whatever their accounts, tags and
+priorities; so a low priority, and the last rows of a long request among very many small ones, are served in the end. It
+is a part of the device and not a right to go first, or a few long requests that are overdue would hold all others back
+again; and it counts as given to the account.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from service.batching.job import Job, Place
+from service.batching.job import Job
 from service.batching.line import IN_ORDER, LOST, NEVER, Line, Rank
-from service.metrics import DROP_REASONS, DropReason
+from service.batching.share import Place, Shares
+from service.domain import ANY_TIME, Terms
+from service.metric_labels import DROP_REASONS, DropReason
 
 DUE_EVERY = 4
 
@@ -43,7 +42,7 @@ class Queue:
         self._num_pushed = 0
         self._num_batches = 0
         self._lines: dict[str, Line] = {}
-        self._virtual: dict[int, float] = {}
+        self._shares = Shares()
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
@@ -52,6 +51,10 @@ class Queue:
     def num_tokens(self) -> int:
         return sum(line.num_tokens for line in self._lines.values())
 
+    def row_tokens(self) -> int:
+        """Of those that wait, the mean."""
+        return self.num_tokens // max(1, len(self))
+
     def oldest_arrival(self) -> float | None:
         return min((next(iter(line)).arrived for line in self._lines.values()), default=None)
 
@@ -59,25 +62,34 @@ class Queue:
         """Model, tokens and rows of what waits."""
         return ((model, line.num_tokens, len(line)) for model, line in self._lines.items())
 
-    def push(self, jobs: Iterable[Job], priority: int = 0) -> None:
+    def ahead_of(self, terms: Terms, tokens: float) -> float:
+        """Tokens that wait and are computed before a new request of so many, about."""
+        lost = self.num_tokens - self._shares.num_tokens
+        return lost + self._shares.ahead_of(terms, tokens)
+
+    def is_above_its_part(self, terms: Terms, tokens: int, limit: int) -> bool:
+        """Whether the account would have more waiting than is its part of `limit`."""
+        return self._shares.is_above_its_part(terms, tokens, limit)
+
+    def push(self, jobs: Iterable[Job], terms: Terms = ANY_TIME) -> None:
         """One request's jobs, in order. One that waits already, for another request, takes the better of its places;
         one that is being computed stays there."""
-        tag = self._virtual.get(priority, 0.0)
+        claim = self._shares.claim(terms)
+        tag = claim.share.virtual
         for job in jobs:
-            place = Place(priority, tag)
+            place = Place(claim, tag)
             tag += job.num_tokens
             if job.is_new:
                 job.number, job.place = self._num_pushed, place
                 self._num_pushed += 1
                 self._link(job)
-            elif self._waits(job) and not job.num_losses and place.is_before(job.place):
-                job.place = place
-                self._lines[job.encoding.model].place(job)
+            elif self._waits(job) and not job.is_back and place.is_before(job.place):
+                self._move(job, place)
 
     def give_back(self, jobs: Iterable[Job]) -> None:
         """Lost jobs go to the head of the queue, in order of arrival among all that were given back."""
         for job in jobs:
-            job.num_losses += 1
+            job.is_back = True
             self._link(job)
 
     def remove(self, jobs: Iterable[Job], reason: DropReason) -> None:
@@ -125,12 +137,12 @@ class Queue:
             room = room if batch else max(self._budget(job.encoding.model), job.num_tokens)
             if not room or len(passed_over) >= MAX_PASSED_OVER:
                 break
-            if job.num_tokens <= room:
-                if kind == IN_ORDER and not passed_over:
-                    self._advance(job)
+            if job.num_tokens <= room and not (batch and job.is_suspect):
+                if kind != LOST:
+                    self._shares.charge(job.place, job.num_tokens, in_order=kind == IN_ORDER and not passed_over)
                 self._unlink(job)
                 batch.append(job)
-                room -= job.num_tokens
+                room = 0 if job.is_suspect else room - job.num_tokens
             elif kind == IN_ORDER:
                 line.pass_over(job)
                 passed_over.append(job)
@@ -139,7 +151,7 @@ class Queue:
             else:
                 overdue_since = NEVER  # the rest of this batch is filled in order
         for job in passed_over:
-            line.place(job)
+            line.put_back(job)
         return batch
 
     def _first_living(self, line: Line, now: float, overdue_since: float, dead: list[Job]) -> tuple[Rank, Job] | None:
@@ -151,10 +163,11 @@ class Queue:
             dead.append(found[1])
         return None
 
-    def _advance(self, job: Job) -> None:
-        """Not by jobs that only filled a gap: they may be far ahead of where the others are."""
-        priority, end = job.place.priority, job.place.tag + job.num_tokens
-        self._virtual[priority] = max(end, self._virtual.get(priority, 0.0))
+    def _move(self, job: Job, place: Place) -> None:
+        job.place.claim.drop(job.num_tokens)
+        job.place = place
+        place.claim.add(job.num_tokens)
+        self._lines[job.encoding.model].place(job)
 
     def _waits(self, job: Job) -> bool:
         line = self._lines.get(job.encoding.model)
@@ -165,11 +178,15 @@ class Queue:
         if model not in self._lines:
             self._lines[model] = Line()
         self._lines[model].add(job)
+        if not job.is_back:
+            job.place.claim.add(job.num_tokens)
 
     def _unlink(self, job: Job) -> None:
         line = self._lines[job.encoding.model]
         line.remove(job)
+        if not job.is_back:
+            job.place.claim.drop(job.num_tokens)
         if not line:
             del self._lines[job.encoding.model]
         if not self._lines:
-            self._virtual.clear()
+            self._shares.forget()

@@ -9,19 +9,28 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.domain import Encoding, Output
+from service.domain import Encoding, Failure, Output
+from service.errors import ReplicaLost
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One output per encoding, in order; None where the forward failed on that row alone."""
+    """One output per encoding, in order, or why there is none for that row alone.
 
-    outputs: Sequence[Output | None]
+    `fitting_tokens` is None unless the device ran out of memory: so many tokens fit at a time, as far as is known.
+    """
+
+    outputs: Sequence[Output | Failure]
     compute_s: float
+    fitting_tokens: int | None = None
+
+
+class Untouched(ReplicaLost):
+    """The batch only waited for its turn when the replica was lost: it had no part in that."""
 
 
 Run = Callable[[Sequence[Encoding]], Awaitable[Ran]]
-"""Raises ReplicaLost when the batch is lost and may be computed elsewhere."""
+"""Raises ReplicaLost when the batch is lost and may be computed elsewhere, Untouched when it was not at hand."""
 
 Feed = Callable[[Run], Coroutine[Any, Any, None]]
 """Takes batches for one `Run` until that is lost or there will be no more."""

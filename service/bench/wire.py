@@ -23,11 +23,12 @@ class StaleConnection(ConnectionError):
 
 
 class Client:
-    """Connections to one host; as many as there are requests in flight."""
+    """Connections to one host; as many as there are requests in flight. `key` is an API key, where one is needed."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, key: str = "") -> None:
         self._host = host
         self._port = port
+        self._key = f"Authorization: Bearer {key}\r\n" if key else ""
         self._idle: list[Connection] = []
 
     async def send(self, method: str, path: str, body: bytes = b"") -> Response:
@@ -62,7 +63,7 @@ class Client:
         host = f"[{self._host}]" if ":" in self._host else self._host
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: {host}:{self._port}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"{self._key}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
 

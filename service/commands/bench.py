@@ -27,7 +27,7 @@ from service.bench.report import shown
 from service.bench.requests import parse_mix
 from service.bench.synthetic import Lengths, make_corpus
 from service.bench.wire import Client
-from service.commands.values import above_zero, checked, is_loopback, list_of, whole_above_zero
+from service.commands.values import above_zero, add_key, checked, is_loopback, list_of, whole_above_zero
 
 DEFAULT_MIX = "zero-shot=4,classify=2,similarity=3,mrc=1"
 DEFAULT_LENGTHS = "lognormal:31:152"
@@ -67,7 +67,7 @@ def bench(args: Namespace) -> dict[str, Any]:
         timeout_s=args.timeout,
         seed=args.seed,
     )
-    report = uvloop.run(_measure(args.url, plan, corpus))
+    report = uvloop.run(_measure(args.url, args.key or "", plan, corpus))
     if args.limit:
         _add_limits(report, args.model)
     return report
@@ -83,9 +83,9 @@ def _add_limits(report: dict[str, Any], model: str | None) -> None:
         report["limit"] = None
 
 
-async def _measure(url: str, plan: Plan, corpus: Corpus) -> dict[str, Any]:
+async def _measure(url: str, key: str, plan: Plan, corpus: Corpus) -> dict[str, Any]:
     parts = urlsplit(url)
-    client = Client(parts.hostname or "127.0.0.1", parts.port or 80)
+    client = Client(parts.hostname or "127.0.0.1", parts.port or 80, key)
     try:
         return await measure(client, plan, corpus, progress)
     finally:
@@ -145,6 +145,7 @@ def _add_what(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--inputs", type=whole_above_zero, default=1, help="inputs per request (default: 1)")
     parser.add_argument("--model", metavar="NAME", help="ask for this model by name")
+    add_key(parser)
     parser.add_argument("--seed", type=int, default=1, help="of texts, mix and arrivals (default: 1)")
     parser.add_argument("--allow-remote", action="store_true", help="load a server that is not on this machine")
 

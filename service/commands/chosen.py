@@ -9,7 +9,7 @@ from typing import Any
 
 import service
 from service.api.examples import EXAMPLES
-from service.checkpoint import ModelSpec, parse_spec
+from service.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
 from service.errors import SettingError
 from service.settings import Models
 from service.tasks.text_model import TextModel
@@ -28,6 +28,13 @@ def specs_of(models: Models) -> list[ModelSpec]:
         if name not in served:
             raise SettingError(f"models.labels: {name} is not served; there is {', '.join(served)}")
     return specs
+
+
+def fetched(spec: ModelSpec, models: Models) -> Checkpoint:
+    """The checkpoint in a local folder, after a download where that is needed and allowed; called as the user did."""
+    labels = models.labels.get(spec.name, ())
+    found = resolve(located(spec), labels=labels, cache_dir=models.cache_dir, offline=models.offline)
+    return replace(found, source=spec.source)
 
 
 def located(spec: ModelSpec) -> ModelSpec:

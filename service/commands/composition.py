@@ -14,7 +14,6 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -24,24 +23,28 @@ from service.api import ops
 from service.batching.batcher import Batcher
 from service.batching.cache import Cache, NoCache, ResultCache
 from service.batching.pace import Pace
-from service.checkpoint import Checkpoint, resolve
-from service.commands.chosen import first_request, located, specs_of
+from service.checkpoint import Checkpoint
+from service.commands.chosen import fetched, first_request, specs_of
 from service.commands.progress import loading_progress
+from service.domain import Terms
 from service.errors import StartupError
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.replicas import cores, devices
+from service.replicas.care import Care
 from service.replicas.loading import Load, load_engine
 from service.replicas.pool import Pool, names
-from service.replicas.replica import Care
 from service.setting_layers import weight_cache_folder
 from service.settings import VERSION, Settings
 from service.tasks.registry import TASKS
 from service.tasks.text_model import TextModel
+from service.tracing.trace import open_tracer
 from service.weight_cache import to_be_read
 from service.weight_files import read_ahead, weight_files
 
 logger = logging.getLogger(__name__)
+
+STOPPING = "the service is stopping"
 
 
 class Composition:
@@ -53,9 +56,12 @@ class Composition:
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
         self.failure: StartupError | None = None
         self.is_stopping = False
+        self.is_closed = False
         self._url = ""
         self._on_failure: Callable[[], None] = lambda: None
         self.metrics = Metrics(ops.new_registry())
+        tracing = settings.tracing
+        self.tracer = open_tracer(tracing.endpoint, sample_ratio=tracing.sample_ratio, version=VERSION)
         self._settings = settings
         self._weight_cache = weight_cache_folder(settings.models.weight_cache_dir)
         self._load = load or partial(
@@ -76,7 +82,9 @@ class Composition:
         )
         self._batcher = Batcher(
             pace=self._pace,
+            tracer=self.tracer,
             max_queue_tokens=settings.batching.max_queue_tokens,
+            max_wait_s=settings.batching.max_wait_ms / 1000,
             max_age_s=settings.batching.max_age_ms / 1000,
             cache=self._make_cache(),
             num_replicas=lambda: self._pool.num_ready() if self._pool else 0,
@@ -125,16 +133,20 @@ class Composition:
         """Finds or downloads every checkpoint and reads its vocabulary. Runs in a thread: downloads take minutes."""
         models = self._settings.models
         for spec in self._specs:
-            labels = models.labels.get(spec.name, ())
-            found = resolve(located(spec), labels=labels, cache_dir=models.cache_dir, offline=models.offline)
-            checkpoint = replace(found, source=spec.source)  # as the user called it
+            checkpoint = fetched(spec, models)
             self._models[spec.name] = TextModel.load(checkpoint)
             self._checkpoints.append(checkpoint)
             self._revisions[spec.name] = checkpoint.revision or str(checkpoint.path)
             self.metrics.declare_model(
                 spec.name, family=checkpoint.family, kind=checkpoint.kind, source=checkpoint.source
             )
+            self._declare_predictions(self._models[spec.name])
         self._read_ahead()
+
+    def _declare_predictions(self, model: TextModel) -> None:
+        for name in ops.abilities(model):
+            if TASKS[name].predict is not None:
+                self.metrics.declare_predictions(name, model.name, TASKS[name].own_labels(model))
 
     def _read_ahead(self) -> None:
         """Keeps the disk busy while the children import torch."""
@@ -164,6 +176,9 @@ class Composition:
             threads=self._threads,
             start_timeout_s=replicas.start_timeout_s,
             hang_timeout_s=replicas.hang_timeout_s,
+            hang_factor=replicas.hang_factor,
+            canary_interval_s=replicas.canary_interval_s,
+            max_crashes=replicas.max_crashes,
         )
         return Pool(
             self._checkpoints,
@@ -175,6 +190,7 @@ class Composition:
             set_up_logs=partial(logs.configure, self._settings.log.level, self._settings.log.format),
             progress=loading_progress(),
             profiled=self._pace.calibrate,
+            predict=self._pace.predict,
         )
 
     def _announce(self) -> None:
@@ -184,26 +200,37 @@ class Composition:
         served = ", ".join(self._models)
         logger.info("ready", extra={"url": self._url, "models": served, "devices": ", ".join(self._devices)})
         task, body = first_request(self._models.values())
+        key = "-H 'X-API-Key: YOUR-KEY' " if self._settings.security.has_keys else ""
         print(
             f"\nErlangshen Service is ready: {served} on {', '.join(self._devices)}\n"
             f"  docs    {self._url}/docs\n"
-            f"  try it  curl {self._url}/v1/{task} -d '{json.dumps(body, ensure_ascii=False)}'\n",
+            f"  try it  curl {self._url}/v1/{task} {key}-d '{json.dumps(body, ensure_ascii=False)}'\n",
             flush=True,
         )
 
     # what the HTTP rooms ask
 
     def why_not_ready(self) -> str | None:
-        return "the service is stopping" if self.is_stopping else self.why_not_able()
+        return STOPPING if self.is_stopping else self.why_not_able()
+
+    def why_not_alive(self) -> str | None:
+        return self._pool.why_not_alive() if self._pool else None
 
     def why_not_able(self) -> str | None:
         """Requests are still taken for a while after readiness is gone."""
+        if self.is_closed:
+            return STOPPING
         if self._pool is None:
             return "models are being fetched"
         if self._pool.is_ready():
             return None
         states = ", ".join(f"{name} {state}" for name, state in self._pool.states().items())
         return f"no replica is ready ({states})"
+
+    def admit(self, terms: Terms) -> None:
+        """With a cache a request has to be read first: what is kept is answered however much waits."""
+        if not self._settings.batching.cache_entries:
+            self._batcher.admit(terms)
 
     def info(self) -> ops.ModelsReply:
         states = self._pool.states() if self._pool else dict.fromkeys(names(self._devices), "starting")
@@ -245,6 +272,7 @@ class Composition:
         if self._pool is not None:
             await self._pool.stop()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        self.tracer.close()
         logger.info("stopped")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from service.commands.values import add_key
 from service.datasets.example import Example
 from service.datasets.registry import DATASETS, load
 from service.errors import DatasetError
@@ -41,6 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=_positive, metavar="N", help="only N examples, drawn at random")
     parser.add_argument("--seed", type=int, default=1, help="of that draw (default: %(default)s)")
     parser.add_argument("--model", metavar="NAME", help="ask this model, not the one the server would choose")
+    add_key(parser)
     parser.add_argument(
         "--head",
         nargs="?",
@@ -78,7 +80,12 @@ async def evaluate(args: Namespace, transport: httpx.AsyncBaseTransport | None =
     # A proxy that the environment names is for the world outside, not for this machine.
     through_proxy = httpx.URL(args.url).host not in LOOPBACK
     client = httpx.AsyncClient(
-        base_url=args.url, timeout=TIMEOUT_S, limits=limits, transport=transport, trust_env=through_proxy
+        base_url=args.url,
+        headers={"Authorization": f"Bearer {args.key}"} if args.key else {},
+        timeout=TIMEOUT_S,
+        limits=limits,
+        transport=transport,
+        trust_env=through_proxy,
     )
     async with client:
         server = Server(client, args.model)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 
 from service.setting_layers import ENV_CONFIG, load
-from service.settings import Row, Settings, rows, section_help
+from service.setting_rows import Row, rows, section_help
+from service.settings import Settings
 
 
 def add_setting_flags(parser: ArgumentParser) -> None:

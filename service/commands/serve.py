@@ -11,24 +11,27 @@ import logging
 import signal
 import socket
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 import uvloop
 
 from service import logs
 from service.api.app import create_app
+from service.api.connection import Connection, Door
 from service.commands.composition import Composition
+from service.commands.descriptors import room_for
 from service.commands.flags import add_setting_flags, settings_from
+from service.commands.security import check_certificate, refuse_strangers, reloading, ring_of
 from service.errors import SettingError
 from service.settings import Server as ServerSettings
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 75
-"""Longer than the idle time of common load balancers, so that it is they who close a connection."""
 LAST_ANSWERS_S = 5
 """From the failing of what still waits to the closing of its connections."""
 
@@ -38,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
     add_setting_flags(parser)
     settings = settings_from(parser.parse_args(argv))
     logs.configure(settings.log.level, settings.log.format)
+    refuse_strangers(settings)
     whole = Composition(settings)
     with bind(settings.server) as listener:
         server = make_server(whole, settings)
@@ -49,7 +53,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 async def _serve(whole: Composition, server: Server, listener: socket.socket) -> None:
-    whole.begin(url_of(listener), on_failure=server.leave)
+    scheme = "https" if server.config.is_ssl else "http"
+    whole.begin(url_of(listener, scheme), on_failure=server.leave)
     await server.serve(sockets=[listener])
 
 
@@ -70,49 +75,67 @@ def bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Where a browser on this machine finds the server."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def make_server(whole: Composition, settings: Settings) -> Server:
+    check_certificate(settings.security)
+    ring = ring_of(settings.security, whole.metrics)
     app = create_app(
         whole.pipeline,
         info=whole.info,
         ready=whole.why_not_ready,
+        alive=whole.why_not_alive,
         accepting=whole.why_not_able,
+        admit=whole.admit,
         settings=settings.server,
         metrics=whole.metrics,
+        ring=ring,
+        security=settings.security,
+        tracer=whole.tracer,
         lifespan=whole.lifespan,
     )
+    limits = settings.server
+    door = Door(limits, whole.metrics, room_for(limits.max_connections))
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=partial(Connection, door=door),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nobody here asks for a client's address
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=round(settings.server.drain_timeout_s) + LAST_ANSWERS_S,
+        proxy_headers=bool(settings.security.trusted_proxies),
+        forwarded_allow_ips=list(settings.security.trusted_proxies),
+        ssl_certfile=settings.security.tls_cert,
+        ssl_keyfile=settings.security.tls_key,
+        timeout_keep_alive=round(limits.keep_alive_s),
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
-    return Server(config, whole, settings.server)
+    return Server(config, whole, door, reloading(settings.security, ring, config))
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but a signal first takes the readiness away, and a clean end after a signal is exit code 0."""
+    """uvicorn, but a signal first takes the readiness away, and a clean end after a signal is exit code 0; SIGHUP has
+    keys and certificate read again."""
 
-    def __init__(self, config: uvicorn.Config, whole: Composition, settings: ServerSettings) -> None:
+    def __init__(
+        self, config: uvicorn.Config, whole: Composition, door: Door, reload: Callable[[], None] | None
+    ) -> None:
         super().__init__(config)
+        self._reload = reload
         self._whole = whole
-        self._settings = settings
+        self._door = door
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        if self._reload is not None:  # else a terminal that is closed ends the server, as it ends all else
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -127,12 +150,29 @@ class Server(uvicorn.Server):
             self.force_exit = True
 
     def _drain(self) -> None:
+        """Readiness goes, then every answer is the last on its connection, then new requests are refused."""
         assert self._loop is not None, "a signal is handled after startup only"
         self._whole.is_stopping = True
+        self._door.is_closing = True
+        for connection in cast("set[Connection]", self.server_state.connections):
+            connection.close_after_answer()
         logger.info("stopping: running requests are answered first")
-        delay, limit = self._settings.drain_delay_s, self._settings.drain_timeout_s
-        self._loop.call_later(delay, self.leave)
-        self._loop.call_later(delay + limit, self._whole.give_up)
+        delay, limit = self._door.limits.drain_delay_s, self._door.limits.drain_timeout_s
+        self._loop.call_later(delay, self._refuse)
+        self._loop.call_later(delay + limit, self._give_up)
+
+    def _refuse(self) -> None:
+        self._whole.is_closed = True
+
+    def _give_up(self) -> None:
+        self._whole.give_up()
+        self.leave()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: when new requests are refused and no other is left, nobody is waited for."""
+        if self._whole.is_closed and not self.server_state.tasks:
+            self.leave()
+        return await super().on_tick(counter)
 
     def leave(self) -> None:
         self.should_exit = True

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
 from service.commands.flags import add_setting_flags, settings_from
 from service.setting_layers import ENV_CONFIG
-from service.settings import Row, rows, section_help
+from service.setting_rows import Row, rows, section_help
+from service.settings import Settings
 
 _HEAD = f"""# Settings
 
@@ -17,7 +19,7 @@ Made by `python -m service settings --markdown > docs/settings.md`; a test fails
 
 A setting comes from, in rising order: its default, a TOML file, the environment, a flag of `python -m service serve`.
 The file is named by `--config FILE` or `{ENV_CONFIG}`; its sections are the headings below. In the environment a list
-is comma-separated (`a,b`); its flag may be repeated. `labels` is a table: `[models.labels]` in the file,
+is comma-separated (`a,b`); its flag may be repeated. `labels` and `keys` are tables: `[models.labels]` in the file,
 `NAME=A,B;OTHER=C,D` in the environment. A name that is no setting is refused, in the file and in the environment, and
 a wrong value stops the start with a line that says which and why. `python -m service settings` prints what is in
 effect.
@@ -32,9 +34,17 @@ def run(argv: Sequence[str]) -> int:
     if arguments.markdown:
         print(markdown(), end="")
         return 0
-    settings = settings_from(arguments)
-    print(orjson.dumps(settings.model_dump(mode="json"), option=orjson.OPT_INDENT_2).decode())
+    print(orjson.dumps(_shown(settings_from(arguments)), option=orjson.OPT_INDENT_2).decode())
     return 0
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """Of what is secret, the names."""
+    values = settings.model_dump(mode="json")
+    for row in rows():
+        if row.is_secret:
+            values[row.section][row.name] = sorted(values[row.section][row.name])
+    return values
 
 
 def markdown() -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -39,6 +40,20 @@ def whole_above_zero(text: str) -> int:
 def list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     """Comma-separated."""
     return lambda text: tuple(one(part) for part in text.split(","))
+
+
+def add_key(parser: ArgumentParser) -> None:
+    """`args.key`: None where none is given."""
+    text = "a file that holds the API key to ask with"
+    parser.add_argument("--key-file", dest="key", type=key_in, metavar="FILE", help=text)
+
+
+def key_in(file: str) -> str:
+    """The API key that a file holds; the command line of a process is there for everybody to read."""
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ArgumentTypeError(f"{file}: {error.strerror}") from None
 
 
 def is_loopback(host: str | None) -> bool:

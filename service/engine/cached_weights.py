@@ -9,6 +9,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from service.engine import safetensors_writer
 from service.engine.tensor_files import Progress, TensorFiles
 from service.errors import CheckpointError
 from service.weight_cache import CacheEntry, lock
-from service.weight_files import are_pickled, weight_files
+from service.weight_files import are_pickled, require_checksums, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +77,11 @@ def _convert(entry: CacheEntry, sources: Sequence[Path], dtype: torch.dtype, che
         check(files)
         tensors = files.entries()
         total = safetensors_writer.num_bytes(tensors, dtype)
-        with entry.being_written(total) as temporary:
+        with entry.being_written(total) as temporary, ThreadPoolExecutor(1) as beside:
+            checking = beside.submit(require_checksums, sources)
             safetensors_writer.write(temporary, tensors, dtype, lambda done: progress(done, total))
             if not safetensors_writer.is_sound(temporary):
                 raise OSError(errno.EIO, "the disk does not hold what was written")
+            checking.result()  # what is wrong there must not be kept
     extra = {"file": str(entry.file), "source_bytes": source_bytes, "cache_bytes": entry.file.stat().st_size}
     logger.info("weights converted", extra={**extra, "seconds": round(time.monotonic() - started, 1)})

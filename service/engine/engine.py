@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -16,8 +17,20 @@ import torch
 from torch import Tensor
 
 from service.checkpoint import Checkpoint, Shape
-from service.domain import Cls, Encoding, Labels, Mean, Output, Quantization, Readout, Step, TokenScores, TopTokens
-from service.engine import attention, heads, linear, packing, profile
+from service.domain import (
+    Cls,
+    Encoding,
+    Labels,
+    Mean,
+    Memory,
+    Output,
+    Quantization,
+    Readout,
+    Step,
+    TokenScores,
+    TopTokens,
+)
+from service.engine import attention, heads, linear, memory, packing, profile
 from service.engine.copies import fence, on
 from service.engine.encoder import encode
 from service.engine.graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
@@ -35,6 +48,9 @@ _WARM_UP_BLOCKS = ((1, 2), (2, 3))
 
 # Of choices. Kernels that are compiled tell apart up to 128 tokens and more, multiples of 128 and the rest.
 _GPU_WARM_UP_LENGTHS = ((32,), (128,), (128, 128), (128, 128, 64))
+
+_CANARY_TOKENS = 8
+"""Enough to tell: every weight of the encoder has its part in each."""
 
 
 class Engine:
@@ -109,21 +125,37 @@ class Engine:
         name = self.checkpoint.name
         return profile.measure(self.run, lambda length: _blank_row(name, length, Cls()), self.shape.max_positions)
 
+    def canary(self) -> list[Encoding]:
+        """A row for each of the heads, with ids from all over the vocabulary."""
+        length = min(_CANARY_TOKENS, self.shape.max_positions)
+        ids = np.linspace(0, self.shape.vocab_size - 1, length).astype(np.int32)
+        blank = _blank_row(self.checkpoint.name, length, Cls())
+        return [replace(blank, ids=ids, readout=readout) for readout in self._readouts()]
+
+    def device_memory(self) -> Memory | None:
+        """None for a CPU, whose memory is the process's."""
+        return memory.of_device(self.device)
+
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
-        """The output of every row, in order. InferenceFailed when a row cannot be computed; none is, then."""
+        """The output of every row, in order. InferenceFailed when a row cannot be computed, OutOfMemory when there is
+        no room for all of them together; none is computed, then."""
         return self.prepare(encodings)()
 
     def prepare(self, encodings: Sequence[Encoding]) -> heads.Finish:
         """`run`, but for what the caller has to wait for, which is the call that comes back.
 
         A GPU is given the whole batch at once: it goes on with it when it is done with what it has. A CPU can do one
-        thing at a time, so the batch is only packed. InferenceFailed as in `run`.
+        thing at a time, so the batch is only packed. InferenceFailed and OutOfMemory as in `run`.
         """
         for encoding in encodings:
             packing.check(encoding, self.shape)
             heads.check(encoding, self.shape, self.weights)
         if not encodings:
             return list
+        finish = memory.or_out_of_memory(partial(self._begin, encodings), self.device)
+        return lambda: memory.or_out_of_memory(finish, self.device)
+
+    def _begin(self, encodings: Sequence[Encoding]) -> heads.Finish:
         with on(self.device):
             packed = packing.pack(encodings, self.device)
             if self.device.type == "cuda":

@@ -6,15 +6,10 @@ together were; each is tried in long rows and in short ones: so what a row costs
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
-
 from service.domain import Encoding, Step
-
-logger = logging.getLogger(__name__)
 
 LEAST_TOKENS, MOST_TOKENS = 16, 16_384
 ROW_LENGTHS = (128, 32)
@@ -37,17 +32,13 @@ def measure(
 ) -> Iterator[Step]:
     """Seconds of forwards with rows of `make_row(length)`, one after the other; `run` returns when the device is done.
 
-    Time that passes between two steps is not counted.
+    Time that passes between two steps is not counted. OutOfMemory of `run` ends it, and is the caller's to hear.
     """
     before_s = spent_s = 0.0
     for tokens, length in sizes(max_length):
         rows = [make_row(length)] * (tokens // length)
         started = clock()
-        try:
-            before_s = _time(run, rows, before_s, clock)
-        except torch.OutOfMemoryError:
-            logger.warning("no memory for a larger batch", extra={"tokens": tokens})
-            return
+        before_s = _time(run, rows, before_s, clock)
         spent_s += clock() - started
         yield Step(tokens, len(rows), before_s)
         if before_s > LONGEST_STEP_S or spent_s >= LONGEST_S:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from service.engine.safetensors_writer import Entry
 from service.errors import CheckpointError
+from service.weight_files import described_bytes, require_stored
 
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in all."""
@@ -30,6 +31,7 @@ DECODER = "cls.predictions.decoder.weight"
 """Tied to the words in most checkpoints: one tensor that goes by two names."""
 
 _CHUNK = 1 << 24  # elements compared at a time
+_FLOATING = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,12 @@ class _Source:
     name: str  # as it stands in the file
     shape: tuple[int, ...]
     kind: str  # its number format, as the file calls it
-    is_floating: bool
     read: Callable[[], Tensor]
+
+    @property
+    def is_floating(self) -> bool:
+        """Numbers of 8 bits and less are floating, too, but do not mean anything without their scales."""
+        return self.kind in _FLOATING
 
     def __str__(self) -> str:
         return f"{self.file}: tensor {self.name}"
@@ -86,16 +92,21 @@ class TensorFiles:
         return self._source(name).shape
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
-        """CheckpointError when the tensor is not there, has another shape, or holds whole numbers."""
-        source = self._source(name)
+        """CheckpointError when the tensor is not there, has another shape, or is not of floating point numbers."""
+        if name not in self:
+            raise self._missing(name, f"; wanted shape {list(shape)}")
+        source = self._sources[name]
         if source.shape != shape:
             raise CheckpointError(f"{source} has shape {list(source.shape)}; wanted {list(shape)}")
         if not source.is_floating:
-            raise CheckpointError(f"{source} has type {source.kind}; wanted floating point numbers")
+            raise CheckpointError(f"{source} has type {source.kind}; wanted floating point numbers of 16 bits or more")
 
     def copy_into(self, name: str, slot: Tensor) -> None:
-        """Casts the tensor into `slot`, which must have its shape."""
+        """Casts the tensor into `slot`, which must have its shape; CheckpointError for numbers not finite there."""
         slot.copy_(self._source(name).read())
+        # A sum is not finite when a term is not, and costs next to nothing; of sound numbers it may overflow, too.
+        if not slot.sum().isfinite() and not slot.isfinite().all():
+            raise CheckpointError(f"{self._sources[name]} holds NaN or infinity as {slot.dtype}; wanted finite numbers")
 
     def entries(self) -> list[Entry]:
         """All that a model may take its weights from, to be written to another file; what is tied is there once."""
@@ -123,8 +134,12 @@ class TensorFiles:
 
     def _source(self, name: str) -> _Source:
         if name not in self._sources:
-            raise CheckpointError(f"{self.paths[0].parent}: tensor {name} is missing from the weights")
+            raise self._missing(name)
         return self._sources[name]
+
+    def _missing(self, name: str, wanted: str = "") -> CheckpointError:
+        files = ", ".join(path.name for path in self.paths)
+        return CheckpointError(f"{self.paths[0].parent}: tensor {name} is missing from {files}{wanted}")
 
     def _add(self, file: Path) -> None:
         sources = _open_safetensors(file, self._stack) if file.suffix == ".safetensors" else _open_bin(file)
@@ -150,32 +165,52 @@ def _open_safetensors(file: Path, stack: ExitStack) -> list[_Source]:
     try:
         opened = stack.enter_context(safe_open(file, framework="pt"))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a safetensors file ({error})") from error
+        raise CheckpointError(f"{file}: not a safetensors file ({_length_wrong(file) or error})") from error
 
     def source(name: str) -> _Source:
         part = opened.get_slice(name)
-        kind = part.get_dtype()
-        return _Source(file, name, tuple(part.get_shape()), kind, "F" in kind, lambda: opened.get_tensor(name))
+        return _Source(file, name, tuple(part.get_shape()), part.get_dtype(), lambda: opened.get_tensor(name))
 
     return [source(name) for name in opened.offset_keys()]
 
 
+def _length_wrong(file: Path) -> str | None:
+    """A file that was cut off, in plainer words than the library's."""
+    try:
+        size, wanted = file.stat().st_size, described_bytes(file)
+    except Exception:  # noqa: BLE001 - its header is wrong, and the library has said how
+        return None
+    return f"it has {size} bytes; wanted {wanted}, by its header" if size != wanted else None
+
+
 def _open_bin(file: Path) -> list[_Source]:
+    tensors = _loaded(file)
+    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+        raise CheckpointError(f"{file}: wanted a state dict, that is tensor names and tensors only")
+    return [_of_bin(file, str(name), tensor) for name, tensor in tensors.items()]
+
+
+def _loaded(file: Path) -> object:
     # A file from before torch 1.6 is no zip archive and cannot be mapped: it is read whole, in its own precision.
     can_map = zipfile.is_zipfile(file)
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=can_map)
+        if can_map:
+            require_stored(file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=can_map)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file}: refused: it is corrupt, or holds more than tensors, and running a pickle is not safe"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{file}: not a weights file of torch ({type(error).__name__})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
-        raise CheckpointError(f"{file}: wanted a state dict, that is tensor names and tensors only")
+    except Exception as error:  # bytes of a stranger may make a parser raise whatever there is
+        raise CheckpointError(
+            f"{file}: not a whole weights file of torch ({type(error).__name__}); wanted what torch.save writes"
+        ) from error
 
-    def source(name: str, tensor: Tensor) -> _Source:
-        kind, is_floating = str(tensor.dtype), tensor.is_floating_point()
-        return _Source(file, name, tuple(tensor.shape), kind, is_floating, tensor.detach)
 
-    return [source(str(name), tensor) for name, tensor in tensors.items()]
+def _of_bin(file: Path, name: str, tensor: Tensor) -> _Source:
+    kind = str(tensor.dtype)
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
+        raise CheckpointError(f"{file}: tensor {name} is sparse, nested or without numbers; wanted a plain one")
+    return _Source(file, name, tuple(tensor.shape), kind, tensor.detach)

@@ -13,21 +13,18 @@ import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from threading import Thread
-from typing import NoReturn
 
 from service.checkpoint import Checkpoint
-from service.domain import Encoding, Output
 from service.errors import StartupError
+from service.replicas import memory
+from service.replicas.canary import Canary
 from service.replicas.loading import Progress, Runner
-from service.replicas.messages import Batch, Broken, Loading, Profile, Ready, Result, Spec, Stop, ToParent
+from service.replicas.messages import Batch, Broken, Loading, Ready, Spec, Stop, ToParent
 from service.replicas.wire import Pipe
+from service.replicas.work import Prepared, device_memory, prepare, work
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +60,7 @@ def _die_with(parent_pid: int) -> None:
 def _serve(pipe: Pipe, spec: Spec) -> int:
     try:
         engines = load(spec, pipe.send)
+        canary = Canary(engines, spec.canary_interval_s)
     except StartupError as error:
         pipe.send(Broken(error))
         return 1
@@ -71,41 +69,12 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
         pipe.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
         return 1
     precisions = {name: engine.precision for name, engine in engines.items()}
-    pipe.send(Ready(precisions, _resident_bytes()))
+    pipe.send(Ready(precisions, memory.of_process().allocated, canary.answers, device_memory(engines)))
     gc.freeze()  # the garbage collector need not look at libraries and engines again, amid a batch
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
     Thread(target=_receive, args=(pipe, engines, batches), daemon=True).start()
-    measuring = profiles(engines)
-    measure(measuring, pipe, batches)
-    free_since = time.perf_counter()
-    while prepared := batches.get():
-        pipe.send(compute(engines, prepared, free_since))
-        measure(measuring, pipe, batches)
-        free_since = time.perf_counter()
+    work(engines, canary, pipe, batches)
     return 0
-
-
-def profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:
-    """Measures one forward at a time; None while a model's profile is not complete."""
-    for name, engine in engines.items():
-        steps = []
-        try:
-            for step in engine.profile():
-                steps.append(step)
-                yield None
-        except Exception:  # a batch too few was measured, which is no reason not to serve
-            logger.exception("profile failed", extra={"model": name})
-        yield Profile(name, tuple(steps))
-
-
-def measure(measuring: Iterator[Profile | None], pipe: Pipe, batches: SimpleQueue[Prepared | None]) -> None:
-    """One forward, and more while there is no batch, until all are measured: a start need not wait for that, a request
-    waits for one of them at most, and under steady load it ends, too."""
-    for profile in measuring:
-        if profile:
-            pipe.send(profile)
-        if not batches.empty():
-            break
 
 
 def load(spec: Spec, send: Callable[[ToParent], None]) -> dict[str, Runner]:
@@ -141,59 +110,6 @@ def _receive(pipe: Pipe, engines: Mapping[str, Runner], batches: SimpleQueue[Pre
         batches.put(None)
     except (EOFError, OSError):
         os._exit(1)  # the parent has gone: nobody waits for the batch at hand
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A batch that the engine has seen: what is left to do is to wait, or on a CPU to compute."""
-
-    batch: Batch
-    finish: Callable[[], list[Output]]
-    started: float
-
-
-def prepare(engines: Mapping[str, Runner], batch: Batch) -> Prepared:
-    """What can be done while the batch before computes. An error is raised again when it is this one's turn."""
-    started = time.perf_counter()
-    try:
-        finish = engines[batch.encodings[0].model].prepare(batch.encodings)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is that of the forward
-        return Prepared(batch, partial(_raise, error), started)
-    return Prepared(batch, finish, started)
-
-
-def _raise(error: Exception) -> NoReturn:
-    raise error
-
-
-def compute(engines: Mapping[str, Runner], prepared: Prepared, free_since: float) -> Result:
-    """Raises when the engine itself is broken: then a new process has a better chance."""
-    batch = prepared.batch
-    engine = engines[batch.encodings[0].model]
-    outputs = run_rows(engine, batch.encodings, prepared.finish)
-    if all(output is None for output in outputs):
-        engine.warm_up()
-    return Result(batch.number, outputs, time.perf_counter() - max(prepared.started, free_since))
-
-
-def run_rows(
-    engine: Runner, encodings: Sequence[Encoding], finish: Callable[[], list[Output]] | None = None
-) -> list[Output | None]:
-    """Halves a batch that fails until the rows that make it fail are alone; those are None."""
-    try:
-        return list((finish or engine.prepare(encodings))())
-    except Exception:  # any error of a forward is that of one of its rows, or of too many together
-        extra = {"rows": len(encodings), "tokens": sum(encoding.num_tokens for encoding in encodings)}
-        logger.exception("forward failed", extra=extra)
-    if len(encodings) == 1:
-        return [None]
-    middle = len(encodings) // 2
-    return run_rows(engine, encodings[:middle]) + run_rows(engine, encodings[middle:])
-
-
-def _resident_bytes() -> int:
-    num_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return num_pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

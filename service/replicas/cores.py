@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from service.replicas.cgroup import Group, groups
 
 
 def num_cores(root: Path = Path("/"), num_allowed: int | None = None) -> int:
@@ -19,40 +21,21 @@ def num_cores(root: Path = Path("/"), num_allowed: int | None = None) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The limits of this process's control group and of every group above it, in cores."""
-    for controllers, path in _memberships(root / "proc/self/cgroup"):
-        mounts = root / "sys/fs/cgroup"
-        for mount in [mounts / name for name in ("cpu,cpuacct", "cpuacct,cpu", "cpu")] if controllers else [mounts]:
-            for group in (path, *path.parents):
-                folder = mount / group.relative_to("/")
-                quota = _quota_v1(folder) if controllers else _quota_v2(folder)
-                if quota is not None:
-                    yield quota
+    for group in groups("cpu", root):
+        quota = _quota_v1(group) if group.is_v1 else _quota_v2(group)
+        if quota is not None:
+            yield quota
 
 
-def _memberships(file: Path) -> Iterator[tuple[str, PurePosixPath]]:
-    """(controllers, group) of version 1's cpu hierarchy, and of version 2, where controllers is empty."""
-    for line in _read(file).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "cpu" in controllers.split(","):
-            yield controllers, PurePosixPath(path)
-
-
-def _quota_v2(folder: Path) -> float | None:
-    match _read(folder / "cpu.max").split():
+def _quota_v2(group: Group) -> float | None:
+    match group.read("cpu.max").split():
         case [quota, period] if quota != "max":
             return int(quota) / int(period)
     return None
 
 
-def _quota_v1(folder: Path) -> float | None:
-    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+def _quota_v1(group: Group) -> float | None:
+    quota, period = group.read("cpu.cfs_quota_us"), group.read("cpu.cfs_period_us")
     if not quota or not period or int(quota) <= 0:
         return None
     return int(quota) / int(period)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""

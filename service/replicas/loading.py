@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.checkpoint import Checkpoint
-from service.domain import Encoding, Output, Quantization, Step
+from service.domain import Encoding, Memory, Output, Quantization, Step
 
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in all."""
@@ -23,12 +23,20 @@ class Runner(Protocol):
     def warm_up(self) -> None: ...
 
     def profile(self) -> Iterator[Step]:
-        """Forwards of many sizes, each measured when it is asked for."""
+        """Forwards of many sizes, each measured when it is asked for; OutOfMemory where that is their end."""
+        ...
+
+    def canary(self) -> list[Encoding]:
+        """Rows that come to the same numbers each time."""
+        ...
+
+    def device_memory(self) -> Memory | None:
+        """None where it is the process's own."""
         ...
 
     def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
         """Does what can be done while another batch computes; the call of what comes back does the rest, in another
-        thread. What was prepared first is finished first."""
+        thread. What was prepared first is finished first. Both raise OutOfMemory when there is no room for all rows."""
         ...
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.checkpoint import Checkpoint
-from service.domain import Encoding, Output, Step
+from service.domain import Encoding, Failure, Memory, Output, Step
 from service.errors import StartupError
+from service.replicas.canary import Answers
 from service.replicas.loading import Load
 
 
@@ -20,6 +21,7 @@ class Spec:
     precision: str
     load: Load
     set_up_logs: Callable[[], None]
+    canary_interval_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +48,30 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """To the parent, once: batches may come. `precisions` are by model name."""
+    """To the parent, once: batches may come. `precisions` are by model name, `answers` those of the canary."""
 
     precisions: dict[str, str]
     memory_bytes: int
+    answers: Answers
+    device_memory: Memory
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """To the parent, once for each model, when the child had time to measure forwards of it."""
+    """To the parent, once for each model, when the child had time to measure forwards of it; `fitting_tokens` as in
+    Result."""
 
     model: str
     steps: tuple[Step, ...]
+    fitting_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """To the parent: the canary was looked after. If `wrong` names a model, the child ends."""
+
+    wrong: str | None
+    device_memory: Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +83,13 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """To the parent: a batch's outputs, in order; None for a row that the forward failed on."""
+    """To the parent: a batch's outputs, in order. After running out of memory: so many tokens fit at a time."""
 
     number: int
-    outputs: list[Output | None]
+    outputs: list[Output | Failure]
     compute_s: float
+    fitting_tokens: int | None = None
 
 
 ToChild = Spec | Batch | Stop
-ToParent = Loading | Ready | Profile | Broken | Result
+ToParent = Loading | Ready | Profile | Checked | Broken | Result

@@ -6,23 +6,31 @@ Knows no queue and no HTTP: `start` is given what feeds a replica, and calls it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from service.batching.run import Feed
 from service.checkpoint import Checkpoint
 from service.domain import Step
-from service.metrics import Metrics, ReplicaState
+from service.metric_labels import ReplicaState
+from service.metrics import Metrics
+from service.replicas.canary import Known
+from service.replicas.care import Care
 from service.replicas.loading import Load, load_engine
 from service.replicas.messages import Loading, Spec
-from service.replicas.replica import Care, Profiled, Progress, Replica
+from service.replicas.replica import Predict, Profiled, Progress, Replica
 
 
 def ignore_progress(replica: str, loading: Loading) -> None:
     """The default: loading is not shown."""
 
 
-def ignore_profile(replica: str, profiles: Mapping[str, Sequence[Step]]) -> None:
+def ignore_profile(replica: str, model: str, steps: Sequence[Step], fitting_tokens: int | None) -> None:
     """The default: nobody asks how fast a replica is."""
+
+
+def predict_nothing(model: str, tokens: int, rows: int) -> float | None:
+    """The default: nobody knows how long a batch takes."""
+    return None
 
 
 def keep_logs_as_they_are() -> None:
@@ -47,15 +55,20 @@ class Pool:
         set_up_logs: Callable[[], None] = keep_logs_as_they_are,
         progress: Progress = ignore_progress,
         profiled: Profiled = ignore_profile,
+        predict: Predict = predict_nothing,
     ) -> None:
+        self._care = care
+        known = Known()
         self._replicas = [
             Replica(
                 name,
-                Spec(tuple(checkpoints), device, precision, load, set_up_logs),
+                Spec(tuple(checkpoints), device, precision, load, set_up_logs, care.canary_interval_s),
                 care,
                 metrics,
-                progress,
-                profiled,
+                known=known,
+                progress=progress,
+                profiled=profiled,
+                predict=predict,
             )
             for name, device in zip(names(devices), devices, strict=True)
         ]
@@ -86,6 +99,14 @@ class Pool:
     def num_ready(self) -> int:
         """How many replicas compute."""
         return sum(replica.state == "ready" for replica in self._replicas)
+
+    def why_not_alive(self) -> str | None:
+        """Told when no replica comes back for good, and starting the whole service anew may help; else None."""
+        limit = self._care.max_crashes
+        if any(replica.num_failures < limit or replica.is_steady for replica in self._replicas):
+            return None
+        losses = ", ".join(f"{each.name}: {each.num_failures}, last {each.last_loss}" for each in self._replicas)
+        return f"every replica was lost {limit} times or more in a row ({losses})"
 
     def states(self) -> dict[str, ReplicaState]:
         return {replica.name: replica.state for replica in self._replicas}

@@ -8,50 +8,71 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from threading import Thread
 from typing import TypeVar
 
-from service.batching.run import Ran
+from service.batching.run import Ran, Untouched
 from service.domain import Encoding
 from service.errors import ReplicaLost, StartupError
-from service.replicas.messages import Batch, Broken, Loading, Profile, Ready, Result, Spec, Stop, ToChild, ToParent
+from service.metric_labels import LossReason
+from service.replicas.loss import epitaph, reason_of
+from service.replicas.memory import oom_kills
+from service.replicas.messages import (
+    Batch,
+    Broken,
+    Checked,
+    Loading,
+    Profile,
+    Ready,
+    Result,
+    Spec,
+    Stop,
+    ToChild,
+    ToParent,
+)
+from service.replicas.spawn import spawn
 from service.replicas.wire import Frames, frame
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Progress = Callable[[Loading], None]
-Profiled = Callable[[Profile], None]
+Told = Callable[[Loading | Profile | Checked], None]
+Patience = Callable[[Sequence[Encoding]], float]
+"""Seconds that a batch may take."""
 
-KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
-"""oneDNN keeps the code that it makes for a size of batch, and torch's layer above it does so once more: 1024 kernels
-each, unless told otherwise, which are 0.9 MB each. These are enough for every length of one short text; packed batches
-come in too many sizes for any number to help."""
+GONE = "the replica ended before it had answered"
 
 LAST_WORDS_S = 5.0
 """From the end of the pipe to the end of the process."""
 
 
-class Process(asyncio.Protocol):
-    """One child, from its start to its end. Lives on one event loop; `start` first, `stop` last."""
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch in the pipe or at hand."""
 
-    def __init__(
-        self, spec: Spec, *, threads: int, hang_timeout_s: float, progress: Progress, profiled: Profiled
-    ) -> None:
+    answer: asyncio.Future[Ran]
+    patience_s: float
+
+
+class Process(asyncio.Protocol):
+    """One child, from its start to its end. Lives on one event loop; `start` first, `stop` last.
+
+    `loss` tells why it ended, once it has. What it says beside its answers is `told`.
+    """
+
+    def __init__(self, spec: Spec, *, threads: int, patience: Patience, told: Told) -> None:
+        self.loss: LossReason | None = None
         self._spec = spec
         self._threads = threads
-        self._hang_timeout_s = hang_timeout_s
-        self._progress = progress
-        self._profiled = profiled
+        self._patience = patience
+        self._told = told
         self._numbers = count()
-        self._pending: dict[int, asyncio.Future[Ran]] = {}
+        self._pending: dict[int, _Sent] = {}  # in the order of sending: the first is at hand
         self._watchdog: asyncio.TimerHandle | None = None
         self._frames = Frames()
         self._has_ended = asyncio.Event()
@@ -70,10 +91,11 @@ class Process(asyncio.Protocol):
         with theirs:
             self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
             try:
-                self._popen = self._spawn(theirs.fileno())
+                self._popen = spawn(theirs.fileno(), self._threads)
             except OSError as error:
                 self._pipe.abort()
                 raise StartupError(f"{self._spec.device}: no process could be started: {error.strerror}") from error
+        self._oom_kills_before = oom_kills()
         self._has_ended.clear()
         self._send(self._spec)
 
@@ -82,22 +104,27 @@ class Process(asyncio.Protocol):
         return await asyncio.shield(self._ready)
 
     async def run(self, encodings: Sequence[Encoding]) -> Ran:
-        """Computes a batch of one model; ReplicaLost when the child ends before it has answered."""
+        """Computes a batch of one model; ReplicaLost when the child ends with it at hand, Untouched when it only waited
+        for its turn."""
         if self._has_ended.is_set():
-            raise _lost()
+            raise Untouched(GONE)
         number = next(self._numbers)
         answer: asyncio.Future[Ran] = self._loop.create_future()
-        self._pending[number] = answer
+        self._pending[number] = _Sent(answer, self._patience(encodings))
         if self._watchdog is None:
             self._rearm()
         try:
             self._send(Batch(number, encodings))
             return await answer
+        except asyncio.CancelledError:
+            if self._has_ended.is_set():
+                return answer.result()  # it is by `on_end` that we are cancelled, and the answer says more
+            raise
         finally:
             self._pending.pop(number, None)
 
     def on_end(self, call: Callable[[], object]) -> None:
-        """Calls back in the moment in which the end is noticed, before any task can run a batch into the void."""
+        """Calls back in the moment in which the end is noticed, before anybody can run another batch into the void."""
         self._calls_on_end.append(call)
 
     async def ended(self) -> int:
@@ -118,26 +145,6 @@ class Process(asyncio.Protocol):
         except TimeoutError:
             self.kill()
             await self._has_ended.wait()
-
-    def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "service.replicas.child", str(fd), str(os.getpid())]
-        # A group of its own: a terminal's Ctrl-C is for the parent alone, even before the child can ignore it.
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=(fd,), env=self._environment(), process_group=0
-        )
-
-    def _environment(self) -> dict[str, str]:
-        """The parent's, but for what has to be set before the first import of a library that computes."""
-        return {
-            **KERNEL_CACHES,
-            **os.environ,
-            "OMP_NUM_THREADS": str(self._threads),
-            "MKL_NUM_THREADS": str(self._threads),
-            "OPENBLAS_NUM_THREADS": "1",
-            # Threads that spin while they wait take the cores from those that compute.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
 
     # the pipe
 
@@ -167,27 +174,30 @@ class Process(asyncio.Protocol):
 
     def _receive(self, message: ToParent) -> None:
         match message:
-            case Loading():
-                self._progress(message)
-            case Profile():
-                self._profiled(message)
+            case Loading() | Profile():
+                self._told(message)
+            case Checked():
+                self.loss = "wrong" if message.wrong else self.loss
+                self._told(message)
             case Ready():
                 _settle(self._ready, message)
             case Broken(error):
                 _settle(self._ready, error)
-            case Result(number, outputs, compute_s):
-                if answer := self._pending.pop(number, None):
-                    _settle(answer, Ran(outputs, compute_s))
+            case Result():
+                if sent := self._pending.pop(message.number, None):
+                    _settle(sent.answer, Ran(message.outputs, message.compute_s, message.fitting_tokens))
                 self._rearm()
 
     def _on_end(self) -> None:
+        status = int(self._popen.returncode)
+        self.loss = self.loss or reason_of(status, oom_kills() - self._oom_kills_before)
         self._has_ended.set()
         self._rearm(False)
-        _settle(self._ready, StartupError(f"{self._spec.device}: {_epitaph(self._popen.returncode)} while loading"))
+        _settle(self._ready, StartupError(f"{self._spec.device}: {epitaph(status, self.loss)} while loading"))
         self._ready.exception()  # whoever waited for it may have gone: asyncio need not complain
-        for answer in self._pending.values():
-            _settle(answer, _lost())
-            answer.exception()
+        for place, sent in enumerate(self._pending.values()):
+            _settle(sent.answer, Untouched(GONE) if place else ReplicaLost(GONE))
+            sent.answer.exception()
         for call in self._calls_on_end:
             call()
 
@@ -197,12 +207,14 @@ class Process(asyncio.Protocol):
             self._watchdog.cancel()
             self._watchdog = None
         if is_wanted and self._pending:
-            self._watchdog = self._loop.call_later(self._hang_timeout_s, self._on_hang)
+            patience_s = next(iter(self._pending.values())).patience_s
+            self._watchdog = self._loop.call_later(patience_s, self._on_hang, patience_s)
 
-    def _on_hang(self) -> None:
+    def _on_hang(self, patience_s: float) -> None:
         self._watchdog = None
         if self._pending:
-            logger.error("replica hangs", extra={"device": self._spec.device, "seconds": self._hang_timeout_s})
+            logger.error("replica hangs", extra={"device": self._spec.device, "seconds": patience_s})
+            self.loss = "hang"
             self.kill()
 
 
@@ -213,13 +225,3 @@ def _settle(future: asyncio.Future[T], result: T | Exception) -> None:
         future.set_exception(result)
     else:
         future.set_result(result)
-
-
-def _lost() -> ReplicaLost:
-    return ReplicaLost("the replica ended before it had answered")
-
-
-def _epitaph(status: int) -> str:
-    if status == -signal.SIGKILL:
-        return "killed by SIGKILL (out of memory?)"
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -1,83 +1,92 @@
 """One replica: a child process on one device that is started, fed, and replaced when it ends.
 
-Knows no queue: it hands the child's `run` to a `feed`. Its state is told to the metrics.
+Knows no queue: it hands the child's `run` to a `feed`. Its state and its losses are told to the metrics.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from service.batching.run import Feed
-from service.domain import Step
+from service.batching.run import Feed, Ran, Run
+from service.domain import Encoding, Step
 from service.errors import StartupError
-from service.metrics import Metrics, ReplicaState
-from service.replicas.messages import Loading, Profile, Ready, Spec
+from service.metric_labels import LossReason, ReplicaState
+from service.metrics import Metrics
+from service.replicas.canary import Known, WrongAnswer
+from service.replicas.care import STEADY_S, Care
+from service.replicas.messages import Checked, Loading, Profile, Ready, Spec
 from service.replicas.process import Process
+from service.tracing import trace
 
 logger = logging.getLogger(__name__)
 
 NUM_FEEDERS = 2
 """One batch computes while the next waits in the pipe."""
 
-STEADY_S = 60.0
-"""A child that has served for so long did not fail because of how it was started."""
-
 Progress = Callable[[str, Loading], None]
 """Told the replica's name and how far its loading is."""
 
-Profiled = Callable[[str, Mapping[str, Sequence[Step]]], None]
-"""Told the replica's name and what it measured, by model, soon after it has become ready, each time."""
+Profiled = Callable[[str, str, Sequence[Step], int | None], None]
+"""Told the replica's name, a model, what it measured of that soon after it has become ready, each time, and how many
+tokens fit into its memory, where it met the end of that."""
 
-
-def back_off_s(num_failures: int) -> float:
-    """At once after the first loss, then 1, 2, 4 ... 30 seconds."""
-    return 0.0 if num_failures <= 1 else min(30.0, 2.0 ** (num_failures - 2))
-
-
-@dataclass(frozen=True, slots=True)
-class Care:
-    """How replicas are looked after; all in seconds. `threads` is per replica."""
-
-    threads: int
-    start_timeout_s: float = 900.0
-    hang_timeout_s: float = 120.0
-    stop_grace_s: float = 5.0
-    back_off_s: Callable[[int], float] = back_off_s
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    clock: Callable[[], float] = time.monotonic
+Predict = Callable[[str, int, int], float | None]
+"""Seconds that so many tokens in so many rows of a model take; None where nobody knows."""
 
 
 class Replica:
-    """`keep` is its life; `state`, `pid` and `precisions` (by model name, empty until loaded) tell of it."""
+    """`keep` is its life; `state`, `pid`, `precisions` (by model name, empty until loaded) and `last_loss` tell of it.
+
+    `num_failures` are in a row: those before a child served steadily do not count.
+    """
 
     def __init__(
-        self, name: str, spec: Spec, care: Care, metrics: Metrics, progress: Progress, profiled: Profiled
+        self,
+        name: str,
+        spec: Spec,
+        care: Care,
+        metrics: Metrics,
+        *,
+        known: Known,
+        progress: Progress,
+        profiled: Profiled,
+        predict: Predict,
     ) -> None:
         self.name = name
         self.state: ReplicaState = "stopped"
         self.pid: int | None = None
         self.precisions: dict[str, str] = {}
+        self.last_loss: LossReason | None = None
+        self.num_failures = 0
+        self._served_since: float | None = None
+        self._longest_start_s: float | None = None
         self._spec = spec
         self._care = care
         self._metrics = metrics
+        self._known = known
         self._progress = progress
         self._profiled = profiled
+        self._predict = predict
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether its child has served for so long that it will not fail because of how it was started."""
+        return self._served_since is not None and self._care.clock() - self._served_since >= STEADY_S
 
     async def keep(self, feed: Feed, started: asyncio.Future[None]) -> None:
         """One child after another until cancelled. `started` gets the first one's success or StartupError."""
-        num_failures = 0
+        trace.replica.set(self.name)
         try:
             while True:
-                steady_s = await self._live(feed, started)
-                num_failures = 1 if steady_s >= STEADY_S else num_failures + 1
+                await self._live(feed, started)
+                self.num_failures = 1 if self.is_steady else self.num_failures + 1
+                self._served_since = None
                 self._become("restarting")
                 self._metrics.replica_restarts.labels(self.name).inc()
-                await self._care.sleep(self._care.back_off_s(num_failures))
+                await self._care.sleep(self._care.back_off_s(self.num_failures))
         except StartupError as error:
             if not started.done():
                 started.set_exception(error)
@@ -85,15 +94,9 @@ class Replica:
             started.cancel()  # nobody may wait for a start that will not be
             self._become("stopped")
 
-    async def _live(self, feed: Feed, started: asyncio.Future[None]) -> float:
-        """One child's life: the seconds that it served. Raises StartupError if the first one cannot start."""
-        process = Process(
-            self._spec,
-            threads=self._care.threads,
-            hang_timeout_s=self._care.hang_timeout_s,
-            progress=self._on_progress,
-            profiled=self._on_profile,
-        )
+    async def _live(self, feed: Feed, started: asyncio.Future[None]) -> None:
+        """One child's life, until it is lost. Raises StartupError if the first one cannot start."""
+        process = Process(self._spec, threads=self._care.threads, patience=self._patience_s, told=self._on_told)
         self._become("starting")
         try:
             await process.start()
@@ -101,61 +104,99 @@ class Replica:
             self._on_ready(await self._ready(process))
             if not started.done():
                 started.set_result(None)
-            return await self._serve(process, feed)
+            await self._serve(process, feed)
         except StartupError as error:
             if not started.done():
                 raise
-            logger.error("replica could not start again", extra={"replica": self.name, "reason": error.detail})
-            return 0.0
+            logger.error("replica could not start again", extra={"replica": self.name, "detail": error.detail})
+            self._on_loss(_reason_of_start(process, error))
         finally:
             self.pid = None
             await process.stop(self._care.stop_grace_s)
 
     async def _ready(self, process: Process) -> Ready:
+        since, patience_s = self._care.clock(), self._care.start_patience_s(self._longest_start_s)
         try:
-            async with asyncio.timeout(self._care.start_timeout_s):
-                return await process.ready()
+            async with asyncio.timeout(patience_s):
+                ready = await process.ready()
         except TimeoutError:
             process.kill()
-            raise StartupError(f"{self._spec.device}: not ready after {self._care.start_timeout_s:g} s") from None
+            raise StartupError(f"{self._spec.device}: not ready after {patience_s:g} s") from None
+        self._longest_start_s = max(self._care.clock() - since, self._longest_start_s or 0.0)
+        self._known.compare(self.name, ready.precisions, ready.answers)
+        return ready
 
-    async def _serve(self, process: Process, feed: Feed) -> float:
+    async def _serve(self, process: Process, feed: Feed) -> None:
         """Feeds the child until it ends."""
-        since = self._care.clock()
-        feeders = [asyncio.create_task(feed(process.run)) for _ in range(NUM_FEEDERS)]
+        run = self._counted(process.run)
+        feeders = [asyncio.create_task(feed(run)) for _ in range(NUM_FEEDERS)]
         for feeder in feeders:
             feeder.add_done_callback(partial(_check, process))
             process.on_end(feeder.cancel)  # it gives its batch back, and must not take it again
         try:
             status = await process.ended()
+            reason = process.loss or "exit"
             self._become("restarting")
-            logger.error("replica lost", extra={"replica": self.name, "pid": process.pid, "status": status})
+            extra = {"replica": self.name, "pid": process.pid, "status": status, "reason": reason}
+            logger.error("replica lost", extra=extra)
+            self._on_loss(reason)
         finally:
             for feeder in feeders:
                 feeder.cancel()
             await asyncio.gather(*feeders, return_exceptions=True)
-        return self._care.clock() - since
 
-    def _on_progress(self, loading: Loading) -> None:
-        if self.state == "starting":
-            self._become("loading")
-        self._progress(self.name, loading)
+    def _counted(self, run: Run) -> Run:
+        busy = self._metrics.replica_busy.labels(self.name)
 
-    def _on_profile(self, profile: Profile) -> None:
-        self._profiled(self.name, {profile.model: profile.steps})
+        async def counted(encodings: Sequence[Encoding]) -> Ran:
+            ran = await run(encodings)
+            busy.inc(ran.compute_s)
+            return ran
+
+        return counted
+
+    def _patience_s(self, encodings: Sequence[Encoding]) -> float:
+        tokens = sum(encoding.num_tokens for encoding in encodings)
+        return self._care.patience_s(self._predict(encodings[0].model, tokens, len(encodings)))
+
+    # what the child says
+
+    def _on_told(self, message: Loading | Profile | Checked) -> None:
+        match message:
+            case Loading():
+                if self.state == "starting":
+                    self._become("loading")
+                self._progress(self.name, message)
+            case Profile(model, steps, fitting_tokens):
+                self._profiled(self.name, model, steps, fitting_tokens)
+            case Checked(wrong, memory):
+                self._metrics.canary_ran(self.name, "wrong" if wrong else "ok")
+                self._metrics.device_memory(self.name, memory)
 
     def _on_ready(self, ready: Ready) -> None:
         self.precisions = ready.precisions
+        self._served_since = self._care.clock()
         self._become("ready")
         self._metrics.replica_holds(
             self.name, device=self._spec.device, precisions=ready.precisions, memory_bytes=ready.memory_bytes
         )
+        self._metrics.device_memory(self.name, ready.device_memory)
         extra = {"replica": self.name, "pid": self.pid, "memory_bytes": ready.memory_bytes, **ready.precisions}
         logger.info("replica ready", extra=extra)
+
+    def _on_loss(self, reason: LossReason) -> None:
+        self.last_loss = reason
+        self._metrics.replica_losses.labels(self.name, reason).inc()
 
     def _become(self, state: ReplicaState) -> None:
         self.state = state
         self._metrics.replica_is(self.name, state)
+
+
+def _reason_of_start(process: Process, error: StartupError) -> LossReason:
+    if isinstance(error, WrongAnswer):
+        return "wrong"
+    return "oom" if process.loss == "oom" else "start"
 
 
 def _check(process: Process, feeder: asyncio.Task[None]) -> None:

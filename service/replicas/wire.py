@@ -18,7 +18,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Encoding, Output, Readout
+from service.domain import Encoding, Failure, IdArray, Output, Readout
 from service.replicas.messages import Batch, Result
 
 _HEAD = struct.Struct("<Q")
@@ -98,17 +98,23 @@ def _batch_of(number: int, lengths: list[int], numbers: bytes, more: list[tuple[
 
 
 def _flat_result(result: Result) -> _Built:
-    given = [output for output in result.outputs if output is not None]
+    given = [output for output in result.outputs if isinstance(output, Output)]
     scores = np.concatenate([output.scores for output in given], axis=None, dtype=np.float32) if given else _NOTHING
-    rows = [None if output is None else (output.scores.shape, output.ids) for output in result.outputs]
-    return _result_of, (result.number, scores.tobytes(), rows, result.compute_s)
+    rows = [(each.scores.shape, each.ids) if isinstance(each, Output) else each for each in result.outputs]
+    return _result_of, (result.number, scores.tobytes(), rows, result.compute_s, result.fitting_tokens)
 
 
-def _result_of(number: int, scores: bytes, rows: list[tuple[Any, ...] | None], compute_s: float) -> Result:
-    sizes = [math.prod(row[0]) for row in rows if row is not None]
+def _result_of(
+    number: int,
+    scores: bytes,
+    rows: list[tuple[tuple[int, ...], IdArray | None] | Failure],
+    compute_s: float,
+    fitting_tokens: int | None,
+) -> Result:
+    sizes = [math.prod(row[0]) for row in rows if isinstance(row, tuple)]
     arrays = _cut(np.frombuffer(scores, np.float32), sizes)
-    outputs = [None if row is None else Output(next(arrays).reshape(row[0]), row[1]) for row in rows]
-    return Result(number, outputs, compute_s)
+    outputs = [Output(next(arrays).reshape(row[0]), row[1]) if isinstance(row, tuple) else row for row in rows]
+    return Result(number, outputs, compute_s, fitting_tokens)
 
 
 def _cut(whole: NDArray[Any], lengths: Sequence[int]) -> Iterator[NDArray[Any]]:

@@ -9,7 +9,7 @@ from service.domain import Encoding, FloatArray, Labels, Output
 from service.tasks.choice import Choice, encode_choices, probabilities, yes_probabilities
 from service.tasks.rows import encode_rows
 from service.tasks.scores import LabelScore, ranked, softmax
-from service.tasks.task import Task, Truncation
+from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 
 
@@ -82,10 +82,16 @@ def _result(scores: tuple[LabelScore, ...], top_k: int | None, encoding: Encodin
     return ClassifyResult(best.label, best.score, scores[:top_k], encoding.num_tokens, encoding.truncated)
 
 
+def predict(query: ClassifyQuery, result: ClassifyResult) -> Prediction:
+    return Prediction(None if query.labels else result.label, result.score)
+
+
 CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task(
     "classify",
     can,
     encode,
     decode,
     needs="`labels` in the request for a masked LM (UniMC), and none for a fine-tuned classifier",
+    predict=predict,
+    own_labels=lambda model: model.labels,
 )

@@ -9,7 +9,7 @@ from service.domain import Encoding, Output
 from service.tasks import pairs
 from service.tasks.choice import Choice
 from service.tasks.scores import LabelScore, ranked
-from service.tasks.task import Task, Truncation
+from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -67,6 +67,16 @@ def _classes(model: TextModel) -> tuple[str, ...]:
     return named if set(named) == set(LABELS) else LABELS
 
 
+def predict(query: NliQuery, result: NliResult) -> Prediction:
+    return Prediction(result.label, result.score)
+
+
 NLI: Task[NliQuery, NliResult] = Task(
-    "nli", can, encode, decode, needs="a masked LM (UniMC), or a model fine-tuned for NLI"
+    "nli",
+    can,
+    encode,
+    decode,
+    needs="a masked LM (UniMC), or a model fine-tuned for NLI",
+    predict=predict,
+    own_labels=lambda model: LABELS,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service.domain import Encoding, Output
 from service.tasks.choice import Choice, encode_choices, probabilities
-from service.tasks.task import Task, Truncation
+from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 
 
@@ -67,4 +67,8 @@ def _result(reading: Reading, encoding: Encoding, output: Output) -> MrcResult:
     )
 
 
-MRC: Task[MrcQuery, MrcResult] = Task("mrc", can, encode, decode, needs="a masked LM (UniMC)")
+def predict(query: MrcQuery, result: MrcResult) -> Prediction:
+    return Prediction(None, result.score)
+
+
+MRC: Task[MrcQuery, MrcResult] = Task("mrc", can, encode, decode, needs="a masked LM (UniMC)", predict=predict)

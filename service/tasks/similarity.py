@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from service.domain import Encoding, Output
 from service.tasks import pairs
 from service.tasks.choice import Choice
-from service.tasks.task import Task, Truncation
+from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 
 READINGS = ("不能理解为：{}", "可以理解为：{}")
 """How the second text is put as two options over the first: different, same (upstream's words)."""
 SAME = "相似"
+LABELS = ("different", "same")
+"""What a score below and from one half says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,17 @@ def _same(model: TextModel) -> int:
     return model.labels.index(SAME) if SAME in model.labels else 1
 
 
+def predict(query: SimilarityQuery, result: SimilarityResult) -> Prediction:
+    is_same = result.score >= 0.5
+    return Prediction(LABELS[is_same], result.score if is_same else 1.0 - result.score)
+
+
 SIMILARITY: Task[SimilarityQuery, SimilarityResult] = Task(
-    "similarity", can, encode, decode, needs="a masked LM (UniMC), or a model fine-tuned for similarity"
+    "similarity",
+    can,
+    encode,
+    decode,
+    needs="a masked LM (UniMC), or a model fine-tuned for similarity",
+    predict=predict,
+    own_labels=lambda model: LABELS,
 )

@@ -15,11 +15,26 @@ Truncation = Literal["right", "left", "error"]
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a result decides, for who watches for drift. `label` is one of the task's or of the model's head, and None
+    where the words are the caller's, which are nobody else's business; `score` is how sure the model is, 0 to 1."""
+
+    label: str | None
+    score: float
+
+
+def no_labels(model: TextModel) -> tuple[str, ...]:
+    """The default: whatever such a task decides, it is in the caller's words."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
 class Task(Generic[Q, R]):
     """One encoding per input on the way down, one result per input, in input order, on the way up.
 
     `encode` raises InvalidRequest with the path of the field. `can` says whether a model is able to answer a query;
-    `needs` says to people what it takes.
+    `needs` says to people what it takes. `predict` is there where a result is a decision, with a label among
+    `own_labels` or with none.
     """
 
     name: str
@@ -27,3 +42,5 @@ class Task(Generic[Q, R]):
     encode: Callable[[TextModel, Q], list[Encoding]]
     decode: Callable[[TextModel, Q, Sequence[Encoding], Sequence[Output]], list[R]]
     needs: str = "another model"
+    predict: Callable[[Q, R], Prediction] | None = None
+    own_labels: Callable[[TextModel], tuple[str, ...]] = no_labels

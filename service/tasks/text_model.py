@@ -145,7 +145,11 @@ def read_vocab(path: Path) -> dict[str, int]:
     model = read_json(whole).get("model") if whole.is_file() else None
     if not isinstance(model, dict) or model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{path}: has neither vocab.txt nor a WordPiece tokenizer.json")
-    return dict(model["vocab"])
+    vocab = dict(model["vocab"])
+    for token, index in vocab.items():
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise CheckpointError(f"{whole}: vocab: {token!r} is {str(index)[:200]!r}; wanted a whole number from 0")
+    return vocab
 
 
 def check_vocab(vocab: dict[str, int], checkpoint: Checkpoint) -> None:
@@ -162,6 +166,8 @@ def check_vocab(vocab: dict[str, int], checkpoint: Checkpoint) -> None:
 def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{file}: is not UTF-8 text ({error})") from error
 

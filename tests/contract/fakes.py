@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,12 +15,14 @@ import numpy as np
 
 from service.api import ops
 from service.api.app import create_app
+from service.api.keyring import KeyRing
+from service.api.keys import Key
 from service.batching.batcher import Settled
 from service.checkpoint import Kind
 from service.domain import ANY_TIME, Cls, Encoding, Labels, Mean, Output, Terms, TokenScores, TopTokens
 from service.metrics import Metrics
 from service.pipeline import Pipeline
-from service.settings import Server
+from service.settings import Security, Server
 from service.tasks.registry import TASKS
 from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
 
@@ -119,7 +121,12 @@ async def running(
     settings: Server | None = None,
     info: Callable[[], ops.ModelsReply] = models_reply,
     clock: Callable[[], float] = time.monotonic,
+    alive: Callable[[], str | None] = lambda: None,
+    admit: Callable[[Terms], None] = lambda terms: None,
+    keys: Mapping[str, Key] | None = None,
+    security: Security | None = None,
 ) -> AsyncIterator[Service]:
+    """`keys` are by name; None: everybody is answered."""
     served = {model.name: model for model in models or (text_model(),)}
     submit = submit or FakeSubmit()
     metrics = Metrics(ops.new_registry())
@@ -130,8 +137,12 @@ async def running(
             Pipeline(served, submit, tokenizers, metrics, clock),
             info=info,
             ready=lambda: reason[0] if reason else None,
+            alive=alive,
             settings=settings or Server(),
             metrics=metrics,
+            admit=admit,
+            ring=None if keys is None else KeyRing(dict(keys), None, metrics, clock),
+            security=security or Security(),
             clock=clock,
         )
         transport = httpx.ASGITransport(app=app)

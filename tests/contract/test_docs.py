@@ -16,7 +16,8 @@ from service.api.examples import EXAMPLES
 from service.api.native import ROUTES, Route
 from service.commands.settings import markdown
 from service.metrics import Metrics
-from service.settings import VERSION, rows
+from service.setting_rows import rows
+from service.settings import VERSION
 from tests.contract.fakes import running
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from service.domain import RANKS, Terms
 from service.errors import (
     DeadlineExceeded,
+    DeadlineUnreachable,
     InferenceFailed,
+    OutOfMemory,
     QueueFull,
     ReplicaLost,
     ServiceError,
@@ -19,6 +22,7 @@ from service.errors import (
 )
 from service.settings import Server
 from tests.contract.fakes import FakeSubmit, Service, running
+from tests.fakes import FakeClock
 
 LABELS = ["好评", "差评"]
 SECRET = "不可外传的文字"
@@ -129,6 +133,11 @@ async def test_a_wrong_field_is_named_with_what_is_wanted(
     assert service.submit.asked == []
 
 
+async def test_five_point_zero_is_a_whole_number(service: Service) -> None:
+    response = await service.post("/v1/classify", {"inputs": "好", "labels": LABELS, "top_k": 1.0, "timeout_ms": 5e4})
+    assert (response.status_code, len(response.json()["results"][0]["scores"])) == (200, 1)
+
+
 async def test_several_wrong_fields_are_all_told_but_no_more_than_twenty(service: Service) -> None:
     response = await service.post("/v1/classify", {"inputs": [""] * 200, "labels": [], "top_k": 0})
     assert len(check(response, 422, "invalid_request")) == 20
@@ -224,7 +233,7 @@ async def test_a_body_that_announces_no_size_is_counted() -> None:
 
 async def test_a_compressed_body_is_refused_in_words(service: Service) -> None:
     response = await service.client.post("/v1/embed", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
-    check(response, 400, "malformed_body")
+    check(response, 415, "unsupported_encoding")
     assert "compressed" in response.json()["detail"]
 
 
@@ -253,8 +262,10 @@ async def test_the_wrong_method_is_405_and_tells_the_right_one(service: Service)
     ("error", "status", "code", "retry"),
     [
         (QueueFull("full", retry_after_s=2.3), 429, "queue_full", ("3", "2300")),
+        (DeadlineUnreachable("late", retry_after_s=0.1), 429, "deadline_unreachable", ("1", "100")),
         (Unavailable("none"), 503, "unavailable", ("1", "1000")),
         (ReplicaLost("lost", retry_after_s=0.25), 503, "replica_lost", ("1", "250")),
+        (OutOfMemory("no memory"), 503, "out_of_memory", ("1", "1000")),
         (DeadlineExceeded("late"), 504, "deadline_exceeded", (None, None)),
         (InferenceFailed("row"), 500, "inference_failed", (None, None)),
     ],
@@ -266,6 +277,30 @@ async def test_what_goes_wrong_behind_has_its_status_and_its_time_to_retry(
         response = await service.post("/v1/embed", {"inputs": "好"})
     check(response, status, code)
     assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == retry
+
+
+async def test_a_request_that_would_be_refused_is_refused_before_it_is_read() -> None:
+    asked: list[Terms] = []
+    has_read = False
+
+    def refuse(terms: Terms) -> None:
+        asked.append(terms)
+        raise QueueFull("full", retry_after_s=2.3)
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal has_read
+        has_read = True
+        yield b"{}"
+
+    settings = Server(max_timeout_ms=70_000)
+    async with running(admit=refuse, settings=settings, clock=FakeClock(100.0)) as service:
+        response = await service.client.post("/v1/embed", content=body())
+        headers = {"X-Request-Timeout-Ms": "5000", "X-Request-Priority": "bulk"}
+        await service.client.post("/v1/embed", content=body(), headers=headers)
+    check(response, 429, "queue_full")
+    assert response.headers["retry-after-ms"] == "2300"
+    assert not has_read
+    assert asked == [Terms(170.0, RANKS["interactive"]), Terms(105.0, RANKS["bulk"])]
 
 
 async def test_a_bug_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -309,6 +344,14 @@ async def test_nothing_is_answered_until_ready_but_life_goes_on(service: Service
         assert (await service.client.get(path)).status_code == 200
     service.reason.clear()
     assert (await service.client.get("/readyz")).json() == {"status": "ready"}
+
+
+async def test_a_service_that_is_to_be_started_anew_says_so() -> None:
+    async with running(alive=lambda: "every replica was lost 6 times") as service:
+        response = await service.client.get("/livez")
+        check(response, 503, "unavailable")
+        assert response.json()["detail"] == "not alive: every replica was lost 6 times"
+        assert (await service.client.get("/readyz")).status_code == 200
 
 
 async def test_a_client_that_goes_away_takes_its_jobs_along() -> None:
@@ -363,7 +406,11 @@ async def test_every_exit_is_counted(service: Service) -> None:
         for model, code in (("mini", "200"), ("none", "422"))
     }
     assert counted == {("mini", "200"): 1, ("none", "422"): 2}
-    assert value_of(service, "erlangshen_request_duration_seconds_count", task="embed") == 3
+    timed = [
+        value_of(service, "erlangshen_request_duration_seconds_count", task="embed", model=model)
+        for model in ("mini", "none")
+    ]
+    assert timed == [1, 2]
     assert value_of(service, "erlangshen_request_inputs_sum", task="embed") == 1
 
 

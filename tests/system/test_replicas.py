@@ -1,4 +1,4 @@
-"""Real child processes with an engine that has no torch: death, hang, poison, failed loading and orphans."""
+"""Real child processes with an engine that has no torch: start, answers, stop, failed loading and orphans."""
 
 from __future__ import annotations
 
@@ -7,120 +7,34 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from service.batching.batcher import Batcher
 from service.batching.budget import LEAST_TOKENS
-from service.batching.job import Settled
-from service.batching.pace import Pace
-from service.errors import CheckpointError, InferenceFailed, ReplicaLost, StartupError
-from service.metrics import Metrics, ReplicaState
+from service.errors import CheckpointError, StartupError
+from service.replicas.care import Care
 from service.replicas.loading import Load
 from service.replicas.messages import Loading
-from service.replicas.pool import Pool, ignore_progress
-from service.replicas.replica import Care, Progress
 from tests.fakes import (
-    GATE,
-    POISON,
-    SUICIDE,
     THREADS,
-    checkpoint,
     load_and_die,
     load_badly,
-    load_fake,
     load_forever,
     load_nothing,
     load_once,
     open_gate,
-    row,
     value,
 )
+from tests.system.replicas import compose, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.system]
-
-AT_ONCE = Care(threads=1, back_off_s=lambda num_failures: 0.0)
 
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """The loop that the service runs on."""
     return "asyncio", {"use_uvloop": True}
-
-
-class Watch(Metrics):
-    """Metrics that remember every state, and call when a replica is ready."""
-
-    def __init__(self) -> None:
-        super().__init__(CollectorRegistry())
-        self.states: list[ReplicaState] = []
-        self.ready = asyncio.Semaphore(0)
-
-    def replica_is(self, replica: str, state: ReplicaState) -> None:
-        super().replica_is(replica, state)
-        self.states.append(state)
-        if state == "ready":
-            self.ready.release()
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    batcher: Batcher
-    pool: Pool
-    metrics: Watch
-
-    async def ask(self, *ids: int) -> float:
-        """One request of one row; the sum that came back."""
-        return sum_of(await self.batcher.submit([row(*ids)]))
-
-    @property
-    def pid(self) -> int:
-        return self.pool.pids()["cpu"]
-
-
-def sum_of(settled: Settled) -> float:
-    return float(settled.outputs[0].scores[0, 0])
-
-
-def compose(
-    path: Path,
-    *,
-    devices: tuple[str, ...] = ("cpu",),
-    care: Care = AT_ONCE,
-    load: Load = load_fake,
-    progress: Progress = ignore_progress,
-) -> Service:
-    os.mkfifo(path / "gate")
-    metrics = Watch()
-    pace = Pace(metrics=metrics)
-    batcher = Batcher(pace=pace, max_queue_tokens=10_000, metrics=metrics)
-    pool = Pool(
-        [checkpoint(path)],
-        devices,
-        metrics=metrics,
-        care=care,
-        load=load,
-        progress=progress,
-        profiled=pace.calibrate,
-    )
-    metrics.declare(models=["m"], replicas=pool.names, tasks=["classify"])
-    return Service(batcher, pool, metrics)
-
-
-@asynccontextmanager
-async def running(service: Service) -> AsyncIterator[Service]:
-    await service.pool.start(service.batcher.feed)
-    try:
-        yield service
-    finally:
-        service.batcher.close()
-        await service.pool.stop()
-        assert service.pool.pids() == {}
 
 
 async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
@@ -143,57 +57,6 @@ async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
     assert loaded == [("cpu", Loading("m", done, 100)) for done in (0, 50, 100)]
 
 
-async def test_kill_9_under_load_answers_every_request(tmp_path: Path) -> None:
-    async with running(compose(tmp_path)) as service:
-        answers: list[float] = []
-
-        async def client(number: int) -> None:
-            for turn in range(10):
-                answer = await service.ask(1000 * number, turn)
-                assert answer == 1000 * number + turn, "everybody gets the answer to their own question"
-                answers.append(answer)
-                if len(answers) == 60:
-                    os.kill(service.pid, signal.SIGKILL)
-
-        await asyncio.gather(*(client(number) for number in range(20)))
-        assert len(answers) == 200
-        assert service.pool.is_ready()
-        assert service.metrics.states.count("ready") == 2
-        assert service.metrics.states[2:4] == ["ready", "restarting"], "readiness dips"
-        assert value(service.metrics, "replica_restarts_total", replica="cpu") == 1
-        assert value(service.metrics, "queue_jobs") == value(service.metrics, "batches_in_flight") == 0
-
-
-async def test_a_poison_row_fails_alone(tmp_path: Path) -> None:
-    async with running(compose(tmp_path)) as service:
-        ids = [1, 2, POISON, 4, 5, POISON]
-        # The places make the two bad rows different ones: equal rows are computed once.
-        asked = [service.ask(each, place) for place, each in enumerate(ids)]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert value(service.metrics, "batches_total", model="m") == 1
-        assert [isinstance(answer, InferenceFailed) for answer in answers] == [each == POISON for each in ids]
-        assert [answer for answer in answers if isinstance(answer, float)] == [1, 3, 7, 9]
-        assert service.metrics.states.count("ready") == 1, "the replica lives on"
-        assert value(service.metrics, "failed_rows_total", model="m") == 2
-
-
-async def test_a_row_that_kills_is_lost_twice_and_the_service_lives(tmp_path: Path) -> None:
-    async with running(compose(tmp_path)) as service:
-        with pytest.raises(ReplicaLost):
-            await service.ask(SUICIDE)
-        assert value(service.metrics, "jobs_given_back_total") == 1
-        assert await service.ask(7) == 7
-        assert service.metrics.states.count("ready") == 3
-
-
-async def test_a_replica_that_hangs_is_replaced(tmp_path: Path) -> None:
-    care = Care(threads=1, hang_timeout_s=0.05, back_off_s=lambda num_failures: 0.0)
-    async with running(compose(tmp_path, care=care)) as service:
-        with pytest.raises(ReplicaLost):
-            await service.ask(GATE)
-        assert service.metrics.states.count("ready") >= 2
-
-
 async def test_a_stopped_process_is_killed_after_its_grace(tmp_path: Path) -> None:
     care = Care(threads=1, stop_grace_s=0.05)
     service = compose(tmp_path, care=care)
@@ -210,18 +73,6 @@ async def test_a_child_that_does_not_read_holds_nobody_up(tmp_path: Path) -> Non
             await asyncio.sleep(0)
         os.kill(service.pid, signal.SIGCONT)
         assert await asking == 1_000_000
-
-
-async def test_one_of_two_replicas_carries_on_alone(tmp_path: Path) -> None:
-    async with running(compose(tmp_path, devices=("cpu", "cpu"))) as service:
-        assert service.pool.names == ("cpu", "cpu#2")
-        os.kill(service.pid, signal.SIGKILL)
-        answers = await asyncio.gather(*(service.ask(each) for each in range(50)))
-        assert answers == list(range(50))
-        assert service.pool.is_ready()
-        for _ in range(3):
-            await service.metrics.ready.acquire()
-        assert service.pool.states() == {"cpu": "ready", "cpu#2": "ready"}
 
 
 async def test_signals_to_the_whole_service_do_not_end_a_child(tmp_path: Path) -> None:
@@ -282,7 +133,7 @@ async def test_a_start_that_is_cancelled_leaves_no_child(tmp_path: Path) -> None
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from tests.system.test_replicas import compose
+from tests.system.replicas import compose
 
 async def main():
     service = compose(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,11 @@ def test_the_tensors_of_an_old_bin_decide_too(tmp_path: Path) -> None:
     assert describe(path, "x").kind == "masked-lm"
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04"])
+DEEP_HEADER = (100_000).to_bytes(8, "little") + b"[" * 100_000
+VAST_STRING = b"\x80\x02\x8d" + (1 << 62).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04", DEEP_HEADER, VAST_STRING])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 def test_unreadable_weights_decide_nothing(tmp_path: Path, name: str, content: bytes) -> None:
     path = make_checkpoint(tmp_path, file_format="bin", num_layers=1, architectures=[])
@@ -151,10 +156,16 @@ def test_wrong_configs_are_refused_by_key(masked_lm: Path, key: str, value: obje
         describe(edit(masked_lm, **{key: value}), "x")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_config_that_is_no_json_object_is_refused(masked_lm: Path, content: bytes) -> None:
     (masked_lm / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json: (cannot be read as JSON|wanted a JSON object)"):
+        describe(masked_lm, "x")
+
+
+def test_a_config_that_is_no_text_of_a_config_is_refused_unread(masked_lm: Path) -> None:
+    os.truncate(masked_lm / "config.json", 1 << 40)
+    with pytest.raises(CheckpointError, match=r"config\.json: has 1099511627776 bytes; wanted at most 67108864$"):
         describe(masked_lm, "x")
 
 
@@ -167,6 +178,12 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
 def test_an_index_names_plain_files_only(tmp_path: Path, name: str) -> None:
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(CheckpointError, match=r"weight_map: wanted plain \.safetensors or \.bin file names"):
+        weight_files(tmp_path)
+
+
+def test_weights_that_cannot_be_read_are_called_by_their_name(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: Input/output error$"):
         weight_files(tmp_path)
 
 

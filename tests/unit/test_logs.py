@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from service import logs
+from service.tracing import trace
+from tests.unit.tracing.recording import RecordedTrace
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,14 @@ def test_a_json_line_has_the_fields_and_the_id_of_the_request() -> None:
     assert (line["rows"], line["request_id"]) == (3, "r-1")
     assert line["time"].endswith("+00:00")
     assert isinstance(line["path"], str)
+
+
+def test_a_line_of_a_traced_request_has_the_ids_of_its_trace() -> None:
+    token = trace.current.set(RecordedTrace())
+    line = json.loads(logs.JsonFormatter().format(record()))
+    trace.current.reset(token)
+    assert (line["trace_id"], line["span_id"]) == ("t", "s")
+    assert "trace_id" not in json.loads(logs.JsonFormatter().format(record()))
 
 
 def test_a_text_line_has_them_too() -> None:

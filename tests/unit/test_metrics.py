@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.metrics import NO_MODEL, Metrics
+from service.metric_labels import NO_MODEL, OTHER_LABEL
+from service.metrics import Metrics
 from tests.fakes import make_metrics, value
 
 TASKS = ("classify", "embed")
@@ -14,6 +15,8 @@ def declared() -> Metrics:
     metrics = Metrics(CollectorRegistry())
     metrics.declare(models=["m"], replicas=["cpu"], tasks=TASKS)
     metrics.declare_model("m", family="bert", kind="encoder", source="folder")
+    metrics.declare_predictions("classify", "m", ["负面", "正面"])
+    metrics.declare_keys(["app"])
     metrics.declare_build(version="1", python="3.11")
     metrics.replica_holds("cpu", device="cpu", precisions={"m": "float32"}, memory_bytes=1)
     return metrics
@@ -50,7 +53,20 @@ def test_a_request_is_counted_by_code_and_refusals_have_no_model() -> None:
     assert value(metrics, "requests_in_progress", task="classify") == 0
     assert value(metrics, "requests_total", task="classify", model="m", code="200") == 1
     assert value(metrics, "requests_total", task="classify", model=NO_MODEL, code="404") == 1
-    assert value(metrics, "request_duration_seconds_sum", task="classify") == 1.0
+    assert value(metrics, "request_duration_seconds_sum", task="classify", model="m") == 0.5
+    assert value(metrics, "request_duration_seconds_sum", task="classify", model=NO_MODEL) == 0.5
+
+
+def test_predictions_are_there_before_the_first_one() -> None:
+    metrics = make_metrics()
+    metrics.declare_predictions("classify", "m", ["负面", "正面"])
+    metrics.declare_predictions("mrc", "m", [])
+    assert value(metrics, "predictions_total", task="classify", model="m", label="负面") == 0
+    assert value(metrics, "predictions_total", task="mrc", model="m", label=OTHER_LABEL) == 0
+    assert value(metrics, "prediction_score_count", task="mrc", model="m") == 0
+    metrics.decided("mrc", "m", None, 0.25)
+    assert value(metrics, "predictions_total", task="mrc", model="m", label=OTHER_LABEL) == 1
+    assert value(metrics, "prediction_score_bucket", task="mrc", model="m", le="0.3") == 1
 
 
 def test_a_replica_is_in_one_state() -> None:

@@ -20,7 +20,9 @@ from service.metrics import Metrics
 from service.pipeline import INLINE_BYTES, Pipeline
 from service.tasks.task import Task
 from service.tasks.text_model import TextModel
+from service.tracing import trace
 from tests.fakes import FakeClock, make_metrics, row, total, value
+from tests.unit.tracing.recording import RecordedTrace
 
 pytestmark = pytest.mark.anyio
 Query = list[list[int]]
@@ -88,9 +90,34 @@ async def test_results_in_order_with_tokens_and_timing(tokenizers: ThreadPoolExe
     assert (timing.tokenize, timing.queue, timing.compute, timing.total) == (0.125, 0.25, 0.5, 0.125)
     assert batcher.asked == [(["n", "n"], Terms(109.0, 3))]
     assert value(metrics, "input_tokens_total", task="classify", model="n") == 4
+    assert value(metrics, "inputs_total", task="classify", model="n") == 2
     assert value(metrics, "truncated_inputs_total", task="classify") == 1
+    assert value(metrics, "request_stage_seconds_total", task="classify", stage="queue") == 0.25
     assert value(metrics, "request_inputs_sum", task="classify") == 2
     assert value(metrics, "tokenize_duration_seconds_count") == 1
+
+
+async def test_the_trace_hears_how_long_the_tokens_took(tokenizers: ThreadPoolExecutor) -> None:
+    clock, mine = FakeClock(), RecordedTrace()
+
+    def encode(model: TextModel, query: Query) -> list[Encoding]:
+        clock.now += 0.125
+        return _encode(model, query)
+
+    token = trace.current.set(mine)
+    await make(tokenizers, FakeBatcher(), clock=clock).answer(task(encode), [[1]])
+    trace.current.reset(token)
+    assert mine.stages == [("tokenize", 0.125)]
+
+
+async def test_rows_and_tokens_are_told_before_they_are_submitted_whatever_becomes_of_them(
+    tokenizers: ThreadPoolExecutor,
+) -> None:
+    told: list[tuple[int, int]] = []
+    pipeline = make(tokenizers, FakeBatcher(QueueFull("full")))
+    with pytest.raises(QueueFull):
+        await pipeline.answer(task(), [[1, 2], [3]], on_encoded=lambda rows, tokens: told.append((rows, tokens)))
+    assert told == [(2, 3)]
 
 
 async def test_the_first_able_model_answers_when_none_is_named(tokenizers: ThreadPoolExecutor) -> None:

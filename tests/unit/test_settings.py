@@ -9,7 +9,8 @@ import pytest
 
 from service.errors import SettingError
 from service.setting_layers import load
-from service.settings import Settings, rows
+from service.setting_rows import rows
+from service.settings import Settings
 
 
 def given(flags: dict[str, Any] | None = None, config: Path | None = None, **environ: str) -> Settings:
@@ -44,14 +45,27 @@ def test_every_setting_has_a_flag_and_an_environment_name_of_its_own() -> None:
     assert all(row.help.endswith(".") for row in rows())
 
 
+SAMPLES: dict[str, tuple[str, Any]] = {
+    "models.specs": ("a,b=c", ("a", "b=c")),
+    "models.labels": ("a=x,y;b=z", {"a": ("x", "y"), "b": ("z",)}),
+    "models.cache_dir": ("/x", Path("/x")),
+    "security.keys_file": ("/x", Path("/x")),
+    "security.keys": ("a=x;b=y,infer", {"a": ("x",), "b": ("y", "infer")}),
+    "security.cors_origins": ("https://a.b,http://c:8", ("https://a.b", "http://c:8")),
+    "security.trusted_proxies": ("::1,10.0.0.0/8", ("::1", "10.0.0.0/8")),
+    "security.tls_cert": ("/x", Path("/x")),
+    "security.tls_key": ("/x", Path("/x")),
+    "tracing.endpoint": ("http://localhost:4318", "http://localhost:4318"),
+}
+
+
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.key)
 def test_every_setting_can_be_given_in_the_environment(row: Any) -> None:
-    samples = {"models.specs": "a,b=c", "models.labels": "a=x,y;b=z", "models.cache_dir": "/x"}
     default = ",".join(row.default) if isinstance(row.default, tuple) else str(row.default)
-    settings = given(**{row.env: samples.get(row.key, default)})
-    value = getattr(getattr(settings, row.section), row.name)
-    wanted = {"models.specs": ("a", "b=c"), "models.labels": {"a": ("x", "y"), "b": ("z",)}}
-    assert value == wanted.get(row.key, Path("/x") if row.name == "cache_dir" else row.default)
+    text, wanted = SAMPLES.get(row.key, (default, row.default))
+    others = {one.env: "/y" for one in rows() if row.name.startswith("tls_") and one.name.startswith("tls_")}
+    settings = given(**{**others, row.env: text})
+    assert getattr(getattr(settings, row.section), row.name) == wanted
 
 
 def test_models_and_labels_are_given_alike_by_flag_environment_and_file(tmp_path: Path) -> None:
@@ -73,6 +87,9 @@ def test_models_and_labels_are_given_alike_by_flag_environment_and_file(tmp_path
         ("[models.labels]\na = 'x'\n[log]\nlevel = 'loud'", ["log.level", "'loud'", "'debug', 'info'"]),
         ("[batching]\nmax_queue_tokens = 10\nmax_batch_tokens = 11", ["max_queue_tokens", "max_batch_tokens (11)"]),
         ("[server]\ndefault_timeout_ms = 1000000", ["default_timeout_ms", "max_timeout_ms (600000)"]),
+        ("[security]\ntls_cert = 'x'", ["security", "tls_cert and tls_key belong together"]),
+        ("[security]\ntrusted_proxies = ['proxy']", ["security.trusted_proxies", "'proxy'"]),
+        ("[security]\ncors_origins = ['a.b']", ["security.cors_origins", "'a.b'", "https://app.example.com"]),
     ],
 )
 def test_a_bad_file_is_refused_by_key_value_and_what_was_wanted(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -139,5 +156,5 @@ def test_devices_that_are_none(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["x", "=a", "a=", "a"])
 def test_labels_that_are_none(text: str) -> None:
-    with pytest.raises(SettingError, match="NAME=label,label"):
+    with pytest.raises(SettingError, match="NAME=A,B"):
         given({"models.labels": [text]})

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
-from service.api.guards import MAX_SEARCHED, parse_json, read_body, require_ready, unless_gone
+from service.api.guards import BODY_ERROR, MAX_SEARCHED, parse_json, read_body, require_ready, unless_gone
 from service.api.native import ROUTES, parse
-from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, Unavailable
+from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, RequestTimeout, Unavailable
 from service.settings import Server
 
 
@@ -53,6 +53,22 @@ async def test_a_client_that_goes_away_amid_its_body_is_gone() -> None:
     gone.set()
     with pytest.raises(ClientDisconnect):
         await read_body(request_of({"type": "http.request", "body": b"1", "more_body": True}, gone=gone), 5)
+
+
+async def test_a_body_that_will_not_come_is_waited_for_no_longer() -> None:
+    request = request_of(*chunks(b"12", b""), *chunks(b"3"))
+    request.scope["state"] = {}
+    assert await read_body(request, 5) == b"12"
+    late = request_of(*chunks(b"12", b"", b"3"))
+    late.scope["state"] = {BODY_ERROR: RequestTimeout("too slow")}
+    with pytest.raises(RequestTimeout, match="too slow"):
+        await read_body(late, 5)
+
+
+async def test_a_body_that_came_whole_is_read_whatever_is_said() -> None:
+    request = request_of(*chunks(b"12"))
+    request.scope["state"] = {BODY_ERROR: RequestTimeout("too slow")}
+    assert await read_body(request, 5) == b"12"
 
 
 async def test_the_answer_comes_and_nothing_is_left_waiting() -> None:

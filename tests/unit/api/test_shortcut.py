@@ -29,15 +29,18 @@ async def call(**scope: Any) -> bytes:
         sent.append(message)
 
     whole = {"type": "http", "method": "POST", "path": "/v1/x", "headers": [], **scope}
-    await Shortcut(router, {"/v1/x": endpoint})(whole, receive, send)
+    await Shortcut(router, {"POST": {"/v1/x": endpoint}, "GET": {"/livez": endpoint}})(whole, receive, send)
     body: bytes = sent[-1]["body"]
     return body
 
 
 async def test_a_known_path_is_answered_at_once_and_its_route_is_told() -> None:
     assert await call() == b"/v1/x"
+    assert await call(method="GET", path="/livez") == b"/livez"
 
 
-@pytest.mark.parametrize("other", [{"method": "GET"}, {"path": "/v1/x/"}, {"path": "/v1/y"}, {"type": "websocket"}])
+@pytest.mark.parametrize(
+    "other", [{"method": "GET"}, {"path": "/livez"}, {"path": "/v1/x/"}, {"path": "/v1/y"}, {"type": "websocket"}]
+)
 async def test_all_else_is_the_routers(other: dict[str, str]) -> None:
     assert await call(**other) == b"router"

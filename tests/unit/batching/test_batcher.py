@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from service.batching.batcher import UNMEASURED_S, Batcher
+from service.batching.admission import UNMEASURED_S
+from service.batching.batcher import Batcher
 from service.batching.cache import ResultCache
 from service.batching.job import Settled
 from service.batching.pace import Pace
-from service.batching.run import Ran
+from service.batching.run import Ran, Untouched
 from service.domain import Encoding, Terms
-from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ReplicaLost, Unavailable
+from service.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, QueueFull, ReplicaLost, Unavailable
 from service.metrics import Metrics
 from tests.fakes import FakeClock, make_metrics, row, rows, total, value
 
@@ -39,7 +40,7 @@ class Runner:
         fate = self.fates.pop(0) if self.fates else None
         if fate is not None:
             raise fate
-        return Ran([total(encoding) if encoding.ids[0] >= 0 else None for encoding in encodings], 0.5)
+        return Ran([total(encoding) if encoding.ids[0] >= 0 else "failed" for encoding in encodings], 0.5)
 
 
 def make(
@@ -95,7 +96,7 @@ async def test_five_submits_make_a_batch_of_one_and_one_of_four() -> None:
     assert value(metrics, "queue_jobs") == value(metrics, "queue_tokens") == 0
     assert value(metrics, "batches_in_flight") == value(metrics, "tokens_in_flight") == 0
     assert value(metrics, "batches_total", model="m") == 2
-    assert value(metrics, "batch_rows_sum") == 5
+    assert value(metrics, "batch_rows_sum", model="m") == 5
 
 
 async def test_two_feeders_hold_two_batches() -> None:
@@ -208,8 +209,40 @@ async def test_a_lost_batch_is_given_back_once_in_order() -> None:
     async with fed(batcher, runner):
         answers = await asyncio.gather(*requests)
     assert dying.batches == [[1, 2]]
-    assert runner.batches == [[1, 2], [3, 4]]
+    assert runner.batches == [[1], [2], [3, 4]], "one of the two may be what the replica died of"
     assert [sums(answer) for answer in answers] == [[1], [2], [3], [4]]
+
+
+async def test_a_row_that_kills_is_lost_alone_and_its_neighbours_are_answered() -> None:
+    metrics, dying, runner = make_metrics(), Runner(ReplicaLost("gone"), None, ReplicaLost("gone")), Runner()
+    dying.gate.set()
+    runner.gate.set()
+    batcher = make(metrics)
+    requests = [ask(batcher, each) for each in (1, 2, 3)]
+    await turn()
+    await batcher.feed(dying)
+    await batcher.feed(dying)
+    async with fed(batcher, runner):
+        first, second, third = await asyncio.gather(*requests, return_exceptions=True)
+    assert dying.batches == [[1, 2, 3], [1], [2]]
+    assert isinstance(first, Settled)
+    assert isinstance(second, ReplicaLost)
+    assert isinstance(third, Settled)
+    assert value(metrics, "jobs_given_back_total") == 3
+
+
+async def test_a_batch_that_only_waited_is_not_to_blame() -> None:
+    dying, runner = Runner(*[Untouched("gone")] * 3), Runner()
+    dying.gate.set()
+    runner.gate.set()
+    batcher = make()
+    requests = [ask(batcher, each) for each in (1, 2)]
+    await turn()
+    for _ in range(3):
+        await batcher.feed(dying)
+    async with fed(batcher, runner):
+        await asyncio.gather(*requests)
+    assert dying.batches + runner.batches == [[1, 2]] * 4
 
 
 async def test_a_second_loss_is_the_callers() -> None:
@@ -314,8 +347,8 @@ async def test_a_deadline_in_the_past_is_never_computed() -> None:
 
 
 async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
-    metrics, runner = make_metrics(), Runner()
-    batcher = make(metrics, max_batch_tokens=10, max_queue_tokens=40, num_replicas=lambda: 2)
+    clock, metrics, runner = FakeClock(), make_metrics(), Runner()
+    batcher = make(metrics, clock, max_batch_tokens=10, max_queue_tokens=40, num_replicas=lambda: 2)
     first, second, *others = rows(*[10] * 6)
     async with fed(batcher, runner):
         computing = asyncio.create_task(batcher.submit([first]))
@@ -327,15 +360,57 @@ async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
         await runner.arrived.acquire()
         waiting = asyncio.create_task(batcher.submit(others[:3]))
         await turn()
-        assert value(metrics, "queue_predicted_wait_seconds") == pytest.approx(0.75), "30 tokens, two replicas"
+        clock.now += 0.25
+        expected = pytest.approx(0.875)
+        assert value(metrics, "queue_predicted_wait_seconds") == expected, "30 tokens and half a batch, two replicas"
         with pytest.raises(QueueFull) as refusal:
             await batcher.submit(rows(5, 6))
-        assert refusal.value.retry_after_s == pytest.approx(0.75)
+        assert refusal.value.retry_after_s == expected
         assert value(metrics, "jobs_refused_total", reason="queue_full") == 2
         fits = asyncio.create_task(batcher.submit(others[3:]))
         await turn()
         runner.gate.set()
         await asyncio.gather(computing, waiting, fits)
+    assert value(metrics, "queue_predicted_wait_seconds") == 0.0
+
+
+async def test_a_deadline_out_of_reach_is_refused_and_the_queue_stays_as_it_is() -> None:
+    clock, metrics, runner = FakeClock(), make_metrics(), Runner()
+    batcher = make(metrics, clock, max_batch_tokens=1)
+    async with fed(batcher, runner):
+        runner.gate.set()
+        await ask(batcher, 1)  # a token in half a second
+        runner.gate.clear()
+        computing = ask(batcher, 2)
+        await runner.arrived.acquire()
+        await runner.arrived.acquire()
+        patient = ask(batcher, 3, deadline=clock.now + 2.0)
+        await turn()
+        with pytest.raises(DeadlineUnreachable) as refusal:
+            await ask(batcher, 4, deadline=clock.now + 2.0)
+        assert (refusal.value.status, refusal.value.retryable) == (429, True)
+        assert refusal.value.retry_after_s == pytest.approx(1.0, abs=0.1)
+        assert value(metrics, "queue_jobs") == 1
+        with pytest.raises(DeadlineUnreachable):
+            batcher.admit(Terms(deadline=clock.now + 2.0))
+        batcher.admit(Terms(deadline=clock.now + 2.0, priority=1))
+        runner.gate.set()
+        await asyncio.gather(computing, patient)
+    assert value(metrics, "jobs_refused_total", reason="deadline") == 2
+
+
+async def test_a_bulk_account_with_a_thousand_rows_in_flight_does_not_starve_another() -> None:
+    runner = Runner()
+    batcher = make(max_batch_tokens=10, max_queue_tokens=1000)
+    async with fed(batcher, runner, runner):
+        bulk = [ask(batcher, *range(start, start + 10), account="bulk") for start in range(1000, 2000, 10)]
+        for _ in range(2):
+            await runner.arrived.acquire()
+        live = [ask(batcher, each, account="live") for each in range(5)]
+        await turn()
+        runner.gate.set()
+        await asyncio.gather(*live, *bulk)
+    assert runner.batches[2] == [0, 1200, 1, 1210, 2, 1220, 3, 1230, 4, 1240], "two were in flight, the next has all"
 
 
 async def test_before_anything_was_measured_a_full_queue_guesses() -> None:
@@ -368,7 +443,9 @@ async def test_close_fails_whoever_waits_and_whoever_comes() -> None:
     for request in [*requests, ask(batcher, 3)]:
         with pytest.raises(Unavailable):
             await request
-    assert value(metrics, "jobs_refused_total", reason="draining") == 1
+    with pytest.raises(Unavailable):
+        batcher.admit(Terms())
+    assert value(metrics, "jobs_refused_total", reason="draining") == 2
 
 
 async def test_the_age_of_the_oldest_is_shown_as_it_grows() -> None:
@@ -464,7 +541,7 @@ async def test_a_lost_batch_keeps_its_followers() -> None:
     runner.gate.set()
     async with fed(batcher, runner):
         assert [sums(answer) for answer in await asyncio.gather(follower, late)] == [[1], [1, 2]]
-    assert runner.batches == [[1, 2]]
+    assert runner.batches == [[1], [2]]
 
 
 async def test_a_lost_batch_that_nobody_waits_for_is_over() -> None:

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from service.batching.budget import LEAST_TOKENS
 from service.batching.latency import Cost
 from service.batching.pace import UNMEASURED_TOKENS, Pace
 from service.domain import Step
@@ -25,8 +26,9 @@ def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFix
     assert pace.budget("m") == UNMEASURED_TOKENS
     assert pace.predict("m", 100, 1) is None
     with caplog.at_level(logging.INFO):
-        pace.calibrate("cpu", {"m": steps(SLOW), "n": []})
-        pace.calibrate("cpu", {"m": steps(SLOW)})
+        pace.calibrate("cpu", "m", steps(SLOW))
+        pace.calibrate("cpu", "n", [])
+        pace.calibrate("cpu", "m", steps(SLOW))
     assert pace.budget("m") == pytest.approx(153, abs=1)
     assert pace.budget("n") == UNMEASURED_TOKENS, "nothing was measured"
     assert value(metrics, "batch_budget_tokens", model="m") == pace.budget("m")
@@ -38,7 +40,7 @@ def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFix
 
 def test_a_setting_overrides_the_budget_and_leaves_the_predictions() -> None:
     pace = Pace(metrics=make_metrics(), max_batch_tokens=1000)
-    pace.calibrate("cpu", {"m": steps(SLOW)})
+    pace.calibrate("cpu", "m", steps(SLOW))
     assert pace.budget("m") == 1000
     assert pace.predict("m", 500, 1) == pytest.approx(SLOW.of(500, 1))
     assert pace.predict("m", 5000, 1) == pytest.approx(5 * SLOW.of(1000, 0))
@@ -46,11 +48,11 @@ def test_a_setting_overrides_the_budget_and_leaves_the_predictions() -> None:
 
 def test_the_slowest_replica_must_bear_the_budget_and_a_restart_measures_anew() -> None:
     pace = Pace(metrics=make_metrics())
-    pace.calibrate("cuda:0", {"m": steps(FAST)})
+    pace.calibrate("cuda:0", "m", steps(FAST))
     assert pace.budget("m") > 10_000
-    pace.calibrate("cpu", {"m": steps(SLOW)})
+    pace.calibrate("cpu", "m", steps(SLOW))
     assert pace.budget("m") < 200
-    pace.calibrate("cpu", {"m": steps(FAST)})
+    pace.calibrate("cpu", "m", steps(FAST))
     assert pace.budget("m") > 10_000
     assert pace.predict("m", 100, 1) == pytest.approx(FAST.of(100, 1))
 
@@ -63,3 +65,37 @@ def test_how_good_predictions_are_is_counted() -> None:
     pace.note("m", 100, 1, 1.0)
     assert value(metrics, "prediction_ratio_sum", model="m") == 2.0
     assert pace.predict("m", 100, 1) == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_batch_that_found_no_memory_lowers_the_budget_and_a_calibration_does_not_raise_it() -> None:
+    metrics = make_metrics()
+    pace = Pace(metrics=metrics)
+    pace.calibrate("cuda:0", "m", steps(FAST))
+    pace.ran_out("m", 3000)
+    assert pace.budget("m") == value(metrics, "batch_budget_tokens", model="m") == 3000
+    pace.ran_out("m", 4000)
+    pace.calibrate("cuda:0", "m", steps(FAST))
+    assert pace.budget("m") == 3000, "the least counts"
+    pace.calibrate("cuda:0", "m", steps(FAST), fitting_tokens=2048)
+    assert pace.budget("m") == 2048
+    assert pace.budget("n") == UNMEASURED_TOKENS
+
+
+def test_a_budget_of_the_settings_is_lowered_too() -> None:
+    pace = Pace(metrics=make_metrics(), max_batch_tokens=1000)
+    pace.ran_out("m", 5)
+    assert pace.budget("m") == LEAST_TOKENS
+
+
+def test_full_batches_widen_a_lowered_budget_until_it_is_what_it_was() -> None:
+    pace = Pace(metrics=make_metrics(), max_batch_tokens=1000)
+    pace.ran_out("m", 500)
+    for _ in range(100):
+        pace.note("m", 100, 1, 0.1)
+    assert pace.budget("m") == 500, "small batches prove nothing"
+    for _ in range(694):
+        pace.note("m", pace.budget("m"), 1, 0.1)
+    assert 990 < pace.budget("m") <= 1000
+    for _ in range(1000):
+        pace.note("m", pace.budget("m"), 1, 0.1)
+    assert pace.budget("m") == 1000

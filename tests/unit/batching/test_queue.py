@@ -10,58 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.batching import queue as queue_module
-from service.batching.job import Job, Place, Settled, Ticket
+from service.batching.job import Job, Ticket
 from service.batching.lane import Lane
-from service.batching.queue import Queue
+from service.batching.share import Place
 from service.domain import Terms
-from service.errors import InferenceFailed, ServiceError
-from service.metrics import DropReason
+from service.errors import InferenceFailed
 from tests.fakes import rows
-
-AGE = 10.0
-
-
-class Bench:
-    """A queue, and what happened to its jobs; a job is known by the order it was pushed in."""
-
-    def __init__(self) -> None:
-        self.dropped: list[tuple[DropReason, list[int]]] = []
-        self.budget = 10
-        self.queue = Queue(max_age_s=AGE, budget=lambda model: self.budget, dropped=self._on_dropped)
-
-    def push(
-        self,
-        *lengths: int,
-        now: float = 0.0,
-        model: str = "m",
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> Ticket:
-        ticket = Ticket(rows(*lengths, model=model), now, _ignore, Terms(deadline, priority))
-        self.queue.push(_jobs(ticket), priority)
-        return ticket
-
-    def take(self, budget: int = 10, now: float = 0.0) -> list[int]:
-        self.budget = budget
-        return _numbers(self.queue.take(now))
-
-    def take_all(self, budget: int = 10, now: float = 0.0) -> list[list[int]]:
-        return list(iter(lambda: self.take(budget, now), []))
-
-    def _on_dropped(self, reason: DropReason, jobs: Sequence[Job]) -> None:
-        self.dropped.append((reason, _numbers(jobs)))
+from tests.unit.batching.bench import AGE, Bench, ignore, jobs_of, numbers_of
 
 
-def _jobs(ticket: Ticket) -> list[Job]:
-    return [Job(encoding, ticket.arrived, [(ticket, row)]) for row, encoding in enumerate(ticket.encodings)]
-
-
-def _ignore(result: Settled | ServiceError) -> None:
-    """Nobody waits for these tickets."""
-
-
-def _numbers(jobs: Sequence[Job]) -> list[int]:
-    return [job.number for job in jobs]
+def _blame(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job.num_losses += 1
 
 
 @pytest.mark.parametrize(
@@ -168,8 +128,8 @@ def test_only_dead_jobs_make_no_batch() -> None:
 
 def test_remove_drops_those_that_still_wait() -> None:
     bench = Bench()
-    ticket = Ticket(rows(5, 5), 0.0, _ignore)
-    jobs = _jobs(ticket)
+    ticket = Ticket(rows(5, 5), 0.0, ignore)
+    jobs = jobs_of(ticket)
     bench.queue.push(jobs)
     assert bench.take(5) == [0]
     bench.queue.remove(jobs, "abandoned")
@@ -187,6 +147,16 @@ def test_lost_jobs_go_to_the_head_in_order() -> None:
     bench.queue.give_back(first)
     assert bench.queue.num_tokens == 35
     assert bench.take_all(10) == [[0, 1], [2, 3], [6, 4], [5]]
+
+
+def test_suspects_go_alone_and_in_order_of_arrival() -> None:
+    bench = Bench()
+    bench.push(*[2] * 5)
+    lost = bench.queue.take(0.0)
+    bench.push(2)
+    _blame(lost[1:3])
+    bench.queue.give_back(lost)
+    assert bench.take_all(10) == [[0], [1], [2], [3, 4, 5]]
 
 
 def test_lost_jobs_lead_but_do_not_mix_models() -> None:
@@ -268,11 +238,11 @@ def test_what_went_first_for_its_age_does_not_put_back_those_that_come() -> None
 )
 def test_a_job_of_two_requests_has_the_better_place(priority: int, batches: list[list[int]]) -> None:
     bench = Bench()
-    jobs = _jobs(Ticket(rows(*[5] * 3), 0.0, _ignore))
+    jobs = jobs_of(Ticket(rows(*[5] * 3), 0.0, ignore))
     bench.queue.push(jobs)
-    second = Ticket(rows(5, 5), 0.0, _ignore, Terms(None, priority))
+    second = Ticket(rows(5, 5), 0.0, ignore, Terms(None, priority))
     jobs[2].waiters.append((second, 0))
-    bench.queue.push([jobs[2], *_jobs(second)[1:]], priority)
+    bench.queue.push([jobs[2], *jobs_of(second)[1:]], second.terms)
     assert len(bench.queue) == 4
     assert bench.take_all() == batches
 
@@ -297,17 +267,22 @@ def test_long_queues_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_stale_is_cleared_away() -> None:
     bench = Bench()
-    (job,) = _jobs(bench.push(10))
-    lane = Lane({job.number})
+    (job,) = jobs_of(bench.push(10))
+    lane, claim = Lane({job.number}), job.place.claim
     for tag in range(10_000, 0, -1):
-        job.place = Place(0, tag)
+        job.place = Place(claim, tag)
         lane.push(job)
     assert len(lane) < 1000
     assert lane.first() is job
 
 
-Request = tuple[list[int], str, int]
-requests = st.tuples(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.sampled_from("ab"), st.integers(0, 2))
+Request = tuple[list[int], str, int, str]
+requests = st.tuples(
+    st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    st.sampled_from("ab"),
+    st.integers(0, 2),
+    st.sampled_from("xyz"),
+)
 events = st.lists(st.one_of(requests, st.sampled_from(["take", "lose", "cancel", "later"])), max_size=40)
 
 
@@ -321,9 +296,10 @@ def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int
         batch = bench.queue.take(now) if event in ("take", "lose") else []
         _check_batch(batch, budget)
         if isinstance(event, tuple):
-            lengths, model, priority = event
-            tickets.append(bench.push(*lengths, now=now, model=model, priority=priority))
-        elif event == "lose" and not any(job.num_losses for job in batch):
+            lengths, model, priority, account = event
+            tickets.append(bench.push(*lengths, now=now, model=model, priority=priority, account=account))
+        elif event == "lose" and not any(job.is_suspect for job in batch):
+            _blame(batch)
             bench.queue.give_back(batch)
         elif event == "cancel" and tickets:
             tickets[len(taken) % len(tickets)].close("cancelled")
@@ -335,19 +311,20 @@ def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int
         taken += batch
     dropped = list(chain.from_iterable(numbers for _, numbers in bench.dropped))
     num_pushed = sum(len(ticket.encodings) for ticket in tickets)
-    assert sorted(_numbers(taken) + dropped) == list(range(num_pushed))
+    assert sorted(numbers_of(taken) + dropped) == list(range(num_pushed))
     assert len(bench.queue) == bench.queue.num_tokens == len(list(bench.queue.waiting())) == 0
+    assert bench.queue.ahead_of(Terms(priority=-1), 1) == 0
 
 
 @given(st.lists(requests, max_size=10), st.integers(1, 40))
 def test_a_request_is_taken_in_its_order(pushed: list[Request], budget: int) -> None:
     """For rows of one length: others may be passed over."""
     bench = Bench()
-    for lengths, model, priority in pushed:
-        bench.push(*[lengths[0]] * len(lengths), model=model, priority=priority)
+    for lengths, model, priority, account in pushed:
+        bench.push(*[lengths[0]] * len(lengths), model=model, priority=priority, account=account)
     numbers = list(chain(*bench.take_all(budget)))
     start = 0
-    for lengths, _, _ in pushed:
+    for lengths, *_ in pushed:
         own = range(start, start + len(lengths))
         assert [number for number in numbers if number in own] == list(own)
         start += len(lengths)

@@ -45,6 +45,21 @@ async def test_a_report(data: Path) -> None:
     assert json.loads(json.dumps(report)) == report
 
 
+async def test_the_key_of_a_file_is_sent(data: Path, tmp_path: Path) -> None:
+    keys = []
+
+    def guarded(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["authorization"])
+        return praise(request)
+
+    file = tmp_path / "key"
+    file.write_text("erl_one\n")
+    await evaluate(arguments(data, "--limit", "1", "--key-file", str(file)), httpx.MockTransport(guarded))
+    assert keys == ["Bearer erl_one"]
+    with pytest.raises(SystemExit):
+        arguments(data, "--key-file", str(tmp_path / "nowhere"))
+
+
 async def test_a_head_may_call_the_classes_differently(data: Path) -> None:
     def head(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
+import subprocess
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from service import weight_cache
 from service.checkpoint import describe
 from service.engine.engine import Engine
 from service.errors import CheckpointError
@@ -139,6 +143,34 @@ def test_what_is_not_the_model_is_refused_by_its_own_name(checkpoint: Path, tmp_
     assert not files(tmp_path / "cache")
 
 
+def flip_a_bit_of_a_tensor(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+    content = bytearray(file.read_bytes())
+    content[largest.header_offset + largest.file_size // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_pickle_that_was_damaged_is_not_kept(checkpoint: Path, tmp_path: Path) -> None:
+    flip_a_bit_of_a_tensor(checkpoint / BIN)
+    with pytest.raises(
+        CheckpointError, match=rf"{BIN}: \w+/data/\d+ in it is corrupt: wanted the CRC-32 [0-9a-f]{{8}};"
+    ):
+        weights(checkpoint, tmp_path / "cache")
+    assert not files(tmp_path / "cache")
+
+
+def test_a_pickle_without_checksums_is_converted(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = torch.load(checkpoint / BIN, weights_only=True)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(tensors, checkpoint / BIN)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "cache"))
+    assert len(files(tmp_path / "cache")) == 1
+
+
 class _Hostile:
     """Unpickling it would make a folder."""
 
@@ -176,6 +208,38 @@ def test_a_full_disk_is_no_reason_not_to_serve(
     assert_same(weights(checkpoint, None), loaded)
     assert messages(caplog) == ["weights are not cached"]
     assert not files(tmp_path / "cache")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own with 64 KB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("is_seen_before", [True, False], ids=["full before", "full amid"])
+def test_a_small_disk_is_no_reason_either(
+    checkpoint: Path,
+    small_disk: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    is_seen_before: bool,
+) -> None:
+    if not is_seen_before:  # as when others fill the disk after it was looked at
+        monkeypatch.setattr(weight_cache, "SPARE_BYTES", -(1 << 30))
+    assert_same(weights(checkpoint, None), weights(checkpoint, small_disk / "cache"))
+    (warning,) = caplog.records
+    assert warning.message == "weights are not cached"
+    reason = r"0\.0 GB are free, .* wanted" if is_seen_before else "No space left on device"
+    assert re.fullmatch(reason, vars(warning)["reason"])
+    assert not files(small_disk / "cache")
 
 
 def test_a_folder_that_cannot_be_is_no_reason_either(

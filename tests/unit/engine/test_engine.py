@@ -16,6 +16,7 @@ from service.engine.engine import Engine
 from service.engine.packing import pack
 from service.engine.precision import _cpu_has_bf16, resolve_precision
 from service.errors import InferenceFailed
+from service.replicas.canary import Canary
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import VOCAB_SIZE, choice_row, dense_mask, plain_row
 
@@ -156,3 +157,25 @@ def test_a_batch_is_checked_when_it_is_prepared_and_computed_when_it_is_finished
     assert masked_lm.prepare([])() == []
     with pytest.raises(InferenceFailed, match="a token id"):
         masked_lm.prepare([changed("ids", 3, -1)])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_canary_answers_the_same_again_and_otherwise_when_a_weight_is_another(
+    tmp_path: Path, precision: str
+) -> None:
+    engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision=precision)
+    engine.warm_up()
+    canary = Canary({"test": engine}, 60.0)
+    assert [encoding.readout for encoding in engine.canary()] == [
+        Mean(),
+        Cls(),
+        TokenScores((0,), (0,)),
+        TopTokens((0,), 1),
+    ]
+    assert canary.wrong_model() is None
+    engine.weights.words.mul_(-1)
+    assert canary.wrong_model() == "test"
+
+
+def test_a_cpu_has_no_memory_of_its_own(masked_lm: Engine) -> None:
+    assert masked_lm.device_memory() is None

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from service.cli import COMMANDS
-from service.settings import rows
+from service.setting_rows import rows
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = (".", "docs", "benchmarks", "service/models/*")
+FOLDERS = (".", "docs", "benchmarks", "k8s", "service/models/*")
 DOCUMENTS = sorted(chain.from_iterable(ROOT.glob(f"{folder}/*.md") for folder in FOLDERS))
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 STRUCTURE = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")

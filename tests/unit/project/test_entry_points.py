@@ -47,6 +47,10 @@ def test_arguments_reach_the_server() -> None:
     assert "-m service serve --port 9000" in dry_run("serve", "ARGS=--port 9000")
 
 
+def test_an_audit_that_could_not_ask_about_all_is_none() -> None:
+    assert "pip-audit --strict" in dry_run("audit")
+
+
 def test_what_the_makefile_runs_is_there() -> None:
     assert set(re.findall(r"-m service (\w+)", MAKEFILE)) <= set(COMMANDS)
     assert all((ROOT / path).is_file() for path in re.findall(r"service/\S+\.toml", MAKEFILE))
@@ -57,7 +61,7 @@ def test_what_the_makefile_runs_is_there() -> None:
 def test_ci_runs_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text().splitlines()[-1] == "make test"
+    assert script.read_text().splitlines()[-2:] == ["make sbom", "make test"]
 
 
 def test_every_command_has_its_file() -> None:

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
-OURS = {"service", "tests", "benchmarks"}
+OURS = {"service", "tests", "benchmarks", "docker"}
 # What torch brings differs from build to build (CPU, CUDA versions), and setuptools is the environment's own.
 PEERS = ROOT / "benchmarks" / "peers" / "servers"
 """They run in environments of their own, with requirements of their own."""
@@ -53,11 +53,18 @@ def needed(name: str) -> Iterator[str]:
 
 RUNTIME = pins("requirements.txt")
 BENCH = pins("requirements-bench.txt")
-DEV = pins("requirements-dev.txt") | BENCH
+TRACING = pins("requirements-tracing.txt")
+DEV = pins("requirements-dev.txt") | BENCH | TRACING
 
 
 @pytest.mark.parametrize(
-    ("folder", "pinned"), [("service", RUNTIME | BENCH), ("benchmarks", RUNTIME), ("tests", RUNTIME | DEV)]
+    ("folder", "pinned"),
+    [
+        ("service", RUNTIME | BENCH | TRACING),
+        ("benchmarks", RUNTIME | DEV),
+        ("docker", RUNTIME | DEV),
+        ("tests", RUNTIME | DEV),
+    ],
 )
 def test_everything_imported_is_pinned(folder: str, pinned: dict[str, str]) -> None:
     providers = packages_distributions()
@@ -69,7 +76,7 @@ def test_everything_imported_is_pinned(folder: str, pinned: dict[str, str]) -> N
     assert not missing
 
 
-@pytest.mark.parametrize("pinned", [RUNTIME, RUNTIME | DEV], ids=["runtime", "dev"])
+@pytest.mark.parametrize("pinned", [RUNTIME, RUNTIME | TRACING, RUNTIME | DEV], ids=["runtime", "tracing", "dev"])
 def test_what_the_pinned_packages_need_is_pinned_too(pinned: dict[str, str]) -> None:
     missing = {need for name in pinned for need in needed(name) if need not in pinned and not UNPINNED.match(need)}
     assert not missing

@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 
 from service.replicas.cores import num_cores
+from tests.unit.replicas.trees import tree
 
 V1 = "4:memory:/app\n2:cpu,cpuacct:/app\n0::/\n"
-
-
-def tree(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    return root
 
 
 @pytest.mark.parametrize(

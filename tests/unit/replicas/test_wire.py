@@ -52,14 +52,14 @@ def test_a_row_that_is_not_as_it_should_be_harms_no_other() -> None:
 
 def test_outputs_keep_their_shapes_and_their_gaps() -> None:
     top = Output(array(2, 3), np.arange(6, dtype=np.int32).reshape(2, 3))
-    found = there_and_back(Result(3, [Output(array(1, 4)), None, top, Output(array(2, 2))], 0.25))
+    found = there_and_back(Result(3, [Output(array(1, 4)), "failed", top, Output(array(2, 2))], 0.25, 64))
     assert isinstance(found, Result)
-    assert (found.number, found.compute_s) == (3, 0.25)
+    assert (found.number, found.compute_s, found.fitting_tokens) == (3, 0.25, 64)
     first, gap, second, third = found.outputs
-    assert gap is None
-    assert first is not None
-    assert second is not None
-    assert third is not None
+    assert gap == "failed"
+    assert isinstance(first, Output)
+    assert isinstance(second, Output)
+    assert isinstance(third, Output)
     assert first.ids is None
     assert second.ids is not None
     assert [one.scores.tolist() for one in (first, second, third)] == [
@@ -71,7 +71,8 @@ def test_outputs_keep_their_shapes_and_their_gaps() -> None:
 
 
 def test_a_batch_that_failed_as_a_whole() -> None:
-    assert there_and_back(Result(0, [None, None], 0.5)) == Result(0, [None, None], 0.5)
+    result = Result(0, ["failed", "out_of_memory"], 0.5)
+    assert there_and_back(result) == result
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 1000])

@@ -9,9 +9,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.domain import Encoding, Labels, Output, TokenScores
+from service.domain import Encoding, Labels, Output, TokenScores, TopTokens
 from service.errors import InvalidRequest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.embedding import EMBED, EmbedQuery
+from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
 from service.tasks.inference import NLI, NliQuery
 from service.tasks.mrc import MRC, MrcQuery, Reading
 from service.tasks.similarity import SIMILARITY, SimilarityQuery
@@ -25,6 +27,8 @@ STRINGS = st.text(CHARACTERS, max_size=20) | st.builds(
 )
 TRUNCATIONS = st.sampled_from(get_args(Truncation))
 LENGTHS = st.sampled_from([40, 64, 100, 512])
+ANYTHING = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
+"""All that UTF-8 can write: other scripts, control characters, what the vocabulary has never seen."""
 OPTIONS = st.lists(STRINGS, min_size=1, max_size=40, unique=True).map(tuple)
 PAIRS = st.lists(st.tuples(STRINGS, STRINGS), min_size=1, max_size=3).map(tuple)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -135,3 +139,49 @@ def test_pairs(
     rows = rows_of(SIMILARITY, similar, query)
     results = SIMILARITY.decode(similar, query, rows, outputs_of(rows, 2, seed)) if rows else []
     assert all(0 <= result.score <= 1 for result in results)
+
+
+@settings(deadline=None)
+@given(st.lists(ANYTHING | STRINGS, min_size=1, max_size=3).map(tuple), TRUNCATIONS, LENGTHS, SEEDS)
+def test_any_text_is_read(texts: tuple[str, ...], truncation: Truncation, max_length: int, seed: int) -> None:
+    model, tuned = text_model(max_length=max_length), head("负面", "正面", max_length=max_length)
+    query = EmbedQuery(texts, truncation=truncation)
+    rows = rows_of(EMBED, model, query) or []
+    outputs = [Output(np.random.default_rng(seed).standard_normal((1, 8)).astype(np.float32)) for _ in rows]
+    results = EMBED.decode(model, query, rows, outputs)
+    assert len(results) == len(rows)
+    for result in results:
+        assert abs(sum(value * value for value in result.embedding) - 1) < 1e-5
+    labelled = ClassifyQuery(tuple(map(Text, texts)), truncation=truncation)
+    rows = rows_of(CLASSIFY, tuned, labelled) or []
+    for decided in CLASSIFY.decode(tuned, labelled, rows, outputs_of(rows, 2, seed)):
+        assert is_distribution([each.score for each in decided.scores])
+
+
+def row_or_fields(model: TextModel, query: FillMaskQuery) -> Encoding | list[str]:
+    """The row of the one text, or the fields that it is refused for."""
+    try:
+        [row] = FILL_MASK.encode(model, query)
+    except InvalidRequest as error:
+        return [each.field for each in error.errors]
+    return row
+
+
+@settings(deadline=None)
+@given(st.lists(ANYTHING | STRINGS, min_size=2, max_size=6), TRUNCATIONS, LENGTHS, SEEDS)
+def test_masks_are_found_in_any_text(parts: list[str], truncation: Truncation, max_length: int, seed: int) -> None:
+    model, text = text_model(max_length=max_length), "[MASK]".join(parts)
+    query = FillMaskQuery((text,), 3, truncation)
+    row = row_or_fields(model, query)
+    if isinstance(row, list):
+        assert row == ["inputs[0]"]
+        return
+    assert isinstance(row.readout, TopTokens)
+    places = list(row.readout.positions)
+    assert np.flatnonzero(row.ids == MASK).tolist() == places
+    assert len(places) == text.count("[MASK]") or row.truncated
+    random = np.random.default_rng(seed)
+    scores = np.sort(random.random((len(places), 3)), axis=1)[:, ::-1].astype(np.float32)
+    output = Output(scores, random.integers(0, 7, (len(places), 3)).astype(np.int32))
+    [result] = FILL_MASK.decode(model, query, [row], [output])
+    assert [[told.score for told in mask] for mask in result.masks] == scores.tolist()

@@ -13,7 +13,7 @@ from transformers import BertTokenizer
 
 from service.checkpoint import Checkpoint, Kind, Shape, describe
 from service.errors import CheckpointError
-from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer, standing_alone
+from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer, read_vocab, standing_alone
 from tests.checkpoints import make_checkpoint, vocabulary
 
 SHAPE = Shape(
@@ -97,6 +97,20 @@ def test_a_tokenizer_of_another_kind(tmp_path: Path, content: dict[str, Any]) ->
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"nor a WordPiece tokenizer\.json$"):
         TextModel.load(checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("index", ["0", -1, 1.5, True, None])
+def test_a_vocabulary_whose_ids_are_no_ids(tmp_path: Path, index: object) -> None:
+    vocab = {token: place for place, token in enumerate(SMALL)} | {"好": index}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: vocab: '好' is .*; wanted a whole number from 0$"):
+        read_vocab(tmp_path)
+
+
+def test_a_vocabulary_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match=r"vocab\.txt: cannot be read: Input/output error$"):
+        read_vocab(tmp_path)
 
 
 def test_a_vocabulary_that_lacks_special_tokens(tmp_path: Path) -> None:

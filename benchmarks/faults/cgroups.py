@@ -1,0 +1,73 @@
+"""A memory cgroup for a server and all that it starts, of version 1 or 2, so that the kernel can run out for it.
+
+Knows the kernel's files, no service.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+END_S = 10.0
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryGroup:
+    """What is added stays in it with its children, until the last of them has ended."""
+
+    folder: Path
+    is_v1: bool
+
+    def add(self, pid: int) -> None:
+        (self.folder / "cgroup.procs").write_text(str(pid))
+
+    def allow(self, num_bytes: int) -> None:
+        """So many more than are taken now."""
+        taken = int((self.folder / ("memory.usage_in_bytes" if self.is_v1 else "memory.current")).read_text())
+        self._limit(str(taken + num_bytes))
+
+    def lift(self) -> None:
+        self._limit("-1" if self.is_v1 else "max")
+
+    def _limit(self, value: str) -> None:
+        (self.folder / ("memory.limit_in_bytes" if self.is_v1 else "memory.max")).write_text(value)
+
+
+@contextmanager
+def memory_group() -> Iterator[MemoryGroup | None]:
+    """None where none can be made: that takes root and the memory controller. Leave it when all in it is to end."""
+    is_v1 = (ROOT / "memory").is_dir()
+    group = MemoryGroup((ROOT / "memory" if is_v1 else ROOT) / f"erlangshen-faults-{os.getpid()}", is_v1)
+    if not (is_v1 or "memory" in _controllers()) or not os.access(group.folder.parent, os.W_OK):
+        yield None
+        return
+    group.folder.mkdir()
+    try:
+        yield group
+    finally:
+        _remove(group.folder)
+
+
+def _controllers() -> list[str]:
+    file = ROOT / "cgroup.subtree_control"
+    return file.read_text().split() if file.is_file() else []
+
+
+def _remove(folder: Path) -> None:
+    """Busy until the last process in it is gone."""
+    until = time.monotonic() + END_S
+    while True:
+        try:
+            folder.rmdir()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(POLL_S)
+        else:
+            return

@@ -1,0 +1,108 @@
+"""Is a plan to be trusted: a server of `mini` under open loops of several rates, beside what `service plan` says.
+
+    python -m benchmarks.plan_check --json benchmarks/results/plan_check.json
+
+The speeds are the server's own, read from its metrics before each rate. Client and server share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.local_server import becomes_ready, free_port
+from service.bench.synthetic import Lengths
+from service.commands import bench, plan
+from service.planning.plan import point
+from service.planning.simulation import Traffic
+
+SHAPE = "lognormal:31:152"
+SPECIAL_TOKENS = 2
+"""Around the text of an embedding."""
+
+
+@contextmanager
+def serving(threads: int) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--threads", str(threads)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert becomes_ready(port, process), "the server did not start"
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    arguments = _parse()
+    lengths = [SPECIAL_TOKENS + length for length in Lengths.parse(SHAPE).draw(4096, random.Random(1))]
+    points = []
+    with serving(arguments.threads) as url:
+        measured(url, 20.0, 10.0)  # until the model has been measured
+        for rate in arguments.rates:
+            [speed] = plan.ask(url, None)
+            said = point(speed, Traffic(rate, 1, lengths), 1)
+            found = measured(url, rate, arguments.seconds)
+            points.append(_entry(rate, said.used, (said.p50, said.p95), (found["p50"], found["p95"])))
+            print(" ".join(f"{key} {value}" for key, value in points[-1].items()), flush=True)
+    if arguments.json:
+        report = {**_setting(arguments), "points": points}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def measured(url: str, rate: float, seconds: float) -> dict[str, float]:
+    """Latencies of an open loop in milliseconds."""
+    flags = ["--url", url, "--mix", "embed", "--lengths", SHAPE, "--rate", str(rate), "--duration", str(seconds)]
+    report = bench.bench(bench.parse_args(flags))
+    found: dict[str, float] = report["points"][0]["results"]["all"]["latency_ms"]
+    return found
+
+
+def _entry(
+    rate: float, used: float, said_s: tuple[float | None, ...], found_ms: tuple[float, ...]
+) -> dict[str, float | None]:
+    said = [None if seconds is None else round(1000 * seconds, 1) for seconds in said_s]
+    return {
+        "requests_per_s": rate,
+        "planned_used": round(used, 3),
+        "planned_p50_ms": said[0],
+        "planned_p95_ms": said[1],
+        "measured_p50_ms": round(found_ms[0], 1),
+        "measured_p95_ms": round(found_ms[1], 1),
+    }
+
+
+def _setting(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "what": "latencies that `service plan` says, and those of an open loop at the same rate",
+        "method": f"mini, /v1/embed, one text of {SHAPE} characters a request, Poisson arrivals, {arguments.threads} "
+        "compute threads; client and server on one machine",
+        "command": "python -m benchmarks.plan_check",
+        "machine": arguments.machine or f"{len(os.sched_getaffinity(0))}-core CPU",
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "seconds_of_a_rate": arguments.seconds,
+    }
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_check", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rates", type=lambda text: [float(part) for part in text.split(",")], default=[50, 100, 200])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of one rate (default: 20)")
+    parser.add_argument("--threads", type=int, default=1, help="that compute (default: 1)")
+    parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument("--machine", default="", help="words for the report; default: the number of cores")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The sizing table of docs/operations.md, from every `results/speed_*.json`: python -m benchmarks.sizing
+
+Rows of texts of lognormal length, one a request; how many replicas keep 95 % of them within the target.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.bench.synthetic import Lengths
+from service.planning.plan import fewest
+from service.planning.simulation import Traffic
+from service.planning.speed import Speed, from_file
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "operations.md"
+BEGIN, END = "<!-- sizing: python -m benchmarks.sizing -->\n", "<!-- /sizing -->\n"
+SHAPE = "lognormal:31:152"
+RATES = (10, 100, 1000)
+P95_S = 0.5
+HEAD = (
+    "| machine | model | arithmetic | tokens/s of one replica | requests/s | replicas for "
+    + " | for ".join(f"{rate}/s" for rate in RATES)
+    + " |\n|---|---|---|---:|---:|"
+    + "---:|" * len(RATES)
+    + "\n"
+)
+
+
+def table(results: Path) -> str:
+    lengths = Lengths.parse(SHAPE).draw(1024, random.Random(1))
+    return HEAD + "".join(
+        _line(machine, speed, lengths) for file in sorted(results.glob("speed_*.json")) for machine, speed in _of(file)
+    )
+
+
+def _of(file: Path) -> Iterator[tuple[str, Speed]]:
+    machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
+    return ((machine, speed) for speed in from_file(file))
+
+
+def _line(machine: str, speed: Speed, lengths: list[int]) -> str:
+    one = Traffic(1.0, 1, lengths)
+    rate = speed.tokens_per_s(one.row_tokens)
+    cells = " | ".join(_replicas(speed, Traffic(wanted, 1, lengths)) for wanted in RATES)
+    start = f"| {machine} | {speed.model} | {speed.precision} "
+    return f"{start}| {rate:,.0f} | {rate / one.row_tokens:,.1f} | {cells} |\n"
+
+
+def _replicas(speed: Speed, traffic: Traffic) -> str:
+    best = fewest(speed, traffic, P95_S)
+    return f"{best.replicas:,}" if best.keeps(P95_S) else "-"
+
+
+def main() -> None:
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(before + BEGIN + table(ROOT / "benchmarks" / "results") + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""How fast models of common shapes are on this device, as a latency model each: what `python -m service plan` reads.
+
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.speed --threads 2 --json benchmarks/results/speed_cpu.json
+    python -m benchmarks.speed --device cuda --json benchmarks/results/speed_h100.json   # one GPU, a minute or two
+
+Random weights made in place: how long a forward takes does not depend on what they are. The sizes that the service
+itself measures after its start are run again and again; the fit is to the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.gpu_model import LARGE, TINY, make_engine
+from service.batching import budget
+from service.batching.latency import LatencyModel
+from service.checkpoint import Shape
+from service.domain import Quantization, Step
+from service.engine.engine import Engine
+from service.planning.speed import Speed
+
+TARGET_S = 0.5
+"""The default of batching.batch_target_ms."""
+
+SHAPES = {
+    "tiny": TINY,
+    "mini": Shape(4, 256, 4, 1024, 7879, 512, 2, 1e-12, "gelu_new"),
+    "110M": Shape(12, 768, 12, 3072, 21_128, 512, 2, 1e-12, "gelu"),
+    "330M": Shape(24, 1024, 16, 4096, 21_128, 512, 2, 1e-12, "gelu"),
+    "1.3B": LARGE,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {arguments.threads} threads"
+    wanted = [(shape, way) for shape in arguments.shapes.split(",") for way in arguments.quantization.split(",")]
+    speeds = [speed_of(shape, device, name, way, arguments.rounds) for shape, way in tqdm(wanted, "models")]
+    result = {
+        "what": "latency models: seconds of a batch, of each of its tokens and of each of its rows; budget in tokens",
+        "method": f"random weights; medians of {arguments.rounds} rounds of the service's own profile; "
+        f"budget for a target of {TARGET_S:g} s",
+        "command": " ".join(["python -m benchmarks.speed", *(sys.argv[1:] if argv is None else argv)]),
+        "machine": arguments.machine or name,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
+        "speeds": [speed.as_json() for speed in speeds],
+    }
+    for speed in speeds:
+        print(f"{speed.model} {speed.precision}: {speed.tokens_per_s(64):,.0f} tokens/s in rows of 64 tokens")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def speed_of(shape: str, device: torch.device, name: str, way: Quantization, rounds: int) -> Speed:
+    engine = make_engine(SHAPES[shape], device, quantization=way)
+    engine.warm_up()
+    cost = LatencyModel(list(_medians(engine, rounds))).cost
+    assert cost is not None, "a profile has steps"
+    precision = "bfloat16" if way == "none" else way
+    return Speed(shape, name, precision, cost, budget.choose(cost, TARGET_S))
+
+
+def _medians(engine: Engine, rounds: int) -> Iterator[Step]:
+    """Of the sizes that every round reached."""
+    seconds: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for step in engine.profile():
+            seconds[step.tokens, step.rows].append(step.seconds)
+    return (Step(*size, median(times)) for size, times in seconds.items() if len(times) == rounds)
+
+
+def _parse(argv: Sequence[str] | None) -> Any:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
+    parser.add_argument("--shapes", default="mini,110M,330M,1.3B", help=f"of {','.join(SHAPES)} (default: %(default)s)")
+    parser.add_argument("--quantization", default="none", help="of none,int8,fp8 (default: none, which is bfloat16)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--machine", default="", help="words for the report; default: the device")
+    parser.add_argument("--json", type=Path, help="write the report there")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

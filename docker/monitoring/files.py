@@ -1,0 +1,45 @@
+"""What is made, and where it lies: for Compose under docker/, and again for Kubernetes, whose kustomize reads no files
+outside its own folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from docker.monitoring.alerts import alerts
+from docker.monitoring.batching_board import BATCHING
+from docker.monitoring.predictions_board import PREDICTIONS
+from docker.monitoring.rule import Group, as_yaml
+from docker.monitoring.service_board import SERVICE
+from docker.monitoring.slo import burn_alerts, recordings
+
+ROOT = Path(__file__).parents[2]
+BOARDS = (SERVICE, BATCHING, PREDICTIONS)
+DASHBOARDS, RULES, KUBERNETES = "docker/grafana/dashboards", "docker/prometheus/rules", "k8s/components/monitoring"
+
+
+def files() -> dict[str, str]:
+    """Path from the root of the repository -> text."""
+    groups = {"recordings": recordings(), "alerts": [*alerts(), burn_alerts()]}
+    made = {
+        f"{RULES}/{name}.yaml": as_yaml({"groups": [group.content() for group in part]})
+        for name, part in groups.items()
+    }
+    made[f"{KUBERNETES}/rules.yaml"] = _prometheus_rule([group for part in groups.values() for group in part])
+    for board in BOARDS:
+        text = board.json()
+        made[f"{DASHBOARDS}/{board.uid}.json"] = text
+        made[f"{KUBERNETES}/dashboards/{board.uid}.json"] = text
+    return made
+
+
+def _prometheus_rule(groups: Sequence[Group]) -> str:
+    return as_yaml(
+        {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "PrometheusRule",
+            "metadata": {"name": "erlangshen"},
+            "spec": {"groups": [group.content() for group in groups]},
+        }
+    )

@@ -1,0 +1,185 @@
+"""Panels in one look: a few kinds, each a title, a sentence on what it tells, and PromQL with a legend.
+
+Knows no metric. The kinds are built with Grafana's own SDK, so that what comes out fits Grafana's schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from grafana_foundation_sdk.builders import bargauge, common, heatmap, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.builders.dashboard import FieldColor, ThresholdsConfig
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.models import common as kinds
+from grafana_foundation_sdk.models import dashboard as model
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode, HeatmapColorScale
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
+GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE = "green", "yellow", "orange", "red", "blue", "purple"
+GREY = "#8e8e8e"
+
+P = TypeVar("P", timeseries.Panel, stat.Panel, heatmap.Panel, bargauge.Panel, statetimeline.Panel, table.Panel)
+Steps = Sequence[tuple[float | None, str]]
+"""Colours from these values on; the first value is None."""
+
+PLAIN: Steps = ((None, BLUE),)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """An expression, and what its series are called: `{{label}}` is the value of a label."""
+
+    expr: str
+    legend: str = ""
+    exemplars: bool = False
+    """Whether single requests are shown as points, each with its trace, where Prometheus keeps them."""
+
+
+def number(
+    title: str, about: str, query: Query, *, unit: str = "short", steps: Steps = PLAIN, width: int = 4
+) -> stat.Panel:
+    """The last value, large, over a small graph of how it came there."""
+    panel = _begin(stat.Panel(), title, about, [query], width, 4)
+    return (
+        panel.unit(unit)
+        .thresholds(_thresholds(steps))
+        .color_scheme(FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .graph_mode(kinds.BigValueGraphMode.AREA)
+        .color_mode(kinds.BigValueColorMode.VALUE)
+        .no_value("-")
+    )
+
+
+def lines(
+    title: str,
+    about: str,
+    *queries: Query,
+    unit: str = "short",
+    stacked: bool = False,
+    width: int = 12,
+    most: float | None = None,
+    limit: float | None = None,
+    colors: Mapping[str, str] | None = None,
+    dashed: str = "",
+) -> timeseries.Panel:
+    """Series over time. `most` is the top of the axis, `limit` a red line, `colors` are by a pattern of the whole
+    legend, of which the last that fits counts; what fits `dashed` is a bound of the others."""
+    panel = _begin(timeseries.Panel(), title, about, queries, width, 8)
+    panel.unit(unit).min(0).line_width(1 if stacked else 2).fill_opacity(60 if stacked else 8)
+    panel.show_points(kinds.VisibilityMode.NEVER).color_scheme(
+        FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC)
+    )
+    panel.legend(
+        common.VizLegendOptions()
+        .display_mode(kinds.LegendDisplayMode.TABLE)
+        .placement(kinds.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs(["mean", "max"])
+    ).tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING))
+    if stacked:
+        panel.stacking(common.StackingConfig().mode(kinds.StackingMode.NORMAL).group("A"))
+    if most is not None:
+        panel.max(most)
+    if limit is not None:
+        panel.thresholds(_thresholds(((None, GREEN), (limit, RED))))
+        panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(kinds.GraphThresholdsStyleMode.DASHED))
+    if dashed:
+        dashes = {"fill": "dash", "dash": [8, 6]}
+        panel.override_by_regexp(dashed, [model.DynamicConfigValue("custom.lineStyle", dashes)])
+    for pattern, color in (colors or {}).items():
+        panel.override_by_regexp(pattern, [model.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})])
+    return panel
+
+
+def heat(title: str, about: str, expr: str, *, unit: str = "s", width: int = 12) -> heatmap.Panel:
+    """How often values fall into each bucket of a histogram; `expr` keeps `le`."""
+    panel = _begin(heatmap.Panel(), title, about, [], width, 8)
+    panel.with_target(_target(Query(expr, "{{le}}"), "A").format(PromQueryFormat.HEATMAP))
+    return (
+        panel.calculate(False)
+        .color(
+            heatmap.HeatmapColorOptions()
+            .mode(HeatmapColorMode.SCHEME)
+            .scheme("Turbo")
+            .scale(HeatmapColorScale.EXPONENTIAL)
+            .exponent(0.5)
+            .steps(64)
+        )
+        .cell_gap(1)
+        .y_axis(heatmap.YAxisConfig().unit(unit))
+        .filter_values(heatmap.FilterValueRange().le(1e-9))
+        .mode(kinds.TooltipDisplayMode.SINGLE)
+    )
+
+
+def bars(title: str, about: str, *queries: Query, unit: str = "percentunit", width: int = 8) -> bargauge.Panel:
+    """The last value of each series, as a bar."""
+    panel = _begin(bargauge.Panel(), title, about, queries, width, 8)
+    return (
+        panel.unit(unit)
+        .min(0)
+        .orientation(kinds.VizOrientation.HORIZONTAL)
+        .display_mode(kinds.BarGaugeDisplayMode.GRADIENT)
+        .color_scheme(FieldColor().mode(model.FieldColorModeId.CONTINUOUS_BL_PU))
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    )
+
+
+def timeline(
+    title: str, about: str, query: Query, names: Mapping[str, tuple[str, str]], *, width: int = 12
+) -> statetimeline.Panel:
+    """A band for each series, coloured by its value; `names` tells text and colour of a value."""
+    panel = _begin(statetimeline.Panel(), title, about, [query], width, 8)
+    options = {
+        value: model.ValueMappingResult(text=text, color=color, index=index)
+        for index, (value, (text, color)) in enumerate(names.items())
+    }
+    return (
+        panel.mappings([model.ValueMap(options=options)])
+        .color_scheme(FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
+        .show_value(kinds.VisibilityMode.NEVER)
+        .row_height(0.8)
+        .line_width(0)
+        .fill_opacity(80)
+        .legend(common.VizLegendOptions().placement(kinds.LegendPlacement.BOTTOM).show_legend(True))
+    )
+
+
+def rows(
+    title: str, about: str, columns: Mapping[str, tuple[str, str]], labels: Mapping[str, str], *, width: int = 24
+) -> table.Panel:
+    """A row for each combination of `labels` (label: heading), a column for each expression (heading: expr, unit)."""
+    panel = _begin(table.Panel(), title, about, [], width, 8)
+    headings = dict(labels)
+    for letter, (heading, (expr, unit)) in zip("ABCDEFGH", columns.items(), strict=False):
+        panel.with_target(_target(Query(expr), letter).format(PromQueryFormat.TABLE).instant())
+        headings[f"Value #{letter}"] = heading
+        panel.override_by_name(heading, [model.DynamicConfigValue("unit", unit)])
+    panel.align(kinds.FieldTextAlignment.AUTO).inspect(False).cell_options(kinds.TableAutoCellOptions())
+    panel.with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
+    organized = {"excludeByName": {"Time": True}, "renameByName": headings}
+    panel.with_transformation(model.DataTransformerConfig(id_val="organize", options=organized))
+    return panel.sort_by([common.TableSortByFieldState().display_name(next(iter(columns))).desc(True)])
+
+
+def _begin(panel: P, title: str, about: str, queries: Sequence[Query], width: int, height: int) -> P:
+    panel.title(title).description(about).datasource(DATASOURCE).span(width).height(height)
+    for letter, query in zip("ABCDEFGH", queries, strict=False):
+        panel.with_target(_target(query, letter))
+    return panel
+
+
+def _target(query: Query, letter: str) -> Dataquery:
+    target = Dataquery().expr(query.expr).ref_id(letter).datasource(DATASOURCE)
+    if query.exemplars:
+        target.exemplar(True)
+    return target.legend_format(query.legend) if query.legend else target
+
+
+def _thresholds(steps: Steps) -> ThresholdsConfig:
+    marks = [model.Threshold(value=value, color=color) for value, color in steps]
+    return ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(marks)

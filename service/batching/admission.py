@@ -1,0 +1,108 @@
+"""Who is let into the queue: whoever has room in it and can be expected to be computed in time.
+
+Knows the queue, the pace and what is in flight; computes no batch. Refusing is cheap and tells when to come back, so
+that a server with far too much to do spends its time on what it has accepted.
+
+The wait of a request is that of what is computed before it, in the order of the queue, and of what is in flight. It is
+nobody's fault when nothing is before it: then it is always let in, and shows how long such a request really takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from service.batching.inflight import InFlight
+from service.batching.pace import Pace
+from service.batching.queue import Queue
+from service.domain import Encoding, Terms
+from service.errors import DeadlineUnreachable, QueueFull, ServiceError
+from service.metric_labels import RefusalReason
+from service.metrics import Metrics
+
+UNMEASURED_S = 1.0
+LONGEST_S = 60.0
+"""What a caller is told to wait when nothing was measured, and at most."""
+
+HEADROOM = 1.5
+"""Of a deadline over what is foreseen. Predictions are wrong by a fifth or so, and others may still come before what is
+let in. With less, a server with far too much to do lets in just those that it is going to be late for."""
+
+
+class Admission:
+    """`max_queue_tokens` may wait, and nobody for more than `max_wait_s` as far as can be foreseen."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        pace: Pace,
+        in_flight: InFlight,
+        *,
+        max_queue_tokens: int,
+        max_wait_s: float,
+        num_replicas: Callable[[], int],
+        metrics: Metrics,
+    ) -> None:
+        self._queue = queue
+        self._pace = pace
+        self._in_flight = in_flight
+        self._max_queue_tokens = max_queue_tokens
+        self._max_wait_s = max_wait_s
+        self._num_replicas = num_replicas
+        self._metrics = metrics
+
+    def check(self, terms: Terms, encodings: Sequence[Encoding], now: float) -> None:
+        """Raises QueueFull or DeadlineUnreachable. Without encodings: for a request of a row as they wait."""
+        tokens = sum(encoding.num_tokens for encoding in encodings) or self._queue.row_tokens()
+        num_jobs = len(encodings) or 1
+        if self._is_full(terms, tokens):
+            detail = f"{self._queue.num_tokens} tokens wait already; the limit is {self._max_queue_tokens}"
+            self._refuse(QueueFull, "queue_full", num_jobs, detail, self.wait_s(now))
+        wait_s = self.wait_s(now, self._queue.ahead_of(terms, tokens))
+        if not wait_s:
+            return
+        if wait_s > self._max_wait_s:
+            detail = f"it would wait for {wait_s:.1f} s; the limit is {self._max_wait_s:g} s"
+            self._refuse(QueueFull, "wait_too_long", num_jobs, detail, wait_s)
+        left_s = float("inf") if terms.deadline is None else terms.deadline - now
+        needed_s = HEADROOM * (wait_s + self._batch_s(encodings))
+        if 0 < left_s < needed_s:  # what is late already has another error
+            detail = f"it might be answered in {needed_s:.2f} s only; its deadline is in {left_s:.2f} s"
+            self._refuse(DeadlineUnreachable, "deadline", num_jobs, detail, wait_s)
+
+    def wait_s(self, now: float, tokens: float | None = None) -> float | None:
+        """Seconds until what is in flight and so many of the tokens that wait, or all, are computed; None when nothing
+        was ever measured."""
+        token_s = self._token_s()
+        if token_s is None:
+            return None
+        waiting_s = token_s * (self._queue.num_tokens if tokens is None else tokens)
+        return (waiting_s + self._in_flight.left_s(now)) / max(1, self._num_replicas())
+
+    def _token_s(self) -> float | None:
+        """Seconds that one replica takes for one of the tokens that wait, at the rate at which batches really land."""
+        predicted = [self._pace.predict(*waiting) for waiting in self._queue.waiting()]
+        known = [seconds for seconds in predicted if seconds is not None]
+        if len(known) < len(predicted):
+            return None
+        return self._in_flight.slowness * sum(known) / max(1, self._queue.num_tokens)
+
+    def _batch_s(self, encodings: Sequence[Encoding]) -> float:
+        """Seconds of the batch that a request ends in: its own rows, or one as full as what waits can make it."""
+        tokens = sum(encoding.num_tokens for encoding in encodings)
+        own_s = self._pace.predict(encodings[0].model, tokens, len(encodings)) if encodings else None
+        batch_tokens = max(
+            (min(tokens, self._pace.budget(model)) for model, tokens, _ in self._queue.waiting()), default=0
+        )
+        return max((own_s or 0.0) * self._in_flight.slowness, batch_tokens * (self._token_s() or 0.0))
+
+    def _is_full(self, terms: Terms, tokens: int) -> bool:
+        """For an account that has its part of it: who has nothing there is let in, or to wait might never help."""
+        limit = self._max_queue_tokens
+        return self._queue.num_tokens + tokens > limit and self._queue.is_above_its_part(terms, tokens, limit)
+
+    def _refuse(
+        self, error: type[ServiceError], reason: RefusalReason, num_jobs: int, detail: str, wait_s: float | None
+    ) -> NoReturn:
+        self._metrics.refused(reason, num_jobs)
+        raise error(detail, retry_after_s=UNMEASURED_S if wait_s is None else min(LONGEST_S, wait_s))

@@ -1,0 +1,120 @@
+"""`python -m service plan`: how many replicas so many requests a second need, from measured speeds.
+
+Loads nothing: it asks a running server how fast it is, or reads a file of results, and simulates the load.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import httpx
+
+from service.bench.synthetic import Lengths
+from service.commands.values import above_zero, checked, whole_above_zero
+from service.planning.plan import Point, around, fewest, num_fronts
+from service.planning.simulation import Traffic
+from service.planning.speed import Speed, chosen, from_file, from_metrics
+
+TIMEOUT_S = 10.0
+NUM_LENGTHS = 4096
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    source = args.speeds or args.url
+    try:
+        speed = chosen(from_file(args.speeds) if args.speeds else ask(args.url, args.key_file), args.model)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        print(f"error: {source}: {error}", file=sys.stderr)
+        return 2
+    lengths = args.tokens.draw(NUM_LENGTHS, random.Random(args.seed))
+    traffic = Traffic(args.rate, args.rows, lengths)
+    best = fewest(speed, traffic, args.p95_ms / 1000)
+    points = list(around(speed, traffic, best))
+    print(shown(args, speed, traffic, best, points))
+    if args.json:
+        args.json.write_text(json.dumps(report(args, speed, traffic, best, points), indent=2) + "\n", encoding="utf-8")
+    return 0 if best.keeps(args.p95_ms / 1000) else 1
+
+
+def ask(url: str, key_file: Path | None) -> list[Speed]:
+    """Raises OSError, httpx.HTTPError, and ValueError where this is no page of metrics of ours."""
+    headers = {"Authorization": f"Bearer {key_file.read_text().strip()}"} if key_file else {}
+    response = httpx.get(f"{url.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
+    if response.status_code != 200:
+        raise ValueError(f"GET /metrics answers {response.status_code}")
+    return from_metrics(response.text)
+
+
+def shown(args: Namespace, speed: Speed, traffic: Traffic, best: Point, points: Sequence[Point]) -> str:
+    rate = speed.tokens_per_s(traffic.row_tokens)
+    cost = speed.cost
+    lines = [
+        f"{speed.model} on {speed.device} in {speed.precision}: {cost.batch * 1e3:.3g} ms a batch, "
+        f"{cost.token * 1e6:.3g} µs a token, {cost.row * 1e6:.3g} µs a row; up to {speed.budget} tokens a batch",
+        f"one replica: {rate:,.0f} tokens/s, {rate / traffic.row_tokens / traffic.rows:,.4g} of these requests/s",
+        f"wanted: {args.rate:g} requests/s of {args.rows} x {args.tokens.text} tokens "
+        f"(mean {traffic.row_tokens:.0f}), 95 % within {args.p95_ms:g} ms",
+        "",
+        "replicas   used    p50 ms    p95 ms    p99 ms",
+        *(_line(one) for one in points),
+        "",
+        _advice(best, args.p95_ms),
+        f"services (one HTTP process each): {num_fronts(traffic)}",
+    ]
+    return "\n".join(lines)
+
+
+def _line(one: Point) -> str:
+    times = (f"{'-' if time is None else format(time * 1e3, '.1f'):>9}" for time in (one.p50, one.p95, one.p99))
+    return f"{one.replicas:8}  {one.used:5.0%} " + " ".join(times)
+
+
+def _advice(best: Point, p95_ms: float) -> str:
+    if best.keeps(p95_ms / 1000):
+        return f"replicas: {best.replicas}; with one to spare for a loss or an update: {best.replicas + 1}"
+    return "no number of replicas is enough: a batch alone takes that long; shorter rows, or a faster device"
+
+
+def report(args: Namespace, speed: Speed, traffic: Traffic, best: Point, points: Sequence[Point]) -> dict[str, object]:
+    wish = {"requests_per_s": args.rate, "rows": args.rows, "tokens": args.tokens.text, "p95_ms": args.p95_ms}
+    return {
+        "wish": wish | {"mean_row_tokens": traffic.row_tokens},
+        "speed": speed.as_json(),
+        "replica_tokens_per_s": round(speed.tokens_per_s(traffic.row_tokens), 1),
+        "replicas": best.replicas if best.keeps(args.p95_ms / 1000) else None,
+        "services": num_fronts(traffic),
+        "points": [asdict(one) for one in points],
+    }
+
+
+def parse_args(argv: Sequence[str]) -> Namespace:
+    parser = ArgumentParser(prog="python -m service plan", description="How many replicas a load needs.")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="a server on such a device (default: %(default)s)"
+    )
+    source.add_argument("--speeds", type=Path, metavar="FILE", help="or a file that python -m benchmarks.speed made")
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="holds the API key for that server's /metrics")
+    parser.add_argument("--model", metavar="NAME", help="this model; default: the first")
+    parser.add_argument("--rate", type=above_zero, required=True, metavar="R", help="requests per second")
+    parser.add_argument("--rows", type=whole_above_zero, default=1, help="rows of a request (default: 1)")
+    parser.add_argument(
+        "--tokens",
+        type=checked(Lengths.parse),
+        default=Lengths.parse("lognormal:31:152"),
+        metavar="SHAPE",
+        help="tokens of a row: fixed:N, uniform:LOW:HIGH or lognormal:MEDIAN:P95 (default: lognormal:31:152)",
+    )
+    parser.add_argument(
+        "--p95-ms", type=above_zero, default=200.0, help="95 %% are to be answered within (default: 200)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of lengths and arrivals (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
+    return parser.parse_args(argv)

@@ -1,0 +1,50 @@
+"""The values that the labels of the metrics take, and the bounds of their buckets.
+
+Names that callers send are never among them: what they may be is written here, or in the configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+NO_MODEL = "none"
+"""The `model` label of a request that was refused before it was routed: names sent by callers never become labels."""
+OTHER_LABEL = "other"
+"""The `label` label of a prediction in a caller's own words."""
+
+NO_KEY = "none"
+"""The `key` label of a request that brought no key, or one that is not known."""
+
+DropReason = Literal["cancelled", "expired", "abandoned"]
+RefusalReason = Literal["queue_full", "wait_too_long", "deadline", "draining"]
+EvictionReason = Literal["full", "expired"]
+KeyRefusal = Literal["unauthorized", "forbidden", "concurrency", "tokens", "requests"]
+ReplicaState = Literal["starting", "loading", "ready", "restarting", "stopped"]
+LossReason = Literal["killed", "oom", "hang", "exit", "crash", "wrong", "start"]
+CanaryResult = Literal["ok", "wrong"]
+
+DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
+REFUSAL_REASONS: tuple[RefusalReason, ...] = get_args(RefusalReason)
+EVICTION_REASONS: tuple[EvictionReason, ...] = get_args(EvictionReason)
+KEY_REFUSALS: tuple[KeyRefusal, ...] = get_args(KeyRefusal)
+REPLICA_STATES: tuple[ReplicaState, ...] = get_args(ReplicaState)
+LOSS_REASONS: tuple[LossReason, ...] = get_args(LossReason)
+CANARY_RESULTS: tuple[CanaryResult, ...] = get_args(CanaryResult)
+MEMORY_KINDS = ("allocated", "total")
+CODES = ("200", "400", "404", "408", "413", "415", "422", "429", "499", "500", "503", "504")
+KEY_CODES = ("403", *CODES)
+CONNECTION_REASONS = (
+    "too_many_connections",
+    "malformed_request",
+    "headers_too_large",
+    "request_timeout",
+    "slow_reader",
+)
+SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+LONG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0)
+SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+COSTS = ("batch", "token", "row")
+STAGES = ("tokenize", "queue", "compute")
+TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)

@@ -1,0 +1,70 @@
+"""The rows of a batch, computed: halved while the forward fails or finds no memory, until what is at fault is alone.
+
+Knows no pipe and no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.domain import Encoding, Failure, Output
+from service.errors import OutOfMemory
+from service.replicas.loading import Runner
+
+logger = logging.getLogger(__name__)
+
+Finish = Callable[[], list[Output]]
+
+
+@dataclass(slots=True)
+class Room:
+    """What was seen of the device's memory while a batch was computed, in tokens at a time."""
+
+    most: int = 0
+    least_too_many: int | None = None
+
+    def had(self, tokens: int) -> None:
+        self.most = max(self.most, tokens)
+
+    def had_not(self, tokens: int) -> None:
+        self.least_too_many = min(tokens, self.least_too_many or tokens)
+
+    @property
+    def fitting_tokens(self) -> int | None:
+        """None while there was room for all. What is left of a batch beside one long row may be too few to go by."""
+        return None if self.least_too_many is None else max(self.most, self.least_too_many // 2)
+
+
+def run_rows(
+    engine: Runner, encodings: Sequence[Encoding], room: Room, finish: Finish | None = None
+) -> list[Output | Failure]:
+    """`finish` is what the engine made of these rows already."""
+    extra = {"rows": len(encodings), "tokens": sum(encoding.num_tokens for encoding in encodings)}
+    failure: Failure = "failed"
+    try:
+        outputs = (finish or engine.prepare(encodings))()
+        room.had(extra["tokens"])
+        return _checked(outputs)
+    except OutOfMemory as error:
+        room.had_not(extra["tokens"])
+        failure = "out_of_memory"
+        logger.warning("no memory for a batch", extra={**extra, "reason": error.detail})
+    except Exception:  # any error of a forward is that of one of its rows, or of too many together
+        logger.exception("forward failed", extra=extra)
+    if len(encodings) == 1:
+        return [failure]
+    middle = len(encodings) // 2
+    return run_rows(engine, encodings[:middle], room) + run_rows(engine, encodings[middle:], room)
+
+
+def _checked(outputs: Sequence[Output]) -> list[Output | Failure]:
+    """A row whose numbers are none has failed. There is hardly ever one, so all are looked at together first."""
+    if np.isfinite(np.concatenate([each.scores for each in outputs], axis=None)).all():
+        return list(outputs)
+    checked: list[Output | Failure] = [each if np.isfinite(each.scores).all() else "failed" for each in outputs]
+    logger.error("outputs are not finite", extra={"rows": checked.count("failed")})
+    return checked

@@ -1,0 +1,353 @@
+"""Keys at the door: which route needs which scope, what is refused how, and what is told of it where."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import logging
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.routing import Mount, Route
+
+from service.api import native
+from service.api.gate import DOCS, PROBES
+from service.api.keys import Key, KeyScope, hash_of
+from service.domain import RANKS
+from service.errors import QueueFull
+from service.settings import Security
+from tests.contract.fakes import FakeSubmit, Service, running
+from tests.fakes import FakeClock
+
+SECRETS = {"app": "erl_one", "prometheus": "erl_two", "boss": "erl_three"}
+TEXT = "不可外传的文字"
+
+
+def key(name: str, *scopes: KeyScope, **rights: Any) -> Key:
+    return Key(hash=hash_of(SECRETS[name]), scopes=frozenset(scopes), **rights)
+
+
+KEYS = {"app": key("app", "infer"), "prometheus": key("prometheus", "metrics"), "boss": key("boss", "admin")}
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    async with running(keys=KEYS) as service:
+        yield service
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {SECRETS[name]}"}
+
+
+async def embed(service: Service, headers: dict[str, str], **more: Any) -> httpx.Response:
+    return await service.client.post("/v1/embed", json={"inputs": TEXT, **more}, headers=headers)
+
+
+def routes_of(service: Service) -> list[tuple[str, str]]:
+    """A method and a path for each route of the application, mounted ones included."""
+    found = []
+    for route in flat(service.app.routes):
+        if isinstance(route, Mount):
+            found.append(("GET", f"{route.path}/swagger-ui.css"))
+        else:
+            found += [(method, route.path) for method in route.methods or ()]
+    return found
+
+
+def flat(routes: Iterable[Any]) -> Iterator[Route | Mount]:
+    """Those of the routers that the application includes stand where the router does."""
+    for route in routes:
+        if isinstance(route, Route | Mount):
+            yield route
+        else:
+            yield from flat(route.original_router.routes)
+
+
+async def test_every_route_but_the_probes_is_guarded(service: Service) -> None:
+    routes = routes_of(service)
+    assert {path for _, path in routes} >= {route.path for route in native.ROUTES} | DOCS | PROBES
+    open_ones = set()
+    for method, path in routes:
+        response = await service.client.request(method, path)
+        if response.status_code != 401:
+            open_ones.add(path)
+    assert open_ones == {"/livez", "/readyz"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nowhere", "/v1/embed/", "//v1/embed", "/V1/embed", "/v1/%65mbed", "/livez/", "/livez/../metrics"]
+)
+async def test_what_is_no_route_needs_a_key_too(service: Service, path: str) -> None:
+    for method in ("GET", "POST", "PUT", "OPTIONS"):
+        assert (await service.client.request(method, path)).status_code == 401
+
+
+REACHES = {
+    "app": {*(f"/v1/{route.task}" for route in native.ROUTES), "/v1/models"},
+    "prometheus": {"/metrics"},
+    "boss": {"/v1/models", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"},
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+async def test_a_key_reaches_what_its_scopes_are_for_and_nothing_else(service: Service, name: str) -> None:
+    reached = set()
+    for method, path in routes_of(service):
+        response = await service.client.request(method, path, headers=bearer(name))
+        assert response.status_code != 401
+        if response.status_code != 403:
+            reached.add(path)
+    assert reached == REACHES[name] | PROBES
+
+
+async def test_either_header_brings_the_key(service: Service) -> None:
+    for headers in (
+        {"Authorization": "Bearer erl_one"},
+        {"authorization": "bEARER  erl_one "},
+        {"X-API-Key": "erl_one"},
+        {"Authorization": "Basic eDp5", "X-API-Key": "erl_one"},
+        {"Authorization": "Bearer erl_one", "X-API-Key": "other"},
+    ):
+        assert (await embed(service, headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "detail"),
+    [
+        ({}, "an API key is needed"),
+        ({"Authorization": "Bearer "}, "an API key is needed"),
+        ({"Authorization": "erl_one"}, "an API key is needed"),
+        ({"Authorization": "Basic erl_one"}, "an API key is needed"),
+        ({"X-API-Key": ""}, "an API key is needed"),
+        ({"Authorization": "Bearer erl_on"}, "this API key is not known"),
+        ({"Authorization": "Bearer erl_one erl_one"}, "this API key is not known"),
+        ({"X-API-Key": hash_of("erl_one")}, "this API key is not known"),
+        ({"X-API-Key": b"\xff\xfe"}, "this API key is not known"),
+    ],
+)
+async def test_without_a_known_key_it_is_401(service: Service, headers: dict[str, str], detail: str) -> None:
+    response = await embed(service, headers)
+    assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+    assert response.headers["www-authenticate"] == 'Bearer realm="erlangshen"'
+    assert response.json()["detail"].startswith(detail)
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert service.submit.asked == []
+    assert value(service, "erlangshen_key_refused_total", key="none", reason="unauthorized") == 1
+
+
+async def test_without_the_scope_it_is_403_and_says_which(service: Service) -> None:
+    response = await embed(service, bearer("prometheus"))
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+    assert response.json()["detail"] == "this route needs a key with the scope infer"
+    assert value(service, "erlangshen_key_refused_total", key="prometheus", reason="forbidden") == 1
+    assert value(service, "erlangshen_key_requests_total", key="prometheus", code="403") == 1
+
+
+def value(service: Service, name: str, **labels: str) -> float | None:
+    return service.metrics.registry.get_sample_value(name, labels)
+
+
+async def test_requests_and_tokens_are_counted_by_key(service: Service) -> None:
+    tokens = (await embed(service, bearer("app"))).json()["usage"]["tokens"]
+    await embed(service, bearer("app"), pooling="max")
+    assert value(service, "erlangshen_key_requests_total", key="app", code="200") == 1
+    assert value(service, "erlangshen_key_requests_total", key="app", code="422") == 1
+    assert value(service, "erlangshen_key_tokens_total", key="app") == tokens == len(TEXT) + 2
+
+
+async def test_the_queue_learns_whose_request_it_is() -> None:
+    keys = {"app": key("app", "infer", weight=2.5), "boss": key("boss", "infer", priority="bulk")}
+    async with running(keys=keys) as service:
+        for name, asked in (("app", "bulk"), ("app", "interactive"), ("boss", "interactive")):
+            await embed(service, bearer(name), priority=asked)
+    told = [(terms.account, terms.weight, terms.priority) for terms in service.submit.terms]
+    assert told == [("app", 2.5, RANKS["bulk"]), ("app", 2.5, RANKS["interactive"]), ("boss", 1.0, RANKS["bulk"])]
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "given"),
+    [
+        (None, None, "interactive"),
+        ("bulk", None, "bulk"),
+        (None, "bulk", "bulk"),
+        ("interactive", "bulk", "bulk"),
+        ("bulk", "interactive", "bulk"),
+        ("interactive", "interactive", "interactive"),
+    ],
+)
+async def test_the_lower_priority_of_body_and_header_counts(body: str | None, header: str | None, given: Any) -> None:
+    async with running() as service:
+        headers = {"X-Request-Priority": header} if header else {}
+        response = await embed(service, headers, **({"priority": body} if body else {}))
+    assert response.status_code == 200
+    assert [(terms.account, terms.priority) for terms in service.submit.terms] == [("", RANKS[given])]
+
+
+@pytest.mark.parametrize("wrong", ["", "urgent", "Bulk", "0"])
+async def test_a_priority_that_is_none_is_named(wrong: str) -> None:
+    async with running() as service:
+        in_header = await embed(service, {"X-Request-Priority": wrong})
+        in_body = await embed(service, {}, priority=wrong)
+    fields = [response.json()["errors"][0]["field"] for response in (in_header, in_body)]
+    assert (in_header.status_code, in_body.status_code, fields) == (422, 422, ["X-Request-Priority", "priority"])
+
+
+async def test_a_key_at_its_requests_a_second_is_429_and_told_when_to_come_back() -> None:
+    clock = FakeClock()
+    async with running(keys={"app": key("app", "infer", requests_per_s=2)}, clock=clock) as service:
+        assert [(await embed(service, bearer("app"))).status_code for _ in range(3)] == [200, 200, 429]
+        response = await embed(service, bearer("app"))
+        assert (response.json()["code"], response.headers["retry-after"]) == ("rate_limited", "1")
+        assert response.headers["retry-after-ms"] == "500"
+        assert response.json()["detail"] == "this key may send 2 requests a second"
+        clock.now += 0.5
+        assert [(await embed(service, bearer("app"))).status_code for _ in range(2)] == [200, 429]
+        assert value(service, "erlangshen_key_refused_total", key="app", reason="requests") == 3
+        assert (await service.client.get("/v1/models", headers=bearer("app"))).status_code == 200
+
+
+async def test_tokens_are_owed_when_the_text_is_encoded_even_if_it_fails() -> None:
+    clock, tokens = FakeClock(), len(TEXT) + 2
+    submit = FakeSubmit(error=QueueFull("full"))
+    keys = {"app": key("app", "infer", tokens_per_s=4)}
+    async with running(keys=keys, clock=clock, submit=submit) as service:
+        assert (await embed(service, bearer("app"))).json()["code"] == "queue_full"
+        response = await embed(service, bearer("app"))
+        assert (response.status_code, response.json()["code"]) == (429, "rate_limited")
+        assert response.headers["retry-after-ms"] == str((tokens - 4 + 1) * 250)
+        clock.now += (tokens - 4 + 1) / 4
+        assert (await embed(service, bearer("app"))).json()["code"] == "queue_full"
+        assert value(service, "erlangshen_key_tokens_total", key="app") == 2 * tokens
+
+
+async def test_a_key_has_so_many_requests_at_once() -> None:
+    gate = asyncio.Event()
+    keys = {"app": key("app", "infer", concurrency=1), "boss": key("boss", "infer")}
+    async with running(keys=keys, submit=FakeSubmit(gate=gate)) as service:
+        first = asyncio.create_task(embed(service, bearer("app")))
+        await service.submit.arrived.wait()
+        refused = await embed(service, bearer("app"))
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert refused.headers["retry-after"] == "1"
+        assert value(service, "erlangshen_key_refused_total", key="app", reason="concurrency") == 1
+        gate.set()
+        assert (await first).status_code == 200
+        assert [(await embed(service, bearer(name))).status_code for name in ("app", "boss")] == [200, 200]
+
+
+async def test_a_request_that_fails_does_not_hold_its_place() -> None:
+    keys = {"app": key("app", "infer", concurrency=1)}
+    async with running(keys=keys, submit=FakeSubmit(error=RuntimeError("bug"))) as service:
+        assert [(await embed(service, bearer("app"))).status_code for _ in range(3)] == [500, 500, 500]
+
+
+async def test_the_log_names_the_key_and_neither_secret_nor_text(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        await embed(service, bearer("app"), priority="bulk")
+        await embed(service, {"X-API-Key": "erl_mine"})
+        await embed(service, bearer("prometheus"))
+    lines = [vars(one) for one in caplog.records if one.name == "service.access"]
+    answered, stranger, forbidden = lines
+    wanted = {
+        "key": "app",
+        "task": "embed",
+        "model": "mini",
+        "priority": "bulk",
+        "inputs": 1,
+        "tokens": len(TEXT) + 2,
+        "status": 200,
+        "queue_ms": 2.0,
+        "compute_ms": 30.0,
+        "client": "127.0.0.1",
+    }
+    assert {name: answered[name] for name in wanted} == wanted
+    assert {"tokenize_ms", "duration_ms"} <= answered.keys()
+    assert (stranger["status"], stranger["code"], "key" in stranger) == (401, "unauthorized", False)
+    assert (forbidden["status"], forbidden["code"], forbidden["key"]) == (403, "forbidden", "prometheus")
+    everything = str([vars(one) for one in caplog.records])
+    assert not any(secret in everything for secret in (*SECRETS.values(), "erl_mine", hash_of("erl_one"), TEXT))
+
+
+async def test_no_page_shows_a_secret_or_its_hash(service: Service) -> None:
+    await embed(service, bearer("app"))
+    shown = [
+        await service.client.get("/metrics", headers=bearer("prometheus")),
+        await service.client.get("/v1/models", headers=bearer("boss")),
+        await service.client.get("/openapi.json", headers=bearer("boss")),
+        await embed(service, {"X-API-Key": "erl_wrong"}),
+    ]
+    for one in shown:
+        for name, secret in SECRETS.items():
+            assert not any(part in one.text for part in (secret, hash_of(secret), KEYS[name].digest.hex()))
+        assert "erl_wrong" not in one.text
+
+
+async def test_with_keys_the_openapi_says_so() -> None:
+    async with running(keys=KEYS) as service, running() as free:
+        schema = (await service.client.get("/openapi.json", headers=bearer("boss"))).json()
+        assert "securitySchemes" not in (await free.client.get("/openapi.json")).json()["components"]
+    assert schema["security"] == [{"bearer": []}, {"header": []}]
+    assert schema["components"]["securitySchemes"].keys() == {"bearer", "header"}
+    without = {path for path, methods in schema["paths"].items() if any("security" in one for one in methods.values())}
+    assert without == PROBES
+
+
+async def test_the_docs_can_be_opened_to_all() -> None:
+    async with running(keys=KEYS, security=Security(open_docs=True)) as service:
+        for path in ("/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"):
+            assert (await service.client.get(path)).status_code == 200
+        for path in ("/metrics", "/v1/models", "/docs/x", "/static-offline-docsx"):
+            assert (await service.client.get(path)).status_code == 401
+
+
+async def test_the_docs_page_may_run_its_own_script_and_be_framed_by_nobody() -> None:
+    async with running() as service:
+        response = await service.client.get("/docs")
+    policy = response.headers["content-security-policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", response.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'self' 'sha256-{digest}';" in policy
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["x-frame-options"] == "DENY"
+    assert response.headers["referrer-policy"] == "no-referrer"
+
+
+ORIGIN = "https://app.example.com"
+PREFLIGHT = {
+    "Origin": ORIGIN,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
+
+
+async def test_other_sites_are_told_nothing_unless_they_are_named() -> None:
+    async with running() as service:
+        response = await embed(service, {"Origin": ORIGIN})
+        assert not [name for name in response.headers if name.startswith("access-control")]
+        assert (await service.client.options("/v1/embed", headers=PREFLIGHT)).status_code == 405
+
+
+async def test_a_named_site_may_call_and_read_the_answer_and_the_error() -> None:
+    async with running(keys=KEYS, security=Security(cors_origins=(ORIGIN,))) as service:
+        asked = await service.client.options("/v1/embed", headers=PREFLIGHT)
+        assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, ORIGIN)
+        assert "Authorization" in asked.headers["access-control-allow-headers"]
+        for response in (
+            await embed(service, {"Origin": ORIGIN, **bearer("app")}),
+            await embed(service, {"Origin": ORIGIN}),
+        ):
+            assert response.headers["access-control-allow-origin"] == ORIGIN
+            assert "Retry-After-Ms" in response.headers["access-control-expose-headers"]
+            assert "access-control-allow-credentials" not in response.headers
+        other = await embed(service, {"Origin": "https://other.example.com", **bearer("app")})
+        assert "access-control-allow-origin" not in other.headers

@@ -1,0 +1,83 @@
+"""The autoscalers ask for metrics that there are, in the words that their adapters know, and agree with each other."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.deploy.manifests import K8S, Document, needs, one
+
+OVERLAY = "overlays/autoscale"
+SCALED = yaml.safe_load((K8S / "components/autoscale-keda/scaled-object.yaml").read_text())["spec"]
+ADAPTER = yaml.safe_load((K8S / "examples/prometheus-adapter.yaml").read_text())["rules"]["custom"]
+DECLARED = {entry.name: entry.kind for entry in Metrics(CollectorRegistry()).entries()}
+
+pytestmark = needs("kubectl")
+
+
+def autoscaler() -> Document:
+    spec: Document = one(OVERLAY, "HorizontalPodAutoscaler")["spec"]
+    return spec
+
+
+def targets() -> dict[str, float]:
+    """Metric -> what a pod should have of it on average."""
+    found = {}
+    for metric in autoscaler()["metrics"]:
+        value = str(metric["pods"]["target"]["averageValue"])
+        found[metric["pods"]["metric"]["name"]] = float(value.removesuffix("m")) / (1000 if value.endswith("m") else 1)
+    return found
+
+
+def asked_for(query: str) -> str:
+    """The one metric of ours in a query."""
+    (name,) = re.findall(r"erlangshen_\w+", query)
+    return str(name)
+
+
+def test_it_scales_the_deployment_whose_number_of_pods_is_left_to_it() -> None:
+    deployment = one(OVERLAY, "Deployment")
+    assert autoscaler()["scaleTargetRef"] == {
+        "apiVersion": deployment["apiVersion"],
+        "kind": "Deployment",
+        "name": deployment["metadata"]["name"],
+    }
+    assert SCALED["scaleTargetRef"] == {"name": deployment["metadata"]["name"]}
+    assert "replicas" not in deployment["spec"]
+
+
+def test_the_adapter_knows_every_metric_that_is_scaled_on() -> None:
+    assert {rule["name"]["as"] for rule in ADAPTER} == set(targets())
+
+
+@pytest.mark.parametrize("rule", ADAPTER, ids=lambda rule: str(rule["name"]["as"]))
+def test_a_metric_is_declared_and_what_is_scaled_on_is_bounded(rule: dict[str, Any]) -> None:
+    kind = DECLARED[asked_for(rule["seriesQuery"])]
+    assert ("rate(" in rule["metricsQuery"]) == (kind == "counter"), "a counter grows for ever"
+
+
+def test_what_a_busy_replica_has_anyway_is_no_reason_for_another() -> None:
+    two_batches_s = 2 * Settings().batching.batch_target_ms / 1000
+    assert targets()["erlangshen_queue_predicted_wait_seconds"] > two_batches_s
+
+
+def test_keda_asks_for_the_same() -> None:
+    asked = {asked_for(trigger["metadata"]["query"]): trigger["metadata"] for trigger in SCALED["triggers"]}
+    by_metric = {asked_for(rule["seriesQuery"]): targets()[rule["name"]["as"]] for rule in ADAPTER}
+    assert {metric: float(trigger["threshold"]) for metric, trigger in asked.items()} == by_metric
+    assert all(trigger["metricType"] == "AverageValue" for trigger in SCALED["triggers"])
+    assert all(
+        f'namespace="{one(OVERLAY, "Namespace")["metadata"]["name"]}"' in one_["query"] for one_ in asked.values()
+    )
+
+
+def test_both_move_at_the_same_pace_within_the_same_bounds() -> None:
+    assert SCALED["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == autoscaler()["behavior"]
+    assert SCALED["minReplicaCount"] == autoscaler()["minReplicas"]
+    assert SCALED["maxReplicaCount"] == autoscaler()["maxReplicas"]

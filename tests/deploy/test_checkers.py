@@ -1,0 +1,72 @@
+"""What other people's tools say of our files: schemas and hardening. Without its tool a test is skipped."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.manifests import EXAMPLES, K8S, OVERLAYS, ROOT, needs, rendered
+
+KUBERNETES = "1.33"
+FOLDERS = [f"overlays/{name}" for name in OVERLAYS]
+
+
+def run(*command: str | Path) -> str:
+    """What the tool says; the test fails with it when the tool is not content."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@needs("hadolint")
+def test_the_dockerfile() -> None:
+    run("hadolint", "Dockerfile")
+
+
+@needs("check-jsonschema")
+def test_compose() -> None:
+    files = sorted((ROOT / "docker").glob("compose*.yaml"))
+    assert files
+    run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files)
+
+
+@needs("kubectl")
+@pytest.mark.parametrize("folder", [*FOLDERS, *(f"examples/{name}" for name in EXAMPLES)])
+def test_kustomize_renders_without_a_warning(folder: str) -> None:
+    assert "Warning" not in run("kubectl", "kustomize", K8S / folder)
+
+
+@needs("kubectl")
+def test_the_overlay_that_the_readme_shows(tmp_path: Path) -> None:
+    mine = shutil.copytree(K8S, tmp_path / "k8s") / "overlays" / "mine"
+    mine.mkdir()
+    (block,) = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    (mine / "kustomization.yaml").write_text(block)
+    said = run("kubectl", "kustomize", mine)
+    assert "ERLANGSHEN_BATCHING__CACHE_ENTRIES" in said
+    assert {"ServiceMonitor", "HorizontalPodAutoscaler"} <= {one["kind"] for one in yaml.safe_load_all(said)}
+
+
+@needs("kubectl")
+@needs("kubernetes-validate")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_schemas_of_kubernetes(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(rendered(folder))
+    said = run("kubernetes-validate", "--strict", "--kubernetes-version", KUBERNETES, tmp_path / "all.yaml")
+    assert "deployment/erlangshen" in said
+
+
+@needs("kubectl")
+@needs("checkov")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_hardening(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(rendered(folder))
+    said = run("checkov", "--config-file", K8S / "checkov.yaml", "--file", tmp_path / "all.yaml")
+    assert re.search(r"Passed checks: [1-9]\d+, Failed checks: 0", said), said

@@ -1,0 +1,109 @@
+"""The image at work: it answers by itself, keeps to its limits, drains, and says why it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.settings import VERSION
+from tests.checkpoints import make_checkpoint
+from tests.deploy.containers import ENGINE, IMAGE, Container, engine, needs_image, running
+
+pytestmark = [needs_image, pytest.mark.system]
+
+ONE_CPU = ("--cpus", "1", "--memory", "1g")
+QUESTION = {"inputs": "国足客场两球取胜，晋级十二强赛", "labels": ["体育", "财经", "娱乐"]}
+
+# Asks a request of seconds, says when the server is at it, and at the end what came of it.
+LONG_REQUEST = """
+import json, threading, urllib.request
+def get(path, body=None):
+    with urllib.request.urlopen("http://127.0.0.1:8000" + path, body) as reply:
+        return reply.status, reply.read().decode()
+body = json.dumps({"inputs": ["很好吃的一家餐厅" * 60] * 256}).encode()
+came = []
+asking = threading.Thread(target=lambda: came.append(get("/v1/embed", body)[0]))
+asking.start()
+while 'erlangshen_requests_in_progress{task="embed"} 1.0' not in get("/metrics")[1]: pass
+print("running", flush=True)
+asking.join()
+print(came, flush=True)
+"""
+
+
+def test_without_network_and_volume_it_answers() -> None:
+    with running() as container:
+        container.wait_until("ready")
+        (result,) = container.ask("/v1/classify", QUESTION)["results"]
+        assert result["label"] == "体育"
+        assert container.exec("python", "-m", "service", "health") == ""
+        assert container.exec("id", "-u").strip() == "10001"
+        assert "Read-only file system" in container.exec("touch", "/app/x", check=False)
+
+
+def test_threads_follow_the_quota() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this machine has one core, with and without a quota")
+    with running(flags=ONE_CPU) as container:
+        container.wait_until("ready")
+        assert [replica["threads"] for replica in container.ask("/v1/models")["replicas"]] == [1]
+
+
+def test_a_model_of_a_mounted_folder(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "mine", kind="sequence-classification", num_layers=1, hidden_size=16, num_heads=2)
+    for path in (tmp_path, *tmp_path.rglob("*")):  # the container's user is another one
+        path.chmod(0o755)
+    with running("--model", "/models/mine", flags=("--volume", f"{tmp_path}:/models:ro")) as container:
+        container.wait_until("ready")
+        assert [model["name"] for model in container.ask("/v1/models")["models"]] == ["mine"]
+
+
+def stopped_while_asked(container: Container) -> str:
+    """What a request says that runs when the container is stopped."""
+    command = [ENGINE, "exec", container.name, "python", "-c", LONG_REQUEST]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.readline() == "running\n"
+        engine("stop", "--time", "60", container.name)
+        return asking.stdout.read()
+
+
+def test_stop_answers_what_runs_and_ends_with_0() -> None:
+    with running(flags=ONE_CPU) as container:
+        container.wait_until("ready")
+        assert stopped_while_asked(container) == "[200]\n"
+        assert container.exit_code() == 0
+        assert '"message":"stopped"' in container.logs()
+
+
+@pytest.mark.parametrize("memory", ["40m"])
+def test_out_of_memory_as_a_whole_is_137(memory: str) -> None:
+    with running(flags=("--memory", memory, "--memory-swap", memory)) as container:
+        assert container.exit_code() == 137
+
+
+def test_out_of_memory_of_the_model_is_told_before_the_end() -> None:
+    with running(flags=("--memory", "180m", "--memory-swap", "180m")) as container:
+        assert container.exit_code() == 2
+        assert "out of memory" in container.logs()
+
+
+def test_what_is_written_on_the_image() -> None:
+    (image,) = json.loads(engine("image", "inspect", IMAGE))
+    assert image["Config"]["User"] == "10001:10001"
+    assert image["Config"]["Labels"]["org.opencontainers.image.version"] == VERSION
+    healthcheck = image["Config"].get("Healthcheck") or image["Healthcheck"]
+    assert healthcheck["Test"] == ["CMD", "python", "-m", "service", "health"]
+
+
+def test_no_compiler_and_a_list_of_what_is_inside() -> None:
+    with running() as container:
+        container.wait_until("ready")
+        missing = "import shutil; print(*map(shutil.which, ['gcc', 'cc', 'g++', 'make']))"
+        assert container.exec("python", "-c", missing) == "None None None None\n"
+        listed = json.loads(container.exec("cat", "/usr/share/doc/erlangshen-service/sbom.cdx.json"))
+        assert {"torch", "fastapi", "tokenizers"} <= {component["name"] for component in listed["components"]}

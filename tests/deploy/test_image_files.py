@@ -1,0 +1,125 @@
+"""What can be said of the image and of Compose without building them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.cli import COMMANDS
+from service.commands.serve import LAST_ANSWERS_S
+from service.setting_layers import load
+from service.settings import VERSION
+from tests.deploy.manifests import DOCKERFILE, K8S, ROOT, image_environment
+
+COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+GPU = yaml.safe_load((ROOT / "docker" / "compose.gpu.yaml").read_text())
+IMAGE = f"erlangshen-service:{VERSION}"
+
+
+def instructions(name: str) -> list[str]:
+    """The arguments of every instruction of this name, in order."""
+    return re.findall(rf"^{name} (.+)$", DOCKERFILE.replace("\\\n", " "), re.MULTILINE)
+
+
+def service_environment(*compose: dict[str, Any]) -> dict[str, str]:
+    merged = image_environment()
+    for file in compose:
+        merged |= file["services"]["erlangshen"].get("environment", {})
+    return merged
+
+
+def test_the_image_answers_on_its_port_from_everywhere() -> None:
+    settings = load(environ=image_environment())
+    assert (settings.server.host, settings.security.allow_anonymous) == ("0.0.0.0", True)
+    assert instructions("EXPOSE") == [str(settings.server.port)]
+
+
+def test_it_does_not_run_as_root() -> None:
+    user, group = instructions("USER")[-1].split(":")
+    assert (int(user), int(group)) == (10001, 10001)
+    assert f"--uid {user}" in DOCKERFILE
+
+
+def test_what_may_be_kept_lies_in_the_one_writable_folder() -> None:
+    environment = image_environment()
+    folders = {environment[name] for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
+    assert {Path(folder).parts[1] for folder in folders} == {"cache"}
+
+
+def test_it_runs_our_commands() -> None:
+    assert instructions("ENTRYPOINT") == ['["python", "-m", "service"]']
+    assert instructions("CMD") == ['["serve"]']
+    (check,) = re.findall(r'CMD \["python", "-m", "service", "(\w+)"\]', DOCKERFILE)
+    assert check in COMMANDS
+
+
+def test_a_change_of_code_leaves_all_but_the_last_layers() -> None:
+    final = re.findall(r"^(?!ARG|LABEL)([A-Z]+ \S+ \S+)", DOCKERFILE.split(" AS final")[1], re.MULTILINE)
+    assert final[-1].startswith("COPY --from=code")
+    packages = DOCKERFILE.split(" AS packages\n")[1].split("\nFROM ")[0]
+    assert "COPY requirements.txt" in packages
+    assert "service" not in packages
+
+
+def test_all_that_is_copied_is_sent_to_the_build() -> None:
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = [word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]]
+    assert sorted(sent) == sorted(copied)
+    assert [name for name in sent if not (ROOT / name).exists()] == []
+
+
+def test_one_version_everywhere() -> None:
+    tags = [file["services"]["erlangshen"]["image"] for file in (COMPOSE, GPU)]
+    tags += [
+        f"{image['name']}:{image['newTag']}"
+        for file in sorted(K8S.glob("overlays/*/kustomization.yaml"))
+        for image in yaml.safe_load(file.read_text()).get("images", [])
+    ]
+    assert len(tags) >= 4
+    assert set(tags) == {IMAGE, f"{IMAGE}-cuda"}
+
+
+# Compose
+
+
+@pytest.mark.parametrize("compose", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
+def test_compose_sets_settings_that_there_are(compose: tuple[dict[str, Any], ...]) -> None:
+    assert load(environ=service_environment(*compose)).log.format == "json"
+
+
+def test_compose_waits_for_the_drain() -> None:
+    server = load(environ=service_environment(COMPOSE)).server
+    patience = int(COMPOSE["services"]["erlangshen"]["stop_grace_period"].removesuffix("s"))
+    assert patience > server.drain_delay_s + server.drain_timeout_s + LAST_ANSWERS_S
+
+
+def test_what_compose_mounts_is_there() -> None:
+    for service in COMPOSE["services"].values():
+        for source, *_ in (volume.split(":") for volume in service["volumes"]):
+            assert source in COMPOSE["volumes"] or (ROOT / "docker" / source).is_dir(), source
+
+
+def test_every_port_is_for_this_machine_only() -> None:
+    published = [port for service in COMPOSE["services"].values() for port in service["ports"]]
+    assert len(published) == len(COMPOSE["services"])
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_monitoring_finds_its_neighbours_by_their_names() -> None:
+    scraped = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
+    (ours,) = [job for job in scraped["scrape_configs"] if job["job_name"] == "erlangshen"]
+    assert ours["static_configs"] == [{"targets": [f"erlangshen:{image_environment()['ERLANGSHEN_SERVER__PORT']}"]}]
+    sources = yaml.safe_load((ROOT / "docker/grafana/provisioning/datasources/prometheus.yml").read_text())
+    hosts = {re.sub(r"http://(\w+):\d+", r"\1", source["url"]) for source in sources["datasources"]}
+    assert hosts <= COMPOSE["services"].keys()
+
+
+def test_the_provisioned_folder_of_dashboards_is_the_mounted_one() -> None:
+    provider = yaml.safe_load((ROOT / "docker/grafana/provisioning/dashboards/erlangshen.yml").read_text())
+    (folder,) = [one["options"]["path"] for one in provider["providers"]]
+    assert f"./grafana/dashboards:{folder}:ro" in COMPOSE["services"]["grafana"]["volumes"]
+    assert list((ROOT / "docker/grafana/dashboards").glob("*.json"))

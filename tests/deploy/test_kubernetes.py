@@ -1,0 +1,182 @@
+"""What one manifest says of another, or of the service, is so: names, selectors, ports, paths, times, settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.api.gate import PROBES
+from service.commands.serve import LAST_ANSWERS_S
+from service.setting_layers import load
+from service.setting_rows import ENV_PREFIX
+from service.settings import Settings
+from tests.deploy.manifests import (
+    OVERLAYS,
+    Document,
+    container,
+    documents,
+    environment,
+    image_environment,
+    needs,
+    of_kind,
+    one,
+    pod,
+)
+
+pytestmark = [needs("kubectl"), pytest.mark.parametrize("overlay", [f"overlays/{name}" for name in OVERLAYS])]
+
+PROBE_NAMES = ("startupProbe", "readinessProbe", "livenessProbe")
+
+
+def settings(overlay: str) -> Settings:
+    """As the service in the container reads them."""
+    return load(environ=environment(overlay, container(overlay)))
+
+
+def pod_labels(overlay: str) -> Document:
+    labels: Document = one(overlay, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    return labels
+
+
+def matches(selector: Document, labels: Document) -> bool:
+    return selector.items() <= labels.items()
+
+
+# names
+
+
+def test_everything_lies_in_one_namespace(overlay: str) -> None:
+    spaces = {one["metadata"].get("namespace") for one in documents(overlay) if one["kind"] != "Namespace"}
+    assert spaces == {one(overlay, "Namespace")["metadata"]["name"]}
+
+
+def test_every_selector_finds_the_pods_and_is_not_empty(overlay: str) -> None:
+    selectors = [one(overlay, "Service")["spec"]["selector"]]
+    selectors += [
+        one(overlay, kind)["spec"]["selector"]["matchLabels"] for kind in ("Deployment", "PodDisruptionBudget")
+    ]
+    selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in of_kind(overlay, "NetworkPolicy")]
+    selectors += [spread["labelSelector"]["matchLabels"] for spread in pod(overlay)["topologySpreadConstraints"]]
+    assert len(selectors) >= 6
+    assert all(selector and matches(selector, pod_labels(overlay)) for selector in selectors)
+
+
+def test_what_the_pod_names_is_there(overlay: str) -> None:
+    made = {(document["kind"], document["metadata"]["name"]) for document in documents(overlay)}
+    spec = pod(overlay)
+    named = {("ServiceAccount", spec["serviceAccountName"])}
+    for part in [*spec["containers"], *spec.get("initContainers", [])]:
+        named |= {("ConfigMap", source["configMapRef"]["name"]) for source in part["envFrom"]}
+    for volume in spec["volumes"]:
+        if claim := volume.get("persistentVolumeClaim"):
+            named.add(("PersistentVolumeClaim", claim["claimName"]))
+    assert named <= made
+
+
+def test_every_mount_has_its_volume_and_every_volume_its_mount(overlay: str) -> None:
+    spec = pod(overlay)
+    parts = [*spec["containers"], *spec.get("initContainers", [])]
+    mounted = {mount["name"] for part in parts for mount in part["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in spec["volumes"]}
+
+
+def test_the_keys_are_read_where_their_secret_is_mounted(overlay: str) -> None:
+    (keys,) = [mount for mount in container(overlay)["volumeMounts"] if mount["name"] == "keys"]
+    assert str(settings(overlay).security.keys_file) == f"{keys['mountPath']}/keys.toml"
+
+
+# ports and paths
+
+
+def test_the_service_leads_to_the_port_that_is_listened_on(overlay: str) -> None:
+    (port,) = container(overlay)["ports"]
+    assert port["containerPort"] == settings(overlay).server.port
+    assert settings(overlay).server.host == "0.0.0.0"
+    (way,) = one(overlay, "Service")["spec"]["ports"]
+    assert (way["name"], way["targetPort"], way["port"]) == ("http", port["name"], port["containerPort"])
+    rules = [rule for policy in of_kind(overlay, "NetworkPolicy") for rule in policy["spec"].get("ingress", [])]
+    assert rules
+    assert all(rule["ports"] == [{"port": port["name"]}] for rule in rules)
+
+
+def test_the_probes_ask_real_routes_that_need_no_key(overlay: str) -> None:
+    probes = {name: container(overlay)[name]["httpGet"] for name in PROBE_NAMES}
+    assert {probe["port"] for probe in probes.values()} == {container(overlay)["ports"][0]["name"]}
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startupProbe": "/readyz",
+        "readinessProbe": "/readyz",
+        "livenessProbe": "/livez",
+    }
+    assert {probe["path"] for probe in probes.values()} <= PROBES
+
+
+# times
+
+
+def test_a_pod_has_as_long_to_end_as_the_service_takes(overlay: str) -> None:
+    server = settings(overlay).server
+    command = container(overlay)["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:-1] == ["sleep"]
+    longest = float(command[-1]) + server.drain_delay_s + server.drain_timeout_s + LAST_ANSWERS_S
+    assert longest < pod(overlay)["terminationGracePeriodSeconds"] <= 2 * longest
+
+
+def test_the_cluster_waits_as_long_for_a_start_as_the_service_does(overlay: str) -> None:
+    probe = container(overlay)["startupProbe"]
+    patience = probe["periodSeconds"] * probe["failureThreshold"]
+    assert patience >= settings(overlay).replicas.start_timeout_s
+    assert one(overlay, "Deployment")["spec"]["progressDeadlineSeconds"] > patience
+
+
+def test_a_rollout_never_dips_below_capacity(overlay: str) -> None:
+    rolling = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
+    assert (rolling["maxUnavailable"], rolling["maxSurge"]) == (0, 1)
+    assert one(overlay, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+# settings
+
+
+def test_every_variable_is_a_setting_with_a_good_value(overlay: str) -> None:
+    # load() refuses unknown names and wrong values; what it cannot see is a name without the prefix
+    for part in [*pod(overlay)["containers"], *pod(overlay).get("initContainers", [])]:
+        assert load(environ=environment(overlay, part)) is not None
+        own = environment(overlay, part).keys() - image_environment().keys()
+        assert [name for name in own if not name.startswith(ENV_PREFIX)] == []
+
+
+def test_nobody_is_answered_without_a_key(overlay: str) -> None:
+    assert image_environment()["ERLANGSHEN_SECURITY__ALLOW_ANONYMOUS"] == "true"
+    assert settings(overlay).security.allow_anonymous is False
+
+
+def test_only_init_containers_may_ask_the_hub(overlay: str) -> None:
+    assert settings(overlay).models.offline is True
+    for part in pod(overlay).get("initContainers", []):
+        assert part["args"] == ["fetch"]
+        assert load(environ=environment(overlay, part)).models.offline is False
+
+
+# hardening, beyond what checkov looks at
+
+
+def test_what_the_service_writes_is_writable_and_nothing_else(overlay: str) -> None:
+    writable = {mount["mountPath"] for mount in container(overlay)["volumeMounts"] if not mount.get("readOnly")}
+    assert writable == {"/tmp", image_environment()["HOME"]}
+
+
+def test_threads_have_a_limit_to_follow_and_memory_is_no_promise_to_two(overlay: str) -> None:
+    for part in [*pod(overlay)["containers"], *pod(overlay).get("initContainers", [])]:
+        resources = part["resources"]
+        assert resources["requests"]["memory"] == resources["limits"]["memory"]
+        assert resources["requests"]["cpu"] == resources["limits"]["cpu"]
+
+
+def test_no_pod_can_reach_out_unless_a_policy_says_so(overlay: str) -> None:
+    ports = {
+        (port["port"], port["protocol"])
+        for policy in of_kind(overlay, "NetworkPolicy")
+        for rule in policy["spec"].get("egress", [])
+        for port in rule["ports"]
+    }
+    has_downloads = bool(pod(overlay).get("initContainers"))
+    assert ports == ({(53, "UDP"), (53, "TCP"), (443, "TCP")} if has_downloads else set())

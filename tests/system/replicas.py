@@ -1,0 +1,113 @@
+"""Replicas as real child processes behind the batcher, with an engine that does what a row tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from service.batching.batcher import Batcher
+from service.batching.job import Settled
+from service.batching.pace import Pace
+from service.metric_labels import LOSS_REASONS, LossReason, ReplicaState
+from service.metrics import Metrics
+from service.replicas.care import Care
+from service.replicas.loading import Load
+from service.replicas.pool import Pool, ignore_progress
+from service.replicas.replica import Predict, Progress
+from tests.fakes import checkpoint, load_fake, row, value
+
+
+def at_once(**care: Any) -> Care:
+    """Lost replicas are started again without a pause."""
+    return Care(threads=1, back_off_s=lambda num_failures: 0.0, **care)
+
+
+class Watch(Metrics):
+    """Metrics that remember every state, and call when a replica is ready."""
+
+    def __init__(self) -> None:
+        super().__init__(CollectorRegistry())
+        self.states: list[ReplicaState] = []
+        self.ready = asyncio.Semaphore(0)
+
+    def replica_is(self, replica: str, state: ReplicaState) -> None:
+        super().replica_is(replica, state)
+        self.states.append(state)
+        if state == "ready":
+            self.ready.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    batcher: Batcher
+    pool: Pool
+    metrics: Watch
+
+    async def ask(self, *ids: int) -> float:
+        """One request of one row; the sum that came back."""
+        return sum_of(await self.batcher.submit([row(*ids)]))
+
+    async def ask_all(self, *ids: int) -> list[float | BaseException]:
+        """As many requests of one row, which share a batch; the second id makes equal ones different rows."""
+        asked = [self.ask(each, place) for place, each in enumerate(ids)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    @property
+    def pid(self) -> int:
+        return self.pool.pids()["cpu"]
+
+    def losses(self) -> dict[LossReason, int]:
+        """Of the first replica, by reason, but for those there were none of."""
+        found = {each: value(self.metrics, "replica_losses_total", replica="cpu", reason=each) for each in LOSS_REASONS}
+        return {reason: int(count) for reason, count in found.items() if count}
+
+
+def sum_of(settled: Settled) -> float:
+    return float(settled.outputs[0].scores[0, 0])
+
+
+def compose(
+    path: Path,
+    *,
+    devices: tuple[str, ...] = ("cpu",),
+    care: Care | None = None,
+    load: Load = load_fake,
+    progress: Progress = ignore_progress,
+    predict: Predict | None = None,
+    max_batch_tokens: int = 0,
+    max_queue_tokens: int = 10_000,
+) -> Service:
+    os.mkfifo(path / "gate")
+    metrics = Watch()
+    pace = Pace(metrics=metrics, max_batch_tokens=max_batch_tokens)
+    batcher = Batcher(pace=pace, max_queue_tokens=max_queue_tokens, metrics=metrics)
+    pool = Pool(
+        [checkpoint(path)],
+        devices,
+        metrics=metrics,
+        care=care or at_once(),
+        load=load,
+        progress=progress,
+        profiled=pace.calibrate,
+        predict=predict or pace.predict,
+    )
+    metrics.declare(models=["m"], replicas=pool.names, tasks=["classify"])
+    return Service(batcher, pool, metrics)
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[Service]:
+    await service.pool.start(service.batcher.feed)
+    try:
+        yield service
+    finally:
+        service.batcher.close()
+        await service.pool.stop()
+        assert service.pool.pids() == {}

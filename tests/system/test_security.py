@@ -1,0 +1,166 @@
+"""Keys, certificate and proxies on a real server: over TLS, changed while it runs, nothing of them in its output."""
+
+from __future__ import annotations
+
+import json
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api.keys import hash_of
+from tests.certificates import make_certificate
+from tests.checkpoints import make_checkpoint
+from tests.system.test_serve import ANSWER_S, START_S, Running, serving, until
+
+pytestmark = pytest.mark.system
+
+TEXT = "不可外传的文字"
+SECRETS = {"app": "erl_one", "prometheus": "erl_two", "late": "erl_three"}
+
+
+def table(name: str, scope: str) -> str:
+    return f'[keys.{name}]\nhash = "{hash_of(SECRETS[name])}"\nscopes = ["{scope}"]\n'
+
+
+@dataclass
+class Guarded:
+    """A server behind keys and TLS, and the files that it reads them from."""
+
+    server: Running
+    folder: Path
+
+    def ask(self, method: str, path: str, secret: str = "", **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {secret or 'erl_stranger'}", **more.pop("headers", {})}
+        context = ssl.create_default_context(cafile=self.folder / "cert.pem")
+        return httpx.request(method, self.server.url + path, headers=headers, verify=context, timeout=ANSWER_S, **more)
+
+    def embed(self, name: str, **headers: str) -> httpx.Response:
+        return self.ask("POST", "/v1/embed", SECRETS[name], json={"inputs": TEXT}, headers=headers)
+
+    def put(self, text: str) -> None:
+        new = self.folder / "keys.new"
+        new.write_text(text)
+        new.replace(self.folder / "keys.toml")
+
+    def lines(self, message: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in self.server.lines if line.startswith("{")]
+        return [line for line in found if line["message"] == message]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    model = make_checkpoint(folder / "uni", num_layers=1)
+    cert, key = make_certificate(folder)
+    keys = folder / "keys.toml"
+    keys.write_text(table("app", "infer") + table("prometheus", "metrics"))
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+    door = ("--host", "0.0.0.0", "--keys-file", str(keys), "--trusted-proxies", "127.0.0.1")
+    with serving("--model", f"uni={model}", "--log-format", "json", *door, *tls) as server:
+        yield Guarded(server, folder)
+
+
+def test_it_answers_over_tls_who_has_a_key(guarded: Guarded) -> None:
+    assert guarded.server.url.startswith("https://127.0.0.1:")
+    assert guarded.embed("app").status_code == 200
+    assert guarded.ask("POST", "/v1/embed", json={"inputs": TEXT}).status_code == 401
+    assert guarded.embed("prometheus").status_code == 403
+    assert guarded.ask("GET", "/readyz").status_code == 200
+    metrics = guarded.ask("GET", "/metrics", SECRETS["prometheus"]).text
+    assert 'erlangshen_key_requests_total{code="200",key="app"} 1.0' in metrics
+    assert 'erlangshen_key_refused_total{key="none",reason="unauthorized"} 1.0' in metrics
+
+
+def test_without_tls_or_with_another_authority_nobody_gets_through(guarded: Guarded) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(guarded.server.url.replace("https", "http") + "/livez")
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"{guarded.server.url}/livez")
+
+
+def test_old_tls_is_refused(guarded: Guarded) -> None:
+    address = guarded.server.url.removeprefix("https://")
+    ends = {}
+    for version in ("-tls1_1", "-tls1_2", "-tls1_3"):
+        command = ["openssl", "s_client", "-connect", address, version, "-cipher", "ALL:@SECLEVEL=0"]
+        ended = subprocess.run(command, input=b"", capture_output=True, timeout=ANSWER_S, check=False)
+        ends[version] = ended.returncode
+    assert ends == {"-tls1_1": 1, "-tls1_2": 0, "-tls1_3": 0}
+
+
+def test_a_new_keys_file_is_taken_up_by_itself_and_a_broken_one_is_not(guarded: Guarded) -> None:
+    assert guarded.embed("late").status_code == 401
+    guarded.put(table("late", "infer") + table("prometheus", "metrics"))
+    until(lambda: guarded.embed("late").status_code == 200)
+    assert guarded.embed("app").status_code == 401
+    guarded.put("[keys.late")
+    until(lambda: bool(guarded.embed("late")) and len(guarded.lines(KEPT)) == 1)
+    assert guarded.embed("late").status_code == 200
+
+
+KEPT = "keys not read again: those of before stay in force"
+
+
+def test_sighup_takes_up_keys_and_certificate_at_once(guarded: Guarded) -> None:
+    old = ssl.get_server_certificate(_address(guarded))
+    guarded.put(table("app", "infer") + table("prometheus", "metrics"))
+    make_certificate(guarded.folder)
+    assert ssl.get_server_certificate(_address(guarded)) == old
+    guarded.server.process.send_signal(signal.SIGHUP)
+    until(lambda: len(guarded.lines("certificate read again")) == 1)
+    assert ssl.get_server_certificate(_address(guarded)) != old
+    assert [guarded.embed(name).status_code for name in ("app", "late")] == [200, 401]
+
+
+def _address(guarded: Guarded) -> tuple[str, int]:
+    url = httpx.URL(guarded.server.url)
+    return url.host, url.port or 443
+
+
+def test_the_access_log_believes_a_trusted_proxy(guarded: Guarded) -> None:
+    headers = {"X-Forwarded-For": "198.51.100.7", "X-Request-ID": "proxied"}
+    reply = guarded.embed("app", **headers)
+    assert reply.status_code == 200
+    until(lambda: any(line["request_id"] == "proxied" for line in guarded.lines("request")))
+    (line,) = [line for line in guarded.lines("request") if line["request_id"] == "proxied"]
+    assert (line["client"], line["key"], line["task"], line["tokens"]) == (
+        "198.51.100.7",
+        "app",
+        "embed",
+        reply.json()["usage"]["tokens"],
+    )
+
+
+def test_its_output_holds_no_secret_no_hash_and_no_text(guarded: Guarded) -> None:
+    """The last one of this file: all that the others did is in the output."""
+    printed = "".join(guarded.server.lines)
+    assert "unauthorized" in printed
+    for kept in (*SECRETS.values(), *map(hash_of, SECRETS.values()), TEXT):
+        assert kept not in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--host", "0.0.0.0"), ("--keys-file FILE", "--allow-anonymous")),
+        (("--keys-file", "nowhere.toml"), ("keys file nowhere.toml", "No such file")),
+        (("--key", "app=erl_mistaken"), ("security.keys.app.hash", "64 hexadecimal digits")),
+        (("--tls-cert", "nowhere.pem"), ("tls_cert and tls_key belong together",)),
+        (("--tls-cert", "nowhere.pem", "--tls-key", "nowhere.pem"), ("nowhere.pem", "No such file")),
+    ],
+)
+def test_doors_that_cannot_be_shut_stop_the_start(flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    assert ended.returncode == 2
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert all(word in line for word in words)
+    assert "erl_mistaken" not in ended.stderr + ended.stdout

@@ -1,0 +1,453 @@
+"""Connections without a socket and without time: what is read, written and timed is in the test's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from benchmarks.fuzz import broken
+from service.api.connection import MAX_PIPELINED, Connection, Door
+from service.settings import Server
+from tests.contract.fakes import FakeSubmit, Service, running
+
+BODY = b'{"inputs": "a"}'
+LIMITS = Server(
+    max_header_bytes=1024,
+    max_body_bytes=2048,
+    header_timeout_s=20,
+    body_timeout_s=30,
+    send_timeout_s=60,
+    keep_alive_s=75,
+)
+
+
+@dataclass
+class Timer:
+    seconds: float
+    callback: Callable[[], None]
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@dataclass
+class HandLoop:
+    """Real tasks, but timers that go off when a test says so."""
+
+    timers: list[Timer] = field(default_factory=list)
+
+    def create_task(self, coroutine: Any, **kwargs: Any) -> Any:
+        return asyncio.get_running_loop().create_task(coroutine, **kwargs)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(seconds, callback))
+        return self.timers[-1]
+
+    @property
+    def running(self) -> list[float]:
+        return [timer.seconds for timer in self.timers if not timer.is_cancelled]
+
+    def go_off(self) -> None:
+        """The one timer that runs."""
+        (timer,) = [timer for timer in self.timers if not timer.is_cancelled]
+        self.timers.remove(timer)
+        timer.callback()
+
+
+class HandTransport:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.is_open = True
+        self.was_aborted = False
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def abort(self) -> None:
+        self.is_open = False
+        self.was_aborted = True
+
+    def is_closing(self) -> bool:
+        return not self.is_open
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = pause_reading
+
+
+@dataclass
+class Peer:
+    """One connection as its client sees it."""
+
+    connection: Connection
+    transport: HandTransport
+    loop: HandLoop
+
+    def send(self, *parts: bytes) -> None:
+        for part in parts:
+            self.connection.data_received(part)
+
+    async def answered(self, count: int = 1) -> list[tuple[int, str]]:
+        """Status and code (an error's) of so many answers; the loop turns until they are there."""
+        for _ in range(200):
+            if self.transport.written.count(b"HTTP/1.1 ") >= count:
+                break
+            await asyncio.sleep(0)
+        parts = self.transport.written.split(b"HTTP/1.1 ")[1:]
+        codes = [re.search(rb'"code":"(\w+)"', part) for part in parts]
+        return [(int(part[:3]), code[1].decode() if code else "") for part, code in zip(parts, codes, strict=True)]
+
+    async def wait_out(self) -> None:
+        """Until the connection has ended: what is awaited in vain comes to its time."""
+        while self.transport.is_open:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            waiting = [timer for timer in self.loop.timers if not timer.is_cancelled]
+            if waiting:
+                self.loop.timers.remove(waiting[0])
+                waiting[0].callback()
+            else:
+                await asyncio.gather(*self.connection.tasks)
+
+    def lose(self) -> None:
+        self.transport.is_open = False
+        self.connection.connection_lost(None)
+
+
+@dataclass
+class House:
+    """The application behind a door, and connections to it."""
+
+    service: Service
+    door: Door
+    state: ServerState
+    config: uvicorn.Config
+
+    def connect(self) -> Peer:
+        loop, transport = HandLoop(), HandTransport()
+        connection = Connection(
+            config=self.config, server_state=self.state, app_state={}, _loop=cast(Any, loop), door=self.door
+        )
+        connection.connection_made(cast(Any, transport))
+        return Peer(connection, transport, loop)
+
+    def refused(self, reason: str) -> float | None:
+        name = "erlangshen_connections_refused_total"
+        return self.service.metrics.registry.get_sample_value(name, {"reason": reason})
+
+    @property
+    def num_connections(self) -> float | None:
+        return self.service.metrics.registry.get_sample_value("erlangshen_connections")
+
+
+@asynccontextmanager
+async def house(submit: FakeSubmit | None = None, max_connections: int = 100) -> AsyncIterator[House]:
+    async with running(submit=submit, settings=LIMITS) as service:
+        config = uvicorn.Config(
+            service.app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=round(LIMITS.keep_alive_s)
+        )
+        door = Door(LIMITS, service.metrics, max_connections)
+        yield House(service, door, ServerState(), config)
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    async with house() as found:
+        yield found.connect()
+
+
+def post(*headers: bytes, body: bytes = BODY, announced: int | None = None) -> bytes:
+    length = b"Content-Length: %d" % (len(body) if announced is None else announced)
+    return b"\r\n".join([b"POST /v1/embed HTTP/1.1", b"Host: x", length, *headers, b"", body])
+
+
+def chunked(*pieces: bytes) -> bytes:
+    head = b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"".join(pieces)
+
+
+CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
+GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_a_request_is_answered_and_only_its_next_use_is_awaited(peer: Peer) -> None:
+    assert peer.loop.running == [20]
+    peer.send(post())
+    assert peer.loop.running == []
+    assert await peer.answered() == [(200, "")]
+    assert peer.loop.running == [75]
+    peer.send(post())
+    assert await peer.answered(2) == [(200, ""), (200, "")]
+    assert peer.transport.is_open
+
+
+async def test_a_request_may_come_byte_by_byte_within_one_head_and_one_body_time(peer: Peer) -> None:
+    peer.send(*(bytes([byte]) for byte in post()))
+    assert await peer.answered() == [(200, "")]
+    assert [timer.seconds for timer in peer.loop.timers] == [20, 30, 75]
+
+
+async def test_who_says_nothing_is_left_without_a_word(peer: Peer) -> None:
+    peer.loop.go_off()
+    assert (peer.transport.is_open, peer.transport.written) == (False, b"")
+
+
+async def test_who_stays_amid_a_head_is_told(peer: Peer) -> None:
+    peer.send(b"POST /v1/embed HT")
+    assert peer.loop.running == [20]
+    peer.loop.go_off()
+    assert await peer.answered() == [(408, "request_timeout")]
+    assert b"connection: close\r\n" in peer.transport.written
+    assert not peer.transport.is_open
+
+
+async def test_a_second_head_gets_the_same_time_as_the_first(peer: Peer) -> None:
+    peer.send(post())
+    await peer.answered()
+    peer.send(b"POST")
+    assert peer.loop.running == [20]
+    peer.loop.go_off()
+    assert await peer.answered(2) == [(200, ""), (408, "request_timeout")]
+
+
+async def test_an_unused_connection_is_closed(peer: Peer) -> None:
+    peer.send(post())
+    await peer.answered()
+    peer.loop.go_off()
+    assert not peer.transport.is_open
+    assert len(await peer.answered()) == 1
+
+
+@pytest.mark.parametrize("start", [post(announced=100), post(announced=100, body=b""), chunked(CHUNK)])
+async def test_a_body_that_does_not_end_is_408(peer: Peer, start: bytes) -> None:
+    peer.send(start)
+    await asyncio.sleep(0)
+    peer.loop.go_off()
+    assert await peer.answered() == [(408, "request_timeout")]
+    assert b"connection: close\r\n" in peer.transport.written
+    assert not peer.transport.is_open
+
+
+async def test_the_body_of_a_request_that_waits_for_another_has_its_time_later() -> None:
+    gate = asyncio.Event()
+    async with house(FakeSubmit(gate=gate)) as found:
+        peer = found.connect()
+        peer.send(post(), post(announced=100))
+        assert peer.loop.running == []
+        gate.set()
+        await peer.answered()
+        await asyncio.sleep(0)
+        assert peer.loop.running == [30]
+        peer.loop.go_off()
+        assert await peer.answered(2) == [(200, ""), (408, "request_timeout")]
+
+
+async def test_a_body_refused_before_its_end_may_go_on_for_a_while(peer: Peer) -> None:
+    peer.send(post(announced=10_000))
+    assert await peer.answered() == [(413, "body_too_large")]
+    peer.send(b"x" * 4000, b"x" * 4000)
+    assert peer.loop.running == [20]
+    peer.send(b"x" * (2000 - len(BODY)) + post())
+    assert await peer.answered(2) == [(413, "body_too_large"), (200, "")]
+
+
+async def test_a_refused_body_that_does_not_end_is_cut_off(peer: Peer) -> None:
+    peer.send(chunked(b"1000\r\n" + b"x" * 4096))
+    assert await peer.answered() == [(413, "body_too_large")]
+    peer.send(b"\r\n1000\r\n")
+    peer.loop.go_off()
+    assert not peer.transport.is_open
+    assert len(await peer.answered(2)) == 1
+
+
+def padded(num_bytes: int) -> bytes:
+    """A request whose path and headers have so many bytes."""
+    rest = len("/v1/embed" + "Host: x\r\nContent-Length: 2\r\nX: \r\n")
+    return b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nX: %s\r\n\r\n{}" % (b"a" * (num_bytes - rest))
+
+
+async def test_headers_of_just_the_limit_are_read_and_of_one_byte_more_refused(peer: Peer) -> None:
+    peer.send(padded(1024))
+    assert await peer.answered() == [(422, "invalid_request")]
+    peer.send(padded(1025))
+    assert await peer.answered(2) == [(422, "invalid_request"), (431, "headers_too_large")]
+    assert not peer.transport.is_open
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        [b"GET /", *[b"a" * 100] * 12],
+        [b"GET / HTTP/1.1\r\nX: ", *[b"a" * 100] * 12],
+        [b"GET / HTTP/1.1\r\n", *[b"X: a\r\n" * 20] * 12],
+        [b"GET / HTTP/1.1\r\n", *[b"a" * 100] * 12],
+        [b"\r\n" * 50] * 12,
+    ],
+    ids=["path", "value", "many", "name", "nothing"],
+)
+async def test_a_head_without_end_is_431(peer: Peer, endless: list[bytes]) -> None:
+    peer.send(*endless)
+    assert await peer.answered() == [(431, "headers_too_large")]
+    assert not peer.transport.is_open
+
+
+@pytest.mark.parametrize("tail", [b"0\r\nX: ", b"5;"], ids=["trailers", "extension"])
+async def test_what_is_neither_head_nor_body_has_an_end_too(peer: Peer, tail: bytes) -> None:
+    peer.send(chunked(CHUNK), tail, *[b"a" * 100] * 12)
+    assert await peer.answered() == [(431, "headers_too_large")]
+    assert not peer.transport.is_open
+
+
+async def test_what_is_not_http_is_400(peer: Peer) -> None:
+    peer.send(b"\x16\x03\x01\x02\x00")
+    assert await peer.answered() == [(400, "malformed_request")]
+    assert re.search(rb"\r\nx-request-id: [0-9a-f]{32}\r\n", peer.transport.written)
+    assert peer.transport.written.endswith(b"}")
+
+
+@pytest.mark.parametrize("pieces", [[b"-1\r\n"], [CHUNK, b"zz\r\n"], [CHUNK, b"f" * 20, b"\r\n"]])
+async def test_a_body_that_breaks_off_into_something_else_is_400(peer: Peer, pieces: list[bytes]) -> None:
+    peer.send(chunked(), *pieces)
+    assert await peer.answered() == [(400, "malformed_request")]
+    assert not peer.transport.is_open
+
+
+async def test_what_came_whole_before_is_answered_and_what_comes_after_not_read() -> None:
+    gate = asyncio.Event()
+    async with house(FakeSubmit(gate=gate)) as found:
+        peer = found.connect()
+        peer.send(post() * 2 + b"\x00", b"\x00", post())
+        gate.set()
+        assert await peer.answered(3) == [(200, ""), (200, "")]
+        assert not peer.transport.is_open
+        assert found.refused("malformed_request") == 1
+
+
+async def test_requests_ahead_of_their_answers_are_limited(peer: Peer) -> None:
+    peer.send(GET * (MAX_PIPELINED + 50))
+    assert await peer.answered(100) == [(200, "")] * (MAX_PIPELINED + 1)
+    assert not peer.transport.is_open
+
+
+UPGRADE = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk")
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_a_wish_for_another_protocol_is_not_heard_but_its_request_answered(peer: Peer, size: int) -> None:
+    whole = post(*UPGRADE) + chunked(CHUNK, b"0\r\n\r\n").replace(b"Host: x", b"\r\n".join((b"Host: x", *UPGRADE)))
+    peer.send(*(whole[at : at + size] for at in range(0, len(whole), size)))
+    assert await peer.answered(2) == [(200, ""), (200, "")]
+    peer.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"))
+    assert await peer.answered(3) == [(200, ""), (200, ""), (200, "")]
+
+
+async def test_this_is_no_proxy(peer: Peer) -> None:
+    peer.send(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
+    assert await peer.answered() == [(400, "malformed_request")]
+
+
+async def test_one_connection_too_many_is_503_until_another_goes() -> None:
+    async with house(max_connections=1) as found:
+        first, second = found.connect(), found.connect()
+        assert await second.answered() == [(503, "too_many_connections")]
+        assert b"retry-after: 5\r\n" in second.transport.written
+        assert not second.transport.is_open
+        assert (found.refused("too_many_connections"), found.num_connections) == (1, 2)
+        for peer in (second, first):
+            peer.lose()
+        assert found.num_connections == 0
+        third = found.connect()
+        third.send(post())
+        assert await third.answered() == [(200, "")]
+
+
+async def test_who_does_not_read_is_cut_off() -> None:
+    async with house() as found:
+        peer = found.connect()
+        peer.send(post())
+        await peer.answered()
+        peer.connection.pause_writing()
+        assert peer.loop.running == [75, 60]
+        peer.connection.resume_writing()
+        assert peer.loop.running == [75]
+        peer.loop.go_off()  # unused: closed, but what is not sent by then never will be
+        assert peer.loop.running == [60]
+        peer.loop.go_off()
+        assert peer.transport.was_aborted
+        assert found.refused("slow_reader") == 1
+
+
+async def test_a_connection_to_be_closed_has_its_time_too(peer: Peer) -> None:
+    peer.send(post(b"Connection: close"))
+    await peer.answered()
+    assert peer.loop.running == [60]
+    peer.loop.go_off()
+    assert peer.transport.was_aborted
+
+
+async def test_a_lost_connection_leaves_no_clock_and_nobody_waiting() -> None:
+    async with house(submit := FakeSubmit(gate=asyncio.Event())) as found:
+        peer = found.connect()
+        peer.send(post() + post())
+        await submit.arrived.wait()
+        peer.lose()
+        await asyncio.gather(*found.state.tasks)
+        assert (submit.num_cancelled, len(submit.asked), peer.loop.running) == (1, 1, [])
+
+
+async def test_when_the_door_closes_every_answer_is_the_last_on_its_connection() -> None:
+    gate = asyncio.Event()
+    async with house(FakeSubmit(gate=gate)) as found:
+        running_one, idle = found.connect(), found.connect()
+        running_one.send(post() + post())
+        found.door.is_closing = True
+        running_one.connection.close_after_answer()
+        idle.connection.close_after_answer()
+        gate.set()
+        assert await running_one.answered(2) == [(200, ""), (200, "")]
+        assert running_one.transport.written.count(b"connection: close\r\n") == 1
+        assert not running_one.transport.is_open
+        assert idle.transport.is_open
+        idle.send(post())
+        assert await idle.answered() == [(200, "")]
+        assert b"connection: close\r\n" in idle.transport.written
+        assert not idle.transport.is_open
+
+
+async def test_broken_requests_end_with_an_answer_or_without_but_they_end() -> None:
+    seen = set()
+    async with house() as found:
+        for seed in range(300):
+            rng, peer = random.Random(seed), found.connect()
+            data = broken(rng)
+            cuts = sorted(rng.choices(range(len(data)), k=3))
+            for start, end in pairwise([0, *cuts, len(data)]):
+                if peer.transport.is_open:
+                    peer.send(data[start:end])
+                await asyncio.sleep(0)
+            await peer.wait_out()
+            peer.lose()
+            seen |= {status for status, _ in await peer.answered(0)}
+        await asyncio.gather(*found.state.tasks)
+        assert found.num_connections == 0
+    assert {200, 400, 404, 408, 431} <= seen <= {200, 400, 404, 405, 408, 413, 415, 422, 431}

@@ -1,0 +1,145 @@
+"""Whose secret it is, and what of a changed keys file is taken up when."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.api.keyring import LOOK_EVERY_S, KeyRing
+from service.api.keys import Key, hash_of
+from service.errors import SettingError
+from service.metrics import Metrics
+from tests.fakes import FakeClock
+
+
+def table(name: str, secret: str, more: str = "") -> str:
+    return f'[keys.{name}]\nhash = "{hash_of(secret)}"\n{more}\n'
+
+
+class Kept:
+    """A ring with its file and its clock."""
+
+    def __init__(self, folder: Path, text: str, fixed: dict[str, Key] | None = None) -> None:
+        self.file = folder / "keys.toml"
+        self.file.write_text(text)
+        self.clock = FakeClock()
+        self.metrics = Metrics(CollectorRegistry())
+        self.ring = KeyRing(fixed or {}, self.file, self.metrics, self.clock)
+
+    def name(self, secret: str) -> str | None:
+        account = self.ring.find(secret.encode())
+        return account and account.name
+
+    def put(self, text: str) -> None:
+        """Another file in its place, as editors and Kubernetes do it."""
+        new = self.file.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self.file)
+
+
+def test_a_secret_leads_to_its_account_and_no_other_does(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, table("a", "x") + table("b", "y"), {"c": Key(hash=hash_of("z"))})
+    assert [kept.name(secret) for secret in ("x", "y", "z", "", "X", hash_of("x"))] == ["a", "b", "c", None, None, None]
+
+
+def test_a_changed_file_is_taken_up_within_a_second(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, table("a", "x"))
+    kept.put(table("b", "y"))
+    kept.clock.now += LOOK_EVERY_S - 0.01
+    assert (kept.name("x"), kept.name("y")) == ("a", None)
+    kept.clock.now += 0.01
+    assert (kept.name("x"), kept.name("y")) == (None, "b")
+
+
+def test_a_reload_is_at_once(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, table("a", "x"))
+    kept.put(table("b", "y"))
+    kept.ring.reload()
+    assert (kept.name("x"), kept.name("y")) == (None, "b")
+
+
+def test_a_file_that_stays_the_same_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path, table("a", "x"))
+    monkeypatch.setattr(Path, "read_text", None)
+    kept.clock.now += 10
+    assert kept.name("x") == "a"
+
+
+@pytest.mark.parametrize("broken", ["[keys.a", "", table("a", "x") + table("b", "x"), '[keys.a]\nhash = "x"', None])
+def test_a_broken_file_leaves_the_keys_and_is_told_once(
+    tmp_path: Path, broken: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = Kept(tmp_path, table("a", "x"))
+    kept.file.unlink() if broken is None else kept.put(broken)
+    for _ in range(3):
+        kept.clock.now += LOOK_EVERY_S
+        assert kept.name("x") == "a"
+    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+        ("ERROR", "keys not read again: those of before stay in force")
+    ]
+    kept.put(table("b", "y"))
+    kept.clock.now += LOOK_EVERY_S
+    assert kept.name("y") == "b"
+
+
+def test_what_is_taken_up_is_logged_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = Kept(tmp_path, table("a", "x"))
+    kept.put(table("b", "y") + table("c", "z"))
+    with caplog.at_level(logging.INFO):
+        kept.ring.reload()
+    (record,) = caplog.records
+    assert (record.getMessage(), record.keys) == ("keys read again", "b, c")  # type: ignore[attr-defined]
+    assert hash_of("y") not in str(vars(record))
+
+
+def test_an_account_lives_on_with_its_debts_under_new_rights(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, table("a", "x", "tokens_per_s = 10"))
+    account = kept.ring.find(b"x")
+    assert account is not None
+    account.spend(100)
+    kept.put(table("a", "new", "tokens_per_s = 20"))
+    kept.ring.reload()
+    assert kept.ring.find(b"new") is account
+    refusal = account.refusal()
+    assert refusal is not None
+    assert refusal.detail == "this key may use 20 tokens a second"
+
+
+def test_every_key_has_its_series_before_its_first_request(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, table("a", "x"))
+    kept.put(table("b", "y"))
+    kept.ring.reload()
+    value = kept.metrics.registry.get_sample_value
+    for name in ("a", "b"):
+        assert value("erlangshen_key_requests_total", {"key": name, "code": "403"}) == 0
+        assert value("erlangshen_key_tokens_total", {"key": name}) == 0
+        assert value("erlangshen_key_refused_total", {"key": name, "reason": "tokens"}) == 0
+    assert value("erlangshen_key_refused_total", {"key": "none", "reason": "unauthorized"}) == 0
+
+
+def test_a_name_in_both_places_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"a is in security\.keys, too"):
+        Kept(tmp_path, table("a", "x"), {"a": Key(hash=hash_of("y"))})
+
+
+def test_two_keys_with_one_secret_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="two API keys have the same hash"):
+        Kept(tmp_path, table("a", "x"), {"b": Key(hash=hash_of("x"))})
+
+
+def test_a_file_that_nobody_may_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").mkdir()
+    with pytest.raises(SettingError, match=r"keys\.toml: Is a directory"):
+        KeyRing({}, tmp_path / "keys.toml", Metrics(CollectorRegistry()))
+
+
+def test_a_file_written_in_place_is_seen_by_its_time(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, table("a", "x"))
+    kept.file.write_text(table("a", "y"))
+    os.utime(kept.file, ns=(1, 1))
+    kept.clock.now += LOOK_EVERY_S
+    assert kept.name("y") == "a"

@@ -1,0 +1,161 @@
+"""Who is let into the queue: by its tokens, by the wait that is foreseen, and by the deadline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from service.batching.admission import HEADROOM, LONGEST_S, UNMEASURED_S, Admission
+from service.batching.inflight import InFlight
+from service.batching.pace import Pace
+from service.domain import Step, Terms
+from service.errors import DeadlineUnreachable, QueueFull, ServiceError
+from service.metrics import Metrics
+from tests.fakes import make_metrics, rows, value
+from tests.unit.batching.bench import Bench
+
+NOW = 100.0
+TOKEN_S = 0.01
+
+
+@dataclass
+class Door:
+    """An admission to a bench's queue; a token takes a hundredth of a second, and batches and rows take nothing."""
+
+    bench: Bench = field(default_factory=Bench)
+    flying: InFlight = field(default_factory=InFlight)
+    metrics: Metrics = field(default_factory=make_metrics)
+    num_replicas: int = 1
+    is_measured: bool = True
+
+    def check(self, *lengths: int, max_tokens: int = 1000, max_wait_s: float = 30.0, **terms: Any) -> None:
+        pace = Pace(metrics=self.metrics, max_batch_tokens=100)
+        if self.is_measured:
+            pace.calibrate("cpu", "m", [Step(tokens, 1, tokens * TOKEN_S) for tokens in (16, 32, 64)])
+        admission = Admission(
+            self.bench.queue,
+            pace,
+            self.flying,
+            max_queue_tokens=max_tokens,
+            max_wait_s=max_wait_s,
+            num_replicas=lambda: self.num_replicas,
+            metrics=self.metrics,
+        )
+        admission.check(Terms(**terms), rows(*lengths), NOW)
+
+    def refusal(self, *lengths: int, **options: Any) -> tuple[type[ServiceError], float | None]:
+        with pytest.raises(ServiceError) as refused:
+            self.check(*lengths, **options)
+        return type(refused.value), refused.value.retry_after_s
+
+    def count(self, reason: str) -> float:
+        return value(self.metrics, "jobs_refused_total", reason=reason)
+
+
+def test_an_empty_queue_lets_everybody_in() -> None:
+    door = Door()
+    door.check(500, max_tokens=10)
+    door.check(500, max_wait_s=0.001)
+    door.check(500, deadline=NOW + 0.001)
+    door.check()
+
+
+def test_a_full_queue_refuses_with_the_time_until_it_is_empty() -> None:
+    door = Door()
+    door.bench.push(*[10] * 9)
+    door.check(10, max_tokens=100)
+    assert door.refusal(5, 6, max_tokens=100) == (QueueFull, pytest.approx(0.9))
+    assert door.count("queue_full") == 2
+    door.num_replicas = 2
+    assert door.refusal(11, max_tokens=100) == (QueueFull, pytest.approx(0.45))
+
+
+def test_an_account_does_not_fill_the_queue_of_another() -> None:
+    door = Door()
+    door.bench.push(*[10] * 10, account="bulk")
+    door.check(50, max_tokens=100, account="live")
+    assert door.refusal(1, max_tokens=100, account="bulk")[0] is QueueFull
+
+
+def test_who_would_wait_too_long_is_refused() -> None:
+    door = Door()
+    for _ in range(10):
+        door.bench.push(10)
+    door.check(10, max_wait_s=1.0)
+    door.flying.take("cpu", 0.5, now=NOW)
+    assert door.refusal(10, 10, max_wait_s=1.0) == (QueueFull, pytest.approx(1.5))
+    assert door.count("wait_too_long") == 2
+
+
+def test_the_wait_is_that_of_what_goes_before() -> None:
+    door = Door()
+    door.bench.push(*[10] * 50)
+    door.check(10, max_wait_s=0.2)
+    assert door.refusal(200, max_wait_s=0.2) == (QueueFull, pytest.approx(2.0)), "as many tokens as it has itself"
+    assert door.refusal(10, max_wait_s=0.2, priority=-1) == (QueueFull, pytest.approx(5.0))
+    door.check(200, max_wait_s=0.2, priority=1)
+
+
+@pytest.mark.parametrize(("left_s", "is_reached"), [(3.01, True), (2.99, False)])
+def test_a_deadline_that_cannot_be_kept_is_told_at_once(left_s: float, is_reached: bool) -> None:
+    """A second for what is before it, another for the batch that it is in, and half as much again to be sure."""
+    door = Door()
+    for _ in range(10):
+        door.bench.push(10)
+    if is_reached:
+        door.check(30, deadline=NOW + left_s)
+    else:
+        assert door.refusal(30, deadline=NOW + left_s) == (DeadlineUnreachable, pytest.approx(1.0))
+    assert door.count("deadline") == (0 if is_reached else 1)
+
+
+def test_a_request_of_its_own_size_counts_where_that_is_more_than_a_batch() -> None:
+    door = Door()
+    door.bench.push(10)
+    needed_s = HEADROOM * (0.1 + 3.0)
+    door.check(300, deadline=NOW + needed_s + 0.01)
+    assert door.refusal(300, deadline=NOW + needed_s - 0.01) == (DeadlineUnreachable, pytest.approx(0.1))
+
+
+def test_batches_that_land_late_make_the_wait_longer() -> None:
+    door = Door()
+    door.bench.push(*[10] * 10)
+    for _ in range(100):
+        door.flying.land(door.flying.take("cpu", 1.0, now=NOW), now=NOW + 2.0)
+    assert door.flying.slowness == pytest.approx(2.0, abs=0.001)
+    refused, retry_after_s = door.refusal(100, max_wait_s=1.99)
+    assert refused is QueueFull
+    assert retry_after_s == pytest.approx(2.0, abs=0.001)
+
+
+def test_a_deadline_that_has_passed_is_not_refused_here() -> None:
+    door = Door()
+    door.bench.push(10)
+    door.check(10, deadline=NOW)
+
+
+def test_a_request_that_is_not_read_yet_is_taken_for_a_row_as_they_wait() -> None:
+    door = Door()
+    for length in (10, 30):
+        door.bench.push(length)
+    door.check(max_tokens=60)
+    assert door.refusal(max_tokens=59) == (QueueFull, pytest.approx(0.4))
+    assert door.refusal(max_wait_s=0.3) == (QueueFull, pytest.approx(0.4))
+    door.check(deadline=NOW + 1.21)
+    assert door.refusal(deadline=NOW + 1.19) == (DeadlineUnreachable, pytest.approx(0.4))
+    assert [door.count(reason) for reason in ("queue_full", "wait_too_long", "deadline")] == [1, 1, 1]
+
+
+def test_before_anything_was_measured_only_tokens_count() -> None:
+    door = Door(is_measured=False)
+    door.bench.push(*[10] * 50)
+    door.check(10, max_wait_s=0.001, deadline=NOW + 0.001)
+    assert door.refusal(10, max_tokens=500) == (QueueFull, UNMEASURED_S)
+
+
+def test_nobody_is_told_to_stay_away_for_long() -> None:
+    door = Door()
+    door.bench.push(*[100] * 100)
+    assert door.refusal(10, max_tokens=500) == (QueueFull, LONGEST_S)

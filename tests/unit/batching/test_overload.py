@@ -1,0 +1,139 @@
+"""Far more requests than can be computed, in simulated time: the real queue and admission around a made-up device."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+
+import numpy as np
+import pytest
+
+from service.batching.admission import Admission
+from service.batching.inflight import InFlight, Taken
+from service.batching.job import Job, Settled, Ticket
+from service.batching.latency import Cost
+from service.batching.pace import Pace
+from service.batching.queue import Queue
+from service.domain import Output, Step, Terms
+from service.errors import ServiceError
+from service.metric_labels import DropReason
+from tests.fakes import make_metrics, rows
+
+COST = Cost(batch=0.004, token=70e-6, row=50e-6)
+LENGTH = 40
+SECONDS = 8.0
+DEADLINE_S = 1.0
+DEPTH = 2
+OUTPUT = Output(np.zeros((1, 1), dtype=np.float32))
+
+Landing = tuple[float, int, float, list[Job], Taken]
+
+
+@dataclass
+class Device:
+    """A replica that takes `slow` times as long as its cost, give or take `noise`, and `lag_s` on top that nobody
+    measures. Counts what became of the requests."""
+
+    slow: float = 1.0
+    noise: float = 0.0
+    lag_s: float = 0.0
+    now: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(1)
+        self._pace = Pace(metrics=make_metrics())
+        self._pace.calibrate("cpu", "m", [Step(n, n // 16, COST.of(n, n // 16)) for n in (16, 64, 256, 1024)])
+        self._queue = Queue(max_age_s=2.0, budget=self._pace.budget, dropped=_drop)
+        self._in_flight = InFlight()
+        self._admission = Admission(
+            self._queue,
+            self._pace,
+            self._in_flight,
+            max_queue_tokens=262_144,
+            max_wait_s=30.0,
+            num_replicas=lambda: 1,
+            metrics=make_metrics(),
+        )
+        self._numbers = count()
+        self._landings: list[Landing] = []
+        self._free = 0.0
+
+    @property
+    def capacity(self) -> float:
+        """Requests a second, in full batches."""
+        full = self._pace.budget("m")
+        num_rows = full / LENGTH
+        return num_rows / (self.slow * COST.of(full, round(num_rows)) + self.lag_s)
+
+    def serve(self, times: float) -> None:
+        coming = self._rng.expovariate(times * self.capacity)
+        while coming < SECONDS or self._landings:
+            if coming < SECONDS and (not self._landings or coming <= self._landings[0][0]):
+                self.now = coming
+                self._ask()
+                coming += self._rng.expovariate(times * self.capacity)
+            else:
+                self._land()
+            while len(self._landings) < DEPTH and (batch := self._queue.take(self.now)):
+                self._take(batch)
+
+    def _ask(self) -> None:
+        terms = Terms(self.now + DEADLINE_S)
+        encodings = rows(LENGTH)
+        try:
+            self._admission.check(terms, encodings, self.now)
+        except ServiceError as refusal:
+            self.outcomes[refusal.code] += 1
+            return
+        ticket = Ticket(encodings, self.now, partial(self._done, terms), terms)
+        self._queue.push([Job(encodings[0], self.now, [(ticket, 0)])], terms)
+
+    def _take(self, batch: list[Job]) -> None:
+        num_tokens = LENGTH * len(batch)
+        taken = self._in_flight.take("cpu", self._pace.predict("m", num_tokens, len(batch)) or 0.0, self.now)
+        seconds = self.slow * COST.of(num_tokens, len(batch)) * self._rng.lognormvariate(0, self.noise)
+        self._free = max(self.now, self._free) + seconds + self.lag_s
+        heappush(self._landings, (self._free, next(self._numbers), seconds, batch, taken))
+
+    def _land(self) -> None:
+        self.now, _, seconds, batch, taken = heappop(self._landings)
+        self._in_flight.land(taken, self.now)
+        self._pace.note("m", LENGTH * len(batch), len(batch), seconds)
+        for job in batch:
+            job.settle(OUTPUT, seconds, self.now)
+
+    def _done(self, terms: Terms, result: Settled | ServiceError) -> None:
+        is_in_time = isinstance(result, Settled) and terms.deadline is not None and self.now <= terms.deadline
+        self.outcomes["in time" if is_in_time else "late"] += 1
+
+
+def _drop(reason: DropReason, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job.fail(lambda row: ServiceError("late"))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"slow": 2.0}, {"lag_s": 0.05}, {"noise": 0.3, "lag_s": 0.02}],
+    ids=["as measured", "twice as slow", "lag that nobody measures", "noisy"],
+)
+def test_at_ten_times_the_capacity_what_is_let_in_is_answered_in_time(how: dict[str, float]) -> None:
+    device = Device(**how)
+    device.serve(times=10.0)
+    in_time, late, refused = (device.outcomes[each] for each in ("in time", "late", "deadline_unreachable"))
+    assert in_time + late + refused == device.outcomes.total()
+    assert in_time >= 0.9 * device.capacity * SECONDS
+    assert in_time >= 0.99 * (in_time + late)
+    assert refused >= 0.8 * device.outcomes.total()
+
+
+def test_at_half_the_capacity_nobody_is_refused() -> None:
+    device = Device(noise=0.3)
+    device.serve(times=0.5)
+    assert device.outcomes["in time"] == device.outcomes.total() > 0.4 * device.capacity * SECONDS

@@ -1,0 +1,209 @@
+"""Accounts that share a queue: who is next, whatever one of them has waiting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.batching.job import Ticket
+from service.batching.queue import DUE_EVERY
+from service.domain import Terms
+from tests.fakes import rows
+from tests.unit.batching.bench import AGE, Bench, ignore, jobs_of
+
+
+class Accounts:
+    """A bench that knows which account a job was pushed for."""
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        self.owners: list[str] = []
+
+    def push(self, account: str, *lengths: int, weight: float = 1.0, now: float = 0.0, priority: int = 0) -> None:
+        self.bench.push(*lengths, account=account, weight=weight, now=now, priority=priority)
+        self.owners += [account] * len(lengths)
+
+    def take(self, budget: int = 10, now: float = 0.0) -> list[str]:
+        return [self.owners[number] for number in self.bench.take(budget, now)]
+
+    def taken(self, num_batches: int, now: float = 0.0) -> Counter[str]:
+        return Counter(chain.from_iterable(self.take(now=now) for _ in range(num_batches)))
+
+
+@pytest.mark.parametrize("num_requests", [1, 10, 1000], ids=["one request", "ten", "a request a row"])
+def test_a_thousand_rows_of_one_account_do_not_hold_another_back(num_requests: int) -> None:
+    accounts = Accounts()
+    for _ in range(num_requests):
+        accounts.push("bulk", *[5] * (1000 // num_requests))
+    accounts.take()
+    for _ in range(100):
+        accounts.push("live", 5)
+        assert accounts.take() == ["live", "bulk"]
+
+
+@pytest.mark.parametrize(("weight", "num_rows"), [(1.0, 100), (3.0, 150), (0.25, 40)])
+def test_what_accounts_get_follows_their_weights(weight: float, num_rows: int) -> None:
+    accounts = Accounts()
+    accounts.push("a", *[5] * 500, weight=weight)
+    for _ in range(500):
+        accounts.push("b", 5)
+    assert accounts.taken(100) == {"a": num_rows, "b": 200 - num_rows}
+
+
+def test_tokens_count_and_not_rows() -> None:
+    accounts = Accounts()
+    accounts.push("long", *[10] * 100)
+    accounts.push("short", *[2] * 500)
+    assert accounts.taken(60) == {"long": 30, "short": 150}
+
+
+def test_the_newest_weight_counts() -> None:
+    accounts = Accounts()
+    accounts.push("a", *[5] * 300)
+    accounts.push("b", *[5] * 300)
+    assert accounts.taken(10) == {"a": 10, "b": 10}
+    accounts.push("a", 5, weight=4.0)
+    assert accounts.taken(10) == {"a": 16, "b": 4}
+
+
+def test_who_was_away_has_saved_nothing_up() -> None:
+    accounts = Accounts()
+    accounts.push("early", 5)
+    accounts.push("steady", *[5] * 200)
+    accounts.taken(50)
+    accounts.push("early", *[5] * 100)
+    assert accounts.taken(20) == {"early": 21, "steady": 19}, "the first row, and then in turn"
+
+
+def test_who_had_all_while_it_was_alone_owes_nothing() -> None:
+    accounts = Accounts()
+    accounts.push("alone", *[5] * 200)
+    accounts.taken(50)
+    accounts.push("late", *[5] * 100)
+    assert accounts.taken(20) == {"alone": 19, "late": 21}, "the first row, and then in turn"
+
+
+def test_requests_of_one_account_share_what_it_gets() -> None:
+    bench = Bench()
+    bench.push(*[5] * 20, account="a")
+    bench.push(*[5] * 20, account="b")
+    assert bench.take() == [0, 20]
+    bench.push(5, account="a")
+    assert bench.take() == [1, 21]
+    assert bench.take() == [40, 22], "beside the third row of the long one"
+
+
+def test_every_fourth_batch_of_a_low_priority_that_waits_too_long() -> None:
+    accounts = Accounts()
+    accounts.push("a", *[10] * 10, priority=-1)
+    accounts.push("b", *[10] * 100)
+    assert accounts.taken(8) == {"b": 8}, "nobody has waited too long"
+    assert accounts.taken(5 * DUE_EVERY, now=AGE) == {"a": 5, "b": 15}
+
+
+def test_what_is_given_for_its_age_counts_as_given() -> None:
+    accounts = Accounts()
+    accounts.push("old", *[10] * 100)
+    accounts.push("new", *[10] * 100, now=AGE)
+    assert accounts.taken(40, now=AGE) == {"old": 21, "new": 19}, "a row more, not every fourth batch more"
+
+
+def test_long_rows_of_one_account_leave_the_gap_to_another() -> None:
+    accounts = Accounts()
+    accounts.push("long", *[6] * 100)
+    accounts.push("short", *[2] * 100, weight=0.25)
+    assert accounts.take() == ["long", "short", "short"]
+    assert accounts.take() == ["long", "short", "short"], "who was passed over is next"
+
+
+def test_accounts_of_several_models_share_the_device() -> None:
+    bench = Bench()
+    bench.push(*[5] * 200, model="m", account="a")
+    bench.push(*[5] * 200, model="n", account="b", weight=4.0)
+    taken = []
+    for _ in range(40):
+        taken += bench.take()
+        bench.push(5, model="n", account="b", weight=4.0)  # who waits already keeps its place among accounts
+    assert sum(number < 200 for number in taken) == 16
+
+
+@pytest.mark.parametrize(("position", "first"), [(0, [0, 20]), (15, [15, 0])], ids=["its own place", "the other's"])
+def test_a_row_of_two_accounts_has_the_better_place_and_is_that_ones(position: int, first: list[int]) -> None:
+    bench = Bench()
+    jobs = jobs_of(Ticket(rows(*[5] * 20), 0.0, ignore))
+    bench.queue.push(jobs, Terms(account="bulk"))
+    live = Ticket(rows(5, 5), 0.0, ignore, Terms(account="live", weight=2.0))
+    jobs[position].waiters.append((live, 0))
+    bench.queue.push([jobs[position], *jobs_of(live)[1:]], live.terms)
+    bench.push(*[5] * 20, account="bulk")
+    assert sorted(bench.take()) == sorted(first)
+    assert sum(map(len, bench.take_all())) == 39
+
+
+@given(
+    st.lists(st.floats(0.1, 10.0), min_size=2, max_size=4),
+    st.integers(1, 60),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+)
+def test_two_that_always_wait_differ_by_a_row_of_each(weights: list[float], num: int, sizes: list[int]) -> None:
+    """The bound of start-time fair queueing, with one row to a batch: none is passed over, whatever its length."""
+    accounts = Accounts()
+    for name, weight in enumerate(weights):
+        for _ in range(4):
+            accounts.push(str(name), *[sizes[name % len(sizes)]] * 60, weight=weight)
+    taken = Counter(chain.from_iterable(accounts.take(budget=1) for _ in range(num)))
+    length = {str(name): sizes[name % len(sizes)] for name in range(len(weights))}
+    got = {name: taken[name] * length[name] / weights[int(name)] for name in length}
+    row = {name: length[name] / weights[int(name)] for name in length}
+    for a in got:
+        for b in got:
+            assert abs(got[a] - got[b]) <= row[a] + row[b] + 1e-9
+
+
+def test_what_is_ahead_of_a_request() -> None:
+    bench = Bench()
+    assert bench.queue.ahead_of(Terms(), 10) == 0
+    bench.push(*[10] * 50)
+    assert bench.queue.ahead_of(Terms(), 10) == 10, "of a long request as much as it has itself"
+    assert bench.queue.ahead_of(Terms(), 1) == 10, "but a row at least"
+    assert bench.queue.ahead_of(Terms(), 9999) == 500, "and no more than there is"
+    for _ in range(30):
+        bench.push(10)
+    assert bench.queue.ahead_of(Terms(), 10) == 310
+    assert bench.queue.ahead_of(Terms(priority=1), 10) == 0
+    assert bench.queue.ahead_of(Terms(priority=-1), 10) == 800
+
+
+def test_what_other_accounts_put_ahead_of_a_request() -> None:
+    bench = Bench()
+    bench.push(*[10] * 50, account="a", weight=2.0)
+    bench.push(*[10] * 3, account="b")
+    assert bench.queue.ahead_of(Terms(account="c"), 10) == 20 + 10, "by weight"
+    assert bench.queue.ahead_of(Terms(account="c"), 100) == 200 + 30, "and at most all"
+    assert bench.queue.ahead_of(Terms(account="c", weight=10.0), 100) == 20 + 10
+    assert bench.queue.ahead_of(Terms(account="b"), 10) == 10 + 40, "two rows of its own, so four of the others'"
+
+
+def test_lost_rows_are_ahead_of_everybody() -> None:
+    bench = Bench()
+    bench.push(5, 5)
+    bench.queue.give_back(bench.queue.take(0.0))
+    assert bench.queue.ahead_of(Terms(priority=9), 1) == 10
+
+
+def test_whose_part_of_the_queue_is_used_up() -> None:
+    bench = Bench()
+    assert not bench.queue.is_above_its_part(Terms(account="a"), 1000, 100), "to wait would not help it"
+    bench.push(*[10] * 9, account="a", weight=3.0)
+    assert not bench.queue.is_above_its_part(Terms(account="a", weight=3.0), 10, 100)
+    assert bench.queue.is_above_its_part(Terms(account="a", weight=3.0), 11, 100)
+    bench.push(10, account="b")
+    assert bench.queue.is_above_its_part(Terms(account="a", weight=3.0), 0, 100), "three quarters"
+    assert not bench.queue.is_above_its_part(Terms(account="b"), 15, 100)
+    assert bench.queue.is_above_its_part(Terms(account="b"), 16, 100)
+    bench.take_all()
+    assert not bench.queue.is_above_its_part(Terms(account="a"), 1000, 100)

@@ -1,0 +1,21 @@
+"""The speeds that are measured can be planned with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import speed
+from service.planning.speed import from_file
+
+
+def test_it_measures_what_plan_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda num: None)  # it would stay so for the tests that follow
+    file = tmp_path / "speed.json"
+    assert speed.main(["--shapes", "tiny", "--rounds", "1", "--quantization", "none", "--json", str(file)]) == 0
+    [found] = from_file(file)
+    assert (found.model, found.device, found.precision) == ("tiny", "cpu, 1 threads", "bfloat16")
+    assert found.cost.token > 0
+    assert json.loads(file.read_text())["machine"] == "cpu, 1 threads"

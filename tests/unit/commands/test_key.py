@@ -1,0 +1,34 @@
+"""What `python -m service key` prints, and that the server understands it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+
+from service.api.keys import Key, hash_of, keys_of_setting
+from service.cli import main
+from service.setting_layers import load
+
+
+def test_what_is_printed_is_what_the_server_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "search.team", "--scopes", "metrics,infer"]) == 0
+    printed = capsys.readouterr().out
+    (secret,) = re.findall(r"^  (erl_\S+)$", printed, re.MULTILINE)
+    lines = re.search(r"(\[keys\..*?)\n\n", printed, re.DOTALL)
+    variable = re.search(r"(ERLANGSHEN_\w+)='(.*)'", printed)
+    assert lines is not None
+    assert variable is not None
+    by_file = tomllib.loads(lines[1])["keys"]
+    by_variable = keys_of_setting(load(environ={variable[1]: variable[2]}).security.keys)
+    wanted = Key(hash=hash_of(secret), scopes=frozenset({"infer", "metrics"}))
+    assert by_variable == {"search.team": wanted}
+    assert {name: Key.model_validate(table) for name, table in by_file.items()} == by_variable
+    assert printed.count(secret) == 1
+
+
+@pytest.mark.parametrize("words", [["a b"], ["none"], ["a", "--scopes", "all"]])
+def test_a_name_or_a_scope_that_is_none_is_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", *words]) == 2
+    assert "error: security.keys." in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""Who may start a server for whom, and what is done with keys and certificates at the start."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from service.api.keys import hash_of
+from service.cli import main
+from service.commands.security import check_certificate, refuse_strangers, reloading, ring_of
+from service.errors import SettingError
+from service.metrics import Metrics
+from service.settings import Security, Server, Settings
+from tests.certificates import make_certificate
+
+KEY = {"app": (hash_of("erl_one"),)}
+
+
+def settings(host: str, **security: object) -> Settings:
+    return Settings(server=Server(host=host), security=Security.model_validate(security))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "erlangshen.example.com", ""])
+def test_a_public_server_without_keys_does_not_start_and_tells_both_ways_out(host: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        refuse_strangers(settings(host))
+    assert caught.value.detail.startswith(f"server.host = {host}: ")
+    assert all(words in caught.value.detail for words in ("--keys-file FILE", "--allow-anonymous"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
+def test_on_loopback_nothing_is_asked(host: str) -> None:
+    refuse_strangers(settings(host))
+
+
+@pytest.mark.parametrize("security", [{"allow_anonymous": True}, {"keys": KEY}, {"keys_file": "keys.toml"}])
+def test_a_public_server_starts_with_keys_or_with_the_word_for_it(security: dict[str, object]) -> None:
+    refuse_strangers(settings("0.0.0.0", **security))
+
+
+def test_the_word_for_it_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    assert "or answer everybody with --allow-anonymous" in capsys.readouterr().err
+    assert main(["settings", "--allow-anonymous", "--host", "0.0.0.0"]) == 0
+
+
+def test_there_are_keys_where_one_place_names_some(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[keys.other]\nhash = "{hash_of("erl_two")}"\n')
+    metrics = Metrics(CollectorRegistry())
+    assert ring_of(Security(), metrics) is None
+    assert ring_of(Security(allow_anonymous=True), metrics) is None
+    ring = ring_of(Security(keys=KEY, keys_file=file, allow_anonymous=True), metrics)
+    assert ring is not None
+    assert [account and account.name for account in map(ring.find, (b"erl_one", b"erl_two"))] == ["app", "other"]
+
+
+def test_a_keys_file_that_is_away_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="No such file"):
+        ring_of(Security(keys_file=tmp_path / "keys.toml"), Metrics(CollectorRegistry()))
+
+
+def test_the_settings_in_effect_name_the_keys_and_show_nothing_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "--key", f"app={hash_of('erl_one')}", "--key", "b=erl_mistaken,infer"]) == 0
+    printed = capsys.readouterr().out
+    assert '"keys": [\n      "app",\n      "b"\n    ]' in printed
+    assert "erl_mistaken" not in printed
+    assert hash_of("erl_one") not in printed
+
+
+@pytest.mark.parametrize("word", ["erl_mistaken", "app:erl_mistaken", "app="])
+def test_a_key_that_is_none_is_refused_without_being_shown(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "--key", word]) == 2
+    error = capsys.readouterr().err
+    assert "security.keys (from --key): wanted NAME=A,B,..." in error
+    assert "erl_mistaken" not in error
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Security]:
+    """Two certificates with their keys."""
+    folders = [tmp_path_factory.mktemp("tls"), tmp_path_factory.mktemp("tls")]
+    return [Security(tls_cert=cert, tls_key=key) for cert, key in map(make_certificate, folders)]
+
+
+def test_a_certificate_and_its_key_pass(pairs: list[Security]) -> None:
+    check_certificate(pairs[0])
+    check_certificate(Security())
+
+
+def test_what_is_no_certificate_and_its_key_is_told(pairs: list[Security], tmp_path: Path) -> None:
+    (cert, key), (_, other) = ((pair.tls_cert, pair.tls_key) for pair in pairs)
+    with pytest.raises(SettingError, match=r"cert\.pem and .*key\.pem are no certificate and its key"):
+        check_certificate(Security(tls_cert=cert, tls_key=other))
+    with pytest.raises(SettingError, match=r"none\.pem: No such file"):
+        check_certificate(Security(tls_cert=tmp_path / "none.pem", tls_key=key))
+
+
+def test_a_key_under_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(pairs: list[Security], tmp_path: Path) -> None:
+    locked = tmp_path / "locked.pem"
+    command = ["openssl", "pkey", "-in", str(pairs[0].tls_key), "-aes128", "-passout", "pass:x", "-out", str(locked)]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(SettingError, match=r"locked\.pem are no certificate and its key"):
+        check_certificate(Security(tls_cert=pairs[0].tls_cert, tls_key=locked))
+
+
+def test_without_keys_and_certificate_there_is_nothing_to_read_again() -> None:
+    assert reloading(Security(), None, uvicorn.Config("none")) is None
+
+
+def test_a_pair_that_does_not_fit_leaves_the_certificate(
+    pairs: list[Security], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = make_certificate(tmp_path)
+    security = Security(tls_cert=cert, tls_key=key)
+    config = uvicorn.Config("none", ssl_certfile=cert, ssl_keyfile=key)
+    config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    reload = reloading(security, None, config)
+    assert reload is not None
+    with caplog.at_level(logging.INFO):
+        reload()
+        assert pairs[0].tls_key is not None
+        key.write_bytes(pairs[0].tls_key.read_bytes())
+        reload()
+    assert [one.getMessage() for one in caplog.records] == [
+        "certificate read again",
+        "certificate not read again: that of before stays in force",
+    ]

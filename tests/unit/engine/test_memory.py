@@ -1,0 +1,94 @@
+"""Running out of memory: what is told as that, what is not, and that the forward's tensors are let go."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+import torch
+
+from service.checkpoint import describe
+from service.engine.engine import Engine
+from service.engine.memory import of_device, or_out_of_memory
+from service.errors import OutOfMemory
+from tests.checkpoints import make_checkpoint
+from tests.unit.engine.rows import mean_rows
+
+CPU = torch.device("cpu")
+
+
+def fail_with(error: Exception) -> NoReturn:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_what_is_told_as_out_of_memory(error: Exception) -> None:
+    with pytest.raises(OutOfMemory):
+        or_out_of_memory(lambda: fail_with(error), CPU)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("out of memory")])
+def test_what_is_not(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        or_out_of_memory(lambda: fail_with(error), CPU)
+
+
+def test_what_the_forward_held_is_let_go_before_it_is_told() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def forward() -> None:
+        tensor = torch.zeros(1000)
+        held.append(weakref.ref(tensor))
+        raise MemoryError
+
+    gc.disable()  # it is not the collector that lets go
+    try:
+        with pytest.raises(OutOfMemory) as told:
+            or_out_of_memory(forward, CPU)
+        assert held[0]() is None
+        assert told.value.__context__ is None
+    finally:
+        gc.enable()
+
+
+def test_of_a_cpu_the_process_knows_better() -> None:
+    assert of_device(CPU) is None
+
+
+@contextmanager
+def room_for(more: int) -> Iterator[None]:
+    """No more than so many bytes can be had."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_batch_that_finds_no_memory_is_told_and_the_engine_goes_on(tmp_path: Path) -> None:
+    engine = Engine.load(describe(make_checkpoint(tmp_path), "m"), precision="float32")
+    rows = mean_rows([512] * 64)
+    with room_for(2**20), pytest.raises(OutOfMemory):
+        engine.run(rows)
+    few = engine.run(rows[:2])
+    assert all(np.isfinite(output.scores).all() for output in few)

@@ -1,0 +1,80 @@
+"""The canary: when it is looked after, what counts as wrong, and who has to agree with whom."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from service.replicas.canary import Canary, Known, WrongAnswer, distance, is_wrong
+from tests.fakes import SILENT_BREAK, FakeClock, row
+from tests.unit.replicas.engines import Counted
+
+
+def array(*numbers: float) -> np.ndarray:
+    return np.array(numbers, dtype=np.float32)
+
+
+def test_its_answer_is_recorded_and_found_again() -> None:
+    engines = {"m": Counted(), "n": Counted()}
+    canary = Canary(engines, 60.0)
+    assert {name: answer.tolist() for name, answer in canary.answers.items()} == {"m": [7], "n": [7]}
+    assert canary.wrong_model() is None
+    engines["n"].run([row(SILENT_BREAK)])
+    assert canary.wrong_model() == "n"
+
+
+def test_an_engine_that_raises_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Counted()
+    canary = Canary({"m": engine}, 60.0)
+    engine.is_broken = True
+    assert canary.wrong_model() == "m"
+    assert "canary failed" in caplog.text
+
+
+def test_it_is_time_after_the_interval_and_a_look_in_between_counts() -> None:
+    clock = FakeClock()
+    canary = Canary({"m": Counted()}, 60.0, clock)
+    assert canary.wait_s() == 60
+    clock.now += 50
+    assert canary.wait_s() == 10
+    clock.now += 20
+    assert canary.wait_s() == 0
+    canary.wrong_model()
+    assert canary.wait_s() == 60
+
+
+def test_no_interval_means_never() -> None:
+    assert Canary({"m": Counted()}, 0.0).wait_s() is None
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "expected"),
+    [
+        (array(3, 4), array(3, 4), 0),
+        (array(3, 4.5), array(3, 4), 0.1),
+        (array(0, 0), array(3, 4), 1),
+        (array(math.nan, 4), array(3, 4), math.inf),
+        (array(math.inf, 4), array(3, 4), math.inf),
+        (array(3, 4, 0), array(3, 4), math.inf),
+        (array(0, 0), array(0, 0), 0),
+        (array(0, 1), array(0, 0), 1),
+    ],
+)
+def test_distance(found: np.ndarray, known: np.ndarray, expected: float) -> None:
+    assert distance(found, known) == expected
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float32", True), ("bfloat16", False), ("int8", False)])
+def test_what_is_rounded_may_be_farther_off(precision: str, expected: bool) -> None:
+    assert is_wrong(array(100, 101), array(100, 100), precision) == expected
+
+
+def test_replicas_have_to_agree_with_the_first_of_their_precision() -> None:
+    known = Known()
+    known.compare("cpu", {"m": "float32", "n": "float32"}, {"m": array(1), "n": array(2)})
+    known.compare("cuda:0", {"m": "bfloat16"}, {"m": array(5)})
+    known.compare("cpu", {"m": "float32"}, {"m": array(1)})
+    with pytest.raises(WrongAnswer, match="cuda:1: m in bfloat16 answers otherwise than on cuda:0"):
+        known.compare("cuda:1", {"m": "bfloat16"}, {"m": array(1)})

@@ -1,0 +1,47 @@
+"""What a result decides, as it is counted: labels of the task or the head, never a caller's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
+from service.tasks.inference import NliQuery, NliResult
+from service.tasks.mrc import MrcQuery, MrcResult
+from service.tasks.registry import TASKS
+from service.tasks.similarity import SimilarityQuery, SimilarityResult
+from service.tasks.task import Prediction
+from tests.unit.tasks.models import head, text_model
+
+TEXT = (Text("甲"),)
+
+
+@pytest.mark.parametrize(
+    ("task", "query", "result", "prediction"),
+    [
+        ("classify", ClassifyQuery(TEXT), ClassifyResult("正面", 0.75, (), 3, False), Prediction("正面", 0.75)),
+        ("classify", ClassifyQuery(TEXT, ("私",)), ClassifyResult("私", 0.75, (), 3, False), Prediction(None, 0.75)),
+        ("nli", NliQuery(()), NliResult("neutral", 0.5, (), 3, False), Prediction("neutral", 0.5)),
+        ("mrc", MrcQuery(()), MrcResult("私", 0, 0.5, (), 3, False), Prediction(None, 0.5)),
+        ("similarity", SimilarityQuery(()), SimilarityResult(0.75, 3, False), Prediction("same", 0.75)),
+        ("similarity", SimilarityQuery(()), SimilarityResult(0.5, 3, False), Prediction("same", 0.5)),
+        ("similarity", SimilarityQuery(()), SimilarityResult(0.25, 3, False), Prediction("different", 0.75)),
+    ],
+)
+def test_what_a_result_decides(task: str, query: object, result: object, prediction: Prediction) -> None:
+    predict: Any = TASKS[task].predict
+    assert predict(query, result) == prediction
+
+
+def test_labels_of_their_own() -> None:
+    tuned = head("负面", "正面")
+    assert TASKS["classify"].own_labels(tuned) == ("负面", "正面")
+    assert TASKS["classify"].own_labels(text_model()) == ()
+    assert TASKS["nli"].own_labels(text_model()) == ("contradiction", "neutral", "entailment")
+    assert TASKS["similarity"].own_labels(text_model()) == ("different", "same")
+    assert TASKS["mrc"].own_labels(text_model()) == ()
+
+
+def test_tasks_that_decide_nothing() -> None:
+    assert {name for name, task in TASKS.items() if task.predict is None} == {"fill-mask", "embed"}
