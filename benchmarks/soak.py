@@ -24,7 +24,7 @@ from benchmarks.faults.clients import Clients, counted, questions
 from benchmarks.faults.faults import FAULTS, Patient, possible
 from benchmarks.faults.measure import recovered_s, totals
 from benchmarks.faults.rolling import under_load
-from benchmarks.faults.running import Instance, running, until
+from benchmarks.faults.running import Instance, end_in_order, running, until
 from benchmarks.faults.strangers import Strangers
 from benchmarks.faults.tables import RESULTS, WRONG_UNTIL_SEEN
 from benchmarks.faults.watch import told, watch
@@ -39,6 +39,7 @@ IDLE = ("queue_jobs", "queue_tokens", "batches_in_flight", "requests_in_progress
 
 def main() -> int:
     arguments = _parse()
+    end_in_order()
     report = {**_about(arguments), **asyncio.run(soak(arguments))}
     shown = json.dumps(report, ensure_ascii=False, indent=2)
     print(shown)

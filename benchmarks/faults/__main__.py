@@ -23,7 +23,7 @@ from benchmarks.faults.faults import FAULTS, Fault, Patient, possible
 from benchmarks.faults.measure import measure, summary
 from benchmarks.faults.proxies import PROXIES, is_installed
 from benchmarks.faults.rolling import behind
-from benchmarks.faults.running import Instance, running
+from benchmarks.faults.running import Instance, end_in_order, running
 from benchmarks.faults.tables import RESULTS, as_text, num_lost
 from service.bench.measure import machine
 
@@ -39,6 +39,7 @@ METHOD = (
 
 def main() -> int:
     arguments = _parse()
+    end_in_order()
     report = asyncio.run(_run(arguments))
     print(as_text(report))
     if arguments.json:

@@ -23,7 +23,7 @@ from service.bench.requests import BODIES, make_requests
 from service.bench.synthetic import Lengths, make_corpus
 
 MIX = ("zero-shot", "similarity", "mrc", "nli", "embed")
-LENGTHS = "uniform:8:160"
+LENGTHS = "uniform:8:80"
 """Characters of a text: longer rows are left to those that are to fail."""
 
 TOLERANCE = 0.05

@@ -22,7 +22,7 @@ POISON_TOKENS, KILLER_TOKENS = 401, 403
 TASKS = "tasks"
 """The file in the same folder in which the server tells the number of its asyncio tasks."""
 
-ROOM_TOKENS = 400
+ROOM_TOKENS = 360
 """Beyond so many together there is no memory, where there is little room; for each row alone there is."""
 
 

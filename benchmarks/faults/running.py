@@ -117,6 +117,11 @@ def running(*instances: Instance) -> Iterator[None]:
             instance.kill()
 
 
+def end_in_order() -> None:
+    """SIGTERM ends this process as Ctrl-C does: no server is left behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 async def until(condition: Callable[[], bool], within_s: float) -> None:
     """Asks again and again, in a thread, up to a bound; TimeoutError beyond it."""
     end = time.monotonic() + within_s

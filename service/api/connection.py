@@ -28,6 +28,8 @@ logger = logging.getLogger("service.access")
 MAX_PIPELINED = 32
 """Requests that one connection may send ahead of its answers: each costs a hundred times the bytes it came in."""
 FULL_RETRY_S = 5.0
+LINGER_S = 2.0
+"""For a client that was refused to read why, and to stop sending."""
 FRAME = len(b": \r\n")
 """Around the name and the value of a header."""
 
@@ -148,6 +150,8 @@ class Connection(HttpToolsProtocol):
 
     def _await_next(self) -> None:
         """After each read: what is awaited now?"""
+        if self.parser is _DEAF:
+            return
         if self.cycle is None or self.cycle.response_complete:
             self._await("head", self._limits.header_timeout_s, self._head_is_late)
         elif self.cycle.more_body and not self.pipeline:  # else it is we who do not read
@@ -202,7 +206,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             if self.cycle is None or not self.cycle.more_body:  # else it was refused before its body had come
                 self._answer(error)
-            self._close()
+            self._linger()
             return
         self.close_after_answer()
         if self.cycle.more_body:
@@ -217,6 +221,15 @@ class Connection(HttpToolsProtocol):
         headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
+
+    def _linger(self) -> None:
+        """Closed while the client still sends, the connection would be reset and the answer lost."""
+        self._unset_keepalive_if_required()
+        if len(self.connections) <= self._door.max_connections and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, self._close)
+        else:
+            self._close()
 
     def _close(self) -> None:
         self.transport.close()

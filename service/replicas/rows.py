@@ -1,6 +1,6 @@
 """The rows of a batch, computed: halved while the forward fails or finds no memory, until what is at fault is alone.
 
-Knows no pipe and no torch.
+What failed is computed once more before it counts: a device may stumble. Knows no pipe and no torch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ Finish = Callable[[], list[Output]]
 
 
 @dataclass(slots=True)
-class Room:
-    """What was seen of the device's memory while a batch was computed, in tokens at a time."""
+class Seen:
+    """What was seen of the device while a batch was computed: whether it stumbled, and in tokens at a time, what there
+    is memory for."""
 
+    has_failed: bool = False
     most: int = 0
     least_too_many: int | None = None
 
@@ -39,26 +41,37 @@ class Room:
         return None if self.least_too_many is None else max(self.most, self.least_too_many // 2)
 
 
-def run_rows(
-    engine: Runner, encodings: Sequence[Encoding], room: Room, finish: Finish | None = None
-) -> list[Output | Failure]:
+def run_rows(engine: Runner, encodings: Sequence[Encoding], seen: Seen, finish: Finish) -> list[Output | Failure]:
     """`finish` is what the engine made of these rows already."""
+    outputs = _halved(engine, encodings, seen, finish)
+    if failed := [place for place, output in enumerate(outputs) if output == "failed"]:
+        seen.has_failed = True
+        again = _halved(engine, [encodings[place] for place in failed], seen)
+        for place, output in zip(failed, again, strict=True):
+            outputs[place] = output
+    return outputs
+
+
+def _halved(
+    engine: Runner, encodings: Sequence[Encoding], seen: Seen, finish: Finish | None = None
+) -> list[Output | Failure]:
     extra = {"rows": len(encodings), "tokens": sum(encoding.num_tokens for encoding in encodings)}
     failure: Failure = "failed"
     try:
         outputs = (finish or engine.prepare(encodings))()
-        room.had(extra["tokens"])
+        seen.had(extra["tokens"])
         return _checked(outputs)
     except OutOfMemory as error:
-        room.had_not(extra["tokens"])
+        seen.had_not(extra["tokens"])
         failure = "out_of_memory"
         logger.warning("no memory for a batch", extra={**extra, "reason": error.detail})
     except Exception:  # any error of a forward is that of one of its rows, or of too many together
+        seen.has_failed = True
         logger.exception("forward failed", extra=extra)
     if len(encodings) == 1:
         return [failure]
     middle = len(encodings) // 2
-    return run_rows(engine, encodings[:middle], room) + run_rows(engine, encodings[middle:], room)
+    return _halved(engine, encodings[:middle], seen) + _halved(engine, encodings[middle:], seen)
 
 
 def _checked(outputs: Sequence[Output]) -> list[Output | Failure]:

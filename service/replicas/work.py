@@ -20,7 +20,7 @@ from service.replicas import memory
 from service.replicas.canary import Canary, Died
 from service.replicas.loading import Runner
 from service.replicas.messages import Batch, Checked, Profile, Result, ToParent
-from service.replicas.rows import Room, run_rows
+from service.replicas.rows import Seen, run_rows
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,9 @@ def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: S
             continue
         if prepared is None:
             return
-        result = compute(engines, prepared, free_since)
-        if "failed" in result.outputs:
+        seen = Seen()
+        result = compute(engines, prepared, seen, free_since)
+        if seen.has_failed:
             check(canary, engines, pipe)
         pipe.send(result)
 
@@ -115,8 +116,8 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-def compute(engines: Mapping[str, Runner], prepared: Prepared, free_since: float) -> Result:
-    batch, room = prepared.batch, Room()
-    outputs = run_rows(engines[batch.encodings[0].model], batch.encodings, room, prepared.finish)
+def compute(engines: Mapping[str, Runner], prepared: Prepared, seen: Seen, free_since: float) -> Result:
+    batch = prepared.batch
+    outputs = run_rows(engines[batch.encodings[0].model], batch.encodings, seen, prepared.finish)
     seconds = time.perf_counter() - max(prepared.started, free_since)
-    return Result(batch.number, outputs, seconds, room.fitting_tokens)
+    return Result(batch.number, outputs, seconds, seen.fitting_tokens)

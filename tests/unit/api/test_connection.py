@@ -72,6 +72,8 @@ class HandTransport:
         self.written = b""
         self.is_open = True
         self.was_aborted = False
+        self.can_end = False
+        self.has_ended = False
 
     def get_extra_info(self, name: str) -> None:
         return None
@@ -85,6 +87,12 @@ class HandTransport:
     def abort(self) -> None:
         self.is_open = False
         self.was_aborted = True
+
+    def can_write_eof(self) -> bool:
+        return self.can_end
+
+    def write_eof(self) -> None:
+        self.has_ended = True
 
     def is_closing(self) -> bool:
         return not self.is_open
@@ -323,6 +331,18 @@ async def test_what_is_not_http_is_400(peer: Peer) -> None:
     assert await peer.answered() == [(400, "malformed_request")]
     assert re.search(rb"\r\nx-request-id: [0-9a-f]{32}\r\n", peer.transport.written)
     assert peer.transport.written.endswith(b"}")
+
+
+async def test_who_is_refused_while_sending_has_time_to_read_why(peer: Peer) -> None:
+    peer.transport.can_end = True
+    peer.send(b"GET /" + b"a" * 2000)
+    assert await peer.answered() == [(431, "headers_too_large")]
+    assert (peer.transport.has_ended, peer.transport.is_open) == (True, True)
+    peer.send(*[b"a" * 1000] * 3, b" HTTP/1.1\r\n\r\n")
+    assert len(await peer.answered(2)) == 1
+    assert peer.loop.running == [2]
+    peer.loop.go_off()
+    assert not peer.transport.is_open
 
 
 @pytest.mark.parametrize("pieces", [[b"-1\r\n"], [CHUNK, b"zz\r\n"], [CHUNK, b"f" * 20, b"\r\n"]])

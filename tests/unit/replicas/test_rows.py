@@ -8,7 +8,7 @@ import pytest
 
 from service.domain import Encoding, Failure, Output
 from service.errors import OutOfMemory
-from service.replicas.rows import Room, run_rows
+from service.replicas.rows import Seen, run_rows
 from tests.fakes import HUGE, NAN, POISON, row, rows
 from tests.unit.replicas.engines import Counted, sums
 
@@ -28,6 +28,23 @@ class Small(Counted):
         return super().run(encodings)
 
 
+class Stumbling(Counted):
+    """Fails `times` times, by raising or with numbers that are none."""
+
+    def __init__(self, times: int, order: int) -> None:
+        super().__init__()
+        self._left = times
+        self._order = order
+
+    def run(self, encodings: Sequence[Encoding]) -> list[Output]:
+        self._left -= 1
+        return super().run([row(self._order)] * len(encodings) if self._left >= 0 else encodings)
+
+
+def run_all(engine: Counted, encodings: Sequence[Encoding], seen: Seen | None = None) -> list[Output | Failure]:
+    return run_rows(engine, encodings, seen or Seen(), engine.prepare(encodings))
+
+
 @pytest.mark.parametrize(
     ("ids", "expected"),
     [
@@ -43,22 +60,30 @@ class Small(Counted):
     ],
 )
 def test_bisection(ids: list[int], expected: list[float | Failure]) -> None:
-    assert sums(run_rows(Counted(), [row(each) for each in ids], Room())) == expected
+    assert sums(run_all(Counted(), [row(each) for each in ids])) == expected
 
 
 def test_bisection_takes_the_logarithm() -> None:
     engine = Counted()
-    run_rows(engine, [row(POISON if each == 5 else each) for each in range(16)], Room())
-    assert engine.sizes == [16, 8, 4, 4, 2, 1, 1, 2, 8]
+    run_all(engine, [row(POISON if each == 5 else each) for each in range(16)])
+    assert engine.sizes == [16, 8, 4, 4, 2, 1, 1, 2, 8, 1]
 
 
-def test_a_row_that_is_not_finite_costs_no_second_forward(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_row_that_is_not_finite_is_computed_once_more_alone(caplog: pytest.LogCaptureFixture) -> None:
     engine = Counted()
-    run_rows(engine, [row(1), row(NAN)], Room())
-    assert engine.sizes == [2]
+    run_all(engine, [row(1), row(NAN)])
+    assert engine.sizes == [2, 1]
     assert [(record.getMessage(), record.__dict__["rows"]) for record in caplog.records] == [
         ("outputs are not finite", 1)
-    ]
+    ] * 2
+
+
+@pytest.mark.parametrize("order", [POISON, NAN])
+@pytest.mark.parametrize("ids", [[1], [1, 2, 3]])
+def test_a_device_that_stumbles_once_costs_no_answer(order: int, ids: list[int]) -> None:
+    seen = Seen()
+    assert sums(run_all(Stumbling(1, order), [row(each) for each in ids], seen)) == ids
+    assert seen.has_failed
 
 
 @pytest.mark.parametrize(
@@ -75,13 +100,15 @@ def test_a_row_that_is_not_finite_costs_no_second_forward(caplog: pytest.LogCapt
 def test_what_is_learned_of_the_memory(
     memory: int, lengths: tuple[int, ...], fitting: int | None, tried: list[int]
 ) -> None:
-    engine, room = Small(memory), Room()
-    outputs = run_rows(engine, rows(*lengths), room)
-    assert room.fitting_tokens == fitting
+    engine, seen = Small(memory), Seen()
+    outputs = run_all(engine, rows(*lengths), seen)
+    assert seen.fitting_tokens == fitting
     assert engine.tried == tried
     assert [each == "out_of_memory" for each in outputs] == [length > memory for length in lengths]
 
 
 def test_a_failure_is_logged_without_its_message(caplog: pytest.LogCaptureFixture) -> None:
-    run_rows(Counted(), [row(POISON, 1)], Room())
-    assert [(record.getMessage(), record.__dict__["tokens"]) for record in caplog.records] == [("forward failed", 2)]
+    run_all(Counted(), [row(POISON, 1)])
+    assert [(record.getMessage(), record.__dict__["tokens"]) for record in caplog.records] == [
+        ("forward failed", 2)
+    ] * 2

@@ -13,6 +13,7 @@ from service.domain import Encoding, Output, Step
 from service.errors import OutOfMemory
 from service.replicas.canary import Canary, Died
 from service.replicas.messages import Batch, Checked, Profile, Result, ToParent
+from service.replicas.rows import Seen
 from service.replicas.work import Prepared, compute, measure, prepare, profiles, work
 from tests.fakes import BREAK, NAN, POISON, SILENT_BREAK, FakeClock, FakeEngine, row
 from tests.unit.replicas.engines import Counted, sums
@@ -36,7 +37,7 @@ class Told:
 
 
 def compute_now(engines: Mapping[str, Counted], batch: Batch) -> Result:
-    return compute(engines, prepare(engines, batch), free_since=0.0)
+    return compute(engines, prepare(engines, batch), Seen(), free_since=0.0)
 
 
 def test_a_batch_goes_to_its_models_engine() -> None:
@@ -58,15 +59,15 @@ class Unprepared(Counted):
 def test_what_fails_while_the_batch_before_computes_fails_in_its_own_turn() -> None:
     engines = {"m": Unprepared()}
     prepared = prepare(engines, Batch(0, [row(1), row(POISON), row(3)]))
-    assert sums(compute(engines, prepared, free_since=0.0).outputs) == [1, "failed", 3]
+    assert sums(compute(engines, prepared, Seen(), free_since=0.0).outputs) == [1, "failed", 3]
 
 
 def test_the_wait_for_the_batch_before_is_not_computing() -> None:
     engines = {"m": Counted()}
     prepared = prepare(engines, Batch(0, [row(1)]))
     long_ago = replace(prepared, started=prepared.started - 1000)
-    assert compute(engines, long_ago, free_since=0.0).compute_s > 1000
-    assert compute(engines, long_ago, free_since=prepared.started).compute_s < 1000
+    assert compute(engines, long_ago, Seen(), free_since=0.0).compute_s > 1000
+    assert compute(engines, long_ago, Seen(), free_since=prepared.started).compute_s < 1000
 
 
 def work_through(*batches: list[int], interval_s: float = 0.0, clock: FakeClock | None = None) -> Told:
