@@ -80,7 +80,7 @@ def test_a_broken_model_ends_the_start_with_one_line(tmp_path: Path) -> None:
 
 def lost(server: Running) -> list[str]:
     records = [json.loads(line) for line in server.lines if line.startswith("{")]
-    return [record["reason"] for record in records if record["message"] == "replica could not start again"]
+    return [record["detail"] for record in records if record["message"] == "replica could not start again"]
 
 
 def test_a_model_that_breaks_while_it_is_served_is_read_again_once_it_is_mended(tmp_path: Path) -> None:
