@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from service.metric_labels import LossReason
+from service.replicas.memory import OomKills
 
 _OWN_SIGNALS = {
     signal.SIGABRT,
@@ -18,13 +19,12 @@ _OWN_SIGNALS = {
 """A process that does what it must not gets these; the others come from outside."""
 
 
-def reason_of(status: int, num_oom_kills: int) -> LossReason:
-    """`num_oom_kills` are those of the kernel while the child lived."""
+def reason_of(status: int, oom_kills: OomKills) -> LossReason:
     if status >= 0:
         return "exit"
     if -status in _OWN_SIGNALS:
         return "crash"
-    return "oom" if status == -signal.SIGKILL and num_oom_kills else "killed"
+    return "oom" if status == -signal.SIGKILL and oom_kills.take() else "killed"
 
 
 def epitaph(status: int, reason: LossReason) -> str:

@@ -6,7 +6,7 @@ Knows no torch and no GPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from service.domain import Memory
@@ -21,6 +21,20 @@ def of_process(root: Path = Path("/")) -> Memory:
     held = int(read(root / "proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     machine = (number(read(root / "proc/meminfo"), "MemTotal:") or 0) * 1024
     return Memory(allocated=held, total=min([machine, *_limits(root)]))
+
+
+class OomKills:
+    """The kernel's out-of-memory kills of which it is not known yet whom they hit; shared by all that may be."""
+
+    def __init__(self, count: Callable[[], int] | None = None) -> None:
+        self._count = count or oom_kills
+        self._num_known = self._count()
+
+    def take(self) -> bool:
+        """Whether there is one; then it is known now."""
+        has_one = self._count() > self._num_known
+        self._num_known += has_one
+        return has_one
 
 
 def oom_kills(root: Path = Path("/")) -> int:

@@ -16,6 +16,7 @@ from service.metrics import Metrics
 from service.replicas.canary import Known
 from service.replicas.care import Care
 from service.replicas.loading import Load, load_engine
+from service.replicas.memory import OomKills
 from service.replicas.messages import Loading, Spec
 from service.replicas.replica import Predict, Profiled, Progress, Replica
 
@@ -58,7 +59,7 @@ class Pool:
         predict: Predict = predict_nothing,
     ) -> None:
         self._care = care
-        known = Known()
+        known, oom_kills = Known(), OomKills()
         self._replicas = [
             Replica(
                 name,
@@ -66,6 +67,7 @@ class Pool:
                 care,
                 metrics,
                 known=known,
+                oom_kills=oom_kills,
                 progress=progress,
                 profiled=profiled,
                 predict=predict,

@@ -21,7 +21,7 @@ from service.domain import Encoding
 from service.errors import ReplicaLost, StartupError
 from service.metric_labels import LossReason
 from service.replicas.loss import epitaph, reason_of
-from service.replicas.memory import oom_kills
+from service.replicas.memory import OomKills
 from service.replicas.messages import (
     Batch,
     Broken,
@@ -65,12 +65,13 @@ class Process(asyncio.Protocol):
     `loss` tells why it ended, once it has. What it says beside its answers is `told`.
     """
 
-    def __init__(self, spec: Spec, *, threads: int, patience: Patience, told: Told) -> None:
+    def __init__(self, spec: Spec, *, threads: int, patience: Patience, told: Told, oom_kills: OomKills) -> None:
         self.loss: LossReason | None = None
         self._spec = spec
         self._threads = threads
         self._patience = patience
         self._told = told
+        self._oom_kills = oom_kills
         self._numbers = count()
         self._pending: dict[int, _Sent] = {}  # in the order of sending: the first is at hand
         self._watchdog: asyncio.TimerHandle | None = None
@@ -95,7 +96,6 @@ class Process(asyncio.Protocol):
             except OSError as error:
                 self._pipe.abort()
                 raise StartupError(f"{self._spec.device}: no process could be started: {error.strerror}") from error
-        self._oom_kills_before = oom_kills()
         self._has_ended.clear()
         self._send(self._spec)
 
@@ -190,7 +190,7 @@ class Process(asyncio.Protocol):
 
     def _on_end(self) -> None:
         status = int(self._popen.returncode)
-        self.loss = self.loss or reason_of(status, oom_kills() - self._oom_kills_before)
+        self.loss = self.loss or reason_of(status, self._oom_kills)
         self._has_ended.set()
         self._rearm(False)
         _settle(self._ready, StartupError(f"{self._spec.device}: {epitaph(status, self.loss)} while loading"))

@@ -17,6 +17,7 @@ from service.metric_labels import LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import Known, WrongAnswer
 from service.replicas.care import STEADY_S, Care
+from service.replicas.memory import OomKills
 from service.replicas.messages import Checked, Loading, Profile, Ready, Spec
 from service.replicas.process import Process
 from service.tracing import trace
@@ -51,6 +52,7 @@ class Replica:
         metrics: Metrics,
         *,
         known: Known,
+        oom_kills: OomKills,
         progress: Progress,
         profiled: Profiled,
         predict: Predict,
@@ -67,6 +69,7 @@ class Replica:
         self._care = care
         self._metrics = metrics
         self._known = known
+        self._oom_kills = oom_kills
         self._progress = progress
         self._profiled = profiled
         self._predict = predict
@@ -96,7 +99,13 @@ class Replica:
 
     async def _live(self, feed: Feed, started: asyncio.Future[None]) -> None:
         """One child's life, until it is lost. Raises StartupError if the first one cannot start."""
-        process = Process(self._spec, threads=self._care.threads, patience=self._patience_s, told=self._on_told)
+        process = Process(
+            self._spec,
+            threads=self._care.threads,
+            patience=self._patience_s,
+            told=self._on_told,
+            oom_kills=self._oom_kills,
+        )
         self._become("starting")
         try:
             await process.start()

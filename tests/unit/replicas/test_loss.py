@@ -8,6 +8,7 @@ import pytest
 
 from service.metric_labels import LossReason
 from service.replicas.loss import epitaph, reason_of
+from service.replicas.memory import OomKills
 
 
 @pytest.mark.parametrize(
@@ -23,5 +24,16 @@ from service.replicas.loss import epitaph, reason_of
     ],
 )
 def test_reasons(status: int, num_oom_kills: int, reason: LossReason, words: str) -> None:
-    assert reason_of(status, num_oom_kills) == reason
+    counts = iter([4, 4 + num_oom_kills])
+    assert reason_of(status, OomKills(lambda: next(counts))) == reason
     assert epitaph(status, reason) == words
+
+
+def test_a_kill_of_the_kernels_explains_one_loss_only() -> None:
+    """Of two replicas in one group: the one that was killed by hand later did not run out of memory."""
+    count = 4
+    kills = OomKills(lambda: count)
+    assert reason_of(-signal.SIGKILL, kills) == "killed", "those of before are nobody's here"
+    count = 6
+    reasons = [reason_of(-signal.SIGKILL, kills) for _ in range(3)]
+    assert reasons == ["oom", "oom", "killed"]
