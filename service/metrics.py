@@ -7,6 +7,7 @@ seconds come back with the outputs and are counted here.
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -94,10 +95,13 @@ class Metrics(Declared):
             "prediction_score", "How sure the model is of a result, 0 to 1.", known.SCORES, ("task", "model")
         )
 
-    def decided(self, task: str, model: str, label: str | None, score: float) -> None:
-        """`label` is one that the task or the model brings along, never a caller's word."""
-        self.predictions.labels(task, model, label or known.OTHER_LABEL).inc()
-        self.prediction_score.labels(task, model).observe(score)
+    def decided(self, task: str, model: str, decisions: Sequence[tuple[str | None, float]]) -> None:
+        """Label and score of each result; a label is the task's or the model's own, never a caller's word."""
+        scores = self.prediction_score.labels(task, model)
+        for _, score in decisions:
+            scores.observe(score)
+        for label, count in Tally(label for label, _ in decisions).items():
+            self.predictions.labels(task, model, label or known.OTHER_LABEL).inc(count)
 
     def declare_predictions(self, task: str, model: str, labels: Sequence[str]) -> None:
         make(self.predictions, (task,), (model,), labels or (known.OTHER_LABEL,))

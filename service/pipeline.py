@@ -115,8 +115,6 @@ class Pipeline:
         return tokens
 
     def _count_decisions(self, task: Task[Q, R], model: str, query: Q, results: Sequence[R]) -> None:
-        if task.predict is None:
-            return
-        for result in results:
-            decided = task.predict(query, result)
-            self._metrics.decided(task.name, model, decided.label, decided.score)
+        if task.predict is not None:
+            decided = [task.predict(query, result) for result in results]
+            self._metrics.decided(task.name, model, [(each.label, each.score) for each in decided])

@@ -80,16 +80,21 @@ def _rss(process: psutil.Process) -> int:
 def growth(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     """Of each number its value early in the settled part of the run and late in it, each over a quarter of that.
 
-    Memory is told by its median; the others by their least, for a request in flight takes some of each.
+    Memory is told by its median; the others by their lower quartile, for a request in flight takes some of each, and a
+    replica that is being replaced gives some back.
     """
     settled = samples[int(len(samples) * SETTLED) :]
     quarter = max(1, len(settled) // 4)
     found = {}
     for name in (field.name for field in fields(Sample) if field.name != "at_s"):
-        of: Callable[[Sequence[int]], float] = statistics.median if name.endswith("bytes") else min
+        of: Callable[[Sequence[int]], float] = statistics.median if name.endswith("bytes") else _lower_quartile
         early, late = ([getattr(each, name) for each in part] for part in (settled[:quarter], settled[-quarter:]))
         found[name] = {"early": of(early), "late": of(late)}
     return found
+
+
+def _lower_quartile(values: Sequence[int]) -> int:
+    return sorted(values)[len(values) // 4]
 
 
 def rss_slope(samples: Sequence[Sample]) -> float:
