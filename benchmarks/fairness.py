@@ -13,13 +13,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from benchmarks.about import about
 from benchmarks.loaded_server import Server, message, serving, source_of, texts
 from benchmarks.open_loop import Reply, Sender
 from service.api.keys import hash_of, new_secret
@@ -47,7 +45,7 @@ def main() -> int:
         keys.write_text("".join(_table(name, secret) for name, secret in secrets.items()), encoding="utf-8")
         with serving(source_of("mini", Path(folder)), arguments.port, "--keys-file", str(keys)) as server:
             found = uvloop.run(measure(server, secrets, arguments))
-    report = _about(arguments) | found
+    report = about("fairness", __doc__, arguments.machine, "torch") | found
     print(json.dumps(found, indent=2))
     arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -105,16 +103,6 @@ def _shown(name: str, replies: list[Reply], seconds: float) -> dict[str, float]:
         p50, p99 = np.percentile(answered, (50, 99))
         found |= {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1)}
     return found
-
-
-def _about(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "command": " ".join(["python -m benchmarks.fairness", *sys.argv[1:]]),
-        "machine": arguments.machine,
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "method": (__doc__ or "").split("\n\n", 2)[2].strip(),
-    }
 
 
 def _parse() -> argparse.Namespace:

@@ -14,20 +14,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import re
 import sys
 import time
 import urllib.request
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.about import about
 from benchmarks.loaded_server import serving
 from service.api.examples import EXAMPLES
 
@@ -75,7 +73,8 @@ def main() -> int:
         found |= _after(server.port, server.process)
         found["parent_memory_mb"] = [round(size / 1e6, 1) for size in (before, server.process.memory_info().rss)]
     print(json.dumps(found, indent=2))
-    arguments.json.write_text(json.dumps(_about(arguments) | found, indent=2) + "\n", encoding="utf-8")
+    report = about("fuzz", __doc__, arguments.machine, "uvicorn", "httptools") | found
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return int(not is_well(found))
 
 
@@ -161,20 +160,6 @@ def _after(port: int, process: psutil.Process) -> dict[str, Any]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
         [connections] = re.findall(rb"^erlangshen_connections (\S+)", reply.read(), re.MULTILINE)
     return {"answers": answers, "connections_open": int(float(connections)), "descriptors": process.num_fds()}
-
-
-def _about(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "command": " ".join(["python -m benchmarks.fuzz", *sys.argv[1:]]),
-        "machine": arguments.machine,
-        "cores": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            "uvicorn": version("uvicorn"),
-            "httptools": version("httptools"),
-        },
-        "method": (__doc__ or "").split("\n\n", 2)[2].strip(),
-    }
 
 
 def _parse() -> argparse.Namespace:

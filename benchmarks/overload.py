@@ -19,15 +19,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from benchmarks.about import about
 from benchmarks.loaded_server import Server, message, serving, source_of, texts
 from benchmarks.open_loop import NO_ANSWER, Reply, Sender
 from service.bench.requests import NEWS
@@ -153,11 +151,7 @@ def recovery_s(replies: Sequence[Reply], target_s: float, ended: float) -> float
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": f"{arguments.times:g} times the peak for {arguments.seconds:g} s",
-        "command": " ".join(["python -m benchmarks.overload", *sys.argv[1:]]),
-        "machine": arguments.machine,
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "method": (__doc__ or "").split("\n\n", 2)[2].strip(),
+        **about("overload", __doc__, arguments.machine, "torch"),
         "target_ms": arguments.target_ms,
         "targets": TARGETS,
     }

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import resource
 import socket
@@ -23,13 +21,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import uvloop
 
+from benchmarks.about import about
 from benchmarks.front_client import Server, make_texts, messages_of, serving, throughput
 from service.checkpoint import parse_spec, resolve
 from service.commands.chosen import SHIPPED, located
@@ -59,7 +57,8 @@ def main() -> None:
             messages = messages_of(texts, 1)
             found[f"full, {arguments.connections} connections beside"] = probed(server, messages, arguments.seconds)
     print(json.dumps(found, indent=2))
-    arguments.json.write_text(json.dumps(_about(arguments) | {"probes": found}, indent=2) + "\n", encoding="utf-8")
+    report = about("probes", __doc__, arguments.machine, "uvicorn", "uvloop") | {"probes": found}
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def probed(server: Server, messages: list[bytes] | None, seconds: float) -> dict[str, Any]:
@@ -99,16 +98,6 @@ def begun(port: int, count: int) -> Iterator[None]:
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
             connection.sendall(b"POST /v1/classify HTTP/1.1\r\nX: ")
         yield
-
-
-def _about(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "command": " ".join(["python -m benchmarks.probes", *sys.argv[1:]]),
-        "machine": arguments.machine,
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("uvicorn", "uvloop")},
-        "method": (__doc__ or "").split("\n\n", 2)[2].strip(),
-    }
 
 
 def _parse() -> argparse.Namespace:
