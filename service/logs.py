@@ -27,6 +27,7 @@ _QUIET = ("httpx", "httpcore", "huggingface_hub", "filelock", "urllib3")
 
 def configure(level: str = "info", format: str = "auto") -> None:
     """Route every logger of the process, uvicorn's too, through one writer to stderr."""
+    _leave_out_what_no_line_shows()
     as_text = sys.stderr.isatty() if format == "auto" else format == "text"
     writer = logging.StreamHandler(sys.stderr)
     writer.setFormatter(TextFormatter() if as_text else JsonFormatter())
@@ -39,6 +40,13 @@ def configure(level: str = "info", format: str = "auto") -> None:
         logger.propagate = True
     for name in ("uvicorn.access", "uvicorn.error", *_QUIET):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _leave_out_what_no_line_shows() -> None:
+    """File and line, thread and process: to find them out costs as much as to write the line (Python's logging HOWTO,
+    "Optimization")."""
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class JsonFormatter(logging.Formatter):

@@ -8,8 +8,8 @@ seconds come back with the outputs and are counted here.
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from prometheus_client import CollectorRegistry
 
@@ -67,14 +67,8 @@ class Metrics(Declared):
         self.requests.labels(task, model or known.NO_MODEL, str(code)).inc()
         self.request_duration.labels(task, model or known.NO_MODEL).observe(seconds, exemplar)
 
-    @contextmanager
-    def in_progress(self, task: str) -> Iterator[None]:
-        gauge = self.requests_in_progress.labels(task)
-        gauge.inc()
-        try:
-            yield
-        finally:
-            gauge.dec()
+    def in_progress(self, task: str) -> AbstractContextManager[None]:
+        return self.requests_in_progress.labels(task).track_inprogress()
 
     def encoded(self, task: str, model: str, *, inputs: int, tokens: int, truncated: int, seconds: float) -> None:
         self.inputs.labels(task, model).inc(inputs)

@@ -1,6 +1,6 @@
-"""Where the weights of a checkpoint lie once they have been converted: one safetensors file per source and precision.
+"""Where the weights of a checkpoint lie once they have been converted: one safetensors file per source and form.
 
-Knows names, the lock and the disk's free space; knows no tensor and not how a file is written.
+Knows names, the lock and the disk's free space; knows no torch, no tensor and not how a file is written.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+from service import cpu
+from service.domain import Quantization
 from service.weight_files import are_pickled
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when files of before must not be read any more."""
 
 SPARE_BYTES = 1 << 28
-"""What a conversion leaves free on the disk, for others."""
+"""What is left free on the disk, for others."""
+
+WORTHWHILE_BYTES = 1 << 30
+"""Smaller ones are converted in less than a second at every start, and take no room on the disk."""
 
 _SUFFIX = ".safetensors"
 
@@ -39,14 +45,16 @@ class CacheEntry:
     prefix: str
 
     @classmethod
-    def of(cls, folder: Path, origin: str, sources: Sequence[Path], precision: str) -> CacheEntry:
-        """`origin` is what the user calls the checkpoint; the file's name changes whenever a source file does.
+    def of(cls, folder: Path, origin: str, sources: Sequence[Path], form: str) -> CacheEntry:
+        """`origin` is what the user calls the checkpoint; the file's name changes whenever a source file or the library
+        that computes does.
 
         Raises OSError when a source cannot be looked at.
         """
         readable = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(origin).name)
-        prefix = f"{readable}-{_hash(origin)[:8]}-{precision}-"
-        return cls(folder / f"{prefix}{_hash([FORMAT, precision, *map(_identity, sources)])[:16]}{_SUFFIX}", prefix)
+        prefix = f"{readable}-{_hash(origin)[:8]}-{form}-"
+        identity = _hash([FORMAT, version("torch"), form, *map(_identity, sources)])
+        return cls(folder / f"{prefix}{identity[:16]}{_SUFFIX}", prefix)
 
     @contextmanager
     def being_written(self, num_bytes: int) -> Iterator[Path]:
@@ -73,18 +81,29 @@ class CacheEntry:
                 old.unlink(missing_ok=True)
 
 
-def to_be_read(folder: Path | None, origin: str, sources: Sequence[Path], precision: str) -> Sequence[Path]:
-    """What a start will read: the cached file, else the sources. What "auto" will be is guessed."""
-    if folder is None or not are_pickled(sources):
+def form_of(device: str, precision: str, quantization: Quantization) -> str:
+    """How weights are wanted. CPUs of other abilities want them arranged in other ways."""
+    arithmetic = precision if quantization == "none" else f"{quantization}-{precision}"
+    return f"{arithmetic}-cpu-{_hash(sorted(cpu.abilities()))[:6]}" if device == "cpu" else f"{arithmetic}-gpu"
+
+
+def is_worthwhile(sources: Sequence[Path], device: str) -> bool:
+    """Whether these are kept: pickles, and what is large and is arranged anew, as a CPU wants it."""
+    is_large = sum(file.stat().st_size for file in sources) >= WORTHWHILE_BYTES
+    return are_pickled(sources) or (device == "cpu" and is_large)
+
+
+def to_be_read(folder: Path | None, origin: str, sources: Sequence[Path], forms: Iterable[str]) -> Sequence[Path]:
+    """What a start will read: the cached file of one of these forms, else the sources."""
+    if folder is None:
         return sources
-    precisions = ("bfloat16", "float32") if precision == "auto" else (precision,)
-    cached = [CacheEntry.of(folder, origin, sources, each).file for each in precisions]
+    cached = [CacheEntry.of(folder, origin, sources, form).file for form in forms]
     return [file for file in cached if file.is_file()][:1] or sources
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Makes the folder, and keeps all other processes that convert into it waiting; it ends with this process."""
+    """Makes the folder, and keeps all other processes that write into it waiting; it ends with this process."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as stream:
         try:

@@ -59,7 +59,8 @@ def create_app(
     `admit` refuses a request before it is read, where it would be refused anyway. `clock` is the pipeline's: deadlines
     are times of it. Without a `ring` of keys everybody is answered.
     """
-    # FastAPI's own /docs loads its scripts from the internet; this one brings them along.
+    # FastAPI's own /docs loads its scripts from the internet; this one brings them along. Its own telemetry would look
+    # for OpenTelemetry at every request, and count and trace what is counted and traced here.
     app = FastAPIOffline(
         title="Erlangshen Service",
         version=VERSION,
@@ -68,6 +69,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     front = native.Front(pipeline, accepting or ready, settings, metrics, admit, clock)
     endpoints = native.endpoints(front)

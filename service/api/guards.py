@@ -31,6 +31,8 @@ T = TypeVar("T")
 FieldPath = tuple[str | int, ...]
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 PRIORITY_HEADER = "X-Request-Priority"
+_TIMEOUT = TIMEOUT_HEADER.lower().encode()
+_PRIORITY = PRIORITY_HEADER.lower().encode()
 BODY_ERROR = "erlangshen.body_error"
 """In the state of a request's scope: the connection's word that the rest of the body will not come, and why."""
 MAX_SEARCHED = 100_000
@@ -53,9 +55,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         UnsupportedEncoding: compressed.
         RequestTimeout, MalformedRequest: the rest of it does not come, or is not HTTP.
     """
-    if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+    if (_header(request, b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedEncoding("the body is compressed; send it as it is")
-    announced = request.headers.get("content-length", "")
+    announced = _header(request, b"content-length") or ""
     if announced.isdecimal() and int(announced) > max_bytes:
         _refuse_size(max_bytes)
     chunks, size, is_whole = [], 0, False
@@ -71,6 +73,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         if not is_whole and (error := request.scope.get("state", {}).get(BODY_ERROR)):
             raise error
     return b"".join(chunks)
+
+
+def _header(request: Request, name: bytes) -> str | None:
+    """The first of this name, which is in small letters. Most are not there, which costs starlette's `headers` most."""
+    for known, value in request.scope["headers"]:
+        if known == name:
+            return str(value, "latin-1")
+    return None
 
 
 def _refuse_size(max_bytes: int) -> NoReturn:
@@ -169,7 +179,7 @@ def seconds_at_most(request: Request, limits: Server) -> float:
 
 
 def _header_ms(request: Request, limits: Server) -> int | None:
-    text = request.headers.get(TIMEOUT_HEADER)
+    text = _header(request, _TIMEOUT)
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= limits.max_timeout_ms):
@@ -179,8 +189,8 @@ def _header_ms(request: Request, limits: Server) -> int | None:
 
 def priority_asked(request: Request, in_body: Priority | None) -> Priority:
     """`bulk` where the body or the header says so: a proxy can make a request wait, and not make it go first."""
-    in_header = request.headers.get(PRIORITY_HEADER, "interactive")
-    if in_header not in RANKS:
+    in_header = _header(request, _PRIORITY)
+    if in_header not in (None, *RANKS):
         raise InvalidRequest.of(PRIORITY_HEADER, f"must be {' or '.join(RANKS)}")
     return "bulk" if "bulk" in (in_body, in_header) else "interactive"
 

@@ -58,43 +58,49 @@ class Admission:
         if self._is_full(terms, tokens):
             detail = f"{self._queue.num_tokens} tokens wait already; the limit is {self._max_queue_tokens}"
             self._refuse(QueueFull, "queue_full", num_jobs, detail, self.wait_s(now))
-        wait_s = self.wait_s(now, self._queue.ahead_of(terms, tokens))
+        token_s = self._token_s()
+        if token_s is None:
+            return
+        wait_s = self._landing_s(now, token_s * self._queue.ahead_of(terms, tokens))
         if not wait_s:
             return
         if wait_s > self._max_wait_s:
             detail = f"it would wait for {wait_s:.1f} s; the limit is {self._max_wait_s:g} s"
             self._refuse(QueueFull, "wait_too_long", num_jobs, detail, wait_s)
-        left_s = float("inf") if terms.deadline is None else terms.deadline - now
-        needed_s = HEADROOM * (wait_s + self._batch_s(encodings))
+        if terms.deadline is None:
+            return
+        left_s, needed_s = terms.deadline - now, HEADROOM * (wait_s + self._batch_s(encodings, token_s))
         if 0 < left_s < needed_s:  # what is late already has another error
             detail = f"it might be answered in {needed_s:.2f} s only; its deadline is in {left_s:.2f} s"
             self._refuse(DeadlineUnreachable, "deadline", num_jobs, detail, wait_s)
 
-    def wait_s(self, now: float, tokens: float | None = None) -> float | None:
-        """Seconds until what is in flight and so many of the tokens that wait, or all, are computed; None when nothing
-        was ever measured."""
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until all that waits and is in flight is computed; None when nothing was ever measured."""
         token_s = self._token_s()
-        if token_s is None:
-            return None
-        waiting_s = token_s * (self._queue.num_tokens if tokens is None else tokens)
-        return (waiting_s + self._in_flight.left_s(now)) / max(1, self._num_replicas())
+        return None if token_s is None else self._landing_s(now, token_s * self._queue.num_tokens)
+
+    def _landing_s(self, now: float, more_s: float) -> float:
+        """Seconds until what is in flight has landed, and after it what takes one replica so much longer."""
+        return (self._in_flight.left_s(now) + more_s) / max(1, self._num_replicas())
 
     def _token_s(self) -> float | None:
         """Seconds that one replica takes for one of the tokens that wait, at the rate at which batches really land."""
-        predicted = [self._pace.predict(*waiting) for waiting in self._queue.waiting()]
-        known = [seconds for seconds in predicted if seconds is not None]
-        if len(known) < len(predicted):
-            return None
-        return self._in_flight.slowness * sum(known) / max(1, self._queue.num_tokens)
+        predicted_s = 0.0
+        for waiting in self._queue.waiting():
+            seconds = self._pace.predict(*waiting)
+            if seconds is None:
+                return None
+            predicted_s += seconds
+        return self._in_flight.slowness * predicted_s / max(1, self._queue.num_tokens)
 
-    def _batch_s(self, encodings: Sequence[Encoding]) -> float:
+    def _batch_s(self, encodings: Sequence[Encoding], token_s: float) -> float:
         """Seconds of the batch that a request ends in: its own rows, or one as full as what waits can make it."""
         tokens = sum(encoding.num_tokens for encoding in encodings)
         own_s = self._pace.predict(encodings[0].model, tokens, len(encodings)) if encodings else None
         batch_tokens = max(
             (min(tokens, self._pace.budget(model)) for model, tokens, _ in self._queue.waiting()), default=0
         )
-        return max((own_s or 0.0) * self._in_flight.slowness, batch_tokens * (self._token_s() or 0.0))
+        return max((own_s or 0.0) * self._in_flight.slowness, batch_tokens * token_s)
 
     def _is_full(self, terms: Terms, tokens: int) -> bool:
         """For an account that has its part of it: who has nothing there is let in, or to wait might never help."""

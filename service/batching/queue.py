@@ -41,15 +41,12 @@ class Queue:
         self._dropped = dropped
         self._num_pushed = 0
         self._num_batches = 0
+        self.num_tokens = 0
         self._lines: dict[str, Line] = {}
         self._shares = Shares()
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(line.num_tokens for line in self._lines.values())
 
     def row_tokens(self) -> int:
         """Of those that wait, the mean."""
@@ -178,12 +175,14 @@ class Queue:
         if model not in self._lines:
             self._lines[model] = Line()
         self._lines[model].add(job)
+        self.num_tokens += job.num_tokens
         if not job.is_back:
             job.place.claim.add(job.num_tokens)
 
     def _unlink(self, job: Job) -> None:
         line = self._lines[job.encoding.model]
         line.remove(job)
+        self.num_tokens -= job.num_tokens
         if not job.is_back:
             job.place.claim.drop(job.num_tokens)
         if not line:

@@ -39,7 +39,7 @@ from service.settings import VERSION, Settings
 from service.tasks.registry import TASKS
 from service.tasks.text_model import TextModel
 from service.tracing.trace import open_tracer
-from service.weight_cache import to_be_read
+from service.weight_cache import form_of, to_be_read
 from service.weight_files import read_ahead, weight_files
 
 logger = logging.getLogger(__name__)
@@ -150,10 +150,13 @@ class Composition:
 
     def _read_ahead(self) -> None:
         """Keeps the disk busy while the children import torch."""
-        precision = self._settings.replicas.precision
+        precision, quantization = self._settings.replicas.precision, self._settings.replicas.quantization
+        device = self._devices[0].partition(":")[0]
+        guesses = ("bfloat16", "float32") if precision == "auto" else (precision,)
+        forms = [form_of(device, each, quantization) for each in guesses]
         with suppress(OSError):  # who needs the files will tell what is wrong with them
             files = [
-                to_be_read(self._weight_cache, checkpoint.origin, weight_files(checkpoint.path), precision)
+                to_be_read(self._weight_cache, checkpoint.origin, weight_files(checkpoint.path), forms)
                 for checkpoint in self._checkpoints
             ]
             read_ahead(list(chain.from_iterable(files)))

@@ -1,6 +1,7 @@
-"""Opens the weights of a checkpoint; pickles are converted once, and the result is opened from then on.
+"""The weights of a checkpoint as the device wants them: converted once, kept in a file, and mapped from then on.
 
-A cache that cannot be written is no reason not to serve: then the pickles themselves are opened, as without a cache.
+What is mapped takes no memory of a CPU process's own, so the replicas of a machine share it. A cache that cannot be
+written is no reason not to serve: then the weights are converted at every start.
 """
 
 from __future__ import annotations
@@ -8,80 +9,132 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from service.checkpoint import Checkpoint
-from service.engine import safetensors_writer
+from service.engine import opaque, safetensors_writer
+from service.engine.linear import Kind, Linear
+from service.engine.read_weights import read_weights
 from service.engine.tensor_files import Progress, TensorFiles
+from service.engine.weights import Weights, assemble
 from service.errors import CheckpointError
-from service.weight_cache import CacheEntry, lock
-from service.weight_files import are_pickled, require_checksums, weight_files
+from service.weight_cache import CacheEntry, is_worthwhile, lock
+from service.weight_files import require_checksums, weight_files
 
 logger = logging.getLogger(__name__)
 
-Check = Callable[[TensorFiles], object]
-"""Raises CheckpointError when the tensors are not those of the model."""
+_LAYOUT = ".layout"
+"""Behind the name of a tensor that is oneDNN's own: the tensor that says how it is arranged."""
 
 
-def open_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, folder: Path | None, check: Check, progress: Progress
-) -> TensorFiles:
-    """The tensors of `checkpoint`; `folder` holds the cache, None is without. `progress` hears of a conversion."""
-    sources = weight_files(checkpoint.path)
-    if folder is None or not are_pickled(sources):
-        return TensorFiles.open(sources)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A model's weights, and where and how they will be used."""
+
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+    kind: Kind
+    progress: Progress
+
+
+def load_weights(wanted: Wanted, folder: Path | None, form: str) -> Weights:
+    """`folder` is the cache, None is without; `form` says how the device wants them, as in `weight_cache`.
+
+    CheckpointError as in `read_weights`.
+    """
+    sources = weight_files(wanted.checkpoint.path)
+    if folder is None or not is_worthwhile(sources, wanted.device.type):
+        return _read(wanted)[0]
     try:
-        precision = str(dtype).removeprefix("torch.")
-        entry = CacheEntry.of(folder, checkpoint.origin, sources, precision)
-        return _opened(entry, check) or _made(entry, sources, dtype, check, progress)
+        entry = CacheEntry.of(folder, wanted.checkpoint.origin, sources, form)
+        return _opened(wanted, entry) or _made(wanted, entry, sources)
     except OSError as error:
         reason = error.strerror or str(error)
         logger.warning("weights are not cached", extra={"folder": str(folder), "reason": reason})
-        return TensorFiles.open(sources)
+        return _read(wanted)[0]
 
 
-def _opened(entry: CacheEntry, check: Check) -> TensorFiles | None:
+def _read(wanted: Wanted) -> tuple[Weights, dict[str, Tensor]]:
+    return read_weights(wanted.checkpoint, wanted.device, wanted.dtype, wanted.kind, wanted.progress)
+
+
+def _opened(wanted: Wanted, entry: CacheEntry) -> Weights | None:
     """Its length and its header are looked at, its content was when it was made: as with any safetensors file."""
     if not entry.file.is_file():
         return None
     try:
-        files = TensorFiles.open((entry.file,))
-        check(files)
+        with TensorFiles.open((entry.file,)) as files:
+            weights = assemble(wanted.checkpoint, files, _Kept(files, wanted))
     except CheckpointError as error:
         logger.warning("cached weights are broken", extra={"file": str(entry.file), "reason": error.detail})
         return None
-    return files
+    logger.info("weights mapped", extra={"model": wanted.checkpoint.name, "file": str(entry.file)})
+    return weights
 
 
-def _made(
-    entry: CacheEntry, sources: Sequence[Path], dtype: torch.dtype, check: Check, progress: Progress
-) -> TensorFiles:
+def _made(wanted: Wanted, entry: CacheEntry, sources: Sequence[Path]) -> Weights:
     with lock(entry.file.parent):
-        if not (files := _opened(entry, check)):  # else another process was quicker
-            _convert(entry, sources, dtype, check, progress)
-            files = _opened(entry, check)
-    if files is None:
-        raise OSError(errno.EIO, "the converted file cannot be read")
-    return files
+        if (weights := _opened(wanted, entry)) is None:  # else another process was quicker
+            _convert(wanted, entry, sources)
+            weights = _opened(wanted, entry)
+    if weights is None:
+        raise OSError(errno.EIO, "what was written cannot be read")
+    return weights
 
 
-def _convert(entry: CacheEntry, sources: Sequence[Path], dtype: torch.dtype, check: Check, progress: Progress) -> None:
+def _convert(wanted: Wanted, entry: CacheEntry, sources: Sequence[Path]) -> None:
     started = time.monotonic()
     source_bytes = sum(file.stat().st_size for file in sources)
     logger.info("converting weights", extra={"file": str(entry.file), "source_bytes": source_bytes})
-    with TensorFiles.open(sources) as files:
-        check(files)
-        tensors = files.entries()
-        total = safetensors_writer.num_bytes(tensors, dtype)
-        with entry.being_written(total) as temporary, ThreadPoolExecutor(1) as beside:
-            checking = beside.submit(require_checksums, sources)
-            safetensors_writer.write(temporary, tensors, dtype, lambda done: progress(done, total))
-            if not safetensors_writer.is_sound(temporary):
-                raise OSError(errno.EIO, "the disk does not hold what was written")
-            checking.result()  # what is wrong there must not be kept
+    about = wanted.checkpoint.shape.num_parameters * wanted.dtype.itemsize
+    with entry.being_written(about) as temporary, ThreadPoolExecutor(1) as beside:
+        checking = beside.submit(require_checksums, sources)
+        _, taken = _read(wanted)
+        tensors = dict(_to_keep(taken))
+        total = safetensors_writer.num_bytes(tensors)
+        safetensors_writer.write(temporary, tensors, lambda done: wanted.progress(done, total))
+        if not safetensors_writer.is_sound(temporary):
+            raise OSError(errno.EIO, "the disk does not hold what was written")
+        checking.result()  # what is wrong there must not be kept
     extra = {"file": str(entry.file), "source_bytes": source_bytes, "cache_bytes": entry.file.stat().st_size}
     logger.info("weights converted", extra={**extra, "seconds": round(time.monotonic() - started, 1)})
+
+
+def _to_keep(taken: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in taken.items():
+        if tensor.is_mkldnn:
+            yield name, opaque.numbers_of(tensor)
+            yield name + _LAYOUT, opaque.layout_of(tensor)
+        else:
+            yield name, tensor
+
+
+class _Kept:
+    """Takes tensors as they lie in the file: onto the CPU without a copy."""
+
+    def __init__(self, files: TensorFiles, wanted: Wanted) -> None:
+        self._files = files
+        self._device = wanted.device
+        self._kind = wanted.kind
+
+    def tensor(self, name: str, *sizes: int) -> Tensor:
+        self._files.expect(name, sizes)
+        return self._there(name)
+
+    def linear(self, name: str, parts: Sequence[str], num_out: int, num_in: int) -> Linear:
+        return self._kind.made(**{part: self._part(f"{name}.{part}", num_out, num_in) for part in self._kind.tensors})
+
+    def _part(self, name: str, num_out: int, num_in: int) -> Tensor:
+        if name + _LAYOUT not in self._files:
+            return self._there(name)
+        return opaque.opaque_of(self._files.mapped(name), self._files.mapped(name + _LAYOUT), (num_out, num_in))
+
+    def _there(self, name: str) -> Tensor:
+        return self._files.mapped(name).to(self._device)

@@ -31,13 +31,15 @@ from service.domain import (
     TopTokens,
 )
 from service.engine import attention, heads, linear, memory, packing, profile
+from service.engine.cached_weights import Wanted, load_weights
 from service.engine.copies import fence, on
 from service.engine.encoder import encode
 from service.engine.graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
 from service.engine.precision import DTYPES, resolve_device, resolve_precision
 from service.engine.tensor_files import Progress
-from service.engine.weights import Weights, load_weights
+from service.engine.weights import Weights
 from service.errors import CheckpointError
+from service.weight_cache import form_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,15 +94,16 @@ class Engine:
     ) -> Engine:
         """Reads the weights; `progress` hears the bytes done and the bytes in all after every tensor.
 
-        `weight_cache` is the folder that keeps converted pickles, None for none.
+        `weight_cache` is the folder that keeps them as the device wants them, None for none.
 
         Raises SettingError for a device, precision, quantization or backend that is not to be had, CheckpointError
         for bad weights.
         """
         place = resolve_device(device)
         resolved = resolve_precision(precision, place)
-        make = linear.choose(place, quantization)
-        weights = load_weights(checkpoint, place, DTYPES[resolved], make=make, progress=progress, cache=weight_cache)
+        kind = linear.choose(place, quantization)
+        wanted = Wanted(checkpoint, place, DTYPES[resolved], kind, progress or (lambda done, total: None))
+        weights = load_weights(wanted, weight_cache, form_of(place.type, resolved, quantization))
         resolved = resolved if quantization == "none" else quantization
         engine = cls(checkpoint, weights, device=place, precision=resolved, backend=backend)
         fields = {"model": checkpoint.name, "device": str(place), "precision": resolved, "attention": engine.backend}

@@ -31,16 +31,19 @@ _MAX_TOKENS = 4096  # decoder rows in float32 at a time: 4096 x 2048 x 4 bytes =
 Finish = Callable[[], list[Output]]
 """Makes outputs of numbers that have come from the device."""
 
+Span = tuple[int, int]
+"""The first token of a row and the one behind its last."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """The rows of one readout kind: the hidden states of all rows, and where these ones start and end."""
+    """The rows of one readout kind: the hidden states of all rows, and where these ones lie."""
 
     weights: Weights
     shape: Shape
     hidden: Tensor  # [tokens, hidden]
     readouts: tuple[Any, ...]
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
 
     def at(self, tokens: Sequence[int]) -> Tensor:
         """The hidden states of the tokens, [len(tokens), hidden]."""
@@ -88,8 +91,23 @@ def _read_cls(batch: _Batch) -> Finish:
 
 
 def _read_mean(batch: _Batch) -> Finish:
-    means = [batch.hidden[start:end].mean(0, dtype=torch.float32) for start, end in batch.spans]
-    return _one_row_each(torch.stack(means))
+    means = means_at_once if batch.hidden.is_cuda else means_in_turn
+    return _one_row_each(means(batch.hidden, batch.spans))
+
+
+def means_in_turn(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    """The mean of each span of tokens, [spans, hidden] in float32. On a CPU a call costs little, and a copy much."""
+    return torch.stack([hidden[start:end].mean(0, dtype=torch.float32) for start, end in spans])
+
+
+def means_at_once(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    """The same in one kernel, whatever the number of spans: a GPU would wait for the launch of each. It sums one token
+    after the other, so the numbers are the same every time, and those of a span depend on no other."""
+    starts, ends = np.array(spans).T
+    firsts = np.cumsum(ends - starts) - (ends - starts)  # where each span starts when they lie side by side
+    tokens = np.arange(firsts[-1] + ends[-1] - starts[-1]) + np.repeat(starts - firsts, ends - starts)
+    which, where = (to_device(torch.from_numpy(each), hidden.device) for each in (tokens, firsts))
+    return F.embedding_bag(which, hidden.float(), where, mode="mean")
 
 
 def _read_labels(batch: _Batch) -> Finish:
@@ -106,11 +124,10 @@ def _read_token_scores(batch: _Batch) -> Finish:
     wanted: dict[tuple[int, ...], list[int]] = {}
     for row, readout in enumerate(batch.readouts):
         wanted.setdefault(readout.token_ids, []).append(row)
-    parts = torch.split(states, counts)
     logits: list[tuple[list[int], Tensor]] = []
     for token_ids, rows in wanted.items():
         tokens = to_device(torch.tensor(token_ids, dtype=torch.int64), states.device)
-        logits.append((rows, to_host(_logits(torch.cat([parts[row] for row in rows]), head, tokens))))
+        logits.append((rows, to_host(_logits(_of_rows(states, counts, rows), head, tokens))))
 
     def outputs() -> list[Output]:
         by_row: dict[int, Output] = {}
@@ -120,6 +137,14 @@ def _read_token_scores(batch: _Batch) -> Finish:
         return [by_row[row] for row in range(len(counts))]
 
     return outputs
+
+
+def _of_rows(states: Tensor, counts: Sequence[int], rows: Sequence[int]) -> Tensor:
+    """Of states that lie row after row, so many of each, those of these rows."""
+    if len(rows) == len(counts):
+        return states  # nearly always: choices of one model all ask for the same tokens
+    parts = torch.split(states, list(counts))
+    return torch.cat([parts[row] for row in rows])
 
 
 def _read_top_tokens(batch: _Batch) -> Finish:

@@ -1,14 +1,14 @@
 """Linear maps of the encoder, each in the layout and the arithmetic that its device is quickest in.
 
 Knows no layers: a map takes hidden states [tokens, in] to [tokens, out], alone, with the activation behind it, or with
-a residual on top and the norm of that. `choose` says how they are made from what was loaded.
+a residual on top and the norm of that. `choose` says how they are made of what was loaded, or of what was kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, Self
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -122,24 +122,44 @@ class OneDnnInt8:
 Make = Callable[[Plain], Linear]
 
 
-def choose(device: torch.device, quantization: Quantization) -> Make:
-    """How maps are made on this device; SettingError when it cannot compute in that quantization."""
-    make = _KINDS.get((device.type, quantization))
-    if make is None:
-        raise SettingError(f"quantization {quantization!r}: not on {device.type}")
-    check_capability(quantization, device)
-    return make
-
-
 def keep(plain: Plain) -> Linear:
     """As it was loaded."""
     return plain
 
 
-_KINDS: dict[tuple[str, Quantization], Make] = {
-    ("cpu", "none"): OneDnn.of if torch.backends.mkldnn.is_available() else keep,
-    ("cpu", "int8"): OneDnnInt8.of,
-    ("cuda", "none"): lambda plain: Cuda(plain.weight, plain.bias),
-    ("cuda", "int8"): lambda plain: CudaInt8.of(plain.weight, plain.bias),
-    ("cuda", "fp8"): lambda plain: CudaFp8.of(plain.weight, plain.bias),
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A sort of maps: how one is made of what was loaded, and the class of those that are, all of whose fields are
+    tensors."""
+
+    make: Make
+    made: Callable[..., Linear]
+
+    def __call__(self, plain: Plain) -> Linear:
+        return self.make(plain)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of the fields."""
+        return tuple(field.name for field in fields(cast("Any", self.made)))
+
+
+PLAIN = Kind(keep, Plain)
+
+
+def choose(device: torch.device, quantization: Quantization) -> Kind:
+    """The maps for this device; SettingError when it cannot compute in that quantization."""
+    kind = _KINDS.get((device.type, quantization))
+    if kind is None:
+        raise SettingError(f"quantization {quantization!r}: not on {device.type}")
+    check_capability(quantization, device)
+    return kind
+
+
+_KINDS: dict[tuple[str, Quantization], Kind] = {
+    ("cpu", "none"): Kind(OneDnn.of, OneDnn) if torch.backends.mkldnn.is_available() else PLAIN,
+    ("cpu", "int8"): Kind(OneDnnInt8.of, OneDnnInt8),
+    ("cuda", "none"): Kind(lambda plain: Cuda(plain.weight, plain.bias), Cuda),
+    ("cuda", "int8"): Kind(lambda plain: CudaInt8.of(plain.weight, plain.bias), CudaInt8),
+    ("cuda", "fp8"): Kind(lambda plain: CudaFp8.of(plain.weight, plain.bias), CudaFp8),
 }

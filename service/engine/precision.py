@@ -5,10 +5,9 @@ Knows the hardware's abilities, not the models.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from service import cpu
 from service.domain import Quantization
 from service.errors import SettingError
 
@@ -18,7 +17,7 @@ _LEAST_CAPABILITIES: dict[Quantization, tuple[int, int]] = {"int8": (8, 0), "fp8
 """Of a GPU: Ampere is the first that is quicker in int8 for what it loses, Ada and Hopper compute in fp8."""
 
 # Without these a CPU computes bfloat16 by widening it, which is slower than float32.
-_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+_CPU_ABILITIES = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -59,10 +58,5 @@ def check_capability(quantization: Quantization, device: torch.device) -> None:
     )
 
 
-def _cpu_has_bf16(path: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the kernel lists a bfloat16 instruction set (x86 `flags`, Arm `Features`)."""
-    if not path.is_file():
-        return False
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return not _CPU_FLAGS.isdisjoint(flags.split())
+def _cpu_has_bf16() -> bool:
+    return not _CPU_ABILITIES.isdisjoint(cpu.abilities())

@@ -1,4 +1,4 @@
-"""Writes a safetensors file tensor by tensor, and checks one: the library writes only what is in memory as a whole.
+"""Writes a safetensors file with a checksum, and checks one: the library has none, and would copy all tensors at once.
 
 The format: eight bytes with the length of the header, the header as JSON, the bytes of the tensors one after another,
 all little-endian. The CRC-32 of the whole file, taken with zeros in its own place, stands in the header's metadata.
@@ -9,42 +9,43 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-_CODES = {torch.float32: "F32", torch.bfloat16: "BF16"}
-_ALIGNMENT = 64  # of the first tensor; the library asks for 8
+_CODES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+_ALIGNMENT = 64  # a line of the cache; the library asks for 8 bytes
 _CHUNK_BYTES = 1 << 20
 _BLANK = "0" * 8
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor to write; `read` may give it in another floating point type."""
-
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-
-def num_bytes(entries: Sequence[Entry], dtype: torch.dtype) -> int:
+def num_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Of the tensors, without the header."""
-    return sum(_size(entry, dtype) for entry in entries)
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def write(file: Path, entries: Sequence[Entry], dtype: torch.dtype, tell: Callable[[int], None]) -> None:
-    """Writes the tensors as `dtype` and waits for the disk; `tell` hears the bytes done. OSError when it is full."""
-    header = _header(entries, dtype)
+def write(file: Path, tensors: Mapping[str, Tensor], tell: Callable[[int], None]) -> None:
+    """Writes the tensors and waits for the disk; `tell` hears the bytes done. OSError when it is full.
+
+    Those of whole multiples of 64 bytes stand first, so that each of them begins at one.
+    """
+    in_order = dict(sorted(tensors.items(), key=lambda pair: pair[1].nbytes % _ALIGNMENT != 0))
+    header = _header(in_order)
     done, checksum = 0, zlib.crc32(header)
     with file.open("wb") as stream:
         stream.write(header)
-        for entry in entries:
-            content = _bytes_of(entry.read().to(dtype))
+        for tensor in in_order.values():
+            content = _bytes_of(tensor)
             checksum = zlib.crc32(content, checksum)
             stream.write(content)
             done += content.nbytes
@@ -67,13 +68,13 @@ def is_sound(file: Path) -> bool:
     return header == _with_checksum(header, checksum)
 
 
-def _header(entries: Sequence[Entry], dtype: torch.dtype) -> bytes:
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
     """With the length in front and a blank checksum, which stands first, at a place that is always the same."""
     table: dict[str, object] = {"__metadata__": {"crc32": _BLANK, "format": "pt"}}
     offset = 0
-    for entry in entries:
-        end = offset + _size(entry, dtype)
-        table[entry.name] = {"dtype": _CODES[dtype], "shape": entry.shape, "data_offsets": [offset, end]}
+    for name, tensor in tensors.items():
+        end = offset + tensor.nbytes
+        table[name] = {"dtype": _CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(table).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
@@ -93,9 +94,5 @@ def _read_header(stream: BinaryIO) -> bytes:
     return length + stream.read(int.from_bytes(length, "little"))
 
 
-def _size(entry: Entry, dtype: torch.dtype) -> int:
-    return torch.Size(entry.shape).numel() * dtype.itemsize
-
-
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

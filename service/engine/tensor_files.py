@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from service.engine.safetensors_writer import Entry
 from service.errors import CheckpointError
 from service.weight_files import described_bytes, require_stored
 
@@ -52,7 +51,7 @@ class _Source:
 
 
 class TensorFiles:
-    """Open with `open`, use as a context, and copy out what is needed before it ends."""
+    """Open with `open`, use as a context."""
 
     def __init__(self, paths: Sequence[Path], stack: ExitStack) -> None:
         self.paths = tuple(paths)
@@ -108,13 +107,9 @@ class TensorFiles:
         if not slot.sum().isfinite() and not slot.isfinite().all():
             raise CheckpointError(f"{self._sources[name]} holds NaN or infinity as {slot.dtype}; wanted finite numbers")
 
-    def entries(self) -> list[Entry]:
-        """All that a model may take its weights from, to be written to another file; what is tied is there once."""
-        return [
-            Entry(source.name, source.shape, source.read)
-            for name, source in self._sources.items()
-            if source.is_floating and not (self.is_tied and name == DECODER)
-        ]
+    def mapped(self, name: str) -> Tensor:
+        """As it stands in the file, to be read only; it outlives this."""
+        return self._source(name).read()
 
     @cached_property
     def is_tied(self) -> bool:

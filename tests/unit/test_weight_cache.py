@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from service import weight_cache
 from service.setting_layers import weight_cache_folder
-from service.weight_cache import CacheEntry, lock, to_be_read
+from service.weight_cache import WORTHWHILE_BYTES, CacheEntry, form_of, is_worthwhile, lock, to_be_read
 from service.weight_files import read_ahead
 
 MANY = 1 << 60
 
 
-def entry(folder: Path, *sources: Path, precision: str = "bfloat16", origin: str = "IDEA/Model@main") -> CacheEntry:
-    return CacheEntry.of(folder, origin, sources, precision)
+def entry(folder: Path, *sources: Path, form: str = "bfloat16-gpu", origin: str = "IDEA/Model@main") -> CacheEntry:
+    return CacheEntry.of(folder, origin, sources, form)
 
 
 def written(cached: CacheEntry, content: bytes = b"weights") -> Path:
@@ -32,11 +34,11 @@ def source(tmp_path: Path) -> Path:
     return file
 
 
-def test_the_name_tells_the_source_and_the_precision(tmp_path: Path, source: Path) -> None:
+def test_the_name_tells_the_source_and_the_form(tmp_path: Path, source: Path) -> None:
     assert entry(tmp_path, source).file.name.startswith("Model_main-")
-    assert "-bfloat16-" in entry(tmp_path, source).file.name
+    assert "-bfloat16-gpu-" in entry(tmp_path, source).file.name
     assert entry(tmp_path, source) == entry(tmp_path, source)
-    assert entry(tmp_path, source) != entry(tmp_path, source, precision="float32")
+    assert entry(tmp_path, source) != entry(tmp_path, source, form="float32-gpu")
 
 
 def test_a_link_is_what_it_points_to(tmp_path: Path, source: Path) -> None:
@@ -54,10 +56,10 @@ def test_another_size_or_time_of_the_source_is_another_file(tmp_path: Path, sour
     assert len({first.file, second.file, entry(tmp_path, source).file}) == 3
 
 
-def test_a_new_file_replaces_those_of_the_same_source_and_precision(tmp_path: Path, source: Path) -> None:
+def test_a_new_file_replaces_those_of_the_same_source_and_form(tmp_path: Path, source: Path) -> None:
     folder = tmp_path / "cache"
     old = written(entry(folder, source))
-    kept = [written(entry(folder, source, precision="float32")), written(entry(folder, source, origin="other"))]
+    kept = [written(entry(folder, source, form="float32-gpu")), written(entry(folder, source, origin="other"))]
     os.utime(source, (1, 1))
     new = written(entry(folder, source))
     assert not old.exists()
@@ -92,15 +94,46 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path, sour
 def test_what_a_start_will_read(tmp_path: Path, source: Path) -> None:
     cache = tmp_path / "cache"
 
-    def to_read(precision: str, folder: Path | None = cache, *files: Path) -> list[Path]:
-        return list(to_be_read(folder, "IDEA/Model@main", files or (source,), precision))
+    def to_read(*forms: str, folder: Path | None = cache) -> list[Path]:
+        return list(to_be_read(folder, "IDEA/Model@main", (source,), forms))
 
-    assert to_read("auto") == [source]
-    cached = written(entry(cache, source, precision="float32"))
-    assert to_read("auto") == to_read("float32") == [cached]
-    assert to_read("bfloat16") == to_read("auto", None) == [source]
+    assert to_read("bfloat16-gpu", "float32-gpu") == [source]
+    cached = written(entry(cache, source, form="float32-gpu"))
+    assert to_read("bfloat16-gpu", "float32-gpu") == to_read("float32-gpu") == [cached]
+    assert to_read("bfloat16-gpu") == to_read("float32-gpu", folder=None) == [source]
+
+
+def test_another_version_of_torch_is_another_file(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = written(entry(tmp_path / "cache", source))
+    monkeypatch.setattr(weight_cache, "version", lambda name: f"{name} of tomorrow")
+    new = written(entry(tmp_path / "cache", source))
+    assert new != old
+    assert not old.exists()
+
+
+def test_a_form_is_of_a_device_and_an_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert form_of("cuda", "bfloat16", "none") == "bfloat16-gpu"
+    assert form_of("cuda", "bfloat16", "fp8") == "fp8-bfloat16-gpu"
+    monkeypatch.setattr(weight_cache.cpu, "abilities", lambda: frozenset({"avx2", "fma"}))
+    one = form_of("cpu", "float32", "int8")
+    assert re.fullmatch("int8-float32-cpu-[0-9a-f]{6}", one)
+    assert one == form_of("cpu", "float32", "int8")
+    monkeypatch.setattr(weight_cache.cpu, "abilities", lambda: frozenset({"avx2", "fma", "avx512f"}))
+    assert one != form_of("cpu", "float32", "int8")
+
+
+def test_what_is_worth_its_room(tmp_path: Path, source: Path) -> None:
     safe = tmp_path / "model.safetensors"
-    assert to_read("auto", cache, safe) == [safe]
+    safe.touch()
+    os.truncate(safe, WORTHWHILE_BYTES - 1)
+    assert not is_worthwhile((safe,), "cpu")
+    assert is_worthwhile((source,), "cpu")
+    assert is_worthwhile((source,), "cuda")
+    os.truncate(safe, WORTHWHILE_BYTES)
+    assert is_worthwhile((safe,), "cpu")
+    assert not is_worthwhile((safe,), "cuda")
 
 
 def test_reading_ahead_comes_to_an_end(tmp_path: Path, source: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pickles are converted once: the same weights come out, whatever happens to the cache and to its disk."""
+"""Weights are converted once: the same come out, whatever happens to the cache and to its disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from service import weight_cache
 from service.checkpoint import describe
+from service.domain import Quantization
 from service.engine.engine import Engine
+from service.engine.linear import choose
 from service.errors import CheckpointError
 from service.weight_cache import lock
 from tests.checkpoints import make_checkpoint
@@ -32,12 +34,19 @@ def checkpoint(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "model", num_layers=1, file_format="bin")
 
 
-def weights(path: Path, cache: Path | None, precision: str = "float32") -> dict[str, Tensor]:
-    """Some of every sort, among them a fused one and one that goes by two names."""
-    loaded = Engine.load(describe(path, "test"), precision=precision, weight_cache=cache).weights
+def weights(
+    path: Path, cache: Path | None, precision: str = "float32", quantization: Quantization = "none"
+) -> dict[str, Tensor]:
+    """Some of every sort, among them a fused one, one that is arranged anew and one that goes by two names."""
+    checkpoint = describe(path, "test")
+    loaded = Engine.load(checkpoint, precision=precision, quantization=quantization, weight_cache=cache).weights
     assert loaded.mlm
+    hidden = torch.ones(3, checkpoint.shape.hidden_size, dtype=loaded.words.dtype)
+    with torch.inference_mode():
+        mapped = loaded.layers[0].ffn_in(loaded.layers[0].qkv(hidden)[:, : checkpoint.shape.hidden_size])
     return {
         "words": loaded.words,
+        "mapped": mapped,
         "decoder": loaded.mlm.decoder.weight,
         "decoder bias": loaded.mlm.decoder.bias,
         "norm": loaded.layers[0].ffn_norm.weight,
@@ -65,14 +74,42 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records]
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_converted_weights_are_those_of_the_pickle(checkpoint: Path, tmp_path: Path, precision: str) -> None:
+def test_converted_weights_are_those_of_the_pickle(
+    checkpoint: Path, tmp_path: Path, precision: str, quantization: Quantization
+) -> None:
     cache = tmp_path / "cache"
-    direct = weights(checkpoint, None, precision)
-    assert_same(direct, weights(checkpoint, cache, precision))
+    direct = weights(checkpoint, None, precision, quantization)
+    assert_same(direct, weights(checkpoint, cache, precision, quantization))
     assert len(files(cache)) == 1
     replace_content(checkpoint / BIN, b"not opened any more")
-    assert_same(direct, weights(checkpoint, cache, precision))
+    assert_same(direct, weights(checkpoint, cache, precision, quantization))
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_what_is_mapped_is_not_copied(checkpoint: Path, tmp_path: Path, quantization: Quantization) -> None:
+    weights(checkpoint, tmp_path)
+    kind = choose(torch.device("cpu"), quantization)
+    assert kind.tensors[0] == "weight"
+    described = describe(checkpoint, "test")
+    loaded = [
+        Engine.load(described, precision="float32", quantization=quantization, weight_cache=tmp_path).weights
+        for _ in range(2)
+    ]
+    (file,) = tmp_path.glob("*-int8-*" if quantization == "int8" else "*-float32-*")
+    for each in loaded:
+        assert str(file) in mapping_of(each.words.data_ptr())
+        assert str(file) in mapping_of(torch.ops.mkldnn.data_ptr(each.layers[0].qkv.weight))
+
+
+def mapping_of(address: int) -> str:
+    """The line of this process's memory map that has the address."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        begin, end = (int(each, 16) for each in line.split(" ", 1)[0].split("-"))
+        if begin <= address < end:
+            return line
+    return ""
 
 
 def test_a_conversion_tells_its_sizes_and_its_progress(
@@ -92,9 +129,18 @@ def test_a_conversion_tells_its_sizes_and_its_progress(
     assert sum(done_bytes == total for done_bytes, total in heard) == 2  # converted whole, then loaded whole
 
 
-def test_a_safetensors_checkpoint_is_not_converted(tmp_path: Path) -> None:
+def test_a_small_safetensors_checkpoint_is_not_converted(tmp_path: Path) -> None:
     weights(make_checkpoint(tmp_path / "model", num_layers=1), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_large_safetensors_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_checkpoint(tmp_path / "model", num_layers=1)
+    monkeypatch.setattr(weight_cache, "WORTHWHILE_BYTES", (model / "model.safetensors").stat().st_size)
+    direct = weights(model, None)
+    assert_same(direct, weights(model, tmp_path / "cache"))
+    replace_content(model / "model.safetensors", b"not opened any more")
+    assert_same(direct, weights(model, tmp_path / "cache"))
 
 
 def cut(file: Path) -> None:
@@ -118,7 +164,8 @@ def rename_a_tensor(file: Path) -> None:
 def test_a_broken_cache_is_made_again(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
 ) -> None:
-    direct = weights(checkpoint, tmp_path / "cache")
+    direct = weights(checkpoint, None)
+    weights(checkpoint, tmp_path / "cache")
     (file,) = files(tmp_path / "cache")
     sound = file.read_bytes()
     spoil(file)

@@ -14,7 +14,7 @@ from service.domain import Cls, Encoding, Labels, Mean, TokenScores, TopTokens
 from service.engine.attention_sdpa import block_mask, make_groups
 from service.engine.engine import Engine
 from service.engine.packing import pack
-from service.engine.precision import _cpu_has_bf16, resolve_precision
+from service.engine.precision import resolve_precision
 from service.errors import InferenceFailed
 from service.replicas.canary import Canary
 from tests.checkpoints import make_checkpoint
@@ -135,17 +135,14 @@ def test_one_block_hides_nothing() -> None:
     assert block_mask(9, ((1, 4),), CPU, torch.float32) is None
 
 
-def test_auto_precision_follows_the_flags_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 amx_tile\n")
-    assert _cpu_has_bf16(cpuinfo)
-    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n")
-    assert not _cpu_has_bf16(cpuinfo)
-    assert not _cpu_has_bf16(tmp_path / "missing")
-    monkeypatch.setattr("service.engine.precision._cpu_has_bf16", lambda: True)
-    assert resolve_precision("auto", CPU) == "bfloat16"
-    monkeypatch.setattr("service.engine.precision._cpu_has_bf16", lambda: False)
-    assert resolve_precision("auto", CPU) == "float32"
+@pytest.mark.parametrize(
+    ("ability", "precision"), [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx512f", "float32")]
+)
+def test_auto_precision_follows_the_abilities_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, ability: str, precision: str
+) -> None:
+    monkeypatch.setattr("service.cpu.abilities", lambda: frozenset({"avx2", ability}))
+    assert resolve_precision("auto", CPU) == precision
 
 
 def test_a_batch_is_checked_when_it_is_prepared_and_computed_when_it_is_finished(masked_lm: Engine) -> None:

@@ -10,15 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
-from service.checkpoint import describe
+from service.checkpoint import Checkpoint, describe
 from service.domain import Mean
 from service.engine.engine import Engine
-from service.engine.linear import Linear, OneDnn, OneDnnInt8, Plain, choose
+from service.engine.linear import PLAIN, Kind, Linear, OneDnn, OneDnnInt8, Plain, choose
 from service.engine.packing import bucket
 from service.engine.pointwise import Gelu, Norm
 from service.engine.precision import DTYPES
 from service.engine.quantize import quantize_channels, quantize_tokens
-from service.engine.weights import keep, load_weights
+from service.engine.read_weights import read_weights
+from service.engine.weights import Weights
 from service.errors import SettingError
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
@@ -102,9 +103,13 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     assert torch.isfinite(scales).all()
 
 
+def read(checkpoint: Checkpoint, kind: Kind) -> Weights:
+    return read_weights(checkpoint, CPU, torch.float32, kind, lambda done, total: None)[0]
+
+
 def test_maps_are_made_while_the_weights_are_read(tmp_path: Path) -> None:
     checkpoint = describe(make_checkpoint(tmp_path), "test")
-    for layer in load_weights(checkpoint, CPU, torch.float32, make=choose(CPU, "int8")).layers:
+    for layer in read(checkpoint, choose(CPU, "int8")).layers:
         assert all(
             isinstance(made, OneDnnInt8) for made in (layer.qkv, layer.attention_out, layer.ffn_in, layer.ffn_out)
         )
@@ -118,7 +123,7 @@ def test_loaded_memory_is_used_again_unless_a_map_keeps_it(tmp_path: Path) -> No
         loaded.append(plain.weight)
         return Plain(plain.weight.clone(), plain.bias)
 
-    made, kept = (load_weights(checkpoint, CPU, torch.float32, make=make) for make in (copied, keep))
+    made, kept = (read(checkpoint, kind) for kind in (Kind(copied, Plain), PLAIN))
     assert loaded[0] is loaded[4]
     for one, other in zip(made.layers, kept.layers, strict=True):
         assert torch.equal(one.qkv.weight, other.qkv.weight)
