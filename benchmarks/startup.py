@@ -39,7 +39,7 @@ METHOD = (
     "Start to ready: from the start of the process `python -m service serve` to the first 200 of /readyz, asked every "
     f"{POLL_S * 1000:g} ms. Reading: `cat FILE > /dev/null`. The file leaves the page cache before each "
     "(posix_fadvise DONTNEED after fsync); readings and starts alternate; medians. Phases are between log lines of the "
-    "server: begin (imports), fetch (vocabulary, child process, its imports), convert (weights read, arranged, written), "
+    "server: begin (imports), fetch (vocabulary, child process, its imports), convert (read, arrange, write), "
     "read (weights that are not mapped), try (warm-up). cpu_s is of all processes of the server until ready."
 )
 
