@@ -122,9 +122,10 @@ class Models(Section):
     cache_dir: Path | None = Field(None, description="Where hub downloads are kept; default: the hub's own cache.")
     weight_cache_dir: str = Field(
         "auto",
-        description="Where weights that come as .bin are kept as safetensors, in the precision that is served, so that "
-        "later starts map them; what is compiled for a GPU is kept there, too. auto: `erlangshen/weights` in the "
-        "user's cache folder ($XDG_CACHE_HOME or ~/.cache); off: nowhere.",
+        description="Where weights that come as .bin, and on a CPU all of 1 GiB and more, are kept in the precision and "
+        "the layout that the device computes with, so that later starts map them and replicas on a CPU share them; "
+        "what is compiled for a GPU is kept there, too. auto: `erlangshen/weights` in the user's cache folder "
+        "($XDG_CACHE_HOME or ~/.cache); off: nowhere.",
     )
     offline: bool = Field(False, description="Never ask the hub: take models from directories and the cache only.")
     tokenizer_threads: int = Field(2, ge=1, le=64, description="Threads that turn text into tokens.")
