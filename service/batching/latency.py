@@ -47,6 +47,9 @@ class Cost:
     def of(self, tokens: int, rows: int, batches: float = 1.0) -> float:
         return self.batch * batches + self.token * tokens + self.row * rows
 
+    def stretched(self, factor: float) -> Cost:
+        return Cost(self.batch * factor, self.token * factor, self.row * factor)
+
 
 class LatencyModel:
     """Made from the steps of a calibration, if there was one; `cost` is None until anything was measured."""
@@ -59,7 +62,8 @@ class LatencyModel:
             weight = CALIBRATION_WEIGHT / len(steps) / seconds**2
             self._calibration.add(_columns(step.tokens, step.rows), seconds, weight)
         self._calibrated = _cost(self._calibration) if steps else None
-        self._stretch = 1.0
+        self.stretch = 1.0
+        """How much slower than calibrated batches are."""
         self._was_far = False
         self._num_noted = 0
         self.cost = self._calibrated
@@ -69,13 +73,13 @@ class LatencyModel:
         usual = max(self._calibrated.of(tokens, rows), LEAST_S) if self._calibrated else float(tokens)
         seconds = self._believed(max(seconds, LEAST_S), self.predict(tokens, rows))
         if self._calibrated:
-            self._stretch += STRETCHING * (seconds / usual - self._stretch)
+            self.stretch += STRETCHING * (seconds / usual - self.stretch)
         self._seen.fade(FADING)
         self._seen.add(_columns(tokens, rows), seconds, 1 / usual**2)
         self._num_noted += 1
         is_time = self._num_noted <= SOLVE_EVERY or self._num_noted % SOLVE_EVERY == 0
         if is_time:
-            self.cost = _cost(self._seen.plus(self._calibration, self._stretch))
+            self.cost = _cost(self._seen.plus(self._calibration, self.stretch))
         return is_time
 
     def predict(self, tokens: int, rows: int) -> float | None:

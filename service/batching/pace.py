@@ -36,6 +36,7 @@ class Pace:
         self._target_s = target_s
         self._models: dict[str, LatencyModel] = {}
         self._steps: dict[str, dict[str, Sequence[Step]]] = {}
+        self._calibrated: dict[str, list[Cost]] = {}
         self._budgets: dict[str, int] = {}
         self._room: dict[str, float] = {}
 
@@ -72,6 +73,7 @@ class Pace:
         if expected := known.predict(tokens, rows):
             self._metrics.predicted(model, seconds / expected)
         if known.note(tokens, rows, seconds):
+            self._choose(model)
             self._show(model)
 
     def predict(self, model: str, tokens: int, rows: int) -> float | None:
@@ -84,13 +86,18 @@ class Pace:
     def _refit(self, model: str, by_replica: Mapping[str, Sequence[Step]]) -> None:
         is_first = model not in self._models
         self._models[model] = LatencyModel(list(chain(*by_replica.values())))
-        # A batch may be taken by any of them: the slowest device must be able to bear it.
-        self._budgets[model] = min(
-            budget.choose(cost, self._target_s) for steps in by_replica.values() if (cost := LatencyModel(steps).cost)
-        )
+        self._calibrated[model] = [cost for steps in by_replica.values() if (cost := LatencyModel(steps).cost)]
+        self._choose(model)
         self._show(model)
         level = logging.INFO if is_first else logging.DEBUG
         logger.log(level, "batch budget chosen", extra=self._fields(model))
+
+    def _choose(self, model: str) -> None:
+        """The shape is that of the calibration, as serving may have seen batches of one size only; how slow everything
+        is by now is what serving has seen. A batch may be taken by any replica: the slowest must be able to bear it."""
+        if calibrated := self._calibrated.get(model):
+            stretch = self._models[model].stretch
+            self._budgets[model] = min(budget.choose(cost.stretched(stretch), self._target_s) for cost in calibrated)
 
     def _fields(self, model: str) -> dict[str, object]:
         cost = self._cost(model)

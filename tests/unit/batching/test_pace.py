@@ -57,6 +57,31 @@ def test_the_slowest_replica_must_bear_the_budget_and_a_restart_measures_anew() 
     assert pace.predict("m", 100, 1) == pytest.approx(FAST.of(100, 1))
 
 
+def test_a_device_that_becomes_slower_gets_smaller_batches_and_larger_ones_when_it_recovers() -> None:
+    metrics = make_metrics()
+    pace = Pace(metrics=metrics, target_s=0.5)
+    pace.calibrate("cpu", "m", steps(SLOW))
+    usual = pace.budget("m")
+    serve(pace, SLOW.stretched(1.5))
+    assert pace.budget("m") == pytest.approx((0.5 - 0.15) / 0.0039, abs=1)
+    assert value(metrics, "batch_budget_tokens", model="m") == pace.budget("m")
+    serve(pace, SLOW)
+    assert pace.budget("m") == pytest.approx(usual, abs=1)
+
+
+def test_batches_of_one_size_say_nothing_of_the_knee() -> None:
+    pace = Pace(metrics=make_metrics(), target_s=10.0)
+    pace.calibrate("cuda:0", "m", steps(FAST))
+    usual = pace.budget("m")
+    serve(pace, FAST)
+    assert pace.budget("m") == pytest.approx(usual, rel=1e-3)
+
+
+def serve(pace: Pace, cost: Cost) -> None:
+    for _ in range(200):
+        pace.note("m", 100, 1, cost.of(100, 1))
+
+
 def test_how_good_predictions_are_is_counted() -> None:
     metrics = make_metrics()
     pace = Pace(metrics=metrics)
