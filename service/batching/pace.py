@@ -45,12 +45,12 @@ class Pace:
 
         `fitting_tokens` is None unless it met the end of its memory.
         """
-        if fitting_tokens is not None:
-            self.ran_out(model, fitting_tokens)
         if steps:
             by_replica = self._steps.setdefault(model, {})
             by_replica[replica] = steps
             self._refit(model, by_replica)
+        if fitting_tokens is not None:
+            self.ran_out(model, fitting_tokens)
 
     def budget(self, model: str) -> int:
         """Tokens of a full batch."""

@@ -106,6 +106,12 @@ def test_a_batch_that_found_no_memory_lowers_the_budget_and_a_calibration_does_n
     assert pace.budget("n") == UNMEASURED_TOKENS
 
 
+def test_the_first_calibration_may_meet_the_end_of_the_memory() -> None:
+    pace = Pace(metrics=make_metrics())
+    pace.calibrate("cuda:0", "m", steps(FAST), fitting_tokens=8192)
+    assert pace.budget("m") == 8192, "not what an unmeasured model is given"
+
+
 def test_a_budget_of_the_settings_is_lowered_too() -> None:
     pace = Pace(metrics=make_metrics(), max_batch_tokens=1000)
     pace.ran_out("m", 5)
