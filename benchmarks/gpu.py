@@ -5,8 +5,9 @@
 
 Parts: parity (every backend, graphs and quantised maps against our own float32 on the CPU), attention (backends side by
 side), full batches (128-token rows of the 1.3B shape against a bare bf16 product; memory), maps (what fusing gains),
-latency (32 tokens, with and without graphs), quantised maps, overlap (the next batch given while one runs), restart (a
-second process with the kernels that the first compiled). A part that fails says so, and the others go on.
+latency (32 tokens, with and without graphs), quantised maps, overlap (the next batch given while one runs), over HTTP
+(the share of the engine's rate that the whole service reaches), restart (a second process with the kernels that the
+first compiled). A part that fails says so, and the others go on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_model import LARGE, NARROW, TINY, make_engine
-from benchmarks.gpu_parts import PARTS, Figures, Setting, release
+from benchmarks.gpu_parts import PARTS
+from benchmarks.gpu_setting import Figures, Setting, release
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _result(name: str, setting: Setting, figures: Figures) -> Figures:
     return {
-        "what": "the engine alone, random weights, on one GPU: " + ", ".join(figures),
+        "what": "the engine, and the service around it, random weights, on one GPU: " + ", ".join(figures),
         "method": f"median of {setting.times} runs after two that do not count (latency: ten times as many); a run "
         "ends when the outputs are in host memory; operations counted: matrix products and attention",
         "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),

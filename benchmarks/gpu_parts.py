@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_model import TINY, Draw, make_engine, rows
+from benchmarks.gpu_setting import ROW_TOKENS, Figures, Setting, release, repeated, reset_peak, seconds
 from service.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
 from service.engine.attention import BACKENDS, TYPICAL, Backend, Place, trial
@@ -27,42 +26,8 @@ from service.engine.linear_cuda import Cuda
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 CPU = torch.device("cpu")
-ROW_TOKENS = 128
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
 PARITY_LENGTHS = (1, 2, 17, 17, 64, 100, 255, 512)
-
-Figures = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What is measured, and how long."""
-
-    device: torch.device
-    shape: Shape
-    small: Shape
-    batch_tokens: int
-    times: int
-
-    @property
-    def full_batch(self) -> list[Encoding]:
-        return rows(self.shape, [ROW_TOKENS] * (self.batch_tokens // ROW_TOKENS))
-
-    @property
-    def flop_per_token(self) -> int:
-        """Of the matrix products and, for rows of 128 tokens, of the attention."""
-        hidden, ffn = self.shape.hidden_size, self.shape.ffn_size
-        return 2 * self.shape.num_layers * (4 * hidden**2 + 2 * hidden * ffn + 2 * ROW_TOKENS * hidden)
-
-
-def seconds(run: Callable[[], object], times: int) -> list[float]:
-    """Of so many runs, shortest first; two before them do not count."""
-    taken = []
-    for _ in range(times + 2):
-        started = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - started)
-    return sorted(taken[2:])
 
 
 def parity(setting: Setting) -> Figures:
@@ -70,18 +35,22 @@ def parity(setting: Setting) -> Figures:
     make = partial(make_engine, setting.small, source=CPU)
     batch = [*rows(setting.small, PARITY_LENGTHS), *rows(setting.small, [40, 90, 40], (3, 5, 4))]
     wanted = make(CPU, "float32").run(batch)
+
+    def found(precision: str, **how: Any) -> Figures:
+        return difference(make(setting.device, precision, **how).run(batch), wanted)
+
+    def by_graphs() -> Figures:
+        engine = make(setting.device, "bfloat16")
+        engine.warm_up()
+        return difference([engine.run([row])[0] for row in batch], wanted)
+
     figures: Figures = {}
     for precision in ("float32", "bfloat16"):
         for name in fitting(setting, setting.small, getattr(torch, precision)):
-            outputs = make(setting.device, precision, backend=name).run(batch)
-            figures[f"{name} {precision}"] = difference(outputs, wanted)
+            figures[f"{name} {precision}"] = tried(partial(found, precision, backend=name))
     for quantization in QUANTIZATIONS:
-        engine = make_or_none(partial(make, setting.device, "bfloat16", quantization=quantization))
-        figures[quantization] = difference(engine.run(batch), wanted) if engine else "not on this device"
-    engine = make(setting.device, "bfloat16")
-    engine.warm_up()
-    figures["graphs, rows alone"] = difference([engine.run([row])[0] for row in batch], wanted)
-    return figures
+        figures[quantization] = tried(partial(found, "bfloat16", quantization=quantization))
+    return figures | {"graphs, rows alone": tried(by_graphs)}
 
 
 def difference(outputs: Sequence[Output], wanted: Sequence[Output]) -> Figures:
@@ -95,12 +64,12 @@ def fitting(setting: Setting, shape: Shape, dtype: torch.dtype) -> Mapping[str, 
     return {name: backend for name, backend in BACKENDS.items() if backend.runs_on(place)}
 
 
-def make_or_none(make: Callable[[], Engine]) -> Engine | None:
+def tried(measure: Callable[[], Any]) -> Any:
+    """What it measures, or why it cannot: one way that a device has not is no reason to lose the others."""
     try:
-        return make()
-    except Exception as error:  # noqa: BLE001 - an arithmetic that this device has not
-        print(f"  {error}")
-        return None
+        return measure()
+    except Exception as error:  # noqa: BLE001 - whatever a compiler or a kernel raises
+        return f"failed: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def attention(setting: Setting) -> Figures:
@@ -111,8 +80,12 @@ def attention(setting: Setting) -> Figures:
     figures: Figures = {"tokens": TYPICAL.num_tokens}
     for name, backend in fitting(setting, shape, dtype).items():
         run = partial(trial, backend.prepare, qkv, shape.num_layers)
-        figures[f"{name} ms"] = 1000 * median(seconds(run, setting.times))
+        figures[f"{name} ms"] = tried(partial(_median_ms, run, setting.times))
     return figures
+
+
+def _median_ms(run: Callable[[], object], times: int) -> float:
+    return 1000 * median(seconds(run, times))
 
 
 def full_batches(setting: Setting) -> Figures:
@@ -182,17 +155,6 @@ def maps(setting: Setting) -> Figures:
     return figures
 
 
-def repeated(setting: Setting, run: Callable[[], object], times: int = 10) -> float:
-    """Seconds of one run among some that are launched together."""
-
-    def several() -> None:
-        for _ in range(times):
-            run()
-        synchronize(setting.device)
-
-    return median(seconds(several, setting.times)) / times
-
-
 def latency(setting: Setting) -> Figures:
     """Milliseconds of a batch of one row, kernels launched one by one and as a graph: median and 99th percentile."""
     engine = make_engine(setting.shape, setting.device)
@@ -212,23 +174,24 @@ def latency(setting: Setting) -> Figures:
 
 def quantized(setting: Setting) -> Figures:
     """Tokens per second of full batches and milliseconds of 32 tokens, and how near the outputs are to bf16's."""
-    batch, figures = setting.full_batch, Figures()
-    wanted = make_engine(setting.shape, setting.device).run(batch)
+    wanted = make_engine(setting.shape, setting.device).run(setting.full_batch)
+    figures: Figures = {}
     for quantization in ("none", *QUANTIZATIONS):
         release(setting.device)
-        engine = make_or_none(partial(make_engine, setting.shape, setting.device, quantization=quantization))
-        if engine is None:
-            continue
-        engine.warm_up()
-        taken = median(seconds(partial(engine.run, batch), setting.times))
-        alone = median(seconds(partial(engine.run, rows(setting.shape, [32])), 5 * setting.times))
-        figures[quantization] = {
-            "tokens_per_s": setting.batch_tokens / taken,
-            "32_tokens_ms": 1000 * alone,
-            **difference(engine.run(batch), wanted),
-        }
-        del engine
+        figures[quantization] = tried(partial(_quantized, setting, quantization, wanted))
     return figures
+
+
+def _quantized(setting: Setting, quantization: Quantization, wanted: Sequence[Output]) -> Figures:
+    engine, batch = make_engine(setting.shape, setting.device, quantization=quantization), setting.full_batch
+    engine.warm_up()
+    taken = median(seconds(partial(engine.run, batch), setting.times))
+    alone = median(seconds(partial(engine.run, rows(setting.shape, [32])), 5 * setting.times))
+    return {
+        "tokens_per_s": setting.batch_tokens / taken,
+        "32_tokens_ms": 1000 * alone,
+        **difference(engine.run(batch), wanted),
+    }
 
 
 def overlap(setting: Setting) -> Figures:
@@ -274,6 +237,18 @@ def restart(setting: Setting) -> Figures:
     return figures
 
 
+def over_http(setting: Setting) -> Figures:
+    """Rows per second of batched requests, and their share of the engine's: see `benchmarks.over_http`."""
+    from benchmarks.over_http import Load, Plan, measure  # brings transformers along, which no other part needs
+
+    is_tiny = setting.shape == TINY
+    loads = tuple(Load(row_tokens, 64, 16) for row_tokens in (32, ROW_TOKENS))
+    plan = Plan(
+        "tiny" if is_tiny else "1.3B", setting.device, loads, rounds=2 if is_tiny else 5, seconds=2 if is_tiny else 8
+    )
+    return {f"{found.pop('row_tokens')} tokens": found for found in measure(plan)}
+
+
 PARTS: dict[str, Callable[[Setting], Figures]] = {
     "parity": parity,
     "attention": attention,
@@ -282,21 +257,6 @@ PARTS: dict[str, Callable[[Setting], Figures]] = {
     "latency": latency,
     "quantized": quantized,
     "overlap": overlap,
+    "over_http": over_http,
     "restart": restart,
 }
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)

@@ -1,29 +1,35 @@
 """What quantised arithmetic costs in accuracy: the same model, the same data sets, with and without.
 
-    python -m benchmarks.quantization --data DATA
+    python -m benchmarks.quantization --data DATA                       # int8, on the CPU
+    python -m benchmarks.quantization --data DATA --device cuda         # int8 and fp8, as far as the GPU has them
 
 Starts the service once for each arithmetic, lets `python -m service evaluate` ask it every example of every set, and
-prints the difference in points of accuracy. Ends with status 1 where more than one point is lost.
+prints a table, to be pasted into docs/performance.md. Ends with status 1 where more than one point is lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.local_server import becomes_ready, free_port
+from benchmarks.about import about
+from benchmarks.local_server import serving
+from service.domain import Quantization
+from service.engine.linear import choose
+from service.errors import SettingError
 
-RESULT = Path(__file__).parent / "results" / "quantization.json"
+RESULTS = Path(__file__).parent / "results"
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
+CPU = "2-core CPU with avx512_bf16 and avx512_vnni"
 TASKS = (
     "eprstmt/dev",
     "thucnews/dev.odd",
@@ -42,70 +48,113 @@ START_TIMEOUT_S = 300.0
 MOST_LOST = 1.0
 
 
-def main() -> int:
-    arguments = _parse()
+Accuracies = Mapping[str, tuple[int, float]]
+"""Examples and accuracy in percent, by data set and split."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
+    device = torch.device(arguments.device)
+    wanted = arguments.quantization.split(",") if arguments.quantization else on(device)
+    if not wanted:
+        sys.exit(f"{device} has no quantised arithmetic")
     exact = accuracies("none", arguments)
-    near = accuracies(arguments.quantization, arguments)
-    sets = {
-        task: {"examples": size, "exact": before, "quantized": near[task][1], "lost": round(before - near[task][1], 2)}
-        for task, (size, before) in exact.items()
-    }
-    for task, row in sets.items():
-        print(f"{task:20}{row['exact']:8.2f}{row['quantized']:8.2f}{-row['lost']:+8.2f}")
+    near = {quantization: accuracies(quantization, arguments) for quantization in wanted}
+    sets = {task: _row(task, exact, near) for task in exact}
+    print_table(sets, arguments.precision, wanted)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     document = {
-        "what": "accuracy in percent over HTTP, all examples, and the points lost to quantised linear maps",
-        "command": f"python -m benchmarks.quantization --data DATA --quantization {arguments.quantization}",
-        "machine": arguments.machine,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "what": "accuracy in percent over HTTP, and the points lost to quantised linear maps",
+        **about("quantization", __doc__, arguments.machine or gpu or CPU, "torch"),
+        "command": _command(arguments),
+        "examples": f"{arguments.limit} of each set at most" if arguments.limit else "all",
         "model": arguments.model,
         "exact": arguments.precision,
-        "quantization": arguments.quantization,
+        "quantizations": list(wanted),
         "sets": sets,
     }
-    RESULT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return int(max(row["lost"] for row in sets.values()) > MOST_LOST)
+    (arguments.json or default_file(gpu)).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return int(max(row[quantization]["lost"] for row in sets.values() for quantization in wanted) > MOST_LOST)
 
 
-def accuracies(quantization: str, arguments: argparse.Namespace) -> dict[str, tuple[int, float]]:
-    """Examples and accuracy in percent, by data set and split."""
-    with serving(arguments.model, arguments.precision, quantization) as url:
-        return {task: _accuracy(task, url, arguments.data) for task in TASKS}
+def on(device: torch.device) -> list[Quantization]:
+    """Every quantisation that this device computes in."""
+    return [each for each in QUANTIZATIONS if _is_on(device, each)]
 
 
-def _accuracy(task: str, url: str, data: Path) -> tuple[int, float]:
+def _is_on(device: torch.device, quantization: Quantization) -> bool:
+    try:
+        choose(device, quantization)
+    except SettingError as error:
+        print(f"{quantization}: {error.detail}")
+        return False
+    return True
+
+
+def _row(task: str, exact: Accuracies, near: Mapping[str, Accuracies]) -> dict[str, Any]:
+    size, before = exact[task]
+    after = {quantization: found[task][1] for quantization, found in near.items()}
+    lost = {quantization: {"accuracy": each, "lost": round(before - each, 2)} for quantization, each in after.items()}
+    return {"examples": size, "exact": before, **lost}
+
+
+def print_table(sets: Mapping[str, dict[str, Any]], precision: str, quantizations: Sequence[str]) -> None:
+    titles = ["set", precision, *(title for each in quantizations for title in (each, "lost"))]
+    print("| " + " | ".join(titles) + " |\n|---|" + "---:|" * (len(titles) - 1))
+    for task, row in sets.items():
+        found = [cell for each in quantizations for cell in _cells(row[each])]
+        print("| " + " | ".join([task, f"{row['exact']:.1f} %", *found]) + " |")
+
+
+def _cells(found: Mapping[str, float]) -> tuple[str, str]:
+    return f"{found['accuracy']:.1f} %", f"{found['lost']:.1f}"
+
+
+def default_file(gpu: str) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "_", gpu.lower())
+    return RESULTS / ("quantization.json" if not gpu else f"quantization_{name}.json")
+
+
+def accuracies(quantization: str, arguments: argparse.Namespace) -> Accuracies:
+    device = "cuda:0" if arguments.device == "cuda" else arguments.device
+    flags = ["--model", arguments.model, "--devices", device]
+    flags += ["--precision", arguments.precision, "--quantization", quantization]
+    with serving(*flags, timeout_s=START_TIMEOUT_S) as (port, _):
+        url = f"http://127.0.0.1:{port}"
+        return {task: _accuracy(task, url, arguments) for task in arguments.sets}
+
+
+def _accuracy(task: str, url: str, arguments: argparse.Namespace) -> tuple[int, float]:
     name, _, split = task.partition("/")
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
-        flags = ["--url", url, "--task", name, "--split", split, "--data", str(data), "--json", report.name]
+        flags = ["--url", url, "--task", name, "--split", split, "--data", str(arguments.data), "--json", report.name]
+        flags += ["--limit", str(arguments.limit)] if arguments.limit else []
         subprocess.run([sys.executable, "-m", "service", "evaluate", *flags], check=True, stdout=subprocess.DEVNULL)
         found: dict[str, Any] = json.loads(Path(report.name).read_text(encoding="utf-8"))
     return found["examples"], round(100 * found["accuracy"], 2)
 
 
-@contextmanager
-def serving(model: str, precision: str, quantization: str) -> Iterator[str]:
-    """The URL of a server that is ready, until the end of the context."""
-    port = free_port()
-    flags = ["--port", str(port), "--model", model, "--precision", precision, "--quantization", quantization]
-    command = [sys.executable, "-m", "service", "serve", *flags]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            if not becomes_ready(port, process, timeout_s=START_TIMEOUT_S):
-                raise SystemExit("the server did not become ready")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
+def _command(arguments: argparse.Namespace) -> str:
+    """Without the paths of this machine."""
+    names = ("device", "precision", "quantization", "limit")
+    flags = "".join(f" --{name} {value}" for name in names if (value := getattr(arguments, name)))
+    return f"python -m benchmarks.quantization --data DATA{flags}"
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quantization", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--model", default="mini", help="as in `serve --model` (default: mini)")
     parser.add_argument("--precision", default="bfloat16", help="the arithmetic that is compared with")
-    parser.add_argument("--quantization", default="int8")
-    parser.add_argument("--machine", default="2-core CPU with avx512_bf16 and avx512_vnni", help="for the result file")
-    return parser.parse_args()
+    parser.add_argument("--quantization", default="", help="of int8,fp8; default: each that the device has")
+    parser.add_argument("--sets", nargs="+", default=TASKS, metavar="SET/SPLIT", help="default: all twelve")
+    parser.add_argument("--limit", type=int, default=0, help="only so many examples of each set")
+    parser.add_argument("--machine", default="", help="words for the result file; default: the device")
+    parser.add_argument("--json", type=Path, help="where the result goes; default: benchmarks/results/")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.domain import IdArray
+from service.engine.compiling import compiled
 from service.engine.copies import to_device
 from service.engine.layout import Layout
 
@@ -80,7 +81,7 @@ def _kernel(device_type: str) -> Callable[..., Tensor]:
         return reference
     from torch.nn.attention.flex_attention import flex_attention
 
-    return partial(torch.compile(flex_attention, dynamic=True), kernel_options=OPTIONS)
+    return partial(compiled(flex_attention, dynamic=True), kernel_options=OPTIONS)
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, block_mask: Any) -> Tensor:

@@ -1,4 +1,7 @@
-"""Attention by torch's scaled dot product, one call per group of rows of one length and one mask. Runs anywhere."""
+"""Attention by torch's scaled dot product, one call per group of rows of one length and one mask. Runs anywhere.
+
+Of the kernels that torch has for it on a GPU, cuDNN's is left out (`leave_out_cudnn`).
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,16 @@ class Group:
     @property
     def end(self) -> int:
         return self.start + self.num_rows * self.length
+
+
+def leave_out_cudnn() -> None:
+    """torch asks cuDNN first on Hopper, and cuDNN makes a plan for each number and length of rows, in each thread.
+
+    A plan takes the host tens of milliseconds, the kernel a fraction of one, and the batches of a server are hardly
+    ever of sizes that it had before.
+    Source: check_prefer_cudnn_attention in torch's sdp_utils.cpp, and the cache of its MHA.cpp.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def prepare(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

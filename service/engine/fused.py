@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
+from service.engine.compiling import compiled
 from service.engine.pointwise import Gelu, Norm
 from service.engine.quantize import quantize_signed
 
@@ -25,17 +26,18 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
     """Compiled where the first argument lies on a GPU."""
 
     @cache
-    def compiled() -> Callable[P, R]:
-        return torch.compile(function)  # the first size is taken as it is, the second makes the tokens a variable
+    def kernels() -> Callable[P, R]:
+        made: Callable[P, R] = compiled(function)  # the first size is as it is, the second makes tokens a variable
+        return made
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         first: Any = args[0]
         if not first.is_cuda:
             return function(*args, **kwargs)
-        kernel = compiled()
+        run = kernels()
         torch._dynamo.mark_static(first, 1)  # widths are few, and each is worth a kernel of its own
-        return kernel(*args, **kwargs)
+        return run(*args, **kwargs)
 
     return call
 

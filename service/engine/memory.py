@@ -20,6 +20,8 @@ _SIGNS = (
     "could not create a primitive",  # oneDNN: it says no more where there is no room for the code that it makes
     "std::bad_alloc",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",  # torch, where its memory may grow
+    "Triton Error [CUDA]: out of memory",  # for the code of a kernel, which is loaded when it is first launched
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 """In a RuntimeError, which is all that it is to these libraries."""

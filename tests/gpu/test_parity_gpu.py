@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,8 +45,12 @@ def backends(dtype: torch.dtype) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def _exact_float32() -> Iterator[None]:
+    """Not by monkeypatch: the attribute is computed, and to take it back would be to delete it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def load(path: Path, precision: str = "float32", backend: str = "auto") -> Engine:
@@ -123,8 +127,9 @@ def test_bfloat16_is_automatic_and_points_the_same_way(tmp_path: Path, backend: 
         assert point_the_same_way([output], [hidden[0].mean(0).numpy()])
 
 
-def test_the_quickest_backend_is_found(tmp_path: Path) -> None:
+def test_the_quickest_backend_is_found_and_cudnn_left_out(tmp_path: Path) -> None:
     assert load(large_heads(tmp_path), "bfloat16").backend in BACKENDS
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_small_batches_are_replayed_and_larger_ones_are_not(tmp_path: Path) -> None:

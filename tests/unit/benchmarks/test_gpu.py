@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from benchmarks import gpu
-from benchmarks.gpu_parts import Figures, Setting
+from benchmarks.gpu_setting import Figures, Setting
+from service.engine.attention import BACKENDS, Backend
 
-PARTS = [part for part in gpu.PARTS if part != "restart"]  # that one starts processes
+PARTS = [part for part in gpu.PARTS if part not in ("over_http", "restart")]  # these start processes
 
 
 def measure(folder: Path, parts: str) -> tuple[int, dict[str, dict[str, object]]]:
@@ -24,7 +26,19 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     assert status == 0
     assert list(figures) == PARTS
     assert figures["parity"]["sdpa float32"] == {"max_difference": 0.0, "least_cosine": pytest.approx(1)}
-    assert figures["parity"]["fp8"] == "not on this device"
+    assert figures["parity"]["fp8"] == "failed: SettingError: quantization 'fp8': not on cpu"
+
+
+def test_a_way_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> NoReturn:
+        raise RuntimeError("out of resource\nand a long story")
+
+    monkeypatch.setitem(BACKENDS, "flex", Backend(fail, runs_on=lambda place: True))
+    status, figures = measure(tmp_path, "parity,attention")
+    assert status == 0
+    assert figures["parity"]["flex float32"] == "failed: RuntimeError: out of resource"
+    assert figures["attention"]["flex ms"] == "failed: RuntimeError: out of resource"
+    assert figures["parity"]["sdpa float32"] == {"max_difference": 0.0, "least_cosine": pytest.approx(1)}
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

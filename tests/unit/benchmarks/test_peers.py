@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from statistics import median
+from typing import cast
 
 import pytest
 
+from benchmarks.peers import environments
+from benchmarks.peers.__main__ import agreed, installed
 from benchmarks.peers.checkpoint import SPECIAL, VOCAB_SIZE, vocabulary
 from benchmarks.peers.environments import REQUIREMENTS
 from benchmarks.peers.peers import PEERS, Server, chosen, ours
-from benchmarks.peers.ratios import BEST, BEST_BATCHING, summarize, table
-from benchmarks.peers.rounds import SPECIAL_TOKENS, Measured, make_texts
+from benchmarks.peers.ratios import BEST, BEST_BATCHING, Kind, summarize, table
+from benchmarks.peers.rounds import LEAST_PASSES, SPECIAL_TOKENS, Measured, Passes, make_texts
+from benchmarks.peers.running import Running
+from service.bench.wire import Response
 
 RATES = {"ours": (60, 50), "a": (20, 25), "b": (10, 50), "naive": (30, 10)}
 
@@ -22,7 +29,8 @@ def test_ratios_are_of_one_round_and_show_their_spread() -> None:
         for server, rates in RATES.items()
         for number, rate in enumerate(rates)
     ]
-    (level,) = summarize(measured, ["ours"], {"a": True, "b": True, "naive": False})
+    kinds = {"a": Kind("float32"), "b": Kind("float32"), "naive": Kind("float32", is_batching=False)}
+    (level,) = summarize(measured, {"ours": Kind("float32")}, kinds)
     assert level["concurrency"] == 8
     assert level["requests_per_s"]["a"] == {"min": 20.0, "median": 22.5, "max": 25.0}
     over = level["ours_over"]["ours"]
@@ -31,6 +39,90 @@ def test_ratios_are_of_one_round_and_show_their_spread() -> None:
     assert over["a"] == {"min": 2.0, "median": 2.5, "max": 3.0}
     assert "ours / best peer" in table([level])
     assert "2.00 (1.00 to 3.00)" in table([level])
+
+
+def test_ours_in_float32_is_compared_with_float32_and_ours_in_bfloat16_with_all() -> None:
+    rates = {"ours": 10, "ours bf16": 30, "a": 5, "a bf16": 20}
+    measured = [Measured(0, server, 1, requests=rate, seconds=1.0) for server, rate in rates.items()]
+    mine = {"ours": Kind("float32"), "ours bf16": Kind("bfloat16")}
+    (level,) = summarize(measured, mine, {"a": Kind("float32"), "a bf16": Kind("bfloat16")})
+    best = {name: rivals[BEST]["median"] for name, rivals in level["ours_over"].items()}
+    assert best == {"ours": 2.0, "ours bf16": 1.5}
+
+
+def test_a_run_is_clocked_over_whole_passes_after_its_lead() -> None:
+    passes = Passes(lead=3, texts=10, min_seconds=0.0)
+    for number in range(1, 100):
+        passes.answered(now=float(number))
+    assert (passes.requests, passes.seconds) == (10 * LEAST_PASSES, 10.0 * LEAST_PASSES)
+
+
+def test_a_quick_server_runs_on_until_the_time_has_gone_by() -> None:
+    passes, number = Passes(lead=1, texts=10, min_seconds=5.05), 0
+    while not passes.is_over:
+        number += 1
+        passes.answered(now=number / 10)
+    assert (number, passes.requests, passes.seconds) == (61, 60, 6.0)
+
+
+class Answering:
+    """In place of a server that runs."""
+
+    def __init__(self, name: str, score: float, precision: str = "float32", *, starts: bool = True) -> None:
+        self.name = name
+        self.precision = precision
+        self.server = ours()
+        self.is_stopped = False
+        self._score = score
+        self._starts = starts
+
+    async def ready(self, text: str) -> None:
+        if not self._starts:
+            raise RuntimeError(f"{self.name} has ended")
+
+    async def ask(self, body: bytes) -> Response:
+        return Response(200, json.dumps({"results": [{"label": "体育", "score": self._score}]}).encode())
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+async def test_a_peer_that_fails_is_left_out_and_ended() -> None:
+    mine, good, near = Answering("ours", 0.7), Answering("good", 0.7), Answering("near", 0.73, "bfloat16")
+    dead, wrong = Answering("dead", 0.7, starts=False), Answering("wrong", 0.6)
+    left_out: dict[str, str] = {}
+    servers = cast(list[Running], [mine, dead, good, wrong, near])
+    found = await agreed(servers, ["天气"], 1, left_out)
+    assert [server.name for server in found] == ["ours", "good", "near"]
+    assert left_out == {"dead": "dead has ended", "wrong": "wrong answers 体育 0.6000, wanted 体育 0.7000"}
+    assert (dead.is_stopped, wrong.is_stopped, good.is_stopped) == (True, True, False)
+
+
+async def test_without_ours_nothing_is_measured() -> None:
+    servers = cast(list[Running], [Answering("ours", 0.7, starts=False)])
+    with pytest.raises(RuntimeError, match="ours has ended"):
+        await agreed(servers, ["天气"], 1, {})
+
+
+def test_a_peer_that_cannot_be_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure(name: str) -> Path:
+        if name == "mosec":
+            raise RuntimeError("no network")
+        return Path(name)
+
+    monkeypatch.setattr(environments, "ensure", ensure)
+    left_out: dict[str, str] = {}
+    entrants = installed(chosen(["mosec", "naive", "litserve"]), ["float32", "bfloat16"], left_out)
+    assert [entrant.name for entrant in entrants] == ["naive", "naive bfloat16", "litserve"]
+    assert left_out == {"mosec": "no network"}
+
+
+def test_pip_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(environments, "FOLDER", tmp_path)
+    monkeypatch.setattr(environments.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(RuntimeError, match="mosec: its environment cannot be made: venv ends with 1"):
+        environments.ensure("mosec")
+    assert not list(tmp_path.rglob("stamp"))
 
 
 def test_texts_have_the_tokens_that_were_asked_for() -> None:
@@ -46,7 +138,7 @@ def test_every_text_is_in_the_vocabulary() -> None:
     assert set("".join(make_texts("fixed:500", 40, seed=1))) <= set(words)
 
 
-@pytest.mark.parametrize("server", [*PEERS, ours("float32")], ids=lambda server: server.name)
+@pytest.mark.parametrize("server", [*PEERS, ours()], ids=lambda server: server.name)
 def test_the_text_is_in_the_request(server: Server) -> None:
     assert "天气" in json.dumps(json.loads(server.request("天气")), ensure_ascii=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.sizing import BEGIN, DOCUMENT, END, HEAD, ROOT, table
+from benchmarks.sizing import BEGIN, DOCUMENT, END, HEAD, OVER_HTTP, RESULTS, table, words
 from service.batching.latency import Cost
 from service.planning.speed import Speed
 
@@ -23,4 +23,10 @@ def test_a_line_for_each_speed(tmp_path: Path) -> None:
 
 def test_the_guide_shows_what_was_measured() -> None:
     shown = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    assert shown == table(ROOT / "benchmarks" / "results")
+    assert shown == table(RESULTS) + words(RESULTS)
+
+
+def test_the_speed_over_http_is_told_beside_it(tmp_path: Path) -> None:
+    points = [{"concurrency": c, "results": {"all": {"tokens_per_s": rate}}} for c, rate in ((1, 900.4), (8, 1234.5))]
+    (tmp_path / OVER_HTTP).write_text(json.dumps({"points": points}))
+    assert "`mini` answered 1,234 tokens/s to 8 clients" in words(tmp_path).replace("\n", " ")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import speed
+from service.bench.origin import machine_class
 from service.planning.speed import from_file
 
 
@@ -18,4 +19,7 @@ def test_it_measures_what_plan_reads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [found] = from_file(file)
     assert (found.model, found.device, found.precision) == ("tiny", "cpu, 1 threads", "bfloat16")
     assert found.cost.token > 0
-    assert json.loads(file.read_text())["machine"] == "cpu, 1 threads"
+    report = json.loads(file.read_text())
+    assert report["machine"] == machine_class()
+    assert report["command"].startswith("python -m benchmarks.speed --shapes tiny")
+    assert {"date", "commit", "versions", "method"} <= set(report)

@@ -198,6 +198,13 @@ def test_a_cpu_takes_sdpa_and_has_no_packed_kernel() -> None:
         choose("varlen", PLACE)
 
 
+def test_cudnn_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked.append)
+    choose("sdpa", PLACE)
+    assert asked == [False]
+
+
 def test_a_gpu_takes_what_is_quickest_of_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -86,7 +86,7 @@ def test_only_what_lies_on_a_gpu_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
     class OnGpu:
         is_cuda = True
 
-    def compiles(function: Callable[..., object]) -> Callable[..., object]:
+    def compiles(function: Callable[..., object], recompile_limit: int) -> Callable[..., object]:
         compiled.append(function)
         return lambda *args: "compiled"
 

@@ -1,0 +1,47 @@
+"""As many variants of a function are compiled as models have widths, whichever thread asks for them."""
+
+from __future__ import annotations
+
+from threading import Thread
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from service.engine.compiling import compiled
+
+TORCHS_OWN_LIMIT = 8
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    torch._dynamo.reset()
+
+
+@torch.inference_mode()
+def run(add: object, tokens: int, width: int) -> None:
+    first, second = torch.ones(tokens, width), torch.ones(tokens, width)
+    torch._dynamo.mark_static(first, 1)
+    assert torch.equal(add(first, second), first + second)  # type: ignore[operator]
+
+
+def test_every_width_is_compiled_and_every_number_of_tokens_is_not() -> None:
+    counter = CompileCounter()
+    add = compiled(lambda first, second: first + second, backend=counter)
+    widths = range(8, 8 + 8 * 2 * TORCHS_OWN_LIMIT, 8)
+    run(add, 24, widths[0])
+    for width in widths:
+        for tokens in (32, 40, 48):
+            run(add, tokens, width)
+    assert counter.frame_count == 1 + len(widths), "the first number of tokens, then any"
+
+
+def test_what_one_thread_has_compiled_another_takes() -> None:
+    counter = CompileCounter()
+    add = compiled(lambda first, second: first + second, backend=counter)
+    run(add, 24, 8)
+    run(add, 32, 8)
+    other = Thread(target=run, args=(add, 40, 8))
+    other.start()
+    other.join()
+    assert counter.frame_count == 2
