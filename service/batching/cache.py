@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
+from service.batching.identity import identity
 from service.domain import Encoding, Output
 from service.metric_labels import EvictionReason
 from service.metrics import Metrics
@@ -102,10 +103,7 @@ class ResultCache:
         self._metrics.cache_holds(len(self._kept), self._size)
 
     def _key(self, encoding: Encoding) -> bytes:
-        """Of the weights and of all that the engine sees of a row."""
-        weights = encoding.model, self._revisions.get(encoding.model)
-        form = encoding.num_tokens, encoding.readout, encoding.blocks
-        key = blake2b(repr((weights, form)).encode(), digest_size=16)
-        for array in (encoding.ids, encoding.segment_ids, encoding.positions):
-            key.update(array.tobytes())
-        return key.digest()
+        """Of the weights and of the row, short: a row's own identity is as long as its text."""
+        *form, ids, segment_ids, positions = identity(encoding)
+        weights = repr((self._revisions.get(encoding.model), form)).encode()
+        return blake2b(weights + ids + segment_ids + positions, digest_size=16).digest()

@@ -8,16 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from service.batching.identity import Identity, identity
 from service.batching.job import Job, Ticket
-from service.domain import Encoding, Readout
-
-Identity = tuple[str, Readout, tuple[tuple[int, int], ...], bytes, bytes, bytes]
-
-
-def identity(encoding: Encoding) -> Identity:
-    """Equal for encodings whose outputs are equal: all that the engine sees of them."""
-    arrays = encoding.ids.tobytes(), encoding.segment_ids.tobytes(), encoding.positions.tobytes()
-    return (encoding.model, encoding.readout, encoding.blocks, *arrays)
+from service.domain import Encoding
 
 
 class Flights:
