@@ -180,3 +180,7 @@ class DatasetError(StartupError):
 
 class CheckpointError(StartupError):
     code = "checkpoint_error"
+
+
+class Died(Exception):
+    """No caller meets this one: a process computes no more as it should, and a new one has a better chance."""

@@ -122,8 +122,8 @@ class Models(Section):
     cache_dir: Path | None = Field(None, description="Where hub downloads are kept; default: the hub's own cache.")
     weight_cache_dir: str = Field(
         "auto",
-        description="Where weights that come as .bin, and on a CPU all of 1 GiB and more, are kept in the precision and "
-        "the layout that the device computes with, so that later starts map them and replicas on a CPU share them; "
+        description="Where weights that come as .bin, and on a CPU all of 1 GiB and more, are kept in the precision "
+        "and the layout that the device computes with, so that later starts map them and replicas on a CPU share them; "
         "what is compiled for a GPU is kept there, too. auto: `erlangshen/weights` in the user's cache folder "
         "($XDG_CACHE_HOME or ~/.cache); off: nowhere.",
     )

@@ -11,13 +11,12 @@ from typing import TypeVar
 import torch
 
 from service.domain import Memory
-from service.errors import OutOfMemory
+from service.errors import Died, OutOfMemory
 
 T = TypeVar("T")
 
 _SIGNS = (
     "can't allocate memory",  # torch, of a CPU
-    "could not create a primitive",  # oneDNN: it says no more where there is no room for the code that it makes
     "std::bad_alloc",
     "CUDA error: out of memory",
     "CUDA driver error: out of memory",  # torch, where its memory may grow
@@ -27,11 +26,19 @@ _SIGNS = (
 """In a RuntimeError, which is all that it is to these libraries."""
 
 
+_LASTING_SIGN = "could not create a primitive"
+"""oneDNN: it says no more where there is no room for the code that it makes, and it does not get over it: from then on
+it may refuse every size of batch that is new to it, room or not, or end the process."""
+
+
 def or_out_of_memory(call: Callable[[], T], device: torch.device) -> T:
-    """What the call returns; OutOfMemory, with all that it held let go, when there is none for it."""
+    """What the call returns; OutOfMemory, with all that it held let go, when there is none for it; Died where that is
+    the end of this process."""
     try:
         return call()
     except (RuntimeError, MemoryError) as error:
+        if _LASTING_SIGN in str(error):
+            raise Died(str(error)) from error
         if not is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -28,10 +28,6 @@ ROUNDED = 0.1
 order of adding differ between devices; what is wrong is far beyond."""
 
 
-class Died(Exception):
-    """The device answers otherwise than it did: a new process has a better chance."""
-
-
 class Canary:
     """In the child. Made after the warm-up, when the known answers are found."""
 

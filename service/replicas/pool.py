@@ -100,7 +100,7 @@ class Pool:
 
     def num_ready(self) -> int:
         """How many replicas compute."""
-        return sum(replica.state == "ready" for replica in self._replicas)
+        return [replica.state for replica in self._replicas].count("ready")
 
     def why_not_alive(self) -> str | None:
         """Told when no replica comes back for good, and starting the whole service anew may help; else None."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain import Encoding, Failure, Output
-from service.errors import OutOfMemory
+from service.errors import Died, OutOfMemory
 from service.replicas.loading import Runner
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ def _halved(
         outputs = (finish or engine.prepare(encodings))()
         seen.had(extra["tokens"])
         return _checked(outputs)
+    except Died:
+        raise
     except OutOfMemory as error:
         seen.had_not(extra["tokens"])
         failure = "out_of_memory"

@@ -15,9 +15,9 @@ from queue import Empty, SimpleQueue
 from typing import NoReturn, Protocol
 
 from service.domain import Memory, Output
-from service.errors import OutOfMemory
+from service.errors import Died, OutOfMemory
 from service.replicas import memory
-from service.replicas.canary import Canary, Died
+from service.replicas.canary import Canary
 from service.replicas.loading import Runner
 from service.replicas.messages import Batch, Checked, Profile, Result, ToParent
 from service.replicas.rows import Seen, run_rows
@@ -85,6 +85,8 @@ def profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:
             for step in engine.profile():
                 steps.append(step)
                 yield None
+        except Died:
+            raise
         except OutOfMemory:
             fitting_tokens = max((step.tokens for step in steps), default=0)
         except Exception:  # a batch too few was measured, which is no reason not to serve

@@ -10,8 +10,8 @@ from queue import SimpleQueue
 import pytest
 
 from service.domain import Encoding, Output, Step
-from service.errors import OutOfMemory
-from service.replicas.canary import Canary, Died
+from service.errors import Died, OutOfMemory
+from service.replicas.canary import Canary
 from service.replicas.messages import Batch, Checked, Profile, Result, ToParent
 from service.replicas.rows import Seen
 from service.replicas.work import Prepared, compute, measure, prepare, profiles, work
@@ -120,6 +120,30 @@ class Ticking(FakeClock):
     def __call__(self) -> float:
         self.now += self._step_s
         return self.now
+
+
+class Dying(FakeEngine):
+    """Its process does not get over a second batch, nor over being measured."""
+
+    def run(self, encodings: Sequence[Encoding]) -> list[Output]:
+        if encodings[0].ids[0] == 2:
+            raise Died("never again")
+        return super().run(encodings)
+
+    def profile(self) -> Iterator[Step]:
+        raise Died("never again")
+        yield
+
+
+def test_a_process_that_is_at_its_end_answers_no_more() -> None:
+    engines, told = {"m": Dying(Path())}, Told()
+    queue: SimpleQueue[Prepared | None] = SimpleQueue()
+    queue.put(prepare(engines, Batch(0, [row(2), row(3)])))
+    with pytest.raises(Died):
+        work(engines, Canary(engines, 0.0), told, queue)
+    assert told.messages == []
+    with pytest.raises(Died):
+        compute(engines, prepare(engines, Batch(0, [row(2), row(3)])), Seen(), free_since=0.0)
 
 
 class Unmeasurable(FakeEngine):
