@@ -7,6 +7,7 @@ without the exception's message, which may quote it. Called again in every child
 from __future__ import annotations
 
 import logging
+import random
 import sys
 import traceback
 from contextvars import ContextVar
@@ -23,6 +24,11 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 # They say on every request or download what our own lines say better.
 _QUIET = ("httpx", "httpcore", "huggingface_hub", "filelock", "urllib3")
+
+
+def new_request_id() -> str:
+    """Nobody has to be kept from guessing it: a secret number would cost a system call."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def configure(level: str = "info", format: str = "auto") -> None:

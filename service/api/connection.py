@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,9 +16,11 @@ from typing import Any, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.api.guards import BODY_ERROR
+from service.api.guards import BODY_ERROR, GONE
 from service.api.problems import problem
+from service.api.reply import Reply
 from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, TooManyConnections
+from service.logs import new_request_id
 from service.metrics import Metrics
 from service.settings import Server
 
@@ -55,6 +56,8 @@ class Connection(HttpToolsProtocol):
         self._limits = door.limits
         self._awaited: Awaited | None = None
         self._running: RequestResponseCycle | None = None
+        self._reply: Reply | None = None
+        self._gone: asyncio.Future[None] | None = None
         self._num_pending = 0
         """Bytes of reads that nothing whole came of, no head and no piece of a body: the parser keeps them."""
         self._is_in_vain = False
@@ -75,6 +78,8 @@ class Connection(HttpToolsProtocol):
         if self._running is not None:  # uvicorn tells the latest request only; others may be ahead of it
             self._running.disconnected = True
             self._running.message_event.set()
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
         self._door.metrics.connections.dec()
         self._unset_keepalive_if_required()
         self._stop_sending_clock()
@@ -118,8 +123,15 @@ class Connection(HttpToolsProtocol):
         self._is_in_vain = False
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if not self.pipeline:  # a large body has paused the reading, and with it the news that the client has gone
+            self.flow.resume_reading()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.scope["state"][GONE] = self._gone = self.loop.create_future()
+        cycle.transport = self._reply = Reply(self.transport)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
@@ -179,6 +191,8 @@ class Connection(HttpToolsProtocol):
     # what goes out
 
     def on_response_complete(self) -> None:
+        assert self._reply is not None, "it was made with the request"
+        self._reply.finish()
         super().on_response_complete()
         self._awaited = None
         if self.transport.is_closing():
@@ -214,7 +228,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _answer(self, error: ServiceError) -> None:
-        request_id = uuid.uuid4().hex
+        request_id = new_request_id()
         logger.info("request refused", extra={"request_id": request_id, "status": error.status, "code": error.code})
         response = problem(error, request_id)
         headers = [*self.server_state.default_headers, *response.raw_headers]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -175,4 +174,4 @@ def _ours(error: Exception) -> ServiceError:
 def request_id_of(headers: Headers) -> str:
     """The caller's X-Request-ID where it is short and plain, else a new one."""
     given = headers.get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _SANE_ID.fullmatch(given) else logs.new_request_id()

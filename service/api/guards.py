@@ -35,6 +35,8 @@ _TIMEOUT = TIMEOUT_HEADER.lower().encode()
 _PRIORITY = PRIORITY_HEADER.lower().encode()
 BODY_ERROR = "erlangshen.body_error"
 """In the state of a request's scope: the connection's word that the rest of the body will not come, and why."""
+GONE = "erlangshen.gone"
+"""There, too: a future that is done when the client has gone."""
 MAX_SEARCHED = 100_000
 """Values (about) of a body that is searched for a lone surrogate: more than a request within the limits holds."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -198,7 +200,8 @@ def priority_asked(request: Request, in_body: Priority | None) -> Priority:
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
     """Waits for the answer and cancels it when the client goes away first (ClientDisconnect).
 
-    As asyncio.timeout does it: the answer is computed in this task; only the watch for the client has one of its own.
+    As asyncio.timeout does it: the answer is computed in this task. Our own connection tells who goes; behind another,
+    a task of its own watches for it, which costs more.
     """
     waiting = asyncio.current_task()
     assert waiting is not None, "a request is served in a task"
@@ -210,7 +213,8 @@ async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
             has_gone = True
             waiting.cancel()
 
-    leaving = asyncio.ensure_future(_leave(request))
+    told = request.scope.get("state", {}).get(GONE)
+    leaving: asyncio.Future[None] = told or asyncio.ensure_future(_leave(request))
     leaving.add_done_callback(cancel)
     try:
         return await answer

@@ -133,8 +133,8 @@ def parse(value: Any, request: type[schemas.TaskRequest], limits: Server) -> sch
 
 def server_timing(timing: Timing) -> str:
     """Where the time went, in milliseconds, for the browser's network panel and for curl -i."""
-    parts = (("tokenize", timing.tokenize), ("queue", timing.queue), ("compute", timing.compute))
-    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in parts)
+    tokenize, queue, compute = timing.tokenize * 1000, timing.queue * 1000, timing.compute * 1000
+    return f"tokenize;dur={tokenize:.3f}, queue;dur={queue:.3f}, compute;dur={compute:.3f}"
 
 
 def endpoints(front: Front) -> dict[str, Endpoint]:

@@ -61,18 +61,20 @@ class Admission:
         token_s = self._token_s()
         if token_s is None:
             return
+        own_s, all_s = self._own_s(encodings), token_s * self._queue.num_tokens
+        left_s = float("inf") if terms.deadline is None else terms.deadline - now
+        if self._is_in_time(self._landing_s(now, all_s), max(own_s, all_s), left_s):
+            return  # even as the last of all, which is quickly told
         wait_s = self._landing_s(now, token_s * self._queue.ahead_of(terms, tokens))
-        if not wait_s:
+        batch_s = max(own_s, token_s * self._batch_tokens())
+        if not wait_s or self._is_in_time(wait_s, batch_s, left_s):
             return
         if wait_s > self._max_wait_s:
             detail = f"it would wait for {wait_s:.1f} s; the limit is {self._max_wait_s:g} s"
             self._refuse(QueueFull, "wait_too_long", num_jobs, detail, wait_s)
-        if terms.deadline is None:
-            return
-        left_s, needed_s = terms.deadline - now, HEADROOM * (wait_s + self._batch_s(encodings, token_s))
-        if 0 < left_s < needed_s:  # what is late already has another error
-            detail = f"it might be answered in {needed_s:.2f} s only; its deadline is in {left_s:.2f} s"
-            self._refuse(DeadlineUnreachable, "deadline", num_jobs, detail, wait_s)
+        needed_s = HEADROOM * (wait_s + batch_s)
+        detail = f"it might be answered in {needed_s:.2f} s only; its deadline is in {left_s:.2f} s"
+        self._refuse(DeadlineUnreachable, "deadline", num_jobs, detail, wait_s)
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until all that waits and is in flight is computed; None when nothing was ever measured."""
@@ -93,14 +95,21 @@ class Admission:
             predicted_s += seconds
         return self._in_flight.slowness * predicted_s / max(1, self._queue.num_tokens)
 
-    def _batch_s(self, encodings: Sequence[Encoding], token_s: float) -> float:
-        """Seconds of the batch that a request ends in: its own rows, or one as full as what waits can make it."""
+    def _own_s(self, encodings: Sequence[Encoding]) -> float:
+        """Seconds of a batch of these rows, if they end in one of their own."""
+        if not encodings:
+            return 0.0
         tokens = sum(encoding.num_tokens for encoding in encodings)
-        own_s = self._pace.predict(encodings[0].model, tokens, len(encodings)) if encodings else None
-        batch_tokens = max(
-            (min(tokens, self._pace.budget(model)) for model, tokens, _ in self._queue.waiting()), default=0
-        )
-        return max((own_s or 0.0) * self._in_flight.slowness, batch_tokens * token_s)
+        return (self._pace.predict(encodings[0].model, tokens, len(encodings)) or 0.0) * self._in_flight.slowness
+
+    def _batch_tokens(self) -> int:
+        """Of a batch as full as what waits can make it."""
+        return max((min(tokens, self._pace.budget(model)) for model, tokens, _ in self._queue.waiting()), default=0)
+
+    def _is_in_time(self, wait_s: float, batch_s: float, left_s: float) -> bool:
+        """Whether that is no longer to wait than anybody may, and computed before the deadline. What is late already
+        has another error."""
+        return wait_s <= self._max_wait_s and not 0 < left_s < HEADROOM * (wait_s + batch_s)
 
     def _is_full(self, terms: Terms, tokens: int) -> bool:
         """For an account that has its part of it: who has nothing there is let in, or to wait might never help."""

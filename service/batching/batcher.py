@@ -102,22 +102,20 @@ class Batcher:
         if not encodings:
             return Settled([], 0.0, 0.0)
         now = self._clock()
-        answer: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Settled] = loop.create_future()
         ticket = Ticket(encodings, now, partial(_resolve, answer), terms, current.get())
         jobs = self._enter(ticket)
-        reason: DropReason = "cancelled"
+        # asyncio.timeout would do, and take several times as long.
+        late = None if terms.deadline is None else loop.call_later(terms.deadline - now, _expire, ticket)
         try:
-            async with asyncio.timeout(None if terms.deadline is None else terms.deadline - now):
-                return await answer
-        except TimeoutError:
-            reason = "expired"
-            raise _too_late() from None
-        except ServiceError:
-            reason = "abandoned"
-            raise
+            return await answer
         finally:
-            ticket.close(reason)
-            self._queue.remove([job for job in jobs if job.is_deserted], reason)
+            if late is not None:
+                late.cancel()
+            closed = ticket.close("cancelled")
+            if closed != "answered":
+                self._queue.remove([job for job in jobs if job.is_deserted], closed)
 
     async def feed(self, run: Run) -> None:
         """Takes and computes batches, one at a time, until `run` is lost or there will be no more jobs."""
@@ -246,6 +244,10 @@ def _resolve(answer: asyncio.Future[Settled], result: Result) -> None:
         answer.set_exception(result)
     else:
         answer.set_result(result)
+
+
+def _expire(ticket: Ticket) -> None:
+    ticket.fail(_too_late(), "expired")
 
 
 _FAILURES: dict[Failure, Callable[[int], ServiceError]] = {

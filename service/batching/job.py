@@ -16,6 +16,8 @@ from service.errors import ServiceError
 from service.metric_labels import DropReason
 from service.tracing.trace import NO_TRACE, Trace
 
+Closed = DropReason | Literal["answered"]
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -38,7 +40,7 @@ class Ticket:
     on_done: Callable[[Settled | ServiceError], None]
     terms: Terms = ANY_TIME
     trace: Trace = NO_TRACE
-    closed: DropReason | Literal["answered"] | None = None
+    closed: Closed | None = None
     _outputs: list[Output | None] = field(init=False)
     _num_missing: int = field(init=False)
     _compute_s: float = field(init=False, default=0.0)
@@ -70,14 +72,15 @@ class Ticket:
             outputs = [output for output in self._outputs if output is not None]
             self.on_done(Settled(outputs, now - self.arrived - self._compute_s, self._compute_s))
 
-    def fail(self, error: ServiceError) -> None:
+    def fail(self, error: ServiceError, reason: DropReason = "abandoned") -> None:
         if not self.is_closed:
-            self.closed = "abandoned"
+            self.closed = reason
             self.on_done(error)
 
-    def close(self, reason: DropReason) -> None:
-        """Nobody waits any more: what comes later is thrown away."""
+    def close(self, reason: DropReason) -> Closed:
+        """Nobody waits any more: what comes later is thrown away. Returns the first reason to be closed."""
         self.closed = self.closed or reason
+        return self.closed
 
 
 @dataclass(slots=True, eq=False)

@@ -75,7 +75,7 @@ class Line:
             if job.arrived <= overdue_since:
                 return (OVERDUE, job.arrived, 0, 0, number), job
         for priority, lanes in self._lanes.items():
-            if ranked := [(_rank(priority, job), job) for job in _heads(lanes)]:
+            if ranked := _ranked(priority, lanes):
                 return min(ranked)
         return None
 
@@ -92,14 +92,12 @@ class Line:
         self.place(job)
 
 
-def _heads(lanes: dict[Share, Lane]) -> list[Job]:
+def _ranked(priority: int, lanes: dict[Share, Lane]) -> list[tuple[Rank, Job]]:
     """The first job of every account; lanes that are empty are cleared away."""
-    heads = {share: lane.first() for share, lane in lanes.items()}
-    for share, job in heads.items():
-        if job is None:
+    ranked: list[tuple[Rank, Job]] = []
+    for share, lane in tuple(lanes.items()):
+        if job := lane.first():
+            ranked.append(((IN_ORDER, -priority, share.turn, job.place.tag, job.number), job))
+        else:
             del lanes[share]
-    return [job for job in heads.values() if job is not None]
-
-
-def _rank(priority: int, job: Job) -> Rank:
-    return (IN_ORDER, -priority, job.place.share.turn, job.place.tag, job.number)
+    return ranked

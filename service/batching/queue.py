@@ -36,12 +36,12 @@ class Queue:
     """One queue for all models. `budget` tells the tokens of a full batch of a model."""
 
     def __init__(self, *, max_age_s: float, budget: Callable[[str], int], dropped: Dropped) -> None:
+        self.num_tokens = 0
         self._max_age_s = max_age_s
         self._budget = budget
         self._dropped = dropped
         self._num_pushed = 0
         self._num_batches = 0
-        self.num_tokens = 0
         self._lines: dict[str, Line] = {}
         self._shares = Shares()
 
@@ -106,6 +106,8 @@ class Queue:
 
     def take(self, now: float) -> list[Job]:
         """The next batch, in order; empty when nobody waits. Dead jobs on the way are dropped."""
+        if not self._lines:
+            return []
         dead: list[Job] = []
         is_due_turn = self._num_batches % DUE_EVERY == DUE_EVERY - 1
         overdue_since = now - self._max_age_s if is_due_turn else NEVER
@@ -122,6 +124,8 @@ class Queue:
     def _leading(self, now: float, overdue_since: float, dead: list[Job]) -> Line | None:
         """The model whose first job is before those of all others."""
         lines = list(self._lines.values())
+        if len(lines) == 1:
+            return lines[0]
         ranked = [(found[0], line) for line in lines if (found := self._first_living(line, now, overdue_since, dead))]
         return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 

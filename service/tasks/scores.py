@@ -34,5 +34,5 @@ def sigmoid(logits: NDArray[np.float64]) -> FloatArray:
 
 def ranked(labels: Iterable[str], scores: FloatArray) -> tuple[LabelScore, ...]:
     """Labels with their scores, best first; equal scores keep the order of the labels."""
-    pairs = [LabelScore(label, float(score)) for label, score in zip(labels, scores, strict=True)]
+    pairs = [LabelScore(label, score) for label, score in zip(labels, scores.tolist(), strict=True)]
     return tuple(sorted(pairs, key=lambda pair: -pair.score))

@@ -55,6 +55,14 @@ def test_a_traceback_tells_the_place_and_the_kind_but_not_the_message(formatter:
     assert text not in line
 
 
+def test_a_record_does_not_ask_for_what_no_line_shows(caplog: pytest.LogCaptureFixture) -> None:
+    logs.configure("info", "json")
+    logging.getLogger().addHandler(caplog.handler)
+    logging.getLogger("service.x").info("batch done")
+    [made] = caplog.records
+    assert (made.pathname, made.thread, made.process, made.processName) == ("(unknown file)", None, None, None)
+
+
 def test_uvicorn_speaks_through_the_same_writer(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "json")
     logging.getLogger("uvicorn.error").error("lost")

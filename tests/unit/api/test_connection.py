@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
 from benchmarks.fuzz import broken
@@ -50,6 +51,9 @@ class HandLoop:
     def create_task(self, coroutine: Any, **kwargs: Any) -> Any:
         return asyncio.get_running_loop().create_task(coroutine, **kwargs)
 
+    def create_future(self) -> Any:
+        return asyncio.get_running_loop().create_future()
+
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         self.timers.append(Timer(seconds, callback))
         return self.timers[-1]
@@ -70,6 +74,7 @@ class HandTransport:
 
     def __init__(self) -> None:
         self.written = b""
+        self.num_packets = 0
         self.is_open = True
         self.was_aborted = False
         self.can_end = False
@@ -80,6 +85,7 @@ class HandTransport:
 
     def write(self, data: bytes) -> None:
         self.written += data
+        self.num_packets += 1
 
     def close(self) -> None:
         self.is_open = False
@@ -169,12 +175,14 @@ class House:
 
 
 @asynccontextmanager
-async def house(submit: FakeSubmit | None = None, max_connections: int = 100) -> AsyncIterator[House]:
-    async with running(submit=submit, settings=LIMITS) as service:
+async def house(
+    submit: FakeSubmit | None = None, max_connections: int = 100, limits: Server = LIMITS
+) -> AsyncIterator[House]:
+    async with running(submit=submit, settings=limits) as service:
         config = uvicorn.Config(
             service.app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=round(LIMITS.keep_alive_s)
         )
-        door = Door(LIMITS, service.metrics, max_connections)
+        door = Door(limits, service.metrics, max_connections)
         yield House(service, door, ServerState(), config)
 
 
@@ -207,6 +215,48 @@ async def test_a_request_is_answered_and_only_its_next_use_is_awaited(peer: Peer
     peer.send(post())
     assert await peer.answered(2) == [(200, ""), (200, "")]
     assert peer.transport.is_open
+
+
+async def test_a_reply_is_one_packet_and_may_have_no_body(peer: Peer) -> None:
+    peer.send(post())
+    assert await peer.answered() == [(200, "")]
+    assert peer.transport.num_packets == 1
+    peer.send(GET.replace(b"GET", b"HEAD"))
+    assert await peer.answered(2) == [(200, ""), (200, "")]
+    assert peer.transport.num_packets == 2
+
+
+async def test_who_waits_to_be_asked_for_the_body_is_asked(peer: Peer) -> None:
+    peer.send(post(b"Expect: 100-continue", body=b"", announced=len(BODY)))
+    assert await peer.answered() == [(100, "")]
+    peer.send(BODY)
+    assert await peer.answered(2) == [(100, ""), (200, "")]
+
+
+async def test_a_client_that_goes_takes_its_jobs_along() -> None:
+    submit = FakeSubmit(gate=asyncio.Event())
+    async with house(submit) as found:
+        peer = found.connect()
+        peer.send(post())
+        await submit.arrived.wait()
+        peer.lose()
+        await asyncio.gather(*peer.connection.tasks)
+        assert submit.num_cancelled == 1
+        assert peer.transport.written == b""
+
+
+async def test_a_client_is_listened_to_after_a_body_that_was_too_large_to_read_on() -> None:
+    submit, body = FakeSubmit(gate=asyncio.Event()), b'{"inputs": "a"%s}' % (b" " * HIGH_WATER_LIMIT)
+    async with house(submit, limits=Server(max_body_bytes=2 * HIGH_WATER_LIMIT)) as found:
+        peer = found.connect()
+        peer.send(post(body=body)[:-1])
+        assert peer.connection.flow.read_paused
+        peer.send(body[-1:])
+        assert not peer.connection.flow.read_paused
+        await submit.arrived.wait()
+        peer.lose()
+        await asyncio.gather(*peer.connection.tasks)
+        assert submit.num_cancelled == 1
 
 
 async def test_a_request_may_come_byte_by_byte_within_one_head_and_one_body_time(peer: Peer) -> None:
