@@ -55,7 +55,7 @@ mini: $(VENV)/serve.stamp ## train the model that ships: make mini DATA=folder-o
 bench: $(VENV)/bench.stamp ## load a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
 	$(BIN)/python -m service bench --url "$(URL)" $(if $(DATA),--texts "$(DATA)") $(ARGS)
 
-bench-peers: $(VENV)/bench.stamp ## install other servers in .peers/ and measure ours against them, minutes
+bench-peers: $(VENV)/bench.stamp ## install other servers in .peers/ and measure ours against them: make bench-peers ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 image: ## build the container image: make image VARIANT=cuda

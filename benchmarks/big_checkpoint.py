@@ -1,4 +1,5 @@
-"""Writes checkpoints with the sizes of Erlangshen-MegatronBert-1.3B and random weights, in the upstream layout."""
+"""Writes checkpoints with the sizes of Erlangshen-MegatronBert-1.3B, or others, and random weights, in the upstream
+layout."""
 
 from __future__ import annotations
 
@@ -21,14 +22,22 @@ _CHARACTERS = tuple(chr(code) for code in range(0x4E00, 0x9FA6))
 """All of them: texts that were one unknown token after the other would be computed once, as they are the same row."""
 
 
-def write_checkpoint(folder: Path, num_layers: int = NUM_LAYERS, file_format: FileFormat = "bin") -> Path:
+def write_checkpoint(
+    folder: Path,
+    num_layers: int = NUM_LAYERS,
+    file_format: FileFormat = "bin",
+    *,
+    hidden_size: int = 2048,
+    num_attention_heads: int = 8,
+    intermediate_size: int = 8192,
+) -> Path:
     """A float32 masked-LM checkpoint with its vocabulary; returns the weights file, which is in memory meanwhile."""
     config = MegatronBertConfig(
         vocab_size=_VOCAB_SIZE,
-        hidden_size=2048,
+        hidden_size=hidden_size,
         num_hidden_layers=num_layers,
-        num_attention_heads=8,
-        intermediate_size=8192,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size,
         hidden_act="gelu_new",
         architectures=["MegatronBertForMaskedLM"],
     )

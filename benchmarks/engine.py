@@ -1,7 +1,7 @@
 """Measures the engine beside transformers' eager, padded forward and beside the bare matrix products of its tokens.
 
-    python -m benchmarks.engine --shape small --threads 1
-    python -m benchmarks.engine --shape 1.3b --threads 2 --rounds 3
+    python -m benchmarks.engine --shape small --json benchmarks/results/engine_small.json
+    python -m benchmarks.engine --shape 1.3b --threads 2 --rounds 3 --json benchmarks/results/engine_1_3b.json
 
 Writes a checkpoint of random numbers, loads it with both, and lets them compute the same batches of 16 rows, lengths
 lognormal (median 31 tokens, 95 % below 152), in turn, round after round, in one process. The engine runs in each of the
@@ -12,10 +12,8 @@ with their spread over the rounds, and the share of the bare products' rate; the
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,16 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
 
+from benchmarks.about import about, parser_of, save
 from service.bench.synthetic import Lengths
 from service.checkpoint import describe
 from service.domain import Encoding, Labels
 from service.engine import limit
 from service.engine.engine import Engine
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES = {
     "small": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
     "1.3b": {"num_hidden_layers": 24, "hidden_size": 2048, "num_attention_heads": 8, "intermediate_size": 8192},
@@ -45,7 +42,6 @@ BATCH_ROWS = 16
 LENGTHS = Lengths.parse("lognormal:31:152")
 """Median and 95th percentile of the tokens of a row."""
 VOCAB_SIZE = 21_248
-MACHINE = "2-core CPU with avx512_bf16 and avx512_vnni, shared"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Forward = Callable[[Sequence[Encoding]], np.ndarray[Any, Any]]
@@ -64,14 +60,9 @@ class Contender:
 def main() -> int:
     arguments = _parse()
     torch.set_num_threads(arguments.threads)
-    folder: Path = arguments.folder
-    if folder.exists() and any(folder.iterdir()):
-        sys.exit(f"--folder {folder}: is not empty")
-    try:
-        write_checkpoint(folder, arguments.shape)
-        contenders = list(make_contenders(folder, arguments.shape))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), arguments.shape)
+        contenders = list(make_contenders(Path(folder), arguments.shape))
     rows = make_rows(NUM_ROWS[arguments.shape])
     compare(contenders, rows[:BATCH_ROWS])
     seconds = race(contenders, rows, arguments.rounds)
@@ -189,22 +180,15 @@ def report(
         print("  ".join(f"{key} {value}" for key, value in result.items() if value is not None))
     document = {
         "what": "rows per second of the engine and of transformers' eager padded forward; medians over rounds in turn",
-        "command": f"python -m benchmarks.engine --shape {arguments.shape} --threads {arguments.threads} "
-        f"--rounds {arguments.rounds}",
-        "machine": arguments.machine,
+        **about("engine", __doc__, arguments.machine, "torch", "transformers", "numpy"),
+        "shape": arguments.shape,
         "threads": arguments.threads,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "rounds": arguments.rounds,
         "rows": len(rows),
         "tokens": tokens,
         "results": results,
     }
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"engine_{arguments.shape.replace('.', '_')}.json"
-    target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    save(document, arguments.json)
 
 
 def _share(arguments: argparse.Namespace, each: Contender, rows: Sequence[Encoding], seconds: float) -> float:
@@ -229,14 +213,10 @@ def _ratios(contenders: Sequence[Contender], seconds: list[list[float]], index: 
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("engine", __doc__)
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/engine-benchmark"), help="made, then removed")
-    parser.add_argument(
-        "--machine", default="2-core CPU with avx512_bf16 and avx512_vnni, shared", help="for the result"
-    )
     return parser.parse_args()
 
 

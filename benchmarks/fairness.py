@@ -1,6 +1,6 @@
 """What a caller of small requests notices of one with thousands of rows on the same server.
 
-    python -m benchmarks.fairness                      # two minutes
+    python -m benchmarks.fairness --json benchmarks/results/fairness.json             # two minutes
 
 Starts the real server with the model that ships, one compute thread and three API keys, and loads it from this process.
 `live` sends one text at a time at random moments; `bulk` keeps 32 requests of 16 texts each waiting, all the time. In
@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.about import about
-from benchmarks.loaded_server import Server, message, serving, source_of, texts
+from benchmarks.about import about, auto_precision, save
+from benchmarks.loaded_server import Server, message, parser_of, serving, source_of, texts
 from benchmarks.open_loop import Reply, Sender
 from service.api.keys import hash_of, new_secret
 from service.bench.requests import NEWS
 
-OUT = Path(__file__).parent / "results" / "fairness.json"
 WEIGHTS = {"live": 1, "bulk": 1, "heavy": 3}
 CLIENTS, BULK_ROWS = 32, 16
 NUM_TEXTS = 20_000
@@ -45,9 +44,9 @@ def main() -> int:
         keys.write_text("".join(_table(name, secret) for name, secret in secrets.items()), encoding="utf-8")
         with serving(source_of("mini", Path(folder)), arguments.port, "--keys-file", str(keys)) as server:
             found = uvloop.run(measure(server, secrets, arguments))
-    report = about("fairness", __doc__, arguments.machine, "torch") | found
     print(json.dumps(found, indent=2))
-    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    made = about("fairness", __doc__, arguments.machine, "torch", precision=auto_precision())
+    save(made | found, arguments.json)
     return 0
 
 
@@ -106,12 +105,9 @@ def _shown(name: str, replies: list[Reply], seconds: float) -> dict[str, float]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fairness", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("fairness", __doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each part")
     parser.add_argument("--rate", type=float, default=5.0, help="live's requests a second")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--machine", default="2-core CPU", help="words for the result file")
-    parser.add_argument("--json", type=Path, default=OUT, help="where the report goes")
     return parser.parse_args()
 
 

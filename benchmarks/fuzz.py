@@ -1,6 +1,6 @@
 """Sends broken HTTP to a real server, and looks whether it stays well.
 
-    python -m benchmarks.fuzz                          # a minute
+    python -m benchmarks.fuzz --json FILE              # a minute
 
 Starts the server with the model that ships and short times to wait (a second). Many clients, each with a connection of
 its own at a time: a whole request of any task, or a few in a row, in which bytes are flipped, cut, repeated, inserted
@@ -20,16 +20,14 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.about import about
-from benchmarks.loaded_server import serving
+from benchmarks.about import about, save
+from benchmarks.loaded_server import parser_of, serving
 from service.api.examples import EXAMPLES
 
-OUT = Path(__file__).parent / "results" / "fuzz.json"
 WAIT_S = 1
 PATIENCE_S = 30.0
 """For the end of a connection: what the server may wait for, and a busy machine."""
@@ -73,8 +71,7 @@ def main() -> int:
         found |= _after(server.port, server.process)
         found["parent_memory_mb"] = [round(size / 1e6, 1) for size in (before, server.process.memory_info().rss)]
     print(json.dumps(found, indent=2))
-    report = about("fuzz", __doc__, arguments.machine, "uvicorn", "httptools") | found
-    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(about("fuzz", __doc__, arguments.machine, "uvicorn", "httptools") | found, arguments.json)
     return int(not is_well(found))
 
 
@@ -163,13 +160,10 @@ def _after(port: int, process: psutil.Process) -> dict[str, Any]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("fuzz", __doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=64, help="at the same time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the first client (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--machine", default="2-core CPU", help="words for the result file")
-    parser.add_argument("--json", type=Path, default=OUT, help="where the report goes")
     return parser.parse_args()
 
 

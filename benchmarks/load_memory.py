@@ -1,8 +1,8 @@
 """Measures the anonymous memory that loading a 1.3B-shaped fp32 `.bin` into bfloat16 takes at its peak.
 
-    python -m benchmarks.load_memory --folder /tmp/load-memory
+    python -m benchmarks.load_memory --folder FOLDER --json benchmarks/results/load_memory.json
 
-Writes a checkpoint of random numbers (5.2 GB on disk, and in memory while it is written) in the upstream layout, loads
+Writes a checkpoint of random numbers (5.03 GB on disk, and in memory while it is written) in the upstream layout, loads
 it in a fresh process that samples its own RssAnon, and once more in one that converts it for the cache first; compares
 the peaks with the limit of 1.3 times the bfloat16 weights plus 500 MB, and removes the files (7.8 GB). Ends with status
 1 when a peak is above the limit.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -20,21 +19,23 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-
+from benchmarks.about import about, parser_of, save
 from benchmarks.big_checkpoint import FILES, NUM_LAYERS, write_checkpoint
 from service.checkpoint import describe
 from service.engine.engine import Engine
 
-RESULT = Path(__file__).parent / "results" / "load_memory.json"
 SAMPLE_S = 0.002
 MB = 1e6
+METHOD = (
+    f"RssAnon of /proc/self/status sampled every {SAMPLE_S * 1000:g} ms in a fresh process; limit = 1.3 x bfloat16 "
+    "weights + 500 MB"
+)
 
 
 def main() -> int:
     arguments = _parse()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.cache)))
+        print(json.dumps(measure(arguments.folder, arguments.cache)))
         return 0
     folder: Path = arguments.folder
     if folder.exists() and any(folder.iterdir()):
@@ -87,7 +88,7 @@ def measure(folder: Path, cache: Path | None) -> dict[str, float]:
 
 
 def _measure_in_fresh_process(folder: Path, *flags: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.load_memory", "--measure", str(folder), *flags]
+    command = [sys.executable, "-m", "benchmarks.load_memory", "--measure", "--folder", str(folder), *flags]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -101,18 +102,12 @@ def _report(measured: dict[str, float], arguments: argparse.Namespace) -> int:
     print(f"{'peak / limit':32}{peak / limit:12.3f}")
     result = {
         "what": "peak RssAnon while Engine.load reads a 1.3B-shaped fp32 .bin into bfloat16 on a CPU",
-        "method": f"RssAnon of /proc/self/status sampled every {SAMPLE_S * 1000:g} ms in a fresh process; "
-        "limit = 1.3 x bfloat16 weights + 500 MB",
-        "command": f"python -m benchmarks.load_memory --folder FOLDER --layers {arguments.layers}",
-        "machine": arguments.machine,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **about("load_memory", __doc__, arguments.machine, "torch", method=METHOD, precision="bfloat16"),
         **measured,
         "limit_bytes": round(limit),
         "fits": peak <= limit,
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result, arguments.json)
     return 0 if peak <= limit else 1
 
 
@@ -122,11 +117,10 @@ def _rss_anon() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load_memory", description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/load-memory"), help="made for the run, then removed")
+    parser = parser_of("load_memory", __doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="for 8 GB; made for the run, then removed")
     parser.add_argument("--layers", type=int, default=NUM_LAYERS, help="24 are 1.3 billion parameters")
-    parser.add_argument("--machine", default="2-core CPU, 24 GiB", help="words for the result file")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 

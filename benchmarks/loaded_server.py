@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +19,19 @@ from typing import Any
 
 import psutil
 
+from benchmarks import about
 from benchmarks.local_server import becomes_ready, free_port
 from service.bench.synthetic import Lengths, make_text
 
 LENGTHS = "lognormal:31:152"
 SAMPLE_S = 0.5
+
+
+def parser_of(name: str, doc: str | None) -> ArgumentParser:
+    """Of a benchmark that loads such a server."""
+    parser = about.parser_of(name, doc)
+    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    return parser
 
 
 @dataclass(slots=True)

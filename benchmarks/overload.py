@@ -1,6 +1,6 @@
 """Ten times what the server can answer, for a minute: what it still answers, how soon, and how soon it recovers.
 
-    python -m benchmarks.overload                      # about two minutes for each of the two models
+    python -m benchmarks.overload --json benchmarks/results/overload.json     # about two minutes for each of two models
     python -m benchmarks.overload --seconds 10 --models mini
 
 Starts the real server on each model, one compute thread, and loads it from this process. Every request is one text of
@@ -32,12 +32,11 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.about import about
-from benchmarks.loaded_server import Server, message, serving, source_of, texts
+from benchmarks.about import about, auto_precision, save
+from benchmarks.loaded_server import Server, message, parser_of, serving, source_of, texts
 from benchmarks.open_loop import NO_ANSWER, Reply, Sender
 from service.bench.requests import NEWS
 
-OUT = Path(__file__).parent / "results" / "overload.json"
 CLIENTS = 32
 NUM_TEXTS = 30_000
 """Each is sent again after some seconds at the earliest: two equal rows in flight would be computed once."""
@@ -61,8 +60,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder, serving(source_of(name, Path(folder)), arguments.port) as server:
             report["models"][name] = uvloop.run(measure(server, name, arguments))
         print(name, json.dumps(report["models"][name], indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report, arguments.json)
     return 0
 
 
@@ -151,22 +149,19 @@ def recovery_s(replies: Sequence[Reply], target_s: float, ended: float) -> float
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": f"{arguments.times:g} times the peak for {arguments.seconds:g} s",
-        **about("overload", __doc__, arguments.machine, "torch"),
+        **about("overload", __doc__, arguments.machine, "torch", precision=auto_precision()),
         "target_ms": arguments.target_ms,
         "targets": TARGETS,
     }
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("overload", __doc__)
     parser.add_argument("--models", nargs="+", choices=("mini", "small"), default=["mini", "small"])
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload; the other phases are shorter")
     parser.add_argument("--times", type=float, default=10.0, help="the peak")
     parser.add_argument("--target-ms", type=int, default=1000, help="the deadline that every request carries")
     parser.add_argument("--deadline-in", choices=("header", "body"), default="header", help="where it carries it")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--machine", default="2-core CPU", help="words for the result file")
-    parser.add_argument("--json", type=Path, default=OUT, help="where the report goes")
     return parser.parse_args()
 
 

@@ -8,18 +8,14 @@ The speeds are the server's own, read from its metrics before each rate. Client 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from benchmarks.about import about, auto_precision, parser_of, save
 from benchmarks.local_server import becomes_ready, free_port
 from service.bench.synthetic import Lengths
 from service.commands import bench, plan
@@ -55,9 +51,7 @@ def main() -> None:
             found = measured(url, rate, arguments.seconds)
             points.append(_entry(rate, said.used, (said.p50, said.p95), (found["p50"], found["p95"])))
             print(" ".join(f"{key} {value}" for key, value in points[-1].items()), flush=True)
-    if arguments.json:
-        report = {**_setting(arguments), "points": points}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save({**_setting(arguments), "points": points}, arguments.json)
 
 
 def measured(url: str, rate: float, seconds: float) -> dict[str, float]:
@@ -83,24 +77,20 @@ def _entry(
 
 
 def _setting(arguments: argparse.Namespace) -> dict[str, Any]:
+    method = f"mini, /v1/embed, one text of {SHAPE} characters a request, Poisson arrivals, {arguments.threads} "
+    method += "compute threads; client and server on one machine"
     return {
         "what": "latencies that `service plan` says, and those of an open loop at the same rate",
-        "method": f"mini, /v1/embed, one text of {SHAPE} characters a request, Poisson arrivals, {arguments.threads} "
-        "compute threads; client and server on one machine",
-        "command": "python -m benchmarks.plan_check",
-        "machine": arguments.machine or f"{len(os.sched_getaffinity(0))}-core CPU",
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        **about("plan_check", __doc__, arguments.machine, "torch", method=method, precision=auto_precision()),
         "seconds_of_a_rate": arguments.seconds,
     }
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_check", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("plan_check", __doc__)
     parser.add_argument("--rates", type=lambda text: [float(part) for part in text.split(",")], default=[50, 100, 200])
     parser.add_argument("--seconds", type=float, default=20.0, help="of one rate (default: 20)")
     parser.add_argument("--threads", type=int, default=1, help="that compute (default: 1)")
-    parser.add_argument("--json", type=Path, help="write the report there")
-    parser.add_argument("--machine", default="", help="words for the report; default: the number of cores")
     return parser.parse_args()
 
 

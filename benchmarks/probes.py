@@ -1,6 +1,6 @@
 """How long a probe takes while the server has more to do than it can.
 
-    python -m benchmarks.probes                        # a minute and a half
+    python -m benchmarks.probes --json benchmarks/results/probes.json         # a minute and a half
 
 A service whose engine answers at once (`benchmarks.front_server`), so that its one Python process is what is full.
 Another process asks /livez and /readyz in turn, on a connection of its own each time, as an orchestrator does, at
@@ -27,14 +27,13 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.about import about
+from benchmarks.about import about, parser_of, save
 from benchmarks.front_client import Server, make_texts, messages_of, serving, throughput
 from service.checkpoint import parse_spec, resolve
 from service.commands.chosen import SHIPPED, located
 from service.tasks.text_model import TextModel
 
 ROOT = Path(__file__).parent.parent
-OUT = Path(__file__).parent / "results" / "probes.json"
 RATE = 20.0
 CLIENTS = 128
 PROBE = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -57,8 +56,8 @@ def main() -> None:
             messages = messages_of(texts, 1)
             found[f"full, {arguments.connections} connections beside"] = probed(server, messages, arguments.seconds)
     print(json.dumps(found, indent=2))
-    report = about("probes", __doc__, arguments.machine, "uvicorn", "uvloop") | {"probes": found}
-    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    made = about("probes", __doc__, arguments.machine, "uvicorn", "uvloop")
+    save(made | {"probes": found}, arguments.json)
 
 
 def probed(server: Server, messages: list[bytes] | None, seconds: float) -> dict[str, Any]:
@@ -101,12 +100,10 @@ def begun(port: int, count: int) -> Iterator[None]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.probes", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("probes", __doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each part (default: %(default)s)")
     parser.add_argument("--connections", type=int, default=10_000, help="that are begun (default: %(default)s)")
     parser.add_argument("--ask", type=int, metavar="PORT", help="be the prober")
-    parser.add_argument("--machine", default="2-core CPU", help="words for the result file")
-    parser.add_argument("--json", type=Path, default=OUT, help="where the report goes")
     return parser.parse_args()
 
 

@@ -1,7 +1,11 @@
 """How long requests of each class wait under mixed traffic: first in, first out against the order of our queue.
 
-Simulated time: the real queue, tickets and batch budget, with a latency model in place of the engine. So it runs in
-seconds, gives the same numbers on every machine, and shows the order alone. `python -m benchmarks.queue_sweep`.
+    python -m benchmarks.queue_sweep --json benchmarks/results/queue_sweep.json
+    python -m benchmarks.queue_sweep --docs            # what that file says into docs/batching.md
+
+Simulated time: the real queue, tickets and batch budget, with a latency model in place of the engine: on the CPU that
+which was measured (`results/speed_cpu.json`), on the GPU an assumed one. So it runs in seconds, gives the same numbers
+on every machine, and shows the order alone.
 
 Traffic is Poisson. A request is one row of lognormal length (median 31 tokens, at most 512), counted as short (up to
 32), medium (up to 128) or long; or, for a share of the tokens, a huge one of many rows. Load is the tokens that
@@ -12,10 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import random
-import sys
-from argparse import ArgumentParser
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,16 +28,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.about import about, parser_of, save
 from service.batching import budget
 from service.batching.job import Job, Ticket
 from service.batching.latency import Cost
 from service.batching.queue import Queue
 from service.domain import Cls, Encoding, Output
+from service.planning.speed import chosen, from_file
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A device, as a latency model of round numbers, and what a huge request is to it."""
+    """A device, as a latency model, and what a huge request is to it."""
 
     name: str
     cost: Cost
@@ -48,22 +52,13 @@ class Case:
         return budget.choose(self.cost, TARGET_S)
 
 
-CASES = (
-    Case(
-        "1.3B on a small CPU",
-        Cost(batch=0.1, token=0.0026, row=0.0005),
-        huge_rows=64,
-        huge_length=64,
-        num_requests=10_000,
-    ),
-    Case(
-        "1.3B on a large GPU",
-        Cost(batch=0.008, token=13e-6, row=2e-6),
-        huge_rows=256,
-        huge_length=288,
-        num_requests=80_000,
-    ),
-)
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "batching.md"
+MARKED = re.compile(r"(<!-- sweep: python -m benchmarks\.queue_sweep --docs -->\n).*?(<!-- /sweep -->)", re.DOTALL)
+CPU_SPEEDS = RESULTS / "speed_cpu.json"
+GPU_COST = Cost(batch=0.008, token=13e-6, row=2e-6)
+"""Assumed, not measured."""
+
 LOADS = (0.5, 0.7, 0.9)
 CLASSES = ("short", "medium", "long", "huge")
 TARGET_S, AGE_S = 0.5, 2.0
@@ -72,7 +67,14 @@ HUGE_SHARE = 0.3
 NUM_IN_FLIGHT = 2
 ZEROS = np.zeros(LONGEST, dtype=np.int32)
 OUTPUT = Output(np.zeros((1, 1), dtype=np.float32))
-OUT = Path(__file__).parent / "results" / "queue_sweep.json"
+
+
+def cases() -> tuple[Case, Case]:
+    cpu = chosen(from_file(CPU_SPEEDS), "1.3B").cost
+    return (
+        Case("1.3B on a 2-core CPU, measured", cpu, huge_rows=64, huge_length=64, num_requests=10_000),
+        Case("1.3B on a large GPU, assumed", GPU_COST, huge_rows=256, huge_length=288, num_requests=80_000),
+    )
 
 
 class Order(Protocol):
@@ -159,9 +161,9 @@ def jobs_of(arrival: Arrival, latencies: list[float]) -> list[Job]:
     return [Job(encoding, arrival.at, [(ticket, row)]) for row, encoding in enumerate(encodings)]
 
 
-def sweep(cases: Iterable[Case], seed: int) -> Iterator[dict[str, Any]]:
+def sweep(devices: Iterable[Case], seed: int) -> Iterator[dict[str, Any]]:
     """A result per device, load and order."""
-    for case in cases:
+    for case in devices:
         capacity = case.full / case.cost.of(case.full, case.full // budget.TYPICAL_ROW)
         for load in LOADS:
             arrivals = list(traffic(random.Random(seed), case, load * capacity))
@@ -185,33 +187,58 @@ def _nobody_leaves(reason: str, jobs: object) -> None:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    print(f"{'device':22}{'load':>5}  {'class':8}{'p50 fifo':>10}{'ours':>9}{'p95 fifo':>10}{'ours':>9}   seconds")
-    for fifo, ours in zip(results[::2], results[1::2], strict=True):
+    print(f"{'device':32}{'load':>5}  {'class':8}{'p50 fifo':>10}{'ours':>9}{'p95 fifo':>10}{'ours':>9}   seconds")
+    for fifo, ours in _pairs(results):
         for kind in CLASSES:
             a, b = fifo["classes"][kind], ours["classes"][kind]
             cells = f"{a['p50_s']:10.3f}{b['p50_s']:9.3f}{a['p95_s']:10.3f}{b['p95_s']:9.3f}"
-            print(f"{fifo['device']:22}{fifo['load']:5.1f}  {kind:8}{cells}")
+            print(f"{fifo['device']:32}{fifo['load']:5.1f}  {kind:8}{cells}")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """For the page."""
+    lines = [f"| | load | | {' | '.join(CLASSES)} |", "|---|---:|---|" + "---:|" * len(CLASSES)]
+    for fifo, ours in _pairs(results):
+        for quantile in ("p50", "p95"):
+            seconds = ((of["classes"][kind][f"{quantile}_s"] for of in (fifo, ours)) for kind in CLASSES)
+            cells = " | ".join(" → ".join(f"{value:.3g}" for value in both) for both in seconds)
+            lines.append(f"| {fifo['device']} | {fifo['load']:.0%} | {quantile} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(text: str) -> str:
+    """The page with the table that the committed result makes."""
+    results = json.loads((RESULTS / "queue_sweep.json").read_text(encoding="utf-8"))["results"]
+    return MARKED.sub(lambda found: f"{found[1]}{table(results)}{found[2]}", text)
+
+
+def _pairs(results: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """First in, first out and ours, of the same device and load."""
+    return zip(results[::2], results[1::2], strict=True)
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=OUT, help=f"where the results go [{OUT.name}]")
+    parser = parser_of("queue_sweep", __doc__)
+    parser.set_defaults(machine="none: simulated time")
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--docs", action="store_true", help="simulate nothing, but write the page's table")
     arguments = parser.parse_args()
-    results = list(sweep(CASES, arguments.seed))
+    if arguments.docs:
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    devices = cases()
+    results = list(sweep(devices, arguments.seed))
     show(results)
-    method = {
-        "command": f"python -m benchmarks.queue_sweep {' '.join(sys.argv[1:])}".strip(),
-        "machine": "none: simulated time",
-        "python": platform.python_version(),
+    setting = {
         "seed": arguments.seed,
-        "cases": [asdict(case) for case in CASES],
+        "cases": [asdict(case) for case in devices],
         "max_age_s": AGE_S,
         "batch_target_s": TARGET_S,
         "row_tokens": {"median": MEDIAN, "sigma": SIGMA, "longest": LONGEST},
         "huge_share_of_tokens": HUGE_SHARE,
     }
-    arguments.json.write_text(json.dumps({"method": method, "results": results}, indent=2) + "\n", encoding="utf-8")
+    made = about("queue_sweep", __doc__, arguments.machine, "numpy")
+    save({**made, **setting, "results": results}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The sizing table of docs/operations.md, from every `results/speed_*.json`: python -m benchmarks.sizing
+"""Writes the sizing table into docs/operations.md, from every `results/speed_*.json`.
+
+    python -m benchmarks.sizing
 
 Rows of texts of lognormal length, one a request; how many replicas keep 95 % of them within the target.
 """
@@ -7,8 +9,10 @@ from __future__ import annotations
 
 import json
 import random
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 
 from service.bench.synthetic import Lengths
 from service.planning.plan import fewest
@@ -16,8 +20,11 @@ from service.planning.simulation import Traffic
 from service.planning.speed import Speed, from_file
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+OVER_HTTP = "load_mini_closed.json"
 DOCUMENT = ROOT / "docs" / "operations.md"
 BEGIN, END = "<!-- sizing: python -m benchmarks.sizing -->\n", "<!-- /sizing -->\n"
+LINE = 120
 SHAPE = "lognormal:31:152"
 RATES = (10, 100, 1000)
 P95_S = 0.5
@@ -35,6 +42,18 @@ def table(results: Path) -> str:
     return HEAD + "".join(
         _line(machine, speed, lengths) for file in sorted(results.glob("speed_*.json")) for machine, speed in _of(file)
     )
+
+
+def words(results: Path) -> str:
+    """What the speeds are not: those of a whole service."""
+    points = json.loads((results / OVER_HTTP).read_text(encoding="utf-8"))["points"]
+    best = max(points, key=lambda point: point["results"]["all"]["tokens_per_s"])
+    served = f"{best['results']['all']['tokens_per_s']:,.0f} tokens/s to {best['concurrency']:g} clients"
+    text = (
+        "Tokens/s are those of the bare engine that has all cores to itself. Where HTTP, tokens and the clients share "
+        f"these cores, less is left: `mini` answered {served} on two cores (`benchmarks/results/{OVER_HTTP}`)."
+    )
+    return f"\n{fill(text, LINE)}\n"
 
 
 def _of(file: Path) -> Iterator[tuple[str, Speed]]:
@@ -56,9 +75,10 @@ def _replicas(speed: Speed, traffic: Traffic) -> str:
 
 
 def main() -> None:
+    ArgumentParser(prog="python -m benchmarks.sizing", description=(__doc__ or "").partition("\n")[0]).parse_args()
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    DOCUMENT.write_text(before + BEGIN + table(ROOT / "benchmarks" / "results") + END + after, encoding="utf-8")
+    DOCUMENT.write_text(before + BEGIN + table(RESULTS) + words(RESULTS) + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

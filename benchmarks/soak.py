@@ -1,6 +1,6 @@
 """Loads a real server for a long time, injects a fault every minute, and looks for leaks and for lost requests.
 
-    python -m benchmarks.soak --minutes 30 --json
+    python -m benchmarks.soak --minutes 30 --json benchmarks/results/soak.json
 
 Clients that know the right answers ask all tasks without a pause; strangers ask wrong, impatiently, in bulk, or hang
 up. Ends with status 1 when a request was lost, an answer was odd, or something grew.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shlex
 import sys
 import tempfile
 import time
@@ -19,18 +18,17 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from benchmarks.about import about, auto_precision, save
 from benchmarks.faults.cgroups import memory_group
 from benchmarks.faults.clients import Clients, counted, questions
 from benchmarks.faults.faults import FAULTS, Patient, possible
 from benchmarks.faults.measure import recovered_s, totals
 from benchmarks.faults.rolling import under_load
-from benchmarks.faults.running import Instance, end_in_order, running, until
+from benchmarks.faults.running import Instance, end_in_order, parser_of, running, until
 from benchmarks.faults.strangers import Strangers
-from benchmarks.faults.tables import RESULTS, WRONG_UNTIL_SEEN
+from benchmarks.faults.tables import WRONG_UNTIL_SEEN
 from benchmarks.faults.watch import told, watch
-from service.bench.measure import machine
 
-RESULT = RESULTS / "soak.json"
 SERVER = "benchmarks.faults.server"
 END_S = 60.0
 IDLE = ("queue_jobs", "queue_tokens", "batches_in_flight", "requests_in_progress")
@@ -41,10 +39,8 @@ def main() -> int:
     arguments = _parse()
     end_in_order()
     report = {**_about(arguments), **asyncio.run(soak(arguments))}
-    shown = json.dumps(report, ensure_ascii=False, indent=2)
-    print(shown)
-    if arguments.json:
-        arguments.json.write_text(shown + "\n", encoding="utf-8")
+    print(json.dumps(report, ensure_ascii=False, indent=2))
+    save(report, arguments.json)
     return 0 if report["is_sound"] else 1
 
 
@@ -110,8 +106,7 @@ async def _inject(patient: Patient, seconds: float, every_s: float) -> list[dict
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": "a long run under mixed load, with a fault every so often",
-        "command": shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]]),
-        "machine": machine(),
+        **about("soak", __doc__, arguments.machine, "torch", "uvicorn", precision=auto_precision()),
         "model": arguments.model,
         "minutes": arguments.minutes,
         "seconds_between_faults": arguments.every,
@@ -120,16 +115,10 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("soak", __doc__, clients=6, questions=100)
     parser.add_argument("--minutes", type=float, default=30.0, help="default: 30")
     parser.add_argument("--every", type=float, default=60.0, help="seconds from fault to fault (default: 60)")
     parser.add_argument("--replicas", type=int, default=2, help="default: 2")
-    parser.add_argument("--model", default="mini", help="default: mini")
-    parser.add_argument("--clients", type=int, default=6, help="default: 6")
-    parser.add_argument("--questions", type=int, default=100, help="of each task (default: 100)")
-    parser.add_argument(
-        "--json", type=Path, nargs="?", const=RESULT, help="write the report there (default: %(const)s)"
-    )
     return parser.parse_args()
 
 

@@ -10,21 +10,19 @@ itself measures after its start are run again and again; the fit is to the media
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.about import about, parser_of, save
 from benchmarks.gpu_model import LARGE, TINY, make_engine
 from service.batching import budget
 from service.batching.latency import LatencyModel
+from service.bench.origin import machine_class
 from service.checkpoint import Shape
 from service.domain import Quantization, Step
 from service.engine.engine import Engine
@@ -49,19 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {arguments.threads} threads"
     wanted = [(shape, way) for shape in arguments.shapes.split(",") for way in arguments.quantization.split(",")]
     speeds = [speed_of(shape, device, name, way, arguments.rounds) for shape, way in tqdm(wanted, "models")]
+    method = f"random weights; medians of {arguments.rounds} rounds of the service's own profile; budget for a target "
+    method += f"of {TARGET_S:g} s"
+    arguments.machine = arguments.machine or (name if device.type == "cuda" else machine_class())
     result = {
         "what": "latency models: seconds of a batch, of each of its tokens and of each of its rows; budget in tokens",
-        "method": f"random weights; medians of {arguments.rounds} rounds of the service's own profile; "
-        f"budget for a target of {TARGET_S:g} s",
-        "command": " ".join(["python -m benchmarks.speed", *(sys.argv[1:] if argv is None else argv)]),
-        "machine": arguments.machine or name,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
+        **about("speed", __doc__, arguments.machine, "torch", method=method, argv=argv),
+        "cuda": torch.version.cuda,
         "speeds": [speed.as_json() for speed in speeds],
     }
     for speed in speeds:
         print(f"{speed.model} {speed.precision}: {speed.tokens_per_s(64):,.0f} tokens/s in rows of 64 tokens")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result, arguments.json)
     return 0
 
 
@@ -83,15 +80,14 @@ def _medians(engine: Engine, rounds: int) -> Iterator[Step]:
     return (Step(*size, median(times)) for size, times in seconds.items() if len(times) == rounds)
 
 
-def _parse(argv: Sequence[str] | None) -> Any:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").split("\n")[0])
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of("speed", __doc__)
+    parser.set_defaults(machine="")  # the device decides
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
     parser.add_argument("--shapes", default="mini,110M,330M,1.3B", help=f"of {','.join(SHAPES)} (default: %(default)s)")
     parser.add_argument("--quantization", default="none", help="of none,int8,fp8 (default: none, which is bfloat16)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--machine", default="", help="words for the report; default: the device")
-    parser.add_argument("--json", type=Path, help="write the report there")
     return parser.parse_args(argv)
 
 

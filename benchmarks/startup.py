@@ -1,6 +1,6 @@
 """Measures how long the server takes from its start to ready, against reading its weights once from a cold disk.
 
-    python -m benchmarks.startup --folder FOLDER
+    python -m benchmarks.startup --folder FOLDER --json benchmarks/results/startup.json
 
 Writes the 1.3B shape with random float32 weights as `.bin`, then as safetensors (5 GB each, and the cache of 2.5 GB
 beside them), starts the real server on them and removes them: 5 minutes or so. Before every start and every reading the
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -22,16 +21,15 @@ import sys
 import tempfile
 import time
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.about import about, auto_precision, parser_of, save
 from benchmarks.big_checkpoint import NUM_LAYERS, write_checkpoint
 from benchmarks.local_server import becomes_ready, free_port
 
-RESULT = Path(__file__).parent / "results" / "startup.json"
 POLL_S = 0.01
 TARGET = 1.5
 
@@ -63,10 +61,14 @@ def main() -> int:
         cases = measure(folder, arguments)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report = {"what": "cold start to ready of the 1.3B shape", "method": METHOD, **_about(arguments), "cases": cases}
+    report = {
+        "what": "cold start to ready of the 1.3B shape",
+        **about("startup", __doc__, arguments.machine, "torch", method=METHOD, precision=auto_precision()),
+        "target": f"ready_over_read of the checkpoint at most {TARGET}",
+        "cases": cases,
+    }
     print(_table(cases))
-    arguments.json.parent.mkdir(exist_ok=True)
-    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report, arguments.json)
     return 0
 
 
@@ -81,7 +83,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, 
         )
         cases[f"{kind}, no cache"] = _case(weights, "off", [], arguments.runs, arguments)
         shutil.rmtree(weights.parent)
-        shutil.rmtree(cache)
+        shutil.rmtree(cache, ignore_errors=True)  # a small model is not kept
     return cases
 
 
@@ -163,17 +165,6 @@ def _phases(lines: str, began: float) -> dict[str, float]:
     return phases
 
 
-def _about(arguments: argparse.Namespace) -> dict[str, Any]:
-    command = f"python -m benchmarks.startup --folder FOLDER --layers {arguments.layers} --runs {arguments.runs}"
-    return {
-        "command": " ".join([command, *(f"--flag={flag}" for flag in arguments.flags)]),
-        "machine": arguments.machine,
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "target": f"ready_over_read of the checkpoint at most {TARGET}",
-    }
-
-
 def _table(cases: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'case':24}{'ready s':>9}{'read s':>9}{'ratio':>7}  phases of the last start"]
     for name, case in cases.items():
@@ -184,13 +175,11 @@ def _table(cases: dict[str, dict[str, Any]]) -> str:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.split("\n")[0])
+    parser = parser_of("startup", __doc__)
     parser.add_argument("--folder", type=Path, required=True, help="for 8 GB; made for the run, then removed")
     parser.add_argument("--layers", type=int, default=NUM_LAYERS, help="24 are 1.3 billion parameters")
     parser.add_argument("--runs", type=int, default=3, help="of each case but the first")
     parser.add_argument("--flag", dest="flags", action="append", default=[], help="to serve: --flag=--threads=1")
-    parser.add_argument("--machine", default="2-core CPU, 24 GiB", help="words for the result file")
-    parser.add_argument("--json", type=Path, default=RESULT, help="where the report goes")
     return parser.parse_args()
 
 

@@ -9,21 +9,18 @@ and throws them away. What counts is the CPU time of the service's parent proces
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import uvloop
 from tqdm import tqdm
 
+from benchmarks.about import about, parser_of, save
 from benchmarks.front_client import make_texts, messages_of, serving, throughput
 from service.checkpoint import parse_spec, resolve
 from service.commands.chosen import SHIPPED, located
@@ -32,6 +29,10 @@ from service.tasks.text_model import TextModel
 ROOT = Path(__file__).parent.parent
 RATIOS = (0.0, 0.01, 0.1, 1.0)
 CLIENTS = 8
+METHOD = (
+    f"closed loop of {CLIENTS} clients on loopback, requests of one row of 32 tokens, the engine answers at once; ways "
+    "in turn, medians over the turns; ratio: tracing.sample_ratio"
+)
 
 
 class Discarding(BaseHTTPRequestHandler):
@@ -74,8 +75,7 @@ def main() -> None:
     report = {**_setting(arguments), "results": [_entry(name, found) for name, found in turns.items()]}
     for entry in report["results"]:
         print(" ".join(f"{key} {value}" for key, value in entry.items()))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report, arguments.json)
 
 
 def _entry(name: str, turns: list[dict[str, float]]) -> dict[str, Any]:
@@ -85,23 +85,16 @@ def _entry(name: str, turns: list[dict[str, float]]) -> dict[str, Any]:
 def _setting(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": "CPU time of a request in the parent process, without and with tracing",
-        "method": f"closed loop of {CLIENTS} clients on loopback, requests of one row of 32 tokens, the engine answers "
-        "at once; ways in turn, medians over the turns; ratio: tracing.sample_ratio",
-        "command": "python -m benchmarks.tracing",
-        "machine": arguments.machine or f"{len(os.sched_getaffinity(0))}-core CPU",
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("opentelemetry-sdk", "uvicorn", "uvloop")},
+        **about("tracing", __doc__, arguments.machine, "opentelemetry-sdk", "uvicorn", "uvloop", method=METHOD),
         "turns": arguments.turns,
         "seconds_of_a_turn": arguments.seconds,
     }
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tracing", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("tracing", __doc__)
     parser.add_argument("--turns", type=int, default=5, help="(default: 5)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one turn (default: 4)")
-    parser.add_argument("--json", type=Path, help="write the report there")
-    parser.add_argument("--machine", default="", help="words for the report; default: the number of cores")
     return parser.parse_args()
 
 

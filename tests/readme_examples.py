@@ -1,7 +1,7 @@
 """Reads the examples of the READMEs, and fills in their answers from a running server.
 
     python -m tests.readme_examples --url http://127.0.0.1:8000     # the answers below each curl
-    python -m tests.readme_examples --accuracy results/*.json       # the accuracy table, from `evaluate --json`
+    python -m tests.readme_examples --accuracy                      # the accuracy table, of the committed result
 
 An example is a bash block under `<!-- example:NAME -->`; its answer is the JSON block under `<!-- answer:NAME -->`.
 """
@@ -22,6 +22,7 @@ import httpx
 
 ROOT = Path(__file__).parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+ACCURACY_RESULT = ROOT / "benchmarks" / "results" / "accuracy_mini.json"
 MODEL_CARD = ROOT / "service" / "models" / "mini" / "README.md"
 WIDTH = 100
 LONGEST_VECTOR = 8
@@ -81,6 +82,12 @@ def fill_accuracy(text: str, head: tuple[str, ...], reports: list[dict[str, Any]
     return ACCURACY.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
 
 
+def measured() -> list[dict[str, Any]]:
+    """What `fill_accuracy` wants, of every data set."""
+    reports: list[dict[str, Any]] = json.loads(ACCURACY_RESULT.read_text(encoding="utf-8"))["sets"]
+    return reports
+
+
 def pretty(value: Any, indent: int = 0) -> str:
     """JSON in which what is short stays on one line; numbers are rounded and long vectors cut."""
     value = _shortened(value)
@@ -114,9 +121,7 @@ def _rewrite(paths: Iterable[Path], change: Callable[[Path, str], str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.readme_examples", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--url", help="fill in the answers of this server")
-    parser.add_argument(
-        "--accuracy", type=Path, nargs="+", default=[], help="reports of evaluate --json, in table order"
-    )
+    parser.add_argument("--accuracy", action="store_true", help="fill in what python -m benchmarks.accuracy measured")
     args = parser.parse_args()
     if args.url:
         with httpx.Client(base_url=args.url, timeout=60, trust_env=False) as client:
@@ -124,7 +129,7 @@ def main() -> None:
             replies = {name: example.send(client) for name, example in asked.items()}
         _rewrite(READMES, lambda path, text: fill_answers(text, replies))
     if args.accuracy:
-        reports = [json.loads(path.read_text(encoding="utf-8")) for path in args.accuracy]
+        reports = measured()
         _rewrite((*READMES, MODEL_CARD), lambda path, text: fill_accuracy(text, HEADS[path.name], reports))
 
 

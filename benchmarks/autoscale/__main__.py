@@ -1,14 +1,15 @@
-"""`python -m benchmarks.autoscale`: does the autoscaler of k8s/ follow a load? Recorded on one pod, replayed on many.
+"""Does the autoscaler of k8s/ follow a load? Recorded on one pod, replayed on many.
 
-record FILE --port 8000 --peak-rate 60     a compressed day against a running server, with mini: 10 minutes
-replay FILE --times 6                      through the arithmetic of the autoscaler, with its manifest
+    python -m benchmarks.autoscale record FILE --port 8000 --peak-rate 60    # a compressed day on a running server
+    python -m benchmarks.autoscale replay FILE --times 6                     # the autoscaler's arithmetic and manifest
+
+The replay is arithmetic: the same on every machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.about import about, parser_of, save
 from benchmarks.autoscale.hpa import Spec
 from benchmarks.autoscale.recording import read, record, write
 from benchmarks.autoscale.replay import Second, replay
@@ -23,12 +25,13 @@ from service.bench.requests import endless
 from service.bench.synthetic import Lengths, make_corpus
 
 MANIFEST = Path(__file__).parents[2] / "k8s/components/autoscale/autoscaler.yaml"
+METHOD = "the recorded load, multiplied and stretched, through the arithmetic of the autoscaler with its manifest"
 LATE_S = 1.0
 """A wait that callers notice."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.autoscale", description=__doc__)
+    parser = parser_of("autoscale", __doc__)
     parser.add_argument("what", choices=["record", "replay"])
     parser.add_argument("file", type=Path, help="the recording (CSV)")
     parser.add_argument("--port", type=int, default=8000)
@@ -37,7 +40,6 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=6.0, help="replay so many times the recorded load")
     parser.add_argument("--stretch", type=int, default=6, help="replay each second as so many")
     parser.add_argument("--start-s", type=float, default=30.0, help="seconds from the wish for a pod to its readiness")
-    parser.add_argument("--json", type=Path, help="write the result of the replay")
     arguments = parser.parse_args()
     if arguments.what == "record":
         _record(arguments)
@@ -57,8 +59,9 @@ def _replay(arguments: argparse.Namespace) -> None:
     options = {"times": arguments.times, "stretch": arguments.stretch, "start_s": arguments.start_s}
     result = summary(replay(steps, spec, **options))
     print(table(result))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"options": options, **result}, indent=1) + "\n")
+    save(
+        {**about("autoscale", __doc__, arguments.machine, method=METHOD), "options": options, **result}, arguments.json
+    )
 
 
 def summary(seconds: Sequence[Second]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Injects every fault into real servers under load and counts what their clients got.
 
-    python -m benchmarks.faults [--only "replica killed"] [--replicas 1 2]
+    python -m benchmarks.faults --json benchmarks/results/faults.json
+    python -m benchmarks.faults --only "replica killed" --replicas 1
 
-Minutes. Ends with status 1 when a request was lost: no answer, a wrong one, or one after its deadline.
+Ten minutes for all. Ends with status 1 when a request was lost: no answer, a wrong one, or one after its deadline.
 """
 
 from __future__ import annotations
@@ -10,24 +11,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.about import about, auto_precision, save
 from benchmarks.faults.cgroups import memory_group
 from benchmarks.faults.clients import Clients, Question, questions
 from benchmarks.faults.faults import FAULTS, Fault, Patient, possible
 from benchmarks.faults.measure import measure, summary
 from benchmarks.faults.proxies import PROXIES, is_installed
 from benchmarks.faults.rolling import behind
-from benchmarks.faults.running import Instance, end_in_order, running
-from benchmarks.faults.tables import RESULTS, as_text, num_lost
-from service.bench.measure import machine
+from benchmarks.faults.running import Instance, end_in_order, parser_of, running
+from benchmarks.faults.tables import as_text, num_lost
 
-RESULT = RESULTS / "faults.json"
 SERVER = "benchmarks.faults.server"
 METHOD = (
     "Closed loop of clients on loopback, one text a request, tasks in turn; every question was asked once before, when "
@@ -42,8 +41,7 @@ def main() -> int:
     end_in_order()
     report = asyncio.run(_run(arguments))
     print(as_text(report))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    save(report, arguments.json)
     return 1 if num_lost(report) else 0
 
 
@@ -99,9 +97,7 @@ def _flags(arguments: argparse.Namespace) -> list[str]:
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": "faults injected into a server under load",
-        "method": METHOD,
-        "command": shlex.join(["python", "-m", "benchmarks.faults", *sys.argv[1:]]),
-        "machine": machine(),
+        **about("faults", __doc__, arguments.machine, "torch", "uvicorn", method=METHOD, precision=auto_precision()),
         "model": arguments.model,
         "clients": arguments.clients,
         "deadline_s": arguments.deadline,
@@ -109,16 +105,10 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("faults", __doc__, clients=8, questions=40)
     parser.add_argument("--only", nargs="+", metavar="FAULT", choices=[fault.name for fault in FAULTS], default=[])
     parser.add_argument("--replicas", nargs="+", type=int, default=[1, 2], help="default: 1 2")
-    parser.add_argument("--model", default="mini", help="default: mini")
-    parser.add_argument("--clients", type=int, default=8, help="default: 8")
-    parser.add_argument("--questions", type=int, default=40, help="of each task (default: 40)")
     parser.add_argument("--deadline", type=float, default=60.0, help="of each request, in seconds (default: 60)")
-    parser.add_argument(
-        "--json", type=Path, nargs="?", const=RESULT, help="write the report there (default: %(const)s)"
-    )
     return parser.parse_args()
 
 

@@ -13,13 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from service.bench.requests import BODIES, make_requests
+from service.bench.requests import BODIES, requests_of
 from service.bench.synthetic import Lengths, make_corpus
 
 MIX = ("zero-shot", "similarity", "mrc", "nli", "embed")
@@ -68,7 +68,7 @@ def questions(num_of_each: int, mix: Sequence[str] = MIX, seed: int = 1) -> list
     rng = random.Random(seed)
     corpus = make_corpus(Lengths.parse(LENGTHS), seed)
     assert set(mix) <= set(BODIES)
-    made = [make_requests(corpus, task, num_of_each, 1, None, rng) for task in mix]
+    made = [islice(requests_of(corpus, task, 1, None, rng), num_of_each) for task in mix]
     return [Question(each.task, each.path, each.body) for turn in zip(*made, strict=True) for each in turn]
 
 

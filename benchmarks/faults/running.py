@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from benchmarks import about
 from benchmarks.faults.cgroups import MemoryGroup
 from benchmarks.local_server import becomes_ready, free_port
 
@@ -24,6 +26,15 @@ START_S = 300.0
 END_S = 120.0
 POLL_S = 0.05
 SERVE = ("service", "serve")
+
+
+def parser_of(name: str, doc: str | None, *, clients: int, questions: int) -> ArgumentParser:
+    """Of a benchmark whose clients ask such a server what they know the answer of."""
+    parser = about.parser_of(name, doc)
+    parser.add_argument("--model", default="mini", help="default: mini")
+    parser.add_argument("--clients", type=int, default=clients, help="default: %(default)s")
+    parser.add_argument("--questions", type=int, default=questions, help="of each task (default: %(default)s)")
+    return parser
 
 
 class Instance:

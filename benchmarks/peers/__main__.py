@@ -1,131 +1,179 @@
-"""Measures this server against others that serve the same checkpoint: `python -m benchmarks.peers --help`.
+"""Measures this server against others that serve the same checkpoint.
+
+    python -m benchmarks.peers --json benchmarks/results/peers.json
 
 All run at once on this machine, each with the same number of compute threads, and all but the one that is measured are
-stopped in their tracks (SIGSTOP). Before the clock runs all have to agree on labels and scores.
+stopped in their tracks (SIGSTOP). Before the clock runs all have to agree on labels and scores. A peer that cannot be
+installed, does not start or answers otherwise is left out, and the report says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvloop
 from tqdm import tqdm
 
+from benchmarks.about import about, parser_of, save
 from benchmarks.local_server import free_port
 from benchmarks.peers import environments
 from benchmarks.peers.checkpoint import make_checkpoint
 from benchmarks.peers.peers import OUR_PYTHON, PEERS, Place, Server, chosen, ours
-from benchmarks.peers.ratios import summarize, table
+from benchmarks.peers.ratios import Kind, summarize, table
 from benchmarks.peers.rounds import Measured, answers, make_texts, measure
 from benchmarks.peers.running import Running
-from service.bench.measure import machine
 
-RESULT = Path(__file__).parent.parent / "results" / "peers.json"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """How far a score may be from the first server's."""
 CHECKED_TEXTS = 8
 METHOD = (
-    "closed loop over whole passes of the same texts, one text a request, from the first request to the last answer; "
-    "all servers run, all but the measured one are suspended; ratios are of one round"
+    "closed loop over whole passes of the same texts, four or more, one text a request; clocked from answer to answer "
+    "while all clients go on sending, so without a start and a tail; all servers run, all but the measured one are "
+    "suspended; all rounds of few clients come before those of many; ratios are of one round"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A server in one precision."""
+
+    name: str
+    server: Server
+    python: Path
+    precision: str
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.precision, self.server.is_batching)
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    peers = chosen(args.peers.split(","))
-    mine = [ours(precision) for precision in args.precisions.split(",")]
-    places = [(server, OUR_PYTHON, server.name.removeprefix("ours ")) for server in mine]
-    places += [(peer, environments.ensure(peer.name), args.peer_precision) for peer in peers]
+    left_out: dict[str, str] = {}
+    mine = [Entrant(f"ours {one}", ours(), OUR_PYTHON, one) for one in args.precisions.split(",")]
+    peers = installed(chosen(args.peers.split(",")), args.peer_precisions.split(","), left_out)
     if args.setup_only:
-        return 0
+        return 1 if left_out else 0
     model = make_checkpoint(environments.FOLDER.absolute() / "checkpoint")
     texts = make_texts(args.lengths, args.requests, args.seed)
     with ExitStack() as stack:
-        servers = [start(stack, server, python, model, args.threads, precision) for server, python, precision in places]
-        measured = uvloop.run(compare(servers, texts, args))
-    levels = summarize(measured, [server.name for server in mine], {peer.name: peer.is_batching for peer in peers})
+        servers = [start(stack, entrant, model, args.threads) for entrant in (*mine, *peers)]
+        measured = uvloop.run(compare(servers, texts, len(mine), args, left_out))
+    peers = [peer for peer in peers if peer.name not in left_out]
+    levels = summarize(measured, {one.name: one.kind for one in mine}, {peer.name: peer.kind for peer in peers})
     print(table(levels))
-    args.json.write_text(json.dumps(report(args, argv, peers, levels, measured), indent=2) + "\n", encoding="utf-8")
+    for name, reason in left_out.items():
+        print(f"{name} is left out: {reason}")
+    save(report(args, argv, peers, left_out, levels, measured), args.json)
     return 0
 
 
-def start(stack: ExitStack, server: Server, python: Path, model: Path, threads: int, precision: str) -> Running:
-    place = Place(python, model, free_port(), threads, precision)
-    running = Running(server, place, environments.FOLDER / f"{server.name.replace(' ', '-')}.log")
+def installed(peers: Sequence[Server], precisions: Sequence[str], left_out: dict[str, str]) -> list[Entrant]:
+    """Those whose environments can be made, in each of these precisions that they compute in."""
+    entrants = []
+    for peer in peers:
+        try:
+            python = environments.ensure(peer.name)
+        except RuntimeError as error:
+            left_out[peer.name] = str(error)
+            continue
+        for precision in precisions:
+            if precision in peer.precisions:
+                name = peer.name if precision == "float32" else f"{peer.name} {precision}"
+                entrants.append(Entrant(name, peer, python, precision))
+    return entrants
+
+
+def start(stack: ExitStack, entrant: Entrant, model: Path, threads: int) -> Running:
+    place = Place(entrant.python, model, free_port(), threads, entrant.precision)
+    log = environments.FOLDER / f"{entrant.name.replace(' ', '-')}.log"
+    running = Running(entrant.name, entrant.server, place, log)
     stack.callback(running.stop)
     return running
 
 
-async def compare(servers: Sequence[Running], texts: Sequence[str], args: argparse.Namespace) -> list[Measured]:
-    """Waits for all, checks that they agree, measures. RuntimeError when one does not answer or answers otherwise."""
-    for server in servers:
-        await server.ready(texts[0])
-    await check(servers, texts[:CHECKED_TEXTS])
-    for server in servers:
+async def compare(
+    servers: Sequence[Running], texts: Sequence[str], num_ours: int, args: argparse.Namespace, left_out: dict[str, str]
+) -> list[Measured]:
+    """Waits for all, checks that they agree, measures. RuntimeError when one of ours, which come first, fails."""
+    agreeing = await agreed(servers, texts[:CHECKED_TEXTS], num_ours, left_out)
+    for server in agreeing:
         server.suspend()
-    levels = [int(level) for level in args.concurrency.split(",")]
-    with tqdm(total=args.rounds * len(levels) * len(servers), unit="run") as bar:
+    levels = sorted(int(level) for level in args.concurrency.split(","))
+    with tqdm(total=args.rounds * len(levels) * len(agreeing), unit="run") as bar:
 
         def tell(one: Measured) -> None:
             bar.set_postfix_str(f"{one.server} c={one.concurrency}: {one.rate:.1f} requests/s", refresh=False)
             bar.update()
 
         return await measure(
-            servers, texts, concurrencies=levels, rounds=args.rounds, min_seconds=args.seconds, report=tell
+            agreeing, texts, concurrencies=levels, rounds=args.rounds, min_seconds=args.seconds, report=tell
         )
 
 
-async def check(servers: Sequence[Running], texts: Sequence[str]) -> None:
-    """RuntimeError for a server that answers otherwise than the first."""
-    wanted = await answers(servers[0], texts)
-    for server in servers[1:]:
-        found = await answers(server, texts)
-        for (label, score), (other, other_score) in zip(wanted, found, strict=True):
-            is_near = abs(score - other_score) <= TOLERANCE[server.precision]
-            if not is_near or (label != other and server.precision == "float32"):
-                raise RuntimeError(
-                    f"{server.server.name} answers {other} {other_score:.4f}, wanted {label} {score:.4f}"
-                )
-    print(f"all {len(servers)} servers agree on {len(texts)} texts", file=sys.stderr)
+async def agreed(
+    servers: Sequence[Running], texts: Sequence[str], num_ours: int, left_out: dict[str, str]
+) -> list[Running]:
+    """Those that answer, and as the first does; a peer that does not is ended, so that it takes nothing from others."""
+    agreeing: list[Running] = []
+    wanted: list[tuple[str, float]] = []
+    for number, server in enumerate(servers):
+        try:
+            await server.ready(texts[0])
+            found = await answers(server, texts)
+            wanted = wanted or found
+            check(server, found, wanted)
+        except RuntimeError as error:
+            if number < num_ours:
+                raise
+            left_out[server.name] = str(error)
+            server.stop()
+        else:
+            agreeing.append(server)
+    print(f"{len(agreeing)} servers agree on {len(texts)} texts", file=sys.stderr)
+    return agreeing
+
+
+def check(server: Running, found: Sequence[tuple[str, float]], wanted: Sequence[tuple[str, float]]) -> None:
+    """RuntimeError for answers that are not those of the first server."""
+    for (label, score), (other, other_score) in zip(wanted, found, strict=True):
+        is_near = abs(score - other_score) <= TOLERANCE[server.precision]
+        if not is_near or (label != other and server.precision == "float32"):
+            raise RuntimeError(f"{server.name} answers {other} {other_score:.4f}, wanted {label} {score:.4f}")
 
 
 def report(
     args: argparse.Namespace,
     argv: Sequence[str],
-    peers: Sequence[Server],
+    peers: Sequence[Entrant],
+    left_out: dict[str, str],
     levels: Sequence[dict[str, Any]],
     measured: Sequence[Measured],
 ) -> dict[str, Any]:
     """What one must know to repeat the run, and every number of it."""
-    about = {
-        peer.name: {
-            "how": peer.how,
-            "precision": args.peer_precision,
-            "versions": environments.versions(environments.ensure(peer.name), peer.packages),
-        }
-        for peer in peers
-    }
     return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks.peers", *argv]),
-        "method": METHOD,
-        "machine": machine(),
+        "what": "requests per second of this server and of others that serve the same checkpoint",
+        **about("peers", __doc__, args.machine, "torch", "uvicorn", "fastapi", method=METHOD, argv=argv),
         "checkpoint": "MegatronBert classifier of random numbers: 6 layers, 384 wide, 6 heads, 21,128 words",
         "texts": {"lengths_in_tokens": args.lengths, "texts_in_a_pass": args.requests, "seed": args.seed},
         "threads": args.threads,
         "rounds": args.rounds,
-        "python": platform.python_version(),
-        "ours": {"how": ours("").how, "versions": environments.versions(OUR_PYTHON, ("torch", "uvicorn", "fastapi"))},
-        "peers": about,
+        "ours": {"how": ours().how, "precisions": args.precisions.split(",")},
+        "peers": {
+            peer.name: {
+                "how": peer.server.how,
+                "precision": peer.precision,
+                "versions": environments.versions(peer.python, peer.server.packages),
+            }
+            for peer in peers
+        },
+        "left_out": left_out,
         "levels": list(levels),
         "runs_are": "round, server, concurrency, requests, seconds",
         "runs": [[one.round, one.server, one.concurrency, one.requests, round(one.seconds, 3)] for one in measured],
@@ -133,19 +181,19 @@ def report(
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Ours against other servers.")
+    parser = parser_of("peers", __doc__)
     names = ",".join(peer.name for peer in PEERS)
     parser.add_argument("--peers", default=names, help="default: %(default)s")
     parser.add_argument("--precisions", default="float32,bfloat16", help="ours (default: %(default)s)")
-    parser.add_argument("--peer-precision", default="float32", choices=TOLERANCE, help="default: %(default)s")
+    whose = "theirs, where a peer has both (default: %(default)s)"
+    parser.add_argument("--peer-precisions", default="float32,bfloat16", help=whose)
     parser.add_argument("--concurrency", default="1,8,32", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--requests", type=int, default=96, help="texts in a pass (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="least of one run (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="least of one run (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="compute threads of every server (default: 1)")
     parser.add_argument("--lengths", default="lognormal:31:152", help="of a text in tokens (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=RESULT, help="default: benchmarks/results/peers.json")
     parser.add_argument("--setup-only", action="store_true", help="make the environments and end")
     return parser.parse_args(argv)
 

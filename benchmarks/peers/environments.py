@@ -16,7 +16,7 @@ REQUIREMENTS = Path(__file__).parent / "requirements"
 
 
 def ensure(name: str) -> Path:
-    """The interpreter of a peer's environment. Raises CalledProcessError when pip fails."""
+    """The interpreter of a peer's environment. RuntimeError when it cannot be made."""
     requirements = REQUIREMENTS / f"{name}.txt"
     folder = (FOLDER / name).absolute()
     python, stamp = folder / "bin" / "python", folder / "stamp"
@@ -24,11 +24,11 @@ def ensure(name: str) -> Path:
     if stamp.is_file() and stamp.read_text() == digest:
         return python
     print(f"{name}: installing into {FOLDER / name}, minutes", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     torch = next(line for line in requirements.read_text().splitlines() if line.startswith("torch=="))
-    subprocess.run([*pip, torch], check=True)
-    subprocess.run([*pip, "-r", requirements], check=True)
+    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, torch], [*pip, "-r", str(requirements)]):
+        if (status := subprocess.run(command).returncode) != 0:
+            raise RuntimeError(f"{name}: its environment cannot be made: {command[2]} ends with {status}")
     stamp.write_text(digest)
     return python
 

@@ -42,6 +42,8 @@ class Server:
     """Whose versions are told, of the environment that is called like the server."""
     environment: dict[str, str] = field(default_factory=dict)
     is_batching: bool = True
+    precisions: tuple[str, ...] = ("float32",)
+    """It computes in."""
 
     def request(self, text: str) -> bytes:
         return json.dumps(self.body(text), ensure_ascii=False).encode()
@@ -56,9 +58,9 @@ def _ours(place: Place) -> Sequence[str | Path]:
     return [place.python, "-m", "service", "serve", "--model", f"peer={place.model}", "--port", str(place.port), *flags]
 
 
-def ours(precision: str) -> Server:
+def ours() -> Server:
     return Server(
-        name=f"ours {precision}",
+        name="ours",
         how="python -m service serve, defaults but for threads and precision",
         command=_ours,
         path="/v1/classify",
@@ -98,6 +100,7 @@ PEERS = (
         read=lambda reply: _pair(reply["data"][0][0]),
         packages=("infinity_emb", "torch", "transformers"),
         environment={"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"},
+        precisions=("float32", "bfloat16"),
     ),
     Server(
         name="litserve",
@@ -136,6 +139,7 @@ PEERS = (
         read=_pair,
         packages=("fastapi", "torch", "transformers"),
         is_batching=False,
+        precisions=("float32", "bfloat16"),
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -13,13 +14,26 @@ BEST_BATCHING = "best batching peer"
 """A server that computes one text at a time is no rival under load in general, but it is where padding costs most."""
 
 
-def summarize(measured: Sequence[Measured], ours: Sequence[str], peers: Mapping[str, bool]) -> list[dict[str, Any]]:
-    """One entry for each concurrency. `peers` says of each whether it batches."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Who is compared with whom: ours in float32 with those in float32, ours in fewer bits with all."""
+
+    precision: str
+    is_batching: bool = True
+
+    def is_rival(self, peer: Kind) -> bool:
+        return self.precision != "float32" or peer.precision == "float32"
+
+
+def summarize(
+    measured: Sequence[Measured], ours: Mapping[str, Kind], peers: Mapping[str, Kind]
+) -> list[dict[str, Any]]:
+    """One entry for each concurrency."""
     levels = dict.fromkeys(one.concurrency for one in measured)
     return [_level([one for one in measured if one.concurrency == level], ours, peers) for level in levels]
 
 
-def _level(measured: Sequence[Measured], ours: Sequence[str], peers: Mapping[str, bool]) -> dict[str, Any]:
+def _level(measured: Sequence[Measured], ours: Mapping[str, Kind], peers: Mapping[str, Kind]) -> dict[str, Any]:
     rounds = [
         {one.server: one.rate for one in measured if one.round == number}
         for number in sorted({one.round for one in measured})
@@ -27,13 +41,16 @@ def _level(measured: Sequence[Measured], ours: Sequence[str], peers: Mapping[str
     return {
         "concurrency": measured[0].concurrency,
         "requests_per_s": {server: spread([rates[server] for rates in rounds]) for server in (*ours, *peers)},
-        "ours_over": {server: _over(server, rounds, peers) for server in ours},
+        "ours_over": {
+            server: _over(server, rounds, {name: peer for name, peer in peers.items() if kind.is_rival(peer)})
+            for server, kind in ours.items()
+        },
     }
 
 
-def _over(server: str, rounds: Sequence[Mapping[str, float]], peers: Mapping[str, bool]) -> dict[str, dict[str, float]]:
+def _over(server: str, rounds: Sequence[Mapping[str, float]], peers: Mapping[str, Kind]) -> dict[str, dict[str, float]]:
     """Ratios of one round each: what slows the machine for a while slows both."""
-    rivals = {BEST: list(peers), BEST_BATCHING: [name for name, is_batching in peers.items() if is_batching]}
+    rivals = {BEST: list(peers), BEST_BATCHING: [name for name, peer in peers.items() if peer.is_batching]}
     rivals |= {name: [name] for name in peers}
     return {
         rival: spread([rates[server] / max(rates[name] for name in names) for rates in rounds])

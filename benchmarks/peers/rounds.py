@@ -1,8 +1,9 @@
 """The measurement: every server in turn gets the same texts from so many clients, round after round.
 
-A run is a fixed amount of work: whole passes over the same texts until enough time has gone by, clocked from the first
-request to the last answer. So no server is lucky with its texts, and slow ones are not cut off in a batch. Lengths are
-drawn evenly from the distribution, so that a pass is long enough to be one.
+A run is clocked from one answer to another while all clients go on sending: neither a start nor a tail is in it. It is
+whole passes over the same texts, four or more, until enough time has gone by. So no server is lucky with its texts.
+Lengths are drawn evenly from the distribution, so that a pass is long enough to be one. All rounds of few clients come
+before those of many: a server that learns how long to wait for a batch does not carry it from a high load to a low one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from benchmarks.peers.running import Running
 from service.bench.synthetic import Lengths, make_text
 
 SPECIAL_TOKENS = 2
-WARM_UP = 8
+LEAST_PASSES = 4
+LEAST_LEAD = 8
+"""Answers before the clock starts: what stood still gets under way."""
 TIMEOUT_S = 120.0
 
 
@@ -33,6 +37,32 @@ class Measured:
     @property
     def rate(self) -> float:
         return self.requests / self.seconds
+
+
+class Passes:
+    """The clock of a run: it starts at the answer that ends the lead, and stops at one that ends a pass."""
+
+    def __init__(self, lead: int, texts: int, min_seconds: float) -> None:
+        self._lead = lead
+        self._texts = texts
+        self._min_seconds = min_seconds
+        self._num = 0
+        self._started = 0.0
+        self.requests = 0
+        self.seconds = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.requests > 0
+
+    def answered(self, now: float) -> None:
+        self._num += 1
+        if self._num == self._lead:
+            self._started = now
+        passes, rest = divmod(self._num - self._lead, self._texts)
+        if self.is_over or rest or passes < LEAST_PASSES or now - self._started < self._min_seconds:
+            return
+        self.requests, self.seconds = passes * self._texts, now - self._started
 
 
 def make_texts(lengths: str, count: int, seed: int) -> list[str]:
@@ -53,38 +83,28 @@ async def measure(
 ) -> list[Measured]:
     """All are suspended when this begins and when it ends."""
     measured = []
-    for number in range(rounds):
-        for concurrency in concurrencies:
+    for concurrency in concurrencies:
+        for number in range(rounds):
             # Another one goes first in every round: nobody always has the machine at its coolest.
             for server in (*servers[number % len(servers) :], *servers[: number % len(servers)]):
-                bodies = [server.server.request(text) for text in texts]
+                passes = Passes(max(LEAST_LEAD, 2 * concurrency), len(texts), min_seconds)
                 server.resume()
-                await _all_at_once(server, bodies[:WARM_UP])  # what stood still gets under way
-                count, seconds = await _run(server, bodies, concurrency, min_seconds)
+                await _run(server, texts, concurrency, passes)
                 server.suspend()
-                measured.append(Measured(number, server.server.name, concurrency, count, seconds))
+                measured.append(Measured(number, server.name, concurrency, passes.requests, passes.seconds))
                 report(measured[-1])
     return measured
 
 
-async def _all_at_once(server: Running, bodies: Sequence[bytes]) -> None:
-    await asyncio.gather(*(_ask(server, body) for body in bodies))
-
-
-async def _run(server: Running, bodies: Sequence[bytes], concurrency: int, min_seconds: float) -> tuple[int, float]:
-    """Requests and seconds of whole passes."""
-    started = time.perf_counter()
-    num_sent = 0
+async def _run(server: Running, texts: Sequence[str], concurrency: int, passes: Passes) -> None:
+    bodies = cycle([server.server.request(text) for text in texts])
 
     async def client() -> None:
-        nonlocal num_sent
-        while num_sent % len(bodies) or time.perf_counter() - started < min_seconds or not num_sent:
-            body = bodies[num_sent % len(bodies)]
-            num_sent += 1
-            await _ask(server, body)
+        while not passes.is_over:
+            await _ask(server, next(bodies))
+            passes.answered(time.perf_counter())
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
-    return num_sent, time.perf_counter() - started
 
 
 async def _ask(server: Running, body: bytes) -> None:
@@ -92,7 +112,7 @@ async def _ask(server: Running, body: bytes) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         response = await server.ask(body)
     if response.status != 200:
-        raise RuntimeError(f"{server.server.name} answers {response.status}: {response.body[:200]!r}")
+        raise RuntimeError(f"{server.name} answers {response.status}: {response.body[:200]!r}")
 
 
 async def answers(server: Running, texts: Sequence[str]) -> list[tuple[str, float]]:

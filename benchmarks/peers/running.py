@@ -24,7 +24,8 @@ STOP_TIMEOUT_S = 10.0
 class Running:
     """One server and all its children."""
 
-    def __init__(self, server: Server, place: Place, log: Path) -> None:
+    def __init__(self, name: str, server: Server, place: Place, log: Path) -> None:
+        self.name = name
         self.server = server
         self.precision = place.precision
         self.log = log
@@ -53,12 +54,12 @@ class Running:
             async with asyncio.timeout(START_TIMEOUT_S):
                 while True:
                     if self._process.poll() is not None:
-                        raise RuntimeError(f"{self.server.name} has ended: see {self.log}")
+                        raise RuntimeError(f"{self.name} has ended: see {self.log}")
                     if await self._answers(text):
                         return
                     await asyncio.sleep(0.5)
         except TimeoutError:
-            raise RuntimeError(f"{self.server.name} does not answer: see {self.log}") from None
+            raise RuntimeError(f"{self.name} does not answer: see {self.log}") from None
 
     async def _answers(self, text: str) -> bool:
         try:
@@ -78,6 +79,8 @@ class Running:
     def stop(self) -> None:
         """Ends all of it, by force what does not end by itself."""
         self.client.close()
+        if self._process.poll() is not None:
+            return
         tree = self._tree()
         _signal(tree, psutil.Process.resume)
         self._process.terminate()

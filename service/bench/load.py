@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from service.bench.report import Sample
+from service.bench.report import Sample, Window
 from service.bench.requests import Request
 from service.bench.wire import Client
 
 Tick = Callable[[float, int], object]
-"""Hears the seconds measured so far and the requests counted in them."""
+"""Hears the seconds measured so far and the requests that ended in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,45 +45,51 @@ class Watch(Protocol):
 
 
 class Run:
-    """One measurement. Requests that begin while warming up are sent like the others and are not kept."""
+    """One measurement. Every request is kept, those of the warm-up and those that end too late, too: what counts for
+    what is said by the window."""
 
-    def __init__(self, client: Client, requests: Iterator[Request], timeout_s: float, tick: Tick) -> None:
+    def __init__(
+        self,
+        client: Client,
+        requests: Iterator[Request],
+        timeout_s: float,
+        tick: Tick,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._client = client
         self._requests = requests
         self._timeout_s = timeout_s
         self._tick = tick
+        self._clock = clock
+        self._num_ended = 0
         self.samples: list[Sample] = []
-        self.from_s = 0.0
-        self.until_s = 0.0
+        self.window = Window(0.0, math.inf)
 
     async def measure(self, load: Load, warm_up_s: float, duration_s: float, watch: Watch, rng: random.Random) -> None:
-        self.from_s = time.perf_counter() + warm_up_s
-        self.until_s = self.from_s + duration_s
+        from_s = self._clock() + warm_up_s
+        self.window = Window(from_s, from_s + duration_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._look(watch))
             group.create_task(self.open(load.level, rng) if load.kind == "rate" else self.closed(int(load.level)))
-        if load.kind == "concurrency":
-            # A closed loop ends with requests that are answered after the end: neither work nor latency of its time.
-            self.samples = [sample for sample in self.samples if sample.ended_s <= self.until_s]
 
     async def _look(self, watch: Watch) -> None:
-        await asyncio.sleep(self.from_s - time.perf_counter())
+        await asyncio.sleep(self.window.from_s - self._clock())
         await watch.begin()
-        await asyncio.sleep(self.until_s - time.perf_counter())
+        await asyncio.sleep(self.window.until_s - self._clock())
         await watch.end()
 
     async def closed(self, concurrency: int) -> None:
         async def client() -> None:
-            while (now := time.perf_counter()) < self.until_s:
+            while (now := self._clock()) < self.window.until_s:
                 await self.send(now)
 
         await asyncio.gather(*(client() for _ in range(concurrency)))
 
     async def open(self, rate: float, rng: random.Random) -> None:
         async with asyncio.TaskGroup() as group:
-            due = time.perf_counter()
-            while due < self.until_s:
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            due = self._clock()
+            while due < self.window.until_s:
+                await asyncio.sleep(max(0.0, due - self._clock()))
                 group.create_task(self.send(due))
                 due += rng.expovariate(rate)
 
@@ -90,11 +97,12 @@ class Run:
         """`started` is when the request was meant to leave: waiting for this line counts too."""
         request = next(self._requests)
         outcome, num_tokens = await self._outcome(request)
-        ended = time.perf_counter()
-        if started >= self.from_s:
-            sample = Sample(request.task, started, ended - started, outcome, request.num_inputs, num_tokens)
-            self.samples.append(sample)
-            self._tick(min(ended, self.until_s) - self.from_s, len(self.samples))
+        ended = self._clock()
+        sample = Sample(request.task, started, ended - started, outcome, request.num_inputs, num_tokens)
+        self.samples.append(sample)
+        if self.window.holds(ended):
+            self._num_ended += 1
+            self._tick(ended - self.window.from_s, self._num_ended)
 
     async def _outcome(self, request: Request) -> tuple[str, int]:
         try:

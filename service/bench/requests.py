@@ -1,5 +1,8 @@
 """Request bodies made of a corpus, task by task, and an endless mix of them.
 
+Texts are dealt: none comes again before all have been sent. The same row twice in flight would be computed once, and a
+result cache would answer what it has seen.
+
 Knows the paths and fields of the native API; opens no connection.
 """
 
@@ -7,14 +10,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from typing import Any
+from itertools import cycle, islice
+from typing import Any, Generic, TypeVar
 
 from service.bench.corpus import Corpus
+from service.tasks.mrc import Reading
 
-REQUESTS_PER_TASK = 1000
 NEWS = ["财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐"]
 REVIEWS = ["这是一条差评", "这是一条好评"]
 
@@ -27,30 +30,50 @@ class Request:
     num_inputs: int
 
 
-def make_requests(
-    corpus: Corpus, task: str, num: int, num_inputs: int, model: str | None, rng: random.Random
-) -> list[Request]:
-    """`num` requests of one task, to be sent round and round."""
+T = TypeVar("T")
+
+
+class Deck(Generic[T]):
+    """Cards in a random order, dealt round and round."""
+
+    def __init__(self, cards: Sequence[T], rng: random.Random) -> None:
+        self._cards = cycle(rng.sample(cards, len(cards)))
+
+    def deal(self, num: int) -> list[T]:
+        return list(islice(self._cards, num))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What the requests of one task are made of."""
+
+    texts: Deck[str]
+    readings: Deck[Reading]
+    rng: random.Random
+
+
+def requests_of(corpus: Corpus, task: str, num_inputs: int, model: str | None, rng: random.Random) -> Iterator[Request]:
+    """Requests of one task, for ever."""
     path, body_of = BODIES[task]
     common = {} if model is None else {"model": model}
-    bodies = (body_of(corpus, num_inputs, rng) | common for _ in range(num))
-    return [Request(task, path, json.dumps(body, ensure_ascii=False).encode(), num_inputs) for body in bodies]
+    table = Table(Deck(corpus.texts, rng), Deck(corpus.readings, rng), rng)
+
+    def request() -> Request:
+        body = body_of(table, num_inputs) | common
+        return Request(task, path, json.dumps(body, ensure_ascii=False).encode(), num_inputs)
+
+    return iter(request, None)
 
 
 def endless(
     corpus: Corpus, mix: Mapping[str, float], num_inputs: int, model: str | None, seed: int
 ) -> Iterator[Request]:
-    """Requests for ever, task by weight; bodies are made at once, before the clock runs. A request comes again when all
-    of its task have been sent: the same one twice in flight would be computed once."""
+    """Requests for ever, task by weight. Texts are shuffled here, before the clock runs; a body is made when it is
+    asked for, which takes some microseconds."""
     rng = random.Random(seed)
-    pools = {task: cycle(make_requests(corpus, task, REQUESTS_PER_TASK, num_inputs, model, rng)) for task in mix}
+    tables = {task: requests_of(corpus, task, num_inputs, model, random.Random(f"{seed} {task}")) for task in mix}
     tasks, weights = list(mix), list(mix.values())
-
-    def draw() -> Iterator[Request]:
-        while True:
-            yield next(pools[rng.choices(tasks, weights)[0]])
-
-    return draw()
+    return iter(lambda: next(tables[rng.choices(tasks, weights)[0]]), None)
 
 
 def parse_mix(text: str) -> dict[str, float]:
@@ -61,33 +84,33 @@ def parse_mix(text: str) -> dict[str, float]:
     return {task: weight for task, weight in mix.items() if weight}
 
 
-def _zero_shot(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
-    labels, question = rng.choice([(NEWS, "下面新闻属于哪一个类别？"), (REVIEWS, None)])
-    body: dict[str, Any] = {"inputs": rng.choices(corpus.texts, k=num_inputs), "labels": labels}
+def _zero_shot(table: Table, num_inputs: int) -> dict[str, Any]:
+    labels, question = table.rng.choice([(NEWS, "下面新闻属于哪一个类别？"), (REVIEWS, None)])
+    body: dict[str, Any] = {"inputs": table.texts.deal(num_inputs), "labels": labels}
     return body if question is None else body | {"question": question}
 
 
-def _texts(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
-    return {"inputs": rng.choices(corpus.texts, k=num_inputs)}
+def _texts(table: Table, num_inputs: int) -> dict[str, Any]:
+    return {"inputs": table.texts.deal(num_inputs)}
 
 
-def _pairs(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
-    return {"inputs": [rng.choices(corpus.texts, k=2) for _ in range(num_inputs)]}
+def _pairs(table: Table, num_inputs: int) -> dict[str, Any]:
+    return {"inputs": [table.texts.deal(2) for _ in range(num_inputs)]}
 
 
-def _mrc(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
-    chosen = rng.choices(corpus.readings, k=num_inputs)
-    return {"inputs": [{"passage": r.passage, "question": r.question, "choices": r.choices} for r in chosen]}
+def _mrc(table: Table, num_inputs: int) -> dict[str, Any]:
+    dealt = table.readings.deal(num_inputs)
+    return {"inputs": [{"passage": r.passage, "question": r.question, "choices": r.choices} for r in dealt]}
 
 
-def _masked(corpus: Corpus, num_inputs: int, rng: random.Random) -> dict[str, Any]:
+def _masked(table: Table, num_inputs: int) -> dict[str, Any]:
     """One character of each text is hidden, early enough to be read of a long one too."""
-    texts = rng.choices(corpus.texts, k=num_inputs)
-    places = [rng.randrange(min(len(text), 256)) for text in texts]
+    texts = table.texts.deal(num_inputs)
+    places = [table.rng.randrange(min(len(text), 256)) for text in texts]
     return {"inputs": [f"{text[:at]}[MASK]{text[at + 1 :]}" for text, at in zip(texts, places, strict=True)]}
 
 
-Body = Callable[[Corpus, int, random.Random], dict[str, Any]]
+Body = Callable[[Table, int], dict[str, Any]]
 BODIES: Mapping[str, tuple[str, Body]] = {
     "zero-shot": ("/v1/classify", _zero_shot),
     "classify": ("/v1/classify", _texts),

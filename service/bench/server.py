@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.bench.corpus import Corpus
-from service.bench.requests import make_requests
-from service.bench.wire import Client
+from service.bench.requests import requests_of
+from service.bench.wire import Client, Response
 
 PATIENCE_S = 10.0
 TOTALS = {
@@ -25,6 +25,9 @@ TOTALS = {
     "erlangshen_batch_tokens_sum": "tokens",
     "erlangshen_compute_duration_seconds_sum": "compute_s",
 }
+SAVED = {"erlangshen_shared_rows_total": "shared_rows", "erlangshen_cache_hits_total": "cache_hit_rows"}
+"""Rows that were answered and not computed."""
+
 SECONDS = "seconds"
 
 
@@ -45,17 +48,26 @@ async def probe(client: Client, corpus: Corpus, mix: Mapping[str, float], model:
         if task == "mrc" and not corpus.readings:
             able.left_out[task] = "the texts hold no reading comprehension (C3)"
             continue
-        request = make_requests(corpus, task, 1, 1, model, random.Random(0))[0]
+        request = next(requests_of(corpus, task, 1, model, random.Random(0)))
         response = await client.send("POST", request.path, request.body)
         if response.status == 200:
             able.mix[task] = weight
             able.models.add(json.loads(response.body).get("model", ""))
         else:
-            able.left_out[task] = f"the server answers {response.status}"
+            able.left_out[task] = _refusal(response)
     if not able.mix:
         reasons = "; ".join(f"{task}: {reason}" for task, reason in able.left_out.items())
         raise ValueError(f"the server can do none of these tasks: {reasons}")
     return able
+
+
+def _refusal(response: Response) -> str:
+    """With the server's own words, where it says any."""
+    try:
+        detail = json.loads(response.body)["detail"]
+    except (ValueError, TypeError, KeyError):
+        detail = ""
+    return f"the server answers {response.status}" + (f": {detail}" if detail else "")
 
 
 async def models(client: Client) -> dict[str, Any]:
@@ -84,6 +96,10 @@ class Batches:
     def per_batch(self) -> dict[str, float] | None:
         return per_batch(self._before, self._after)
 
+    def not_computed(self) -> dict[str, float] | None:
+        """None where the server shows no metrics."""
+        return not_computed(self._before, self._after)
+
     async def _totals(self) -> dict[str, float]:
         """{} where the server shows none, or not in time: a load is measured without them, too."""
         try:
@@ -101,17 +117,24 @@ def totals(lines: Iterable[str]) -> dict[str, float]:
     found: defaultdict[str, float] = defaultdict(float)
     for line in lines:
         series, _, value = line.rpartition(" ")
-        name = series.partition("{")[0]
-        if name in TOTALS:
-            found[TOTALS[name]] += float(value)
+        if key := (TOTALS | SAVED).get(series.partition("{")[0]):
+            found[key] += float(value)
     return dict(found)
 
 
 def per_batch(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:
     """Mean rows, tokens and seconds of the batches that the server computed in between."""
-    grown = {name: after[name] - before[name] for name in after if name in before}
+    wanted = {*TOTALS.values(), SECONDS}
+    grown = {name: after[name] - before[name] for name in after if name in before and name in wanted}
     if not grown.get("batches"):
         return None
     num, seconds = grown.pop("batches"), grown.pop(SECONDS)
     means = {f"mean_{name}": round(value / num, 6) for name, value in grown.items()}
     return {"batches": num, SECONDS: round(seconds, 3)} | means
+
+
+def not_computed(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:
+    """Rows answered in between that no batch held."""
+    if not (before and after):
+        return None
+    return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in SAVED.values()}

@@ -15,8 +15,10 @@ from statistics import NormalDist
 from service.bench.corpus import Corpus
 from service.tasks.mrc import Reading
 
-NUM_TEXTS = 4096
-NUM_READINGS = 512
+NUM_TEXTS = 32_768
+NUM_READINGS = 4096
+"""More than are in flight at a time, so that no two rows in flight are equal; made in a second."""
+
 MAX_CHARACTERS = 510
 """With the two special tokens of a row, what a model of 512 positions reads."""
 

@@ -6,7 +6,6 @@ Knows flags, the bar and the printed table; what is sent and counted is the benc
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -23,11 +22,20 @@ from service.bench.corpus import Corpus
 from service.bench.limit import add_limits
 from service.bench.load import Load, Tick
 from service.bench.measure import Plan, measure
+from service.bench.origin import origin
 from service.bench.report import shown
 from service.bench.requests import parse_mix
 from service.bench.synthetic import Lengths, make_corpus
 from service.bench.wire import Client
-from service.commands.values import above_zero, add_key, checked, is_loopback, list_of, whole_above_zero
+from service.commands.values import (
+    above_zero,
+    add_key,
+    checked,
+    file_to_write,
+    is_loopback,
+    list_of,
+    whole_above_zero,
+)
 
 DEFAULT_MIX = "zero-shot=4,classify=2,similarity=3,mrc=1"
 DEFAULT_LENGTHS = "lognormal:31:152"
@@ -41,13 +49,13 @@ def run(argv: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {args.url}: {error}", file=sys.stderr)
         return 2
-    report = {"command": shlex.join(["python", "-m", "service", "bench", *argv])} | report
+    report = origin("service bench", argv, "torch", "uvloop", "numpy") | report
     print(shown(report))
     if args.json:
         args.json.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     if args.plot:
         plot.plot(report, args.plot)
-    is_answered = all(point["results"]["all"]["outcomes"].get("200") for point in report["points"])
+    is_answered = all(point["results"]["all"]["requests_per_s"] for point in report["points"])
     has_limit = report.get("limit") or not args.limit
     return 0 if is_answered and has_limit else 1
 
@@ -166,5 +174,5 @@ def _add_how(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--limit", action="store_true", help="compare with the bare matrix products of the same batches"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw latency against throughput")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the report there")
+    parser.add_argument("--plot", type=file_to_write, metavar="FILE.png", help="draw latency against throughput")

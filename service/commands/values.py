@@ -1,4 +1,4 @@
-"""What the text of a flag may be: numbers above zero, lists of them, and whatever a parser of ours refuses."""
+"""What the text of a flag may be: numbers above zero, lists of them, files, and whatever a parser of ours refuses."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def whole_above_zero(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{text}: wanted a whole number above zero")
     return int(text)
+
+
+@checked
+def file_to_write(text: str) -> Path:
+    """Refused before a long run rather than after it."""
+    file = Path(text)
+    if file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"{text}: wanted a file in a folder that is there")
+    return file
 
 
 def list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:

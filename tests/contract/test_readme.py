@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract.fakes import running
-from tests.readme_examples import MODEL_CARD, READMES, Example, answers, examples, fill_accuracy, fill_answers, pretty
+from tests.readme_examples import (
+    HEADS,
+    MODEL_CARD,
+    READMES,
+    Example,
+    answers,
+    examples,
+    fill_accuracy,
+    fill_answers,
+    measured,
+    pretty,
+)
 
 ENGLISH, CHINESE = (path.read_text(encoding="utf-8") for path in READMES)
 EXAMPLES = examples(ENGLISH)
@@ -42,7 +54,14 @@ async def test_an_example_is_accepted_and_its_answer_has_the_shape_shown(example
 def test_the_accuracy_table_is_filled_and_the_same() -> None:
     tables = [_table(text) for text in (ENGLISH, CHINESE, MODEL_CARD.read_text(encoding="utf-8"))]
     assert tables[0] == tables[1] == tables[2]
-    assert tables[0], "no accuracy yet: python -m tests.readme_examples --accuracy REPORT.json ..."
+    assert tables[0], "no accuracy yet: python -m tests.readme_examples --accuracy"
+
+
+@pytest.mark.parametrize("path", [*READMES, MODEL_CARD], ids=["english", "chinese", "card"])
+def test_the_accuracy_table_says_what_was_measured(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    filled = fill_accuracy(text, HEADS[path.name], measured())
+    assert filled == text, "python -m tests.readme_examples --accuracy fills it in"
 
 
 def test_filling_replaces_what_was_there() -> None:

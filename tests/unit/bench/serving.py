@@ -13,7 +13,7 @@ from service.bench.load import Load, Tick
 Answer = Callable[[str, Any], tuple[int, Any]]
 MODELS = {
     "models": [
-        {"name": "fake", "precision": ["float32"], "num_layers": 2, "hidden_size": 8, "ffn_size": 16},
+        {"name": "fake", "source": "mini", "precision": ["float32"], "num_layers": 2, "hidden_size": 8, "ffn_size": 16},
     ],
     "replicas": [{"name": "cpu", "device": "cpu", "threads": 1, "state": "ready"}],
 }
@@ -24,6 +24,8 @@ erlangshen_batch_rows_sum {rows}
 erlangshen_batch_tokens_sum {tokens}
 erlangshen_compute_duration_seconds_sum{{model="fake"}} {seconds}
 erlangshen_compute_duration_seconds_sum{{model="other"}} 0.0
+erlangshen_shared_rows_total{{model="fake"}} {shared}
+erlangshen_cache_hits_total{{model="fake"}} {kept}
 """
 
 
@@ -57,7 +59,8 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes:
 
 
 class Service:
-    """Answers every task but classification without labels; a batch of it is one request of ten tokens an input."""
+    """Answers every task but classification without labels; a batch of it is one request of ten tokens an input. Says
+    that half of the rows were shared and a fifth kept."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -68,7 +71,8 @@ class Service:
             return 200, MODELS
         if path == "/metrics":
             rows, batches = self.num_rows, self.num_batches
-            return 200, METRICS.format(batches=batches, rows=rows, tokens=10 * rows, seconds=batches / 1000)
+            totals = {"batches": batches, "rows": rows, "tokens": 10 * rows, "seconds": batches / 1000}
+            return 200, METRICS.format(**totals, shared=rows / 2, kept=rows / 5)
         if path == "/v1/classify" and "labels" not in body:
             return 422, {"detail": "no head"}
         self.num_batches += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections import Counter
 from typing import Any
@@ -14,10 +13,10 @@ import pytest
 from service.bench.corpus import Corpus
 from service.bench.load import Load, Run
 from service.bench.measure import Plan, measure
-from service.bench.report import shown
-from service.bench.requests import make_requests, parse_mix
+from service.bench.report import Window, shown, summarize
+from service.bench.requests import endless, parse_mix
 from service.bench.synthetic import Lengths, make_corpus
-from service.bench.wire import Client
+from service.bench.wire import Client, Response
 from tests.unit.bench.serving import MODELS, Answer, Service, serving, silent
 
 MIX = parse_mix("zero-shot=4,classify=2,similarity=3,mrc=1")
@@ -42,7 +41,7 @@ async def test_closed_loop_counts_what_was_answered_and_leaves_out_what_cannot_b
     report = await run(Service(), corpus, Load("concurrency", 4), inputs=2)
     (point,) = report["points"]
     assert set(point["results"]) == {"all", "zero-shot", "similarity", "mrc"}
-    assert report["left_out"] == {"classify": "the server answers 422"}
+    assert report["left_out"] == {"classify": "the server answers 422: no head"}
     row = point["results"]["all"]
     assert row["outcomes"] == {"200": row["requests"]}
     assert row["requests"] > 0
@@ -56,13 +55,16 @@ async def test_batches_are_those_between_the_measurement_s_ends(corpus: Corpus) 
     batches = report["points"][0]["batches"]
     assert batches["batches"] > 0
     assert (batches["mean_rows"], batches["mean_tokens"], batches["mean_compute_s"]) == (3.0, 30.0, 0.001)
+    rows = batches["batches"] * batches["mean_rows"]
+    assert report["points"][0]["not_computed"] == {"shared_rows": rows / 2, "cache_hit_rows": pytest.approx(rows / 5)}
+    assert f"{rows / 2:.0f} rows shared" in shown(report)
 
 
 async def test_a_sweep_measures_every_load_in_turn(corpus: Corpus) -> None:
     report = await run(Service(), corpus, Load("concurrency", 1), Load("concurrency", 3))
     assert [point["load"] for point in report["points"]] == ["concurrency 1", "concurrency 3"]
     assert [point["concurrency"] for point in report["points"]] == [1, 3]
-    assert "concurrency 3" in shown(report)
+    assert shown(report).count("zero-shot") == 2, "a table of the tasks for each load"
 
 
 async def test_open_loop_keeps_every_request_and_counts_refusals(corpus: Corpus) -> None:
@@ -83,11 +85,11 @@ async def test_open_loop_keeps_every_request_and_counts_refusals(corpus: Corpus)
 
 
 async def test_latency_counts_from_the_moment_a_request_was_meant_to_leave(corpus: Corpus) -> None:
-    requests = make_requests(corpus, "zero-shot", 1, 1, None, random.Random(1))
+    requests = endless(corpus, {"zero-shot": 1.0}, 1, None, 1)
     ticks: list[int] = []
     async with serving(Service()) as port:
         client = Client("127.0.0.1", port)
-        run = Run(client, iter(requests), 30, lambda seconds, number: ticks.append(number))
+        run = Run(client, requests, 30, lambda seconds, number: ticks.append(number))
         await run.send(time.perf_counter() - 5)
         client.close()
     assert run.samples[0].is_answered
@@ -95,9 +97,39 @@ async def test_latency_counts_from_the_moment_a_request_was_meant_to_leave(corpu
     assert ticks == [1]
 
 
+class Slow:
+    """A client whose server takes three seconds on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    async def send(self, method: str, path: str, body: bytes) -> Response:
+        self.now_s += 3.0
+        return Response(200, b'{"usage": {"tokens": 7}}')
+
+
+async def test_a_closed_loop_keeps_what_the_window_cuts(corpus: Corpus) -> None:
+    slow, ticks = Slow(), list[tuple[float, int]]()
+    requests = endless(corpus, {"embed": 1.0}, 1, None, 1)
+    run = Run(slow, requests, 30, lambda *told: ticks.append(told), lambda: slow.now_s)  # type: ignore[arg-type]
+    run.window = Window(2.0, 10.0)
+    await run.closed(1)
+    assert [(sample.started_s, sample.ended_s) for sample in run.samples] == [(0, 3), (3, 6), (6, 9), (9, 12)]
+    assert ticks == [(1.0, 1), (4.0, 2), (7.0, 3)]
+    row = summarize(run.samples, run.window)["all"]
+    assert (row["requests_per_s"], row["tokens_per_s"], row["requests"]) == (3 / 8, 21 / 8, 3)
+
+
 async def test_a_server_that_can_do_nothing_is_an_error_with_its_reasons(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="classify: the server answers 422"):
         await run(Service(), corpus, Load("concurrency", 1), mix={"classify": 1.0})
+
+
+async def test_a_refusal_without_words_is_told_by_its_status(corpus: Corpus) -> None:
+    service = Service()
+    answer: Answer = lambda path, body: (501, "<html>") if path == "/v1/mrc" else service(path, body)  # noqa: E731
+    report = await run(answer, corpus, Load("concurrency", 1), mix={"mrc": 1.0, "embed": 1.0})
+    assert report["left_out"] == {"mrc": "the server answers 501"}
 
 
 async def test_another_kind_of_server_is_refused(corpus: Corpus) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.bench import plot
-from service.bench.report import Sample, summarize
+from service.bench.report import Sample, Window, summarize
 from tests.unit.bench.serving import MODELS
 
 
@@ -17,7 +17,7 @@ def point(load: str, *latencies: float) -> dict[str, Any]:
     samples = [Sample("embed", 0.0, latency, "200", 1, 5) for latency in latencies] or [
         Sample("embed", 0.0, 1.0, "timeout", 1, 0)
     ]
-    return {"load": load, "results": summarize(samples, 1.0)}
+    return {"load": load, "results": summarize(samples, Window(0.0, 1.0))}
 
 
 def report(*points: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 
 from service.bench.corpus import Corpus
-from service.bench.requests import BODIES, endless, make_requests, parse_mix
+from service.bench.requests import BODIES, Request, endless, parse_mix, requests_of
 from service.bench.synthetic import Lengths, make_corpus
 
 
@@ -19,9 +19,13 @@ def corpus() -> Corpus:
     return make_corpus(Lengths.parse("fixed:20"), 1)
 
 
+def first_of(corpus: Corpus, task: str, num: int, num_inputs: int, seed: int = 1) -> list[Request]:
+    return list(islice(requests_of(corpus, task, num_inputs, "mini", random.Random(seed)), num))
+
+
 @pytest.mark.parametrize("task", BODIES)
 def test_requests_are_the_same_for_the_same_seed(corpus: Corpus, task: str) -> None:
-    first, again, other = (make_requests(corpus, task, 5, 3, "mini", random.Random(seed)) for seed in (1, 1, 2))
+    first, again, other = (first_of(corpus, task, 5, 3, seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     body = json.loads(first[0].body)
@@ -34,14 +38,24 @@ def test_a_mix_comes_in_its_weights(corpus: Corpus) -> None:
     assert counts["embed"] / counts["mrc"] == pytest.approx(3, rel=0.15)
 
 
-def test_a_request_comes_again_only_when_all_have_been_sent(corpus: Corpus) -> None:
-    bodies = [request.body for request in islice(endless(corpus, {"similarity": 1.0}, 1, None, seed=1), 2000)]
-    assert bodies[:1000] == bodies[1000:]
-    assert len(set(bodies)) == 1000
+def test_a_text_comes_again_only_when_all_have_been_sent() -> None:
+    corpus = Corpus("", [f"第{number}条" for number in range(100)], [])
+    drawn = islice(endless(corpus, {"embed": 1.0}, 5, None, seed=1), 40)
+    texts = [text for request in drawn for text in json.loads(request.body)["inputs"]]
+    assert sorted(texts[:100]) == sorted(corpus.texts)
+    assert texts[:100] != corpus.texts
+    assert texts[100:] == texts[:100]
+
+
+def test_rows_in_flight_at_a_high_load_are_all_different() -> None:
+    corpus = make_corpus(Lengths.parse("lognormal:31:152"), 1)
+    drawn = islice(endless(corpus, {"similarity": 1.0}, 8, None, seed=1), 256)
+    pairs = [tuple(pair) for request in drawn for pair in json.loads(request.body)["inputs"]]
+    assert len(set(pairs)) == len(pairs) == 256 * 8
 
 
 def test_every_masked_text_has_its_mask(corpus: Corpus) -> None:
-    requests = make_requests(corpus, "fill-mask", 20, 1, None, random.Random(1))
+    requests = first_of(corpus, "fill-mask", 20, 1)
     assert all(request.body.count(b"[MASK]") == 1 for request in requests)
 
 

@@ -22,11 +22,14 @@ async def test_it_prints_a_table_and_writes_the_report(tmp_path: Path, capsys: p
     assert code == 0
     report = json.loads(file.read_text(encoding="utf-8"))
     assert report["command"].startswith("python -m service bench --url")
+    assert report["command"].endswith("--json FOLDER/report.json")
+    assert {"date", "commit", "machine"} <= set(report)
+    assert set(report["versions"]) == {"service", "python", "torch", "uvloop", "numpy"}
     assert [point["load"] for point in report["points"]] == ["concurrency 1", "concurrency 2"]
     out = capsys.readouterr().out
     assert "concurrency 2" in out
     assert "made-up texts, fixed:8 characters" in out
-    assert "classify is left out: the server answers 422" in out
+    assert "classify is left out: the server answers 422: no head" in out
 
 
 async def test_no_server_is_one_line_and_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +78,9 @@ def test_rates_and_concurrencies_may_be_lists() -> None:
         ["--url", "https://127.0.0.1"],
         ["--url", "127.0.0.1:8000"],
         ["--url", "http://10.0.0.1", "--allow-remote", "--limit"],
+        ["--json", "no-such-folder/report.json"],
+        ["--json", "tests"],
+        ["--plot", "no-such-folder/sweep.png"],
     ],
 )
 def test_flags_that_make_no_sense_are_refused(flags: list[str]) -> None:
