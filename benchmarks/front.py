@@ -1,6 +1,6 @@
 """Measures what the service costs around its engine, and where its one Python process saturates.
 
-    python -m benchmarks.front [--other NAME=FOLDER] [--profile FILE]
+    python -m benchmarks.front --json benchmarks/results/front.json --profile benchmarks/results/front_profile.txt
 
 Throughput: a service whose engine does nothing (`benchmarks.front_server`) under a closed loop of distinct texts, each
 a row of 32 tokens. Overhead: the same service with `mini` computed, one client; beside it, in this process, the bare
@@ -10,13 +10,9 @@ a row of 32 tokens. Overhead: the same service with `mini` computed, one client;
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import signal
 import statistics
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,6 +21,7 @@ import torch
 import uvloop
 from tqdm import tqdm
 
+from benchmarks.about import about, auto_precision, parser_of, save
 from benchmarks.front_client import LABELS, Caller, Server, make_texts, messages_of, serving, throughput
 from benchmarks.front_stages import stages_us
 from service.checkpoint import Checkpoint, parse_spec, resolve
@@ -37,6 +34,7 @@ from service.tasks.text_model import TextModel
 ROOT = Path(__file__).parent.parent
 THIS = "this"
 LOADS = tuple((inputs, clients) for inputs in (1, 32) for clients in (1, 8, 32, 128))
+PACKAGES = ("fastapi", "uvicorn", "uvloop", "pydantic", "tokenizers", "torch")
 TURNS = 3
 OVERHEAD_TURNS = 40
 OVERHEAD_ROWS = 32
@@ -64,15 +62,18 @@ def main() -> None:
     texts = make_texts(model)
     folders = {THIS: ROOT, **arguments.other}
     report: dict[str, Any] = {
-        **_setting(arguments),
+        "what": "what the service costs around its engine",
+        **about("front", __doc__, arguments.machine, *PACKAGES, method=METHOD),
+        "precision_of_overhead": auto_precision(),
+        "turns": TURNS,
+        "seconds_of_a_turn": arguments.seconds,
         "throughput": _throughputs(folders, texts, arguments),
         "overhead": _overheads(folders, checkpoint, model, texts[:OVERHEAD_ROWS]),
     }
     report["stages_us"] = {f"{inputs} inputs": stages_us(model, texts[:inputs]) for inputs in (1, 32)}
     report["saturation"] = _saturation(report["throughput"])
     _print(report)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    save(report, arguments.json)
 
 
 def _throughputs(folders: dict[str, Path], texts: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -170,25 +171,12 @@ def _saturation(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"h100_rows_per_s": round(H100_ROWS_PER_S), "assumed": assumed, "best": best}
 
 
-def _setting(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "what": "what the service costs around its engine",
-        "method": METHOD,
-        "command": "python -m benchmarks.front" + "".join(f" --other {name}=FOLDER" for name in arguments.other),
-        "machine": arguments.machine or f"{len(os.sched_getaffinity(0))}-core CPU",
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("fastapi", "uvicorn", "uvloop", "pydantic", "tokenizers", "torch")},
-        "turns": TURNS,
-        "seconds_of_a_turn": arguments.seconds,
-    }
-
-
 def _print(report: dict[str, Any]) -> None:
     for entry in report["throughput"]:
         print(
             f"{entry['service']:8} {entry['inputs']:3} inputs {entry['clients']:4} clients"
             f" {entry['requests_per_s']:9.1f} requests/s {entry['inputs_per_s']:9.1f} inputs/s"
-            f"  p50 {entry['p50_ms']:8.2f} ms  parent {entry['parent_cpu_ms']:.3f} child {entry['child_cpu_ms']:.3f} ms"
+            f"  p50 {entry['p50_ms']:8.2f} p99 {entry['p99_ms']:8.2f} ms  parent {entry['parent_cpu_ms']:.3f} child {entry['child_cpu_ms']:.3f} ms"
         )
     for entry in report["overhead"]:
         print(" ".join(f"{key} {value}" for key, value in entry.items()))
@@ -198,13 +186,11 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.front", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("front", __doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of one turn of one load (default: %(default)s)")
     other = "a second checkout, with these benchmarks, to compare with"
     parser.add_argument("--other", type=_named_folder, default={}, metavar="NAME=FOLDER", help=other)
     parser.add_argument("--profile", type=Path, help="write a profile of the parent's event loop there")
-    parser.add_argument("--json", type=Path, help="write the report there")
-    parser.add_argument("--machine", default="", help="words for the report; default: the number of cores")
     return parser.parse_args()
 
 
