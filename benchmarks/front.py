@@ -176,7 +176,8 @@ def _print(report: dict[str, Any]) -> None:
         print(
             f"{entry['service']:8} {entry['inputs']:3} inputs {entry['clients']:4} clients"
             f" {entry['requests_per_s']:9.1f} requests/s {entry['inputs_per_s']:9.1f} inputs/s"
-            f"  p50 {entry['p50_ms']:8.2f} p99 {entry['p99_ms']:8.2f} ms  parent {entry['parent_cpu_ms']:.3f} child {entry['child_cpu_ms']:.3f} ms"
+            f"  p50 {entry['p50_ms']:8.2f} p99 {entry['p99_ms']:8.2f} ms"
+            f"  parent {entry['parent_cpu_ms']:.3f} child {entry['child_cpu_ms']:.3f} ms"
         )
     for entry in report["overhead"]:
         print(" ".join(f"{key} {value}" for key, value in entry.items()))
