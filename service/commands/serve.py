@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 
 from service import logs
+from service.api.accepting import Accepting
 from service.api.app import create_app
 from service.api.connection import Connection, Door
 from service.commands.composition import Composition
@@ -31,6 +32,9 @@ from service.settings import Server as ServerSettings
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+"""Connections that the kernel holds until they are taken, if it is allowed so many."""
 
 LAST_ANSWERS_S = 5
 """From the failing of what still waits to the closing of its connections."""
@@ -66,7 +70,7 @@ def bind(settings: ServerSettings) -> socket.socket:
     try:
         listener.bind((settings.host, settings.port))
         # Here and not in uvicorn: of two servers on one port, the second has to hear of it now.
-        listener.listen()
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         hint = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
@@ -136,7 +140,15 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if self._reload is not None:  # else a terminal that is closed ends the server, as it ends all else
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        await super().startup(sockets)
+        await super().startup([])
+        for listener in sockets or ():
+            accepting = Accepting(listener, self._connection, self.config.ssl)
+            accepting.begin()
+            self.servers.append(cast("asyncio.Server", accepting))
+
+    def _connection(self) -> asyncio.Protocol:
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; a second Ctrl-C ends at once."""
