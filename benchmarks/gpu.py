@@ -24,11 +24,16 @@ from typing import Any
 
 import torch
 
+from benchmarks.about import about
 from benchmarks.gpu_model import LARGE, NARROW, TINY, make_engine
 from benchmarks.gpu_parts import PARTS
 from benchmarks.gpu_setting import Figures, Setting, release
 
 RESULTS = Path(__file__).parent / "results"
+METHOD = (
+    "median of so many runs after two that do not count (latency: ten times as many); a run ends when the outputs are "
+    "in host memory; operations counted: matrix products and attention"
+)
 
 
 def run_part(name: str, part: Callable[[Setting], Figures], setting: Setting) -> Figures:
@@ -74,22 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = {part: run_part(part, PARTS[part], setting) for part in wanted}
     file = arguments.output / f"gpu_{re.sub(r'[^a-z0-9]+', '_', name.lower())}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(_result(name, setting, figures), indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(_result(name, setting, figures, argv), indent=2) + "\n", encoding="utf-8")
     print(f"\nwritten: {file}")
     return int(any("failed" in part for part in figures.values()))
 
 
-def _result(name: str, setting: Setting, figures: Figures) -> Figures:
+def _result(name: str, setting: Setting, figures: Figures, argv: Sequence[str] | None) -> Figures:
     return {
         "what": "the engine, and the service around it, random weights, on one GPU: " + ", ".join(figures),
-        "method": f"median of {setting.times} runs after two that do not count (latency: ten times as many); a run "
-        "ends when the outputs are in host memory; operations counted: matrix products and attention",
-        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
-        "machine": name,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **about("gpu", __doc__, name, "torch", method=METHOD, precision="bfloat16 unless named", argv=argv),
+        "times": setting.times,
         "cuda": torch.version.cuda,
-        "precision": "bfloat16 unless named",
         "num_layers": setting.shape.num_layers,
         "hidden_size": setting.shape.hidden_size,
         "figures": figures,

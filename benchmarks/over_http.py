@@ -15,7 +15,6 @@ over the rounds; the ratio is of one round, and its median, least and largest ar
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -33,7 +32,7 @@ import psutil
 import torch
 import uvloop
 
-from benchmarks.about import about
+from benchmarks.about import about, parser_of, save
 from benchmarks.big_checkpoint import write_checkpoint
 from benchmarks.front_client import LABELS, Server, messages_of, throughput
 from benchmarks.local_server import serving
@@ -107,13 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {plan.threads} threads"
     document = {
         "what": "rows per second over HTTP with batched requests, and of the bare engine in the same batches",
-        **about("over_http", __doc__, arguments.machine or name, "torch"),
+        **about("over_http", __doc__, arguments.machine, "torch", argv=argv),
+        "device": name,
         "cuda": torch.version.cuda,
         **_of(plan),
         "loads": measure(plan),
     }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    save(document, arguments.json)
     return 0
 
 
@@ -226,7 +225,7 @@ def _of(plan: Plan) -> dict[str, Any]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.over_http", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("over_http", __doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", choices=SHAPES, default="1.3B")
     parser.add_argument("--quantization", choices=("none", "int8", "fp8"), default="none")
@@ -236,8 +235,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=16, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of one turn of each (default: %(default)s)")
-    parser.add_argument("--machine", default="", help="words for the report; default: the device")
-    parser.add_argument("--json", type=Path, help="write the report there")
     return parser.parse_args(argv)
 
 

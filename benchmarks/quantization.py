@@ -1,6 +1,6 @@
 """What quantised arithmetic costs in accuracy: the same model, the same data sets, with and without.
 
-    python -m benchmarks.quantization --data DATA                       # int8, on the CPU
+    python -m benchmarks.quantization --data DATA --json benchmarks/results/quantization.json    # int8, on the CPU
     python -m benchmarks.quantization --data DATA --device cuda         # int8 and fp8, as far as the GPU has them
 
 Starts the service once for each arithmetic, lets `python -m service evaluate` ask it every example of every set, and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,15 +20,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.about import about
+from benchmarks.about import about, parser_of, save
 from benchmarks.local_server import serving
 from service.domain import Quantization
 from service.engine.linear import choose
 from service.errors import SettingError
 
-RESULTS = Path(__file__).parent / "results"
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
-CPU = "2-core CPU with avx512_bf16 and avx512_vnni"
 TASKS = (
     "eprstmt/dev",
     "thucnews/dev.odd",
@@ -46,7 +43,6 @@ TASKS = (
 )
 START_TIMEOUT_S = 300.0
 MOST_LOST = 1.0
-
 
 Accuracies = Mapping[str, tuple[int, float]]
 """Examples and accuracy in percent, by data set and split."""
@@ -65,15 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     document = {
         "what": "accuracy in percent over HTTP, and the points lost to quantised linear maps",
-        **about("quantization", __doc__, arguments.machine or gpu or CPU, "torch"),
-        "command": _command(arguments),
+        **about("quantization", __doc__, arguments.machine, "torch", argv=argv),
+        "device": gpu or "cpu",
         "examples": f"{arguments.limit} of each set at most" if arguments.limit else "all",
         "model": arguments.model,
         "exact": arguments.precision,
         "quantizations": list(wanted),
         "sets": sets,
     }
-    (arguments.json or default_file(gpu)).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    save(document, arguments.json)
     return int(max(row[quantization]["lost"] for row in sets.values() for quantization in wanted) > MOST_LOST)
 
 
@@ -110,11 +106,6 @@ def _cells(found: Mapping[str, float]) -> tuple[str, str]:
     return f"{found['accuracy']:.1f} %", f"{found['lost']:.1f}"
 
 
-def default_file(gpu: str) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "_", gpu.lower())
-    return RESULTS / ("quantization.json" if not gpu else f"quantization_{name}.json")
-
-
 def accuracies(quantization: str, arguments: argparse.Namespace) -> Accuracies:
     device = "cuda:0" if arguments.device == "cuda" else arguments.device
     flags = ["--model", arguments.model, "--devices", device]
@@ -134,17 +125,8 @@ def _accuracy(task: str, url: str, arguments: argparse.Namespace) -> tuple[int, 
     return found["examples"], round(100 * found["accuracy"], 2)
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    """Without the paths of this machine."""
-    names = ("device", "precision", "quantization", "limit")
-    flags = "".join(f" --{name} {value}" for name in names if (value := getattr(arguments, name)))
-    return f"python -m benchmarks.quantization --data DATA{flags}"
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quantization", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = parser_of("quantization", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--model", default="mini", help="as in `serve --model` (default: mini)")
@@ -152,8 +134,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quantization", default="", help="of int8,fp8; default: each that the device has")
     parser.add_argument("--sets", nargs="+", default=TASKS, metavar="SET/SPLIT", help="default: all twelve")
     parser.add_argument("--limit", type=int, default=0, help="only so many examples of each set")
-    parser.add_argument("--machine", default="", help="words for the result file; default: the device")
-    parser.add_argument("--json", type=Path, help="where the result goes; default: benchmarks/results/")
     return parser.parse_args(argv)
 
 

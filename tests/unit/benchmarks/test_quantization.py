@@ -48,9 +48,7 @@ def test_one_point_may_be_lost_and_no_more(
     ]
 
 
-def test_the_command_of_the_report_names_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_report_names_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _, document = run(monkeypatch, tmp_path / "r.json", "--limit", "5")
-    assert document["command"] == (
-        "python -m benchmarks.quantization --data DATA --device cpu --precision bfloat16 --limit 5"
-    )
-    assert document["examples"] == "5 of each set at most"
+    assert document["command"] == "python -m benchmarks.quantization --data DATA --json FOLDER/r.json --limit 5"
+    assert (document["device"], document["examples"]) == ("cpu", "5 of each set at most")
