@@ -45,13 +45,13 @@ logger = logging.getLogger(__name__)
 
 # A short row, two rows of one length and a longer one: every path of the attention is taken once, at little cost. A row
 # of 128 tokens would be a second of the start, with the 1.3B shape on two cores; larger ones follow in the profile.
-_WARM_UP_LENGTHS = (1, 8, 8, 24)
+_WARM_UP_LENGTHS = (1, 4, 4, 8)
 _WARM_UP_BLOCKS = ((1, 2), (2, 3))
 
 # Of choices. Kernels that are compiled tell apart up to 128 tokens and more, multiples of 128 and the rest.
 _GPU_WARM_UP_LENGTHS = ((32,), (128,), (128, 128), (128, 128, 64))
 
-_CANARY_TOKENS = 8
+_CANARY_TOKENS = 4
 """Enough to tell: every weight of the encoder has its part in each."""
 
 

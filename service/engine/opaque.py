@@ -8,10 +8,11 @@ layout is oneDNN's description of itself, and means something to the version tha
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,11 +32,12 @@ def layout_of(opaque: Tensor) -> Tensor:
 
 
 def opaque_of(numbers: Tensor, layout: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The tensor of these `sizes`; it reads `numbers` where they are and keeps them there."""
+    """The tensor of these `sizes`; it reads `numbers` where they are and keeps them there. OSError where this torch
+    makes none of such numbers."""
     rows, columns = sizes
     found = ctypes.c_void_p()
     description = layout.numpy().tobytes()
-    failed = _torch().aoti_torch_create_tensor_from_blob_v2(
+    failed = _function("create_tensor_from_blob_v2")(
         ctypes.c_void_p(numbers.data_ptr()),
         ctypes.c_int64(2),
         (ctypes.c_int64 * 2)(rows, columns),
@@ -50,7 +52,7 @@ def opaque_of(numbers: Tensor, layout: Tensor, sizes: Sequence[int]) -> Tensor:
         ctypes.c_int64(len(description)),
     )
     if failed:
-        raise RuntimeError("torch makes no tensor of such numbers")
+        raise OSError(errno.EINVAL, "torch makes no tensor of such numbers")
     opaque = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(found.value, None, None))
     opaque.numbers = numbers  # type: ignore[attr-defined]
     return opaque
@@ -58,12 +60,15 @@ def opaque_of(numbers: Tensor, layout: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _code(name: str) -> int:
     """What torch's C interface calls a number format, a kind of device or a layout."""
-    return cast("int", getattr(_torch(), f"aoti_torch_{name}")())
+    return cast("int", _function(name)())
 
 
 @cache
-def _torch() -> ctypes.CDLL:
-    return ctypes.CDLL(str(_TORCH))
+def _function(name: str) -> Any:
+    try:
+        return getattr(ctypes.CDLL(str(_TORCH)), f"aoti_torch_{name}")
+    except AttributeError:
+        raise OSError(errno.ENOSYS, f"torch {torch.__version__} has no {name}") from None
 
 
 _capsule = cast("Callable[[int | None, None, None], ctypes.c_void_p]", ctypes.pythonapi.PyCapsule_New)

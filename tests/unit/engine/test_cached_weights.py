@@ -20,6 +20,7 @@ from torch import Tensor
 from service import weight_cache
 from service.checkpoint import describe
 from service.domain import Quantization
+from service.engine import opaque
 from service.engine.engine import Engine
 from service.engine.linear import choose
 from service.errors import CheckpointError
@@ -295,6 +296,22 @@ def test_a_folder_that_cannot_be_is_no_reason_either(
     (tmp_path / "file").write_text("in the way")
     assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "file" / "cache"))
     assert vars(caplog.records[0])["reason"] == "Not a directory"
+
+
+def test_a_torch_that_cannot_map_them_is_no_reason_either(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opaque, "_TORCH", Path("libc.so.6"))
+    opaque._function.cache_clear()
+    try:
+        assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "cache"))
+    finally:
+        opaque._function.cache_clear()
+    (warning,) = caplog.records
+    assert (warning.message, vars(warning)["reason"]) == (
+        "weights are not cached",
+        f"torch {torch.__version__} has no create_tensor_from_blob_v2",
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
