@@ -21,6 +21,7 @@ from service import weight_cache
 from service.checkpoint import describe
 from service.domain import Quantization
 from service.engine import opaque
+from service.engine.cached_weights import Wanted, load_weights
 from service.engine.engine import Engine
 from service.engine.linear import choose
 from service.errors import CheckpointError
@@ -102,6 +103,22 @@ def test_what_is_mapped_is_not_copied(checkpoint: Path, tmp_path: Path, quantiza
     for each in loaded:
         assert str(file) in mapping_of(each.words.data_ptr())
         assert str(file) in mapping_of(torch.ops.mkldnn.data_ptr(each.layers[0].qkv.weight))
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "fp8"])
+def test_what_a_gpu_wants_is_kept_as_it_wants_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization
+) -> None:
+    """Its maps, on a CPU."""
+    monkeypatch.setattr("service.engine.linear.check_capability", lambda *of: None)
+    kind = choose(torch.device("cuda"), quantization)
+    wanted = Wanted(describe(checkpoint, "test"), torch.device("cpu"), torch.bfloat16, kind, lambda done, total: None)
+    direct, made, opened = (load_weights(wanted, folder, "gpu") for folder in (None, tmp_path, tmp_path))
+    for one in (made, opened):
+        for name in kind.tensors:
+            kept, known = (getattr(each.layers[0].qkv, name) for each in (one, direct))
+            assert kept.dtype == known.dtype
+            assert torch.equal(kept.float(), known.float())
 
 
 def mapping_of(address: int) -> str:
