@@ -9,16 +9,12 @@ Starts the service and lets `python -m service evaluate` ask it every example of
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.about import about, auto_precision, parser_of, save
 from benchmarks.local_server import serving
-from benchmarks.quantization import TASKS
+from benchmarks.quantization import TASKS, evaluated
 
 KEPT = ("task", "split", "examples", "correct", "accuracy", "interval_95", "chance", "truncated", "refused")
 """Of what `evaluate` reports; the rest is of this machine, or too long to read."""
@@ -34,12 +30,8 @@ def main() -> None:
 
 def accuracy(task: str, port: int, data: Path) -> dict[str, Any]:
     """Of a set, given as NAME/SPLIT."""
-    name, _, split = task.partition("/")
-    with tempfile.NamedTemporaryFile(suffix=".json") as report:
-        flags = ["--url", f"http://127.0.0.1:{port}", "--task", name, "--split", split, "--data", str(data)]
-        command = [sys.executable, "-m", "service", "evaluate", *flags, "--json", report.name]
-        subprocess.run(command, check=True)
-        found: dict[str, Any] = json.loads(Path(report.name).read_text(encoding="utf-8"))
+    found = evaluated(task, f"http://127.0.0.1:{port}", data)
+    print(f"{task:20}{found['accuracy']:.1%}", flush=True)
     return {key: found[key] for key in KEPT}
 
 

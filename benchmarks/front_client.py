@@ -11,9 +11,7 @@ import random
 import re
 import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.local_server import becomes_ready, free_port
+from benchmarks.local_server import free_port, running
 from service.tasks.text_model import TextModel
 
 LABELS = ("体育", "财经")
@@ -101,18 +99,8 @@ class Server:
 @contextmanager
 def serving(name: str, folder: Path, *flags: str) -> Iterator[Server]:
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.front_server", str(port), *flags]
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process,
-    ):
-        try:
-            if not becomes_ready(port, process):
-                log.seek(0)
-                sys.exit(log.read().decode())
-            yield Server(name, port, psutil.Process(process.pid))
-        finally:
-            process.terminate()
+    with running(port, "benchmarks.front_server", str(port), *flags, folder=folder) as process:
+        yield Server(name, port, psutil.Process(process.pid))
 
 
 def make_texts(model: TextModel) -> list[str]:

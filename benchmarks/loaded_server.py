@@ -6,9 +6,6 @@ import asyncio
 import json
 import os
 import random
-import subprocess
-import sys
-import tempfile
 import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -20,7 +17,7 @@ from typing import Any
 import psutil
 
 from benchmarks import about
-from benchmarks.local_server import becomes_ready, free_port
+from benchmarks.local_server import free_port, running
 from service.bench.synthetic import Lengths, make_text
 
 LENGTHS = "lognormal:31:152"
@@ -68,21 +65,14 @@ class Server:
 def serving(source: str, port: int, *flags: str) -> Iterator[Server]:
     """One compute thread; a port of 0 is a free one."""
     port = port or free_port()
-    command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--threads", "1", *flags]
     cores = os.sched_getaffinity(0)
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen([*command, "--model", f"m={source}"], stdout=log, stderr=log) as process,
-    ):
+    words = ("serve", "--port", str(port), "--threads", "1", *flags, "--model", f"m={source}")
+    with running(port, "service", *words) as process:
         try:
-            if not becomes_ready(port, process):
-                log.seek(0)
-                sys.exit(log.read().decode())
             server = Server(port, psutil.Process(process.pid))
             server.take_apart()
             yield server
         finally:
-            process.terminate()
             os.sched_setaffinity(0, cores)
 
 

@@ -35,7 +35,7 @@ import uvloop
 from benchmarks.about import about, parser_of, save
 from benchmarks.big_checkpoint import write_checkpoint
 from benchmarks.front_client import LABELS, Server, messages_of, throughput
-from benchmarks.local_server import serving
+from benchmarks.local_server import PATIENT, serving
 from service.bench.server import SECONDS, per_batch, totals
 from service.checkpoint import describe
 from service.domain import Encoding, Quantization
@@ -50,9 +50,6 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 NUM_ROWS = 8192
 """More than ever wait: two equal rows in flight would be computed once."""
-
-PATIENT = ("--default-timeout-ms", "600000", "--max-wait-ms", "600000", "--max-queue-tokens", "4194304")
-"""A slow device is waited for: it is the throughput that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import argparse
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.about import about, auto_precision, parser_of, save
-from benchmarks.local_server import becomes_ready, free_port
+from benchmarks.local_server import serving
 from service.bench.synthetic import Lengths
 from service.commands import bench, plan
 from service.planning.plan import point
@@ -27,23 +23,12 @@ SPECIAL_TOKENS = 2
 """Around the text of an embedding."""
 
 
-@contextmanager
-def serving(threads: int) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--threads", str(threads)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            assert becomes_ready(port, process), "the server did not start"
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
 def main() -> None:
     arguments = _parse()
     lengths = [SPECIAL_TOKENS + length for length in Lengths.parse(SHAPE).draw(4096, random.Random(1))]
     points = []
-    with serving(arguments.threads) as url:
+    with serving("--threads", str(arguments.threads)) as (port, _):
+        url = f"http://127.0.0.1:{port}"
         measured(url, 20.0, 10.0)  # until the model has been measured
         for rate in arguments.rates:
             [speed] = plan.ask(url, None)

@@ -10,10 +10,7 @@ prints a table, to be pasted into docs/performance.md. Ends with status 1 where 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.about import about, parser_of, save
-from benchmarks.local_server import serving
+from benchmarks.local_server import report_of, serving
 from service.domain import Quantization
 from service.engine.linear import choose
 from service.errors import SettingError
@@ -116,13 +113,15 @@ def accuracies(quantization: str, arguments: argparse.Namespace) -> Accuracies:
 
 
 def _accuracy(task: str, url: str, arguments: argparse.Namespace) -> tuple[int, float]:
-    name, _, split = task.partition("/")
-    with tempfile.NamedTemporaryFile(suffix=".json") as report:
-        flags = ["--url", url, "--task", name, "--split", split, "--data", str(arguments.data), "--json", report.name]
-        flags += ["--limit", str(arguments.limit)] if arguments.limit else []
-        subprocess.run([sys.executable, "-m", "service", "evaluate", *flags], check=True, stdout=subprocess.DEVNULL)
-        found: dict[str, Any] = json.loads(Path(report.name).read_text(encoding="utf-8"))
+    found = evaluated(task, url, arguments.data, arguments.limit)
     return found["examples"], round(100 * found["accuracy"], 2)
+
+
+def evaluated(task: str, url: str, data: Path, limit: int = 0) -> dict[str, Any]:
+    """The report of `evaluate` on a set, given as NAME/SPLIT; a `limit` of 0 is none."""
+    name, _, split = task.partition("/")
+    flags = ["--url", url, "--task", name, "--split", split, "--data", str(data)]
+    return report_of("evaluate", *flags, *(["--limit", str(limit)] if limit else []))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -14,9 +14,7 @@ Rates are of real tokens; the ratio is of one round, and its median, least and l
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,12 +29,11 @@ from transformers import MegatronBertModel
 
 from benchmarks.about import about, parser_of, save
 from benchmarks.big_checkpoint import NUM_LAYERS, write_checkpoint
-from benchmarks.local_server import serving
+from benchmarks.local_server import PATIENT, report_of, serving
 from service.bench.synthetic import Lengths
 
 LENGTHS = "lognormal:31:152"
 NUM_TEXTS = 512
-PATIENT = ("--default-timeout-ms", "600000", "--max-wait-ms", "600000")
 
 
 def main() -> int:
@@ -84,13 +81,9 @@ def _round(number: int, port: int, model: MegatronBertModel, arguments: argparse
 
 def _bench(seed: int, port: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Other texts in each round."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, "-m", "service", "bench", "--url", f"http://127.0.0.1:{port}", "--mix", "embed"]
-        command += ["--lengths", LENGTHS, "--concurrency", str(arguments.clients), "--timeout", "600", "--limit"]
-        command += ["--duration", str(arguments.seconds), "--seed", str(seed + 1), "--json", file.name]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        report: dict[str, Any] = json.loads(Path(file.name).read_text(encoding="utf-8"))
-    return report
+    flags = ["--url", f"http://127.0.0.1:{port}", "--mix", "embed", "--lengths", LENGTHS, "--limit"]
+    flags += ["--concurrency", str(arguments.clients), "--timeout", "600", "--seed", str(seed + 1)]
+    return report_of("bench", *flags, "--duration", str(arguments.seconds))
 
 
 @torch.inference_mode()
