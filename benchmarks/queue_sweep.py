@@ -49,7 +49,7 @@ class Case:
 
     @property
     def full(self) -> int:
-        return budget.choose(self.cost, TARGET_S)
+        return budget.choose_budget(self.cost, TARGET_S)
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -68,7 +68,7 @@ def speed_of(shape: str, device: torch.device, name: str, way: Quantization, rou
     cost = LatencyModel(list(_medians(engine, rounds))).cost
     assert cost is not None, "a profile has steps"
     precision = "bfloat16" if way == "none" else way
-    return Speed(shape, name, precision, cost, budget.choose(cost, TARGET_S))
+    return Speed(shape, name, precision, cost, budget.choose_budget(cost, TARGET_S))
 
 
 def _medians(engine: Engine, rounds: int) -> Iterator[Step]:

@@ -8,7 +8,7 @@ _ARITHMETIC = ("avx", "amx", "fma", "sse", "asimd", "sve", "sme", "bf16", "i8mm"
 """How the abilities begin on which a matrix product depends."""
 
 
-def abilities(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Its sets of instructions for arithmetic (x86 `flags`, Arm `Features`); none where the kernel does not tell."""
     if not path.is_file():
         return frozenset()

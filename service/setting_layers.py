@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.errors import SettingError
-from service.setting_rows import ENV_PREFIX, Row, rows
+from service.setting_rows import ENV_PREFIX, SettingRow, setting_rows
 from service.settings import Settings
 
 ENV_CONFIG = "ERLANGSHEN_CONFIG"
@@ -63,16 +63,16 @@ def weight_cache_folder(setting: str, environ: Mapping[str, str] | None = None) 
     return base / "erlangshen" / "weights"
 
 
-Layer = list[tuple[Row, Any, str]]
+Layer = list[tuple[SettingRow, Any, str]]
 
 
 def _from_flags(flags: Mapping[str, Any]) -> Layer:
-    known = {row.key: row for row in rows()}
+    known = {row.key: row for row in setting_rows()}
     return [(known[key], value, known[key].flag) for key, value in flags.items()]
 
 
 def _from_env(environ: Mapping[str, str]) -> Layer:
-    known = {row.env: row for row in rows()}
+    known = {row.env: row for row in setting_rows()}
     # An empty variable is how compose files say "not set".
     ours = [name for name, value in environ.items() if name.startswith(ENV_PREFIX) and name != ENV_CONFIG and value]
     for name in ours:
@@ -85,7 +85,7 @@ def _from_env(environ: Mapping[str, str]) -> Layer:
 def _from_file(path: str | Path | None) -> Layer:
     if path is None:
         return []
-    known = {row.key: row for row in rows()}
+    known = {row.key: row for row in setting_rows()}
     layer: Layer = []
     for section, part in _read_toml(path).items():
         if section not in Settings.model_fields or not isinstance(part, dict):
@@ -115,7 +115,7 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 def _setting_error(error: ValidationError, origins: Mapping[str, str]) -> SettingError:
     lines = []
-    secret = {row.key for row in rows() if row.is_secret}
+    secret = {row.key for row in setting_rows() if row.is_secret}
     for one in error.errors():
         key = ".".join(str(part) for part in one["loc"][:2])
         message = one["msg"].removeprefix("Value error, ").removeprefix("Input ")

@@ -16,7 +16,7 @@ ENV_PREFIX = "ERLANGSHEN_"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SettingRow:
     """One setting as the outside sees it."""
 
     section: str
@@ -43,7 +43,7 @@ class Row:
         return isinstance(self.default, (tuple, dict))
 
 
-def rows() -> list[Row]:
+def setting_rows() -> list[SettingRow]:
     """All settings, in the order of declaration."""
     return [
         _row(section, name, field)
@@ -52,9 +52,9 @@ def rows() -> list[Row]:
     ]
 
 
-def _row(section: str, name: str, field: FieldInfo) -> Row:
+def _row(section: str, name: str, field: FieldInfo) -> SettingRow:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    return Row(
+    return SettingRow(
         section=section,
         name=name,
         flag=str(extra.get("flag", f"--{name.replace('_', '-')}")),

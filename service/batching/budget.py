@@ -23,7 +23,7 @@ HANDLING_S = 0.0005
 """What a batch costs outside of the engine: two messages through the pipe and the event loop."""
 
 
-def choose(cost: Cost, target_s: float) -> int:
+def choose_budget(cost: Cost, target_s: float) -> int:
     """Tokens of a full batch; where even the least takes longer than the target, the least."""
     per_batch = cost.batch + HANDLING_S
     per_token = max(cost.token + cost.row / TYPICAL_ROW, 1e-12)

@@ -97,7 +97,9 @@ class Pace:
         is by now is what serving has seen. A batch may be taken by any replica: the slowest must be able to bear it."""
         if calibrated := self._calibrated.get(model):
             stretch = self._models[model].stretch
-            self._budgets[model] = min(budget.choose(cost.stretched(stretch), self._target_s) for cost in calibrated)
+            self._budgets[model] = min(
+                budget.choose_budget(cost.stretched(stretch), self._target_s) for cost in calibrated
+            )
 
     def _fields(self, model: str) -> dict[str, object]:
         cost = self._cost(model)

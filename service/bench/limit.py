@@ -20,20 +20,20 @@ TIMEOUT_S = 900.0
 
 def add_limits(report: dict[str, Any], model: str | None) -> None:
     """Adds `limit` to every point of a report. ValueError when the server does not tell what is to be known."""
-    question = question_of(report["models"], model or _only(report["answered_by"]))
+    question = limit_question(report["models"], model or _only(report["answered_by"]))
     counts = [round(point["batches"]["mean_tokens"]) if point["batches"] else None for point in report["points"]]
     large = LARGE_BATCH[question["device"].partition(":")[0]]
     sizes = sorted({max(count, 1) for count in counts if count} | {large})
     replicas = len(report["models"]["replicas"])
-    found = dict(zip(sizes, ask({**question, "token_counts": sizes}), strict=True))
+    found = dict(zip(sizes, measure_limits({**question, "token_counts": sizes}), strict=True))
     rates = {tokens: replicas * tokens / one["seconds"] for tokens, one in found.items()}
     for point, count in zip(report["points"], counts, strict=True):
-        point["limit"] = compare(point["batches"], rates, count, large, replicas) if count else None
+        point["limit"] = compare_with_limit(point["batches"], rates, count, large, replicas) if count else None
     ways = {str(tokens): one["way"] for tokens, one in found.items()}
     report["limit"] = question | {"replicas": replicas, "quickest_way_by_tokens": ways}
 
 
-def compare(
+def compare_with_limit(
     batches: Mapping[str, float], rates: Mapping[int, float], mean_tokens: int, large: int, replicas: int
 ) -> dict[str, float]:
     """Served tokens per second over those of the bare products, at the run's own batch size and at a large one; and
@@ -52,7 +52,7 @@ def compare(
     }
 
 
-def question_of(models: Mapping[str, Any], name: str) -> dict[str, Any]:
+def limit_question(models: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What to ask for a model, from what /v1/models said."""
     try:
         model = next(one for one in models["models"] if one["name"] == name)
@@ -65,7 +65,7 @@ def question_of(models: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"sizes": sizes, "precision": precision, "device": device, "threads": threads}
 
 
-def ask(question: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+def measure_limits(question: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     """`seconds` of a batch and the `way` to multiply, for each of the token counts. ValueError when it cannot be."""
     threads = str(question["threads"])
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}

@@ -55,7 +55,7 @@ def summarize(samples: Sequence[Sample], window: Window) -> dict[str, dict[str, 
     return rows | {task: _row([s for s in samples if s.task == task], window) for task in tasks}
 
 
-def table(rows: Mapping[str, dict[str, Any]], of: str = "task") -> str:
+def format_table(rows: Mapping[str, dict[str, Any]], of: str = "task") -> str:
     """One line for each row, whose names are those of an `of`."""
     rates = ["offered/s", "req/s", "inputs/s", "tokens/s"]
     head = [of, "requests", "failed", *rates, *(f"p{q} ms" for q in QUANTILES), "max ms"]
@@ -64,15 +64,15 @@ def table(rows: Mapping[str, dict[str, Any]], of: str = "task") -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def shown(report: Mapping[str, Any]) -> str:
+def format_report(report: Mapping[str, Any]) -> str:
     """For people: by load where several were measured, and by task of each."""
     points = report["points"]
     lines = [report["method"], f"load: {report['corpus']['about']}"]
     lines += [f"{task} is left out: {reason}" for task, reason in report["left_out"].items()]
     if len(points) > 1:
-        lines.append(table({point["load"]: point["results"]["all"] for point in points}, of="load"))
+        lines.append(format_table({point["load"]: point["results"]["all"] for point in points}, of="load"))
     for point in points:
-        lines.append(table(point["results"], of="task" if len(points) == 1 else point["load"]))
+        lines.append(format_table(point["results"], of="task" if len(points) == 1 else point["load"]))
         lines += _about(point, report["duration_s"])
     return "\n".join(lines)
 

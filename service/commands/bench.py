@@ -23,7 +23,7 @@ from service.bench.limit import add_limits
 from service.bench.load import Load, Tick
 from service.bench.measure import Plan, measure
 from service.bench.origin import origin
-from service.bench.report import shown
+from service.bench.report import format_report
 from service.bench.requests import parse_mix
 from service.bench.synthetic import Lengths, make_corpus
 from service.bench.wire import Client
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"error: {args.url}: {error}", file=sys.stderr)
         return 2
     report = origin("service bench", argv, "torch", "uvloop", "numpy") | report
-    print(shown(report))
+    print(format_report(report))
     if args.json:
         args.json.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     if args.plot:
@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
 def bench(args: Namespace) -> dict[str, Any]:
     """Measures what the flags ask for. Raises OSError and ValueError."""
     if args.plot:
-        plot.require()
+        plot.require_matplotlib()
     corpus = Corpus.read(args.texts) if args.texts else make_corpus(args.lengths, args.seed)
     plan = Plan(
         loads=tuple(loads_of(args)),

@@ -68,7 +68,7 @@ class Composition:
             load_engine, quantization=settings.replicas.quantization, weight_cache=self._weight_cache
         )
         self._specs = specs_of(settings.models)
-        self._devices = devices.resolve(settings.replicas.devices)
+        self._devices = devices.resolve_devices(settings.replicas.devices)
         self._threads = settings.replicas.threads or max(1, cores.num_cores() // len(self._devices))
         self._checkpoints: list[Checkpoint] = []
         self._models: dict[str, TextModel] = {}

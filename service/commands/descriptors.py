@@ -14,7 +14,7 @@ OTHERS = 256
 """Descriptors that are not connections: pipes to replicas, files, libraries; and connections about to be refused."""
 
 
-def room_for(connections: int) -> int:
+def fit_connections(connections: int) -> int:
     """Raises the soft limit to the hard one; fewer than were asked for are told of in the log."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

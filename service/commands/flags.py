@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 
 from service.setting_layers import ENV_CONFIG, load
-from service.setting_rows import Row, rows, section_help
+from service.setting_rows import SettingRow, section_help, setting_rows
 from service.settings import Settings
 
 
@@ -14,12 +14,12 @@ def add_setting_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help=f"TOML file with settings [{ENV_CONFIG}]")
     for section, purpose in section_help().items():
         group = parser.add_argument_group(section, purpose)
-        for row in rows():
+        for row in setting_rows():
             if row.section == section:
                 _add(group, row)
 
 
-def _add(group: object, row: Row) -> None:
+def _add(group: object, row: SettingRow) -> None:
     add = group.add_argument  # type: ignore[attr-defined]
     text = f"{row.help} [{row.env}]".replace("%", "%%")
     if row.is_bool:
@@ -32,6 +32,6 @@ def _add(group: object, row: Row) -> None:
 
 def settings_from(arguments: Namespace) -> Settings:
     """The settings of all layers, with the flags that were typed on top."""
-    known = {row.key for row in rows()}
+    known = {row.key for row in setting_rows()}
     typed = {key: value for key, value in vars(arguments).items() if key in known}
     return load(typed, config=arguments.config)

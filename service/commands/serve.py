@@ -24,7 +24,7 @@ from service.api.accepting import Accepting
 from service.api.app import create_app
 from service.api.connection import Connection, Door
 from service.commands.composition import Composition
-from service.commands.descriptors import room_for
+from service.commands.descriptors import fit_connections
 from service.commands.flags import add_setting_flags, settings_from
 from service.commands.security import check_certificate, refuse_strangers, reloading, ring_of
 from service.errors import SettingError
@@ -104,7 +104,7 @@ def make_server(whole: Composition, settings: Settings) -> Server:
         lifespan=whole.lifespan,
     )
     limits = settings.server
-    door = Door(limits, whole.metrics, room_for(limits.max_connections))
+    door = Door(limits, whole.metrics, fit_connections(limits.max_connections))
     config = uvicorn.Config(
         app,
         http=partial(Connection, door=door),  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import orjson
 
 from service.commands.flags import add_setting_flags, settings_from
 from service.setting_layers import ENV_CONFIG
-from service.setting_rows import Row, rows, section_help
+from service.setting_rows import SettingRow, section_help, setting_rows
 from service.settings import Settings
 
 _HEAD = f"""# Settings
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
 def _shown(settings: Settings) -> dict[str, Any]:
     """Of what is secret, the names."""
     values = settings.model_dump(mode="json")
-    for row in rows():
+    for row in setting_rows():
         if row.is_secret:
             values[row.section][row.name] = sorted(values[row.section][row.name])
     return values
@@ -53,16 +53,16 @@ def markdown() -> str:
     for section, purpose in section_help().items():
         parts.append(f"\n## {section}\n\n{purpose}\n\n| setting | flag | environment | default | meaning |\n")
         parts.append("|---|---|---|---|---|\n")
-        parts.extend(_line(row) for row in rows() if row.section == section)
+        parts.extend(_line(row) for row in setting_rows() if row.section == section)
     return "".join(parts)
 
 
-def _line(row: Row) -> str:
+def _line(row: SettingRow) -> str:
     flag = row.flag if row.is_bool else f"{row.flag} {row.metavar}".replace("|", "\\|")
     return f"| `{row.name}` | `{flag}` | `{row.env}` | {_default(row)} | {row.help} |\n"
 
 
-def _default(row: Row) -> str:
+def _default(row: SettingRow) -> str:
     if isinstance(row.default, bool):
         return f"`{str(row.default).lower()}`"
     if row.default is None or row.default in ((), {}):

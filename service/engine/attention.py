@@ -62,14 +62,16 @@ def plain_beside_masked(plain: Prepare, masked: Prepare) -> Prepare:
 
 
 def _has_varlen(place: Place) -> bool:
-    return attention_varlen.runs_on(place.device, place.dtype, place.head_size)
+    return attention_varlen.varlen_runs_on(place.device, place.dtype, place.head_size)
 
 
 BACKENDS: dict[str, Backend] = {
-    "sdpa": Backend(attention_sdpa.prepare, runs_on=lambda place: True),
-    "flex": Backend(attention_flex.prepare, runs_on=lambda place: True),
-    "varlen": Backend(plain_beside_masked(attention_varlen.prepare, attention_sdpa.prepare), _has_varlen),
-    "varlen+flex": Backend(plain_beside_masked(attention_varlen.prepare, attention_flex.prepare), _has_varlen),
+    "sdpa": Backend(attention_sdpa.prepare_sdpa, runs_on=lambda place: True),
+    "flex": Backend(attention_flex.prepare_flex, runs_on=lambda place: True),
+    "varlen": Backend(plain_beside_masked(attention_varlen.prepare_varlen, attention_sdpa.prepare_sdpa), _has_varlen),
+    "varlen+flex": Backend(
+        plain_beside_masked(attention_varlen.prepare_varlen, attention_flex.prepare_flex), _has_varlen
+    ),
 }
 
 

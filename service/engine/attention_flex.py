@@ -22,28 +22,28 @@ from service.engine.compiling import compiled
 from service.engine.copies import to_device
 from service.engine.layout import Layout
 
-BLOCK = 128
+FLEX_BLOCK = 128
 
-OPTIONS = {
+FLEX_OPTIONS = {
     "BACKEND": "TRITON",  # not another kernel for fewer than 128 tokens, compiled when the first such batch comes
     "BLOCKS_ARE_CONTIGUOUS": True,  # see squares
 }
 
 
-def prepare(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def prepare_flex(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     from torch.nn.attention.flex_attention import BlockMask  # brings the compiler along, which is slow to import
 
     owners = to_device(torch.from_numpy(layout.owners(layout.num_tokens)), device)
-    counts, indices = (to_device(torch.from_numpy(each), device) for each in squares(layout))
+    counts, indices = (to_device(torch.from_numpy(each), device) for each in flex_squares(layout))
     mask = BlockMask.from_kv_blocks(
         counts[None, None],
         indices[None, None],
-        BLOCK_SIZE=BLOCK,
-        mask_mod=visible(owners[0], owners[1]),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=flex_visible(owners[0], owners[1]),
         seq_lengths=(layout.num_tokens, layout.num_tokens),
         compute_q_blocks=False,  # only the way back needs them
     )
-    kernel = _kernel(device.type)
+    kernel = _flex_kernel(device.type)
 
     def attend(qkv: Tensor) -> Tensor:
         query, key, value = qkv.permute(1, 2, 0, 3)[:, None]
@@ -53,7 +53,7 @@ def prepare(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callabl
     return attend
 
 
-def visible(rows: Tensor, blocks: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def flex_visible(rows: Tensor, blocks: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """FlexAttention's mask, from the owners of the tokens (see Layout.owners)."""
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -63,31 +63,31 @@ def visible(rows: Tensor, blocks: Tensor) -> Callable[[Tensor, Tensor, Tensor, T
     return sees
 
 
-def squares(layout: Layout) -> tuple[IdArray, IdArray]:
+def flex_squares(layout: Layout) -> tuple[IdArray, IdArray]:
     """For each 128 queries, how many blocks of 128 keys they have to look at [blocks], and all blocks of keys with
     these in front [blocks, blocks]. Rows are whole, so the blocks that matter lie side by side."""
     ends = np.array(layout.ends)
-    first = np.arange(0, layout.num_tokens, BLOCK)
-    last = np.minimum(first + BLOCK, layout.num_tokens) - 1
-    low = ends[np.searchsorted(ends, first, side="right") - 1] // BLOCK
-    high = -(-ends[np.searchsorted(ends, last, side="right")] // BLOCK)
+    first = np.arange(0, layout.num_tokens, FLEX_BLOCK)
+    last = np.minimum(first + FLEX_BLOCK, layout.num_tokens) - 1
+    low = ends[np.searchsorted(ends, first, side="right") - 1] // FLEX_BLOCK
+    high = -(-ends[np.searchsorted(ends, last, side="right")] // FLEX_BLOCK)
     every = np.arange(len(first))
     return (high - low).astype(np.int32), ((low[:, None] + every) % len(every)).astype(np.int32)
 
 
 @cache
-def _kernel(device_type: str) -> Callable[..., Tensor]:
+def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
     if device_type != "cuda":
-        return reference
+        return flex_reference
     from torch.nn.attention.flex_attention import flex_attention
 
-    return partial(compiled(flex_attention, dynamic=True), kernel_options=OPTIONS)
+    return partial(compiled(flex_attention, dynamic=True), kernel_options=FLEX_OPTIONS)
 
 
-def reference(query: Tensor, key: Tensor, value: Tensor, block_mask: Any) -> Tensor:
+def flex_reference(query: Tensor, key: Tensor, value: Tensor, block_mask: Any) -> Tensor:
     """What the kernel computes, with all pairs of tokens written out: those of squares that it skips see nothing."""
     token = torch.arange(query.shape[2])
-    square = token // BLOCK
+    square = token // FLEX_BLOCK
     is_looked_at = block_mask.to_dense()[0, 0].bool()[square[:, None], square]
     is_seen = block_mask.mask_mod(token, token, token[:, None], token) & is_looked_at
     return F.scaled_dot_product_attention(query, key, value, attn_mask=is_seen)

@@ -41,7 +41,7 @@ def leave_out_cudnn() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def prepare(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def prepare_sdpa(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     groups = make_groups(layout, device, dtype)
 
     def attend(qkv: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ MAX_HEAD_SIZE = 256
 LEAST_CAPABILITY = (8, 0)  # Ampere
 
 
-def runs_on(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+def varlen_runs_on(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return (
@@ -28,7 +28,7 @@ def runs_on(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     )
 
 
-def prepare(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def prepare_varlen(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     from torch.nn.attention.varlen import varlen_attn  # registers kernels: not on a CPU, where nobody asks for them
 
     ends = layout.ends  # the filling is a row like others: so it is written, and finite

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def on(device: torch.device) -> AbstractContextManager[object]:
+def device_guard(device: torch.device) -> AbstractContextManager[object]:
     """Makes the device this thread's own: a thread starts with the first GPU, and would take memory there."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
@@ -29,7 +29,7 @@ def to_host(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-def fence(device: torch.device) -> Callable[[], None]:
+def wait_event(device: torch.device) -> Callable[[], None]:
     """Waits, when it is called, for all that the device had been given when it was made."""
     if device.type != "cuda":
         return lambda: None

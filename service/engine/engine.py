@@ -32,7 +32,7 @@ from service.domain import (
 )
 from service.engine import attention, heads, linear, memory, packing, profile
 from service.engine.cached_weights import Wanted, load_weights
-from service.engine.copies import fence, on
+from service.engine.copies import device_guard, wait_event
 from service.engine.encoder import encode
 from service.engine.graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
 from service.engine.precision import DTYPES, resolve_device, resolve_precision
@@ -73,7 +73,7 @@ class Engine:
         self.precision = precision
         shape = checkpoint.shape
         place = attention.Place(device, weights.words.dtype, shape.num_heads, shape.head_size)
-        with on(device):
+        with device_guard(device):
             self.backend, self._prepare_attention = attention.choose(backend, place, shape.num_layers)
         self._graphs = Graphs(
             dense_forward(weights, shape), CudaRecorder(), device, BUCKETS if device.type == "cuda" else ()
@@ -137,7 +137,7 @@ class Engine:
 
     def device_memory(self) -> Memory | None:
         """None for a CPU, whose memory is the process's."""
-        return memory.of_device(self.device)
+        return memory.device_memory(self.device)
 
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
         """The output of every row, in order. InferenceFailed when a row cannot be computed, OutOfMemory when there is
@@ -159,7 +159,7 @@ class Engine:
         return lambda: memory.or_out_of_memory(finish, self.device)
 
     def _begin(self, encodings: Sequence[Encoding]) -> heads.Finish:
-        with on(self.device):
+        with device_guard(self.device):
             packed = packing.pack(encodings, self.device)
             if self.device.type == "cuda":
                 return self._launch(packed)
@@ -169,7 +169,7 @@ class Engine:
     def _launch(self, packed: packing.Packed) -> heads.Finish:
         with self._launching:  # graphs have one set of buffers, and halves of a failed batch come from another thread
             outputs = heads.read(self.weights, self.shape, self.hidden_states(packed), packed)
-            wait = fence(self.device)
+            wait = wait_event(self.device)
 
         def finish() -> list[Output]:
             wait()
@@ -192,7 +192,7 @@ class Engine:
         for lengths in _GPU_WARM_UP_LENGTHS:
             blank = [_blank_row(self.checkpoint.name, min(each, self.shape.max_positions), Cls()) for each in lengths]
             outputs += self.run([replace(row, blocks=_WARM_UP_BLOCKS) for row in blank])
-        with on(self.device):
+        with device_guard(self.device):
             self._graphs.record()
         return outputs + self.run(rows)
 

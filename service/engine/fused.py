@@ -55,7 +55,7 @@ def rescale_add_norm(
 
 
 @fused
-def quantize(hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_fused(hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes [tokens, in] and scales [tokens, 1]."""
     return quantize_signed(hidden, dtype)
 

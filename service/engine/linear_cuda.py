@@ -65,7 +65,7 @@ class CudaInt8:
 
     def _sums(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The product of the codes, and the scales of the tokens."""
-        codes, scales = fused.quantize(hidden, torch.int8)
+        codes, scales = fused.quantize_fused(hidden, torch.int8)
         missing = max(0, LEAST_TOKENS - len(codes))
         sums = torch._int_mm(F.pad(codes, (0, 0, 0, missing)) if missing else codes, self.weight.t())
         return sums[: len(codes)], scales
@@ -86,7 +86,7 @@ class CudaFp8:
         return cls(codes, scales[None], bias.to(torch.bfloat16))
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        codes, scales = fused.quantize(hidden, torch.float8_e4m3fn)
+        codes, scales = fused.quantize_fused(hidden, torch.float8_e4m3fn)
         weight, kind = self.weight.t(), torch.bfloat16
         out = torch._scaled_mm(codes, weight, scales, self.scales, self.bias, out_dtype=kind, use_fast_accum=True)
         return out.to(hidden.dtype)

@@ -52,7 +52,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
-def of_device(device: torch.device) -> Memory | None:
+def device_memory(device: torch.device) -> Memory | None:
     """All that is taken of a GPU, by whomever; None for a CPU, whose memory is the process's."""
     if device.type != "cuda":
         return None

@@ -59,4 +59,4 @@ def check_capability(quantization: Quantization, device: torch.device) -> None:
 
 
 def _cpu_has_bf16() -> bool:
-    return not _CPU_ABILITIES.isdisjoint(cpu.abilities())
+    return not _CPU_ABILITIES.isdisjoint(cpu.cpu_features())

@@ -11,17 +11,17 @@ from pathlib import Path, PurePosixPath
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Cgroup:
     """A folder of the kernel's, that may not be there: a container does not see the path of its own group."""
 
     folder: Path
     is_v1: bool
 
-    def read(self, name: str) -> str:
-        return read(self.folder / name)
+    def read_text(self, name: str) -> str:
+        return read_text(self.folder / name)
 
 
-def groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
+def cgroups(controller: str, root: Path = Path("/")) -> Iterator[Cgroup]:
     """This process's group and every group above it, of version 1's hierarchy with this controller and of version 2."""
     mounts = root / "sys/fs/cgroup"
     for controllers, path in _memberships(root / "proc/self/cgroup", controller):
@@ -29,16 +29,16 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
         names = dict.fromkeys((controllers, swapped, controller)) if controllers else ("",)
         for name in names:
             for group in (path, *path.parents):
-                yield Group(mounts / name / group.relative_to("/"), is_v1=bool(controllers))
+                yield Cgroup(mounts / name / group.relative_to("/"), is_v1=bool(controllers))
 
 
-def number(text: str, key: str) -> int | None:
+def number_of(text: str, key: str) -> int | None:
     """The number behind `key` in lines of keys and numbers."""
     found = dict(line.split()[:2] for line in text.splitlines() if " " in line).get(key, "")
     return int(found) if found.isdecimal() else None
 
 
-def read(file: Path) -> str:
+def read_text(file: Path) -> str:
     try:
         return file.read_text()
     except OSError:
@@ -47,7 +47,7 @@ def read(file: Path) -> str:
 
 def _memberships(file: Path, controller: str) -> Iterator[tuple[str, PurePosixPath]]:
     """(controllers, group); of version 2 there are no controllers."""
-    for line in read(file).splitlines():
+    for line in read_text(file).splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
             yield controllers, PurePosixPath(path)

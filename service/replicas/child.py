@@ -69,7 +69,7 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
         pipe.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
         return 1
     precisions = {name: engine.precision for name, engine in engines.items()}
-    pipe.send(Ready(precisions, memory.of_process().allocated, canary.answers, device_memory(engines)))
+    pipe.send(Ready(precisions, memory.process_memory().allocated, canary.answers, device_memory(engines)))
     gc.freeze()  # the garbage collector need not look at libraries and engines again, amid a batch
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
     Thread(target=_receive, args=(pipe, engines, batches), daemon=True).start()

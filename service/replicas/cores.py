@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.replicas.cgroup import Group, groups
+from service.replicas.cgroup import Cgroup, cgroups
 
 
 def num_cores(root: Path = Path("/"), num_allowed: int | None = None) -> int:
@@ -21,20 +21,20 @@ def num_cores(root: Path = Path("/"), num_allowed: int | None = None) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The limits of this process's control group and of every group above it, in cores."""
-    for group in groups("cpu", root):
+    for group in cgroups("cpu", root):
         quota = _quota_v1(group) if group.is_v1 else _quota_v2(group)
         if quota is not None:
             yield quota
 
 
-def _quota_v2(group: Group) -> float | None:
+def _quota_v2(group: Cgroup) -> float | None:
     match group.read("cpu.max").split():
         case [quota, period] if quota != "max":
             return int(quota) / int(period)
     return None
 
 
-def _quota_v1(group: Group) -> float | None:
+def _quota_v1(group: Cgroup) -> float | None:
     quota, period = group.read("cpu.cfs_quota_us"), group.read("cpu.cfs_period_us")
     if not quota or not period or int(quota) <= 0:
         return None

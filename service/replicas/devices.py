@@ -9,7 +9,7 @@ DRIVER = "libcuda.so.1"
 SUCCESS = 0
 
 
-def resolve(devices: Sequence[str], count: Callable[[], int] | None = None) -> tuple[str, ...]:
+def resolve_devices(devices: Sequence[str], count: Callable[[], int] | None = None) -> tuple[str, ...]:
     """ "auto" becomes every CUDA device, or the CPU where there is none; other names stay as they are."""
     if tuple(devices) != ("auto",):
         return tuple(devices)

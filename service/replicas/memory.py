@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from service.domain import Memory
-from service.replicas.cgroup import groups, number, read
+from service.replicas.cgroup import cgroups, number_of, read_text
 
 UNLIMITED = 1 << 60
 """Above this a limit is version 1's way to say that there is none."""
 
 
-def of_process(root: Path = Path("/")) -> Memory:
+def process_memory(root: Path = Path("/")) -> Memory:
     """What this process holds, of what its control group or else the machine allows all of its processes."""
-    held = int(read(root / "proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    machine = (number(read(root / "proc/meminfo"), "MemTotal:") or 0) * 1024
-    return Memory(allocated=held, total=min([machine, *_limits(root)]))
+    held = int(read_text(root / "proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    machine = (number_of(read_text(root / "proc/meminfo"), "MemTotal:") or 0) * 1024
+    return Memory(allocated=held, total=min([machine, *_memory_limits(root)]))
 
 
 class OomKills:
@@ -39,15 +39,15 @@ class OomKills:
 
 def oom_kills(root: Path = Path("/")) -> int:
     """How many processes the kernel's out-of-memory killer has ended: in this control group, or else on the machine."""
-    for group in groups("memory", root):
-        count = number(group.read("memory.oom_control" if group.is_v1 else "memory.events"), "oom_kill")
+    for group in cgroups("memory", root):
+        count = number_of(group.read("memory.oom_control" if group.is_v1 else "memory.events"), "oom_kill")
         if count is not None:
             return count
-    return number(read(root / "proc/vmstat"), "oom_kill") or 0
+    return number_of(read_text(root / "proc/vmstat"), "oom_kill") or 0
 
 
-def _limits(root: Path) -> Iterator[int]:
-    for group in groups("memory", root):
+def _memory_limits(root: Path) -> Iterator[int]:
+    for group in cgroups("memory", root):
         limit = group.read("memory.limit_in_bytes" if group.is_v1 else "memory.max").strip()
         if limit.isdecimal() and int(limit) < UNLIMITED:
             yield int(limit)

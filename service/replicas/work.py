@@ -48,7 +48,7 @@ def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: S
     measuring = profiles(engines)
     while True:
         if canary.wait_s() == 0:
-            check(canary, engines, pipe)
+            check_canary(canary, engines, pipe)
         measure(measuring, pipe, batches)
         free_since = time.perf_counter()
         try:
@@ -60,11 +60,11 @@ def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: S
         seen = Seen()
         result = compute(engines, prepared, seen, free_since)
         if seen.has_failed:
-            check(canary, engines, pipe)
+            check_canary(canary, engines, pipe)
         pipe.send(result)
 
 
-def check(canary: Canary, engines: Mapping[str, Runner], pipe: Sender) -> None:
+def check_canary(canary: Canary, engines: Mapping[str, Runner], pipe: Sender) -> None:
     wrong = canary.wrong_model()
     pipe.send(Checked(wrong, device_memory(engines)))
     if wrong is not None:
@@ -73,7 +73,7 @@ def check(canary: Canary, engines: Mapping[str, Runner], pipe: Sender) -> None:
 
 def device_memory(engines: Mapping[str, Runner]) -> Memory:
     """All engines are on one device."""
-    return next(iter(engines.values())).device_memory() or memory.of_process()
+    return next(iter(engines.values())).device_memory() or memory.process_memory()
 
 
 def profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:

@@ -47,7 +47,7 @@ def encode(model: TextModel, query: NliQuery) -> list[Encoding]:
 
 
 def as_choice(premise: str, hypothesis: str) -> Choice:
-    return pairs.as_choice((premise, hypothesis), READINGS)
+    return pairs.pair_as_choice((premise, hypothesis), READINGS)
 
 
 def decode(

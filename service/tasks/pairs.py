@@ -22,11 +22,11 @@ def encode_pairs(
 ) -> list[Encoding]:
     if model.kind == "sequence-classification":
         return encode_rows(model, pairs, Labels(), truncation)
-    choices = [as_choice(pair, readings) for pair in pairs]
+    choices = [pair_as_choice(pair, readings) for pair in pairs]
     return encode_choices(model, choices, truncation, options_field="inputs[{index}][1]")
 
 
-def as_choice(pair: tuple[str, str], readings: Sequence[str]) -> Choice:
+def pair_as_choice(pair: tuple[str, str], readings: Sequence[str]) -> Choice:
     """The second text, put in each way of `readings` ({} is the text), as options over the first."""
     first, second = pair
     return Choice(tuple(reading.format(second) for reading in readings), (first,))

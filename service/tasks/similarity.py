@@ -42,7 +42,7 @@ def encode(model: TextModel, query: SimilarityQuery) -> list[Encoding]:
 
 
 def as_choice(first: str, second: str) -> Choice:
-    return pairs.as_choice((first, second), READINGS)
+    return pairs.pair_as_choice((first, second), READINGS)
 
 
 def decode(

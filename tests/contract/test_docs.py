@@ -16,7 +16,7 @@ from service.api.examples import EXAMPLES
 from service.api.native import ROUTES, Route
 from service.commands.settings import markdown
 from service.metrics import Metrics
-from service.setting_rows import rows
+from service.setting_rows import setting_rows
 from service.settings import VERSION
 from tests.contract.fakes import running
 
@@ -57,7 +57,7 @@ def test_every_shared_field_and_model_field_is_in_the_page() -> None:
 
 def test_every_setting_named_in_the_page_exists_with_that_default() -> None:
     text = section("Limits")
-    settings = {row.name: row.default for row in rows()}
+    settings = {row.name: row.default for row in setting_rows()}
     for name in re.findall(r"`(max_\w+|default_\w+)`", text):
         assert name in settings
     for name, shown in (("max_inputs", "256"), ("max_chars", "100,000"), ("max_labels", "256")):
@@ -80,7 +80,7 @@ async def test_every_route_and_no_other_is_in_the_page() -> None:
 def test_the_settings_page_is_up_to_date() -> None:
     page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
     assert page == markdown(), "run: python -m service settings --markdown > docs/settings.md"
-    assert all(row.help for row in rows())
+    assert all(row.help for row in setting_rows())
 
 
 def test_the_metrics_page_is_up_to_date() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cpu import abilities
+from service.cpu import cpu_features
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ from service.cpu import abilities
 )
 def test_what_the_kernel_lists(tmp_path: Path, listed: str, found: str) -> None:
     (tmp_path / "cpuinfo").write_text(listed)
-    assert abilities(tmp_path / "cpuinfo") == frozenset(found.split())
+    assert cpu_features(tmp_path / "cpuinfo") == frozenset(found.split())
 
 
 def test_no_list_is_no_ability(tmp_path: Path) -> None:
-    assert abilities(tmp_path / "missing") == frozenset()
+    assert cpu_features(tmp_path / "missing") == frozenset()

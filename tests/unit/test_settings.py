@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import SettingError
 from service.setting_layers import load
-from service.setting_rows import rows
+from service.setting_rows import setting_rows
 from service.settings import Settings
 
 
@@ -41,8 +41,8 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_a_flag_and_an_environment_name_of_its_own() -> None:
-    assert len({row.flag for row in rows()}) == len({row.env for row in rows()}) == len(rows())
-    assert all(row.help.endswith(".") for row in rows())
+    assert len({row.flag for row in setting_rows()}) == len({row.env for row in setting_rows()}) == len(setting_rows())
+    assert all(row.help.endswith(".") for row in setting_rows())
 
 
 SAMPLES: dict[str, tuple[str, Any]] = {
@@ -59,11 +59,11 @@ SAMPLES: dict[str, tuple[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("row", rows(), ids=lambda row: row.key)
+@pytest.mark.parametrize("row", setting_rows(), ids=lambda row: row.key)
 def test_every_setting_can_be_given_in_the_environment(row: Any) -> None:
     default = ",".join(row.default) if isinstance(row.default, tuple) else str(row.default)
     text, wanted = SAMPLES.get(row.key, (default, row.default))
-    others = {one.env: "/y" for one in rows() if row.name.startswith("tls_") and one.name.startswith("tls_")}
+    others = {one.env: "/y" for one in setting_rows() if row.name.startswith("tls_") and one.name.startswith("tls_")}
     settings = given(**{**others, row.env: text})
     assert getattr(getattr(settings, row.section), row.name) == wanted
 

@@ -124,4 +124,4 @@ def test_no_prediction_is_below_zero(noted: list[tuple[int, int, float]], is_cal
     ],
 )
 def test_the_budget_is_the_knee_within_the_target(cost: Cost, target_s: float, tokens: int) -> None:
-    assert budget.choose(cost, target_s) == pytest.approx(tokens, abs=1)
+    assert budget.choose_budget(cost, target_s) == pytest.approx(tokens, abs=1)

@@ -48,7 +48,7 @@ def test_every_point_is_compared_at_its_own_batch_size_and_at_a_large_one(monkey
 
 def test_the_engine_s_room_answers_in_a_process_of_its_own() -> None:
     question = {"sizes": SIZES, "precision": "float32", "device": "cpu", "threads": 1}
-    found = limit.ask({**question, "token_counts": [3, 5]})
+    found = limit.measure_limits({**question, "token_counts": [3, 5]})
     assert len(found) == 2
     assert all(one["seconds"] > 0 for one in found)
 
@@ -56,7 +56,7 @@ def test_the_engine_s_room_answers_in_a_process_of_its_own() -> None:
 def test_what_cannot_be_measured_is_an_error_with_a_reason() -> None:
     question = {"sizes": SIZES, "precision": "float64", "device": "cpu", "threads": 1}
     with pytest.raises(ValueError, match=r"the limit could not be measured: .*float64"):
-        limit.ask({**question, "token_counts": [3]})
+        limit.measure_limits({**question, "token_counts": [3]})
 
 
 def test_the_limit_is_that_of_one_model() -> None:
@@ -68,4 +68,4 @@ def test_the_limit_is_that_of_one_model() -> None:
 @pytest.mark.parametrize("models", [{}, {"models": [], "replicas": []}, {**MODELS, "replicas": []}])
 def test_a_server_that_tells_too_little_is_named(models: Any) -> None:
     with pytest.raises(ValueError, match="does not tell the shape"):
-        limit.question_of(models, "fake")
+        limit.limit_question(models, "fake")

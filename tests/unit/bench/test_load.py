@@ -13,7 +13,7 @@ import pytest
 from service.bench.corpus import Corpus
 from service.bench.load import Load, Run
 from service.bench.measure import Plan, measure
-from service.bench.report import Window, shown, summarize
+from service.bench.report import Window, format_report, summarize
 from service.bench.requests import endless, parse_mix
 from service.bench.synthetic import Lengths, make_corpus
 from service.bench.wire import Client, Response
@@ -57,14 +57,14 @@ async def test_batches_are_those_between_the_measurement_s_ends(corpus: Corpus) 
     assert (batches["mean_rows"], batches["mean_tokens"], batches["mean_compute_s"]) == (3.0, 30.0, 0.001)
     rows = batches["batches"] * batches["mean_rows"]
     assert report["points"][0]["not_computed"] == {"shared_rows": rows / 2, "cache_hit_rows": pytest.approx(rows / 5)}
-    assert f"{rows / 2:.0f} rows shared" in shown(report)
+    assert f"{rows / 2:.0f} rows shared" in format_report(report)
 
 
 async def test_a_sweep_measures_every_load_in_turn(corpus: Corpus) -> None:
     report = await run(Service(), corpus, Load("concurrency", 1), Load("concurrency", 3))
     assert [point["load"] for point in report["points"]] == ["concurrency 1", "concurrency 3"]
     assert [point["concurrency"] for point in report["points"]] == [1, 3]
-    assert shown(report).count("zero-shot") == 2, "a table of the tasks for each load"
+    assert format_report(report).count("zero-shot") == 2, "a table of the tasks for each load"
 
 
 async def test_open_loop_keeps_every_request_and_counts_refusals(corpus: Corpus) -> None:
@@ -80,7 +80,7 @@ async def test_open_loop_keeps_every_request_and_counts_refusals(corpus: Corpus)
     assert set(results["zero-shot"]["outcomes"]) == {"200"}
     assert set(results["similarity"]["outcomes"]) == {"429"}
     assert results["similarity"]["latency_ms"] is None
-    assert "similarity" in shown(report)
+    assert "similarity" in format_report(report)
     assert results["all"]["requests"] == seen["/v1/similarity"] + seen["/v1/classify"] - 2  # the two probes
 
 

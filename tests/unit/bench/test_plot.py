@@ -32,8 +32,8 @@ def test_a_png_is_written(tmp_path: Path) -> None:
 
 def test_a_line_is_throughput_and_latency_in_the_order_of_the_sweep() -> None:
     points = [point("concurrency 1", 0.01), point("concurrency 8", 0.03, 0.03)]
-    assert plot.line(points, "p50") == ([1.0, 2.0], [10.0, 30.0])
-    assert plot.title(report(*points)) == "fake float32: closed loop"
+    assert plot.plot_line(points, "p50") == ([1.0, 2.0], [10.0, 30.0])
+    assert plot.plot_title(report(*points)) == "fake float32: closed loop"
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.bench.report import Sample, Window, shown, summarize
+from service.bench.report import Sample, Window, format_report, summarize
 from service.bench.server import not_computed, per_batch, totals
 from tests.unit.bench.serving import METRICS
 
@@ -46,7 +46,7 @@ def test_a_run_in_which_nothing_ended_says_so() -> None:
     results = summarize([Sample("embed", 1.0, 30.0, "200", 8, 99)], Window(0.0, 6.0))
     point = {"load": "concurrency 256", "results": results, "batches": None, "not_computed": None}
     report = {"method": "", "corpus": {"about": ""}, "left_out": {}, "points": [point], "duration_s": 6.0}
-    assert "concurrency 256: nothing ended in the 6 s that were measured" in shown(report)
+    assert "concurrency 256: nothing ended in the 6 s that were measured" in format_report(report)
     assert results["all"]["requests_per_s"] == 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.commands.descriptors import OTHERS, room_for
+from service.commands.descriptors import OTHERS, fit_connections
 
 
 @pytest.fixture
@@ -24,13 +24,13 @@ def hard() -> Iterator[int]:
 
 def test_the_soft_limit_becomes_the_hard_one(hard: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert room_for(hard - OTHERS) == hard - OTHERS
+        assert fit_connections(hard - OTHERS) == hard - OTHERS
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     assert caplog.records == []
 
 
 def test_where_there_is_less_room_than_wanted_it_is_told(hard: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert room_for(hard) == hard - OTHERS
+        assert fit_connections(hard) == hard - OTHERS
     (record,) = caplog.records
     assert record.connections == hard - OTHERS  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ import torch
 
 from service.checkpoint import describe
 from service.engine.engine import Engine
-from service.engine.memory import of_device, or_out_of_memory
+from service.engine.memory import device_memory, or_out_of_memory
 from service.errors import Died, OutOfMemory
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
@@ -76,7 +76,7 @@ def test_what_the_forward_held_is_let_go_before_it_is_told() -> None:
 
 
 def test_of_a_cpu_the_process_knows_better() -> None:
-    assert of_device(CPU) is None
+    assert device_memory(CPU) is None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import COMMANDS
-from service.setting_rows import rows
+from service.setting_rows import setting_rows
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = (".", "docs", "benchmarks", "k8s", "service/models/*")
@@ -58,7 +58,7 @@ def test_the_floors_of_the_structure_are_the_floors_of_the_linter() -> None:
 def test_the_readmes_name_real_commands_and_flags(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     assert set(re.findall(r"-m service (\w+)", text)) <= set(COMMANDS)
-    known = {row.flag for row in rows()}
+    known = {row.flag for row in setting_rows()}
     typed = {
         flag
         for line in re.findall(r'make serve ARGS="(.*?)"', text, re.DOTALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.replicas.devices import num_cuda_devices, resolve
+from service.replicas.devices import num_cuda_devices, resolve_devices
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from service.replicas.devices import num_cuda_devices, resolve
     ],
 )
 def test_resolve(devices: list[str], num_cuda: int, expected: tuple[str, ...]) -> None:
-    assert resolve(devices, lambda: num_cuda) == expected
+    assert resolve_devices(devices, lambda: num_cuda) == expected
 
 
 def test_no_driver_means_no_device() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.domain import Memory
-from service.replicas.memory import of_process, oom_kills
+from service.replicas.memory import oom_kills, process_memory
 from tests.unit.replicas.trees import tree
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -33,7 +33,7 @@ V1 = {"proc/self/cgroup": "4:memory:/app\n0::/\n"}
     ],
 )
 def test_what_there_is(tmp_path: Path, files: dict[str, str], total: int) -> None:
-    assert of_process(tree(tmp_path, MACHINE | files)) == Memory(7 * PAGE, total)
+    assert process_memory(tree(tmp_path, MACHINE | files)) == Memory(7 * PAGE, total)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,6 @@ def test_who_was_killed_for_it(tmp_path: Path, files: dict[str, str], count: int
 
 
 def test_this_machine() -> None:
-    memory = of_process()
+    memory = process_memory()
     assert 0 < memory.allocated < memory.total
     assert oom_kills() >= 0
