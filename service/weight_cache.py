@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from service import cpu
+from service import host
 from service.domain import Quantization
 from service.weight_files import are_pickled
 
@@ -84,7 +84,7 @@ class CacheEntry:
 def form_of(device: str, precision: str, quantization: Quantization) -> str:
     """How weights are wanted. CPUs of other abilities want them arranged in other ways."""
     arithmetic = precision if quantization == "none" else f"{quantization}-{precision}"
-    return f"{arithmetic}-cpu-{_hash(sorted(cpu.abilities()))[:6]}" if device == "cpu" else f"{arithmetic}-gpu"
+    return f"{arithmetic}-cpu-{_hash(sorted(host.cpu_features()))[:6]}" if device == "cpu" else f"{arithmetic}-gpu"
 
 
 def is_worthwhile(sources: Sequence[Path], device: str) -> bool:

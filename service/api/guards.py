@@ -17,14 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.api.problems import MAX_LISTED, invalid, path_of
 from service.domain import RANKS, Priority
-from service.errors import (
-    BodyTooLarge,
-    FieldError,
-    InvalidRequest,
-    MalformedBody,
-    Unavailable,
-    UnsupportedEncoding,
-)
+from service.errors import BodyTooLarge, FieldError, InvalidRequest, MalformedBody, Unavailable, UnsupportedEncoding
 from service.settings import Server
 
 T = TypeVar("T")

@@ -22,14 +22,7 @@ from service.batching.queue import Queue
 from service.batching.run import Ran, Run, Untouched
 from service.batching.traced import traced
 from service.domain import ANY_TIME, Encoding, Failure, Output, Terms
-from service.errors import (
-    DeadlineExceeded,
-    InferenceFailed,
-    OutOfMemory,
-    ReplicaLost,
-    ServiceError,
-    Unavailable,
-)
+from service.errors import DeadlineExceeded, InferenceFailed, OutOfMemory, ReplicaLost, ServiceError, Unavailable
 from service.metric_labels import DropReason
 from service.metrics import Metrics
 from service.tracing.trace import NO_TRACER, Tracer, current

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from service import logs
+from service import host, logs
 from service.api import ops
 from service.batching.batcher import Batcher
 from service.batching.cache import Cache, NoCache, ResultCache
@@ -30,7 +30,6 @@ from service.domain import Terms
 from service.errors import StartupError
 from service.metrics import Metrics
 from service.pipeline import Pipeline
-from service.replicas import cores, devices
 from service.replicas.care import Care
 from service.replicas.loading import Load, load_engine
 from service.replicas.pool import Pool, names
@@ -68,8 +67,8 @@ class Composition:
             load_engine, quantization=settings.replicas.quantization, weight_cache=self._weight_cache
         )
         self._specs = specs_of(settings.models)
-        self._devices = devices.resolve_devices(settings.replicas.devices)
-        self._threads = settings.replicas.threads or max(1, cores.num_cores() // len(self._devices))
+        self._devices = host.resolve_devices(settings.replicas.devices)
+        self._threads = settings.replicas.threads or max(1, host.num_cores() // len(self._devices))
         self._checkpoints: list[Checkpoint] = []
         self._models: dict[str, TextModel] = {}
         self._pool: Pool | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from service import cpu
+from service import host
 from service.domain import Quantization
 from service.errors import SettingError
 
@@ -59,4 +59,4 @@ def check_capability(quantization: Quantization, device: torch.device) -> None:
 
 
 def _cpu_has_bf16() -> bool:
-    return not _CPU_ABILITIES.isdisjoint(cpu.cpu_features())
+    return not _CPU_ABILITIES.isdisjoint(host.cpu_features())

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from threading import Thread
 
+from service import host
 from service.checkpoint import Checkpoint
 from service.errors import StartupError
-from service.replicas import memory
 from service.replicas.canary import Canary
 from service.replicas.loading import Progress, Runner
 from service.replicas.messages import Batch, Broken, Loading, Ready, Spec, Stop, ToParent
@@ -69,7 +69,7 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
         pipe.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
         return 1
     precisions = {name: engine.precision for name, engine in engines.items()}
-    pipe.send(Ready(precisions, memory.process_memory().allocated, canary.answers, device_memory(engines)))
+    pipe.send(Ready(precisions, host.process_memory().allocated, canary.answers, device_memory(engines)))
     gc.freeze()  # the garbage collector need not look at libraries and engines again, amid a batch
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
     Thread(target=_receive, args=(pipe, engines, batches), daemon=True).start()

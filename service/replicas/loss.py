@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 
+from service.host import OomKills
 from service.metric_labels import LossReason
-from service.replicas.memory import OomKills
 
 _OWN_SIGNALS = {
     signal.SIGABRT,

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from service.batching.run import Feed
 from service.checkpoint import Checkpoint
 from service.domain import Step
+from service.host import OomKills
 from service.metric_labels import ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import Known
 from service.replicas.care import Care
 from service.replicas.loading import Load, load_engine
-from service.replicas.memory import OomKills
 from service.replicas.messages import Loading, Spec
 from service.replicas.replica import Predict, Profiled, Progress, Replica
 

@@ -19,9 +19,9 @@ from typing import TypeVar
 from service.batching.run import Ran, Untouched
 from service.domain import Encoding
 from service.errors import ReplicaLost, StartupError
+from service.host import OomKills
 from service.metric_labels import LossReason
 from service.replicas.loss import epitaph, reason_of
-from service.replicas.memory import OomKills
 from service.replicas.messages import (
     Batch,
     Broken,

@@ -13,11 +13,11 @@ from functools import partial
 from service.batching.run import Feed, Ran, Run
 from service.domain import Encoding, Step
 from service.errors import StartupError
+from service.host import OomKills
 from service.metric_labels import LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import Known, WrongAnswer
 from service.replicas.care import STEADY_S, Care
-from service.replicas.memory import OomKills
 from service.replicas.messages import Checked, Loading, Profile, Ready, Spec
 from service.replicas.process import Process
 from service.tracing import trace

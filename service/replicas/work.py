@@ -14,9 +14,9 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NoReturn, Protocol
 
+from service import host
 from service.domain import Memory, Output
 from service.errors import Died, OutOfMemory
-from service.replicas import memory
 from service.replicas.canary import Canary
 from service.replicas.loading import Runner
 from service.replicas.messages import Batch, Checked, Profile, Result, ToParent
@@ -73,7 +73,7 @@ def check_canary(canary: Canary, engines: Mapping[str, Runner], pipe: Sender) ->
 
 def device_memory(engines: Mapping[str, Runner]) -> Memory:
     """All engines are on one device."""
-    return next(iter(engines.values())).device_memory() or memory.process_memory()
+    return next(iter(engines.values())).device_memory() or host.process_memory()
 
 
 def profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:

@@ -16,16 +16,7 @@ from service.errors import CheckpointError, StartupError
 from service.replicas.care import Care
 from service.replicas.loading import Load
 from service.replicas.messages import Loading
-from tests.fakes import (
-    THREADS,
-    load_and_die,
-    load_badly,
-    load_forever,
-    load_nothing,
-    load_once,
-    open_gate,
-    value,
-)
+from tests.fakes import THREADS, load_and_die, load_badly, load_forever, load_nothing, load_once, open_gate, value
 from tests.system.replicas import compose, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.system]

@@ -17,7 +17,7 @@ from tests.unit.tracing.recording import RecordingTracer
 pytestmark = pytest.mark.anyio
 
 
-async def call(tracer: RecordingTracer, app: Any, metrics: Metrics, path: str = "/x") -> list[dict[str, Any]]:
+async def traced_call(tracer: RecordingTracer, app: Any, metrics: Metrics, path: str = "/x") -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -44,7 +44,7 @@ async def test_a_request_has_a_trace_from_its_begin_to_its_end() -> None:
         seen.append(trace.current.get())
         await answer(scope, receive, send)
 
-    [start] = await call(tracer, app, Metrics(CollectorRegistry()))
+    [start] = await traced_call(tracer, app, Metrics(CollectorRegistry()))
     assert seen == tracer.begun
     assert trace.current.get() is NO_TRACE
     assert (b"traceresponse", b"00-t-s-01") in start["headers"]
@@ -61,7 +61,7 @@ async def test_a_request_has_a_trace_from_its_begin_to_its_end() -> None:
 
 async def test_its_duration_points_at_its_trace() -> None:
     metrics = Metrics(CollectorRegistry())
-    await call(RecordingTracer(), answer, metrics)
+    await traced_call(RecordingTracer(), answer, metrics)
     page = generate_latest(metrics.registry).decode()
     [line] = [line for line in page.splitlines() if 'trace_id="t"' in line]
     assert line.startswith("erlangshen_request_duration_seconds_bucket{")
@@ -70,6 +70,6 @@ async def test_its_duration_points_at_its_trace() -> None:
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
 async def test_probes_have_none(path: str) -> None:
     tracer = RecordingTracer()
-    [start] = await call(tracer, answer, Metrics(CollectorRegistry()), path)
+    [start] = await traced_call(tracer, answer, Metrics(CollectorRegistry()), path)
     assert tracer.begun == []
     assert [name for name, _ in start["headers"]] == [b"x-request-id"]

@@ -12,12 +12,12 @@ from service.batching.pace import UNMEASURED_TOKENS, Pace
 from service.domain import Step
 from tests.fakes import make_metrics, value
 
-SIZES = [(16, 1), (32, 1), (64, 1), (64, 2), (128, 1), (128, 4)]
+MODEL_SIZES = [(16, 1), (32, 1), (64, 1), (64, 2), (128, 1), (128, 4)]
 FAST, SLOW = Cost(0.008, 13e-6, 0.0), Cost(0.1, 0.0026, 0.0)
 
 
-def steps(cost: Cost) -> list[Step]:
-    return [Step(tokens, rows, cost.of(tokens, rows)) for tokens, rows in SIZES]
+def model_steps(cost: Cost) -> list[Step]:
+    return [Step(tokens, rows, cost.of(tokens, rows)) for tokens, rows in MODEL_SIZES]
 
 
 def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -26,9 +26,9 @@ def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFix
     assert pace.budget("m") == UNMEASURED_TOKENS
     assert pace.predict("m", 100, 1) is None
     with caplog.at_level(logging.INFO):
-        pace.calibrate("cpu", "m", steps(SLOW))
+        pace.calibrate("cpu", "m", model_steps(SLOW))
         pace.calibrate("cpu", "n", [])
-        pace.calibrate("cpu", "m", steps(SLOW))
+        pace.calibrate("cpu", "m", model_steps(SLOW))
     assert pace.budget("m") == pytest.approx(153, abs=1)
     assert pace.budget("n") == UNMEASURED_TOKENS, "nothing was measured"
     assert value(metrics, "batch_budget_tokens", model="m") == pace.budget("m")
@@ -40,7 +40,7 @@ def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFix
 
 def test_a_setting_overrides_the_budget_and_leaves_the_predictions() -> None:
     pace = Pace(metrics=make_metrics(), max_batch_tokens=1000)
-    pace.calibrate("cpu", "m", steps(SLOW))
+    pace.calibrate("cpu", "m", model_steps(SLOW))
     assert pace.budget("m") == 1000
     assert pace.predict("m", 500, 1) == pytest.approx(SLOW.of(500, 1))
     assert pace.predict("m", 5000, 1) == pytest.approx(5 * SLOW.of(1000, 0))
@@ -48,11 +48,11 @@ def test_a_setting_overrides_the_budget_and_leaves_the_predictions() -> None:
 
 def test_the_slowest_replica_must_bear_the_budget_and_a_restart_measures_anew() -> None:
     pace = Pace(metrics=make_metrics())
-    pace.calibrate("cuda:0", "m", steps(FAST))
+    pace.calibrate("cuda:0", "m", model_steps(FAST))
     assert pace.budget("m") > 10_000
-    pace.calibrate("cpu", "m", steps(SLOW))
+    pace.calibrate("cpu", "m", model_steps(SLOW))
     assert pace.budget("m") < 200
-    pace.calibrate("cpu", "m", steps(FAST))
+    pace.calibrate("cpu", "m", model_steps(FAST))
     assert pace.budget("m") > 10_000
     assert pace.predict("m", 100, 1) == pytest.approx(FAST.of(100, 1))
 
@@ -60,7 +60,7 @@ def test_the_slowest_replica_must_bear_the_budget_and_a_restart_measures_anew() 
 def test_a_device_that_becomes_slower_gets_smaller_batches_and_larger_ones_when_it_recovers() -> None:
     metrics = make_metrics()
     pace = Pace(metrics=metrics, target_s=0.5)
-    pace.calibrate("cpu", "m", steps(SLOW))
+    pace.calibrate("cpu", "m", model_steps(SLOW))
     usual = pace.budget("m")
     serve(pace, SLOW.stretched(1.5))
     assert pace.budget("m") == pytest.approx((0.5 - 0.15) / 0.0039, abs=1)
@@ -71,7 +71,7 @@ def test_a_device_that_becomes_slower_gets_smaller_batches_and_larger_ones_when_
 
 def test_batches_of_one_size_say_nothing_of_the_knee() -> None:
     pace = Pace(metrics=make_metrics(), target_s=10.0)
-    pace.calibrate("cuda:0", "m", steps(FAST))
+    pace.calibrate("cuda:0", "m", model_steps(FAST))
     usual = pace.budget("m")
     serve(pace, FAST)
     assert pace.budget("m") == pytest.approx(usual, rel=1e-3)
@@ -95,20 +95,20 @@ def test_how_good_predictions_are_is_counted() -> None:
 def test_a_batch_that_found_no_memory_lowers_the_budget_and_a_calibration_does_not_raise_it() -> None:
     metrics = make_metrics()
     pace = Pace(metrics=metrics)
-    pace.calibrate("cuda:0", "m", steps(FAST))
+    pace.calibrate("cuda:0", "m", model_steps(FAST))
     pace.ran_out("m", 3000)
     assert pace.budget("m") == value(metrics, "batch_budget_tokens", model="m") == 3000
     pace.ran_out("m", 4000)
-    pace.calibrate("cuda:0", "m", steps(FAST))
+    pace.calibrate("cuda:0", "m", model_steps(FAST))
     assert pace.budget("m") == 3000, "the least counts"
-    pace.calibrate("cuda:0", "m", steps(FAST), fitting_tokens=2048)
+    pace.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=2048)
     assert pace.budget("m") == 2048
     assert pace.budget("n") == UNMEASURED_TOKENS
 
 
 def test_the_first_calibration_may_meet_the_end_of_the_memory() -> None:
     pace = Pace(metrics=make_metrics())
-    pace.calibrate("cuda:0", "m", steps(FAST), fitting_tokens=8192)
+    pace.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=8192)
     assert pace.budget("m") == 8192, "not what an unmeasured model is given"
 
 

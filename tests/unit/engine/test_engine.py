@@ -141,7 +141,7 @@ def test_one_block_hides_nothing() -> None:
 def test_auto_precision_follows_the_abilities_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch, ability: str, precision: str
 ) -> None:
-    monkeypatch.setattr("service.cpu.cpu_features", lambda: frozenset({"avx2", ability}))
+    monkeypatch.setattr("service.host.cpu_features", lambda: frozenset({"avx2", ability}))
     assert resolve_precision("auto", CPU) == precision
 
 

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
+from service.host import OomKills
 from service.metric_labels import LossReason
 from service.replicas.loss import epitaph, reason_of
-from service.replicas.memory import OomKills
 
 
 @pytest.mark.parametrize(

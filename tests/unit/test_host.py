@@ -1,0 +1,209 @@
+"""The cores that a container really has, on made-up file trees."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.domain import Memory
+from service.host import (
+    OTHERS,
+    cpu_features,
+    fit_connections,
+    num_cores,
+    num_cuda_devices,
+    oom_kills,
+    process_memory,
+    resolve_devices,
+)
+from tests.unit.replicas.trees import tree
+
+CPU_V1 = "4:memory:/app\n2:cpu,cpuacct:/app\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param({}, 8, id="no control groups"),
+        pytest.param({"proc/self/cgroup": "0::/\n"}, 8, id="v2 without the cpu controller"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8, id="v2 unlimited"),
+        pytest.param(
+            {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2, id="v2 in a container"
+        ),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1, id="v2 half a core"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8, id="v2 wide"),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/system.slice/app.service\n",
+                "sys/fs/cgroup/system.slice/app.service/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/system.slice/cpu.max": "300000 100000\n",
+            },
+            3,
+            id="v2 limited above",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": CPU_V1,
+                "sys/fs/cgroup/cpu,cpuacct/app/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu,cpuacct/app/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+            id="v1",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": CPU_V1,
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+            id="v1 in a container that does not see its own path",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": CPU_V1,
+                "sys/fs/cgroup/cpu,cpuacct/app/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu,cpuacct/app/cpu.cfs_period_us": "100000\n",
+            },
+            8,
+            id="v1 unlimited",
+        ),
+    ],
+)
+def test_quota(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    assert num_cores(tree(tmp_path, files), num_allowed=8) == expected
+
+
+def test_affinity_counts_too(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}
+    assert num_cores(tree(tmp_path, files), num_allowed=2) == 2
+
+
+def test_cores_of_this_machine() -> None:
+    assert num_cores() >= 1
+
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MACHINE = {"proc/self/statm": "900 7 5 1 0 3 0\n", "proc/meminfo": "MemTotal:  1000 kB\nMemFree:  9 kB\n"}
+V2 = {"proc/self/cgroup": "0::/app\n"}
+MEM_V1 = {"proc/self/cgroup": "4:memory:/app\n0::/\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "total"),
+    [
+        pytest.param({}, 1_024_000, id="no control groups"),
+        pytest.param({**V2, "sys/fs/cgroup/app/memory.max": "max\n"}, 1_024_000, id="v2 unlimited"),
+        pytest.param({**V2, "sys/fs/cgroup/app/memory.max": "500000\n"}, 500_000, id="v2"),
+        pytest.param({**V2, "sys/fs/cgroup/memory.max": "500000\n"}, 500_000, id="v2 in a container"),
+        pytest.param({**MEM_V1, "sys/fs/cgroup/memory/app/memory.limit_in_bytes": "400000\n"}, 400_000, id="v1"),
+        pytest.param(
+            {**MEM_V1, "sys/fs/cgroup/memory/app/memory.limit_in_bytes": "9223372036854771712\n"},
+            1_024_000,
+            id="v1 unlimited",
+        ),
+    ],
+)
+def test_what_there_is(tmp_path: Path, files: dict[str, str], total: int) -> None:
+    assert process_memory(tree(tmp_path, MACHINE | files)) == Memory(7 * PAGE, total)
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        pytest.param({}, 0, id="an old kernel"),
+        pytest.param({"proc/vmstat": "oom_kill 3\n"}, 3, id="no control groups"),
+        pytest.param({**V2, "sys/fs/cgroup/app/memory.events": "oom 2\noom_kill 1\n"}, 1, id="v2"),
+        pytest.param(
+            {**MEM_V1, "sys/fs/cgroup/memory/app/memory.oom_control": "under_oom 0\noom_kill 4\n"}, 4, id="v1"
+        ),
+        pytest.param(
+            {
+                **MEM_V1,
+                "sys/fs/cgroup/memory/app/memory.oom_control": "under_oom 0\n",
+                "proc/vmstat": "oom_kill 5\n",
+            },
+            5,
+            id="v1 of a kernel that does not count",
+        ),
+    ],
+)
+def test_who_was_killed_for_it(tmp_path: Path, files: dict[str, str], count: int) -> None:
+    assert oom_kills(tree(tmp_path, files)) == count
+
+
+def test_memory_of_this_machine() -> None:
+    memory = process_memory()
+    assert 0 < memory.allocated < memory.total
+    assert oom_kills() >= 0
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_cuda", "expected"),
+    [
+        (["auto"], 0, ("cpu",)),
+        (["auto"], 2, ("cuda:0", "cuda:1")),
+        (["cpu"], 2, ("cpu",)),
+        (["cuda:1", "cpu"], 4, ("cuda:1", "cpu")),
+    ],
+)
+def test_resolve(devices: list[str], num_cuda: int, expected: tuple[str, ...]) -> None:
+    assert resolve_devices(devices, lambda: num_cuda) == expected
+
+
+def test_no_driver_means_no_device() -> None:
+    assert num_cuda_devices("libthere-is-none.so") == 0
+
+
+def test_devices_of_this_machine() -> None:
+    assert num_cuda_devices() >= 0
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        (
+            "processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 amx_tile hypervisor\nflags\t\t: fpu\n",
+            "avx2 avx512_bf16 amx_tile",
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm crc32\n", "asimd bf16 i8mm"),
+        ("processor\t: 0\n", ""),
+    ],
+)
+def test_what_the_kernel_lists(tmp_path: Path, listed: str, found: str) -> None:
+    (tmp_path / "cpuinfo").write_text(listed)
+    assert cpu_features(tmp_path / "cpuinfo") == frozenset(found.split())
+
+
+def test_no_list_is_no_ability(tmp_path: Path) -> None:
+    assert cpu_features(tmp_path / "missing") == frozenset()
+
+
+@pytest.fixture
+def hard() -> Iterator[int]:
+    """The hard limit; the soft one is lowered before and restored after."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        pytest.skip("this process may open as many files as it likes")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_soft_limit_becomes_the_hard_one(hard: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert fit_connections(hard - OTHERS) == hard - OTHERS
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    assert caplog.records == []
+
+
+def test_where_there_is_less_room_than_wanted_it_is_told(hard: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert fit_connections(hard) == hard - OTHERS
+    (record,) = caplog.records
+    assert record.connections == hard - OTHERS  # type: ignore[attr-defined]
