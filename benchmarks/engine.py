@@ -27,7 +27,7 @@ from transformers import MegatronBertConfig, MegatronBertForSequenceClassificati
 
 from benchmarks.about import about, parser_of, save
 from service.bench.synthetic import Lengths
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Labels
 from service.engine import limit
 from service.engine.engine import Engine

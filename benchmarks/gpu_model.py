@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.checkpoint import Checkpoint, Shape
+from service.checkpoints.checkpoint import Checkpoint, Shape
 from service.domain import Cls, Encoding, Quantization
 from service.engine import linear
 from service.engine.engine import Engine

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.gpu_model import TINY, Draw, make_engine, rows
 from benchmarks.gpu_setting import ROW_TOKENS, Figures, Setting, release, repeated, reset_peak, seconds
-from service.checkpoint import Shape
+from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
 from service.engine.attention import BACKENDS, TYPICAL, Backend, Place, trial
 from service.engine.engine import Engine

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_model import rows
-from service.checkpoint import Shape
+from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding
 
 ROW_TOKENS = 128

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.about import about, parser_of, save
 from benchmarks.big_checkpoint import FILES, NUM_LAYERS, write_checkpoint
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.engine.engine import Engine
 
 SAMPLE_S = 0.002

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Encoding, Memory, Output, Step, TokenScores
 from service.replicas.loading import Progress
 

@@ -37,7 +37,7 @@ from benchmarks.big_checkpoint import write_checkpoint
 from benchmarks.front_client import LABELS, Server, messages_of, throughput
 from benchmarks.local_server import PATIENT, serving
 from service.bench.server import SECONDS, per_batch, totals
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Quantization
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text

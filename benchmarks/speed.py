@@ -23,7 +23,7 @@ from benchmarks.gpu_model import LARGE, TINY, make_engine
 from service.batching import budget
 from service.batching.latency import LatencyModel
 from service.bench.origin import machine_class
-from service.checkpoint import Shape
+from service.checkpoints.checkpoint import Shape
 from service.domain import Quantization, Step
 from service.engine.engine import Engine
 from service.planning.speed import Speed

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from service.checkpoint import Checkpoint, Shape
+from service.checkpoints.checkpoint import Checkpoint, Shape
 from service.domain import Cls, Encoding, Memory, Output, Step
 from service.errors import CheckpointError, OutOfMemory
 from service.metrics import Metrics

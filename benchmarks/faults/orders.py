@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
 from service.replicas.loading import Progress, Runner
 
 Order = Literal["raise", "nan", "exit", "abort", "eat", "nan for good", "wrong for good", "little room"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import service
 from service.api.examples import EXAMPLES
-from service.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
 from service.errors import SettingError
 from service.settings import Models
 from service.tasks.text_model import TextModel

@@ -23,7 +23,9 @@ from service.api import ops
 from service.batching.batcher import Batcher
 from service.batching.cache import Cache, NoCache, ResultCache
 from service.batching.pace import Pace
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.converted import form_of, to_be_read
+from service.checkpoints.files import read_ahead, weight_files
 from service.commands.chosen import fetched, first_request, specs_of
 from service.commands.progress import loading_progress
 from service.domain import Terms
@@ -38,8 +40,6 @@ from service.settings import VERSION, Settings
 from service.tasks.registry import TASKS
 from service.tasks.text_model import TextModel
 from service.tracing.trace import open_tracer
-from service.weight_cache import form_of, to_be_read
-from service.weight_files import read_ahead, weight_files
 
 logger = logging.getLogger(__name__)
 

@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from service.checkpoint import parse_spec, resolve
+    from service.checkpoints.checkpoint import parse_spec, resolve
     from service.training.run import train
 
     recipe = recipe_of(args)

@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.converted import CacheEntry, is_worthwhile, lock
+from service.checkpoints.files import require_checksums, weight_files
 from service.engine import opaque, safetensors_writer
 from service.engine.linear import Kind, Linear
 from service.engine.read_weights import read_weights
 from service.engine.tensor_files import Progress, TensorFiles
 from service.engine.weights import Weights, assemble
 from service.errors import CheckpointError
-from service.weight_cache import CacheEntry, is_worthwhile, lock
-from service.weight_files import require_checksums, weight_files
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from service.checkpoint import Shape
+from service.checkpoints.checkpoint import Shape
 from service.engine.attention import Attend
 from service.engine.pointwise import Gelu, Norm
 from service.engine.weights import Layer, Weights

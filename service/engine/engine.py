@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.checkpoint import Checkpoint, Shape
+from service.checkpoints.checkpoint import Checkpoint, Shape
+from service.checkpoints.converted import form_of
 from service.domain import (
     Cls,
     Encoding,
@@ -39,7 +40,6 @@ from service.engine.precision import DTYPES, resolve_device, resolve_precision
 from service.engine.tensor_files import Progress
 from service.engine.weights import Weights
 from service.errors import CheckpointError
-from service.weight_cache import form_of
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.checkpoint import Shape
+from service.checkpoints.checkpoint import Shape
 from service.engine.attention_sdpa import added_mask, dense
 from service.engine.copies import to_device
 from service.engine.encoder import encode

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from service.checkpoint import Shape
+from service.checkpoints.checkpoint import Shape
 from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
 from service.engine.copies import to_device, to_host
 from service.engine.encoder import gelu_of

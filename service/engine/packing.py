@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.checkpoint import Shape
+from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding
 from service.engine.copies import to_device
 from service.engine.layout import Layout, row_of

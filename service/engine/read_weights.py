@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.files import weight_files
 from service.engine.linear import PLAIN, Kind, Linear, Plain
 from service.engine.tensor_files import Progress, TensorFiles
 from service.engine.weights import Weights, assemble
 from service.errors import CheckpointError
-from service.weight_files import weight_files
 
 logger = logging.getLogger(__name__)
 

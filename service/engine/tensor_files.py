@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from service.checkpoints.files import described_bytes, require_stored
 from service.errors import CheckpointError
-from service.weight_files import described_bytes, require_stored
 
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in all."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
 from service.engine.linear import Linear, Plain
 from service.engine.pointwise import Norm
 from service.engine.tensor_files import DECODER, WORDS, TensorFiles

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from service import host
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
 from service.errors import StartupError
 from service.replicas.canary import Canary
 from service.replicas.loading import Progress, Runner

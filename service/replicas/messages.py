@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Encoding, Failure, Memory, Output, Step
 from service.errors import StartupError
 from service.replicas.canary import Answers

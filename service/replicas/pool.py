@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from service.batching.run import Feed
-from service.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Step
 from service.host import OomKills
 from service.metric_labels import ReplicaState

@@ -18,9 +18,9 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from service.checkpoint import Checkpoint, Kind
+from service.checkpoints.checkpoint import Checkpoint, Kind
+from service.checkpoints.files import read_json
 from service.errors import CheckpointError
-from service.weight_files import read_json
 
 YES, NO = "是", "非"
 FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from service.checkpoint import TASKS_KEY, Checkpoint, describe
+from service.checkpoints.checkpoint import TASKS_KEY, Checkpoint, describe
 from service.datasets.example import Example
 from service.datasets.files import read_records
 from service.datasets.registry import load

@@ -18,7 +18,7 @@ from service.api.app import create_app
 from service.api.keyring import KeyRing
 from service.api.keys import Key
 from service.batching.batcher import Settled
-from service.checkpoint import Kind
+from service.checkpoints.checkpoint import Kind
 from service.domain import ANY_TIME, Cls, Encoding, Labels, Mean, Output, Terms, TokenScores, TopTokens
 from service.metrics import Metrics
 from service.pipeline import Pipeline

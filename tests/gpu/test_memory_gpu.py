@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.engine.engine import Engine
 from service.errors import OutOfMemory
 from service.replicas.canary import Canary

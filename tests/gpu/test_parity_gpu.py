@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, Output, Quantization, TokenScores, TopTokens
 from service.engine.attention import BACKENDS, Place
 from service.engine.engine import Engine

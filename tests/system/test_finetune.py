@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from service.checkpoint import describe, parse_spec, resolve
+from service.checkpoints.checkpoint import describe, parse_spec, resolve
 from service.domain import Encoding, Labels
 from service.engine.engine import Engine
 from service.tasks.similarity import SIMILARITY, SimilarityQuery

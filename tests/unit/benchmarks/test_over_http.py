@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.front_client import LABELS
 from benchmarks.over_http import NUM_ROWS, Load, Turn, _entry, engine_rows_per_s, make_texts
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
 from service.tasks.text_model import TextModel

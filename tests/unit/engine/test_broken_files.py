@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
+from service.checkpoints.files import tensor_names
 from service.domain import Mean
 from service.engine.engine import Engine
 from service.errors import CheckpointError
-from service.weight_files import tensor_names
 from tests.checkpoints import FileFormat, make_checkpoint, write_weights
 from tests.unit.engine.rows import plain_row
 

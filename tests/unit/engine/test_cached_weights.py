@@ -17,15 +17,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from service import weight_cache
-from service.checkpoint import describe
+from service.checkpoints import converted
+from service.checkpoints.checkpoint import describe
+from service.checkpoints.converted import lock
 from service.domain import Quantization
 from service.engine import opaque
 from service.engine.cached_weights import Wanted, load_weights
 from service.engine.engine import Engine
 from service.engine.linear import choose
 from service.errors import CheckpointError
-from service.weight_cache import lock
 from tests.checkpoints import make_checkpoint
 
 BIN = "pytorch_model.bin"
@@ -154,7 +154,7 @@ def test_a_small_safetensors_checkpoint_is_not_converted(tmp_path: Path) -> None
 
 def test_a_large_safetensors_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_checkpoint(tmp_path / "model", num_layers=1)
-    monkeypatch.setattr(weight_cache, "WORTHWHILE_BYTES", (model / "model.safetensors").stat().st_size)
+    monkeypatch.setattr(converted, "WORTHWHILE_BYTES", (model / "model.safetensors").stat().st_size)
     direct = weights(model, None)
     assert_same(direct, weights(model, tmp_path / "cache"))
     replace_content(model / "model.safetensors", b"not opened any more")
@@ -298,7 +298,7 @@ def test_a_small_disk_is_no_reason_either(
     is_seen_before: bool,
 ) -> None:
     if not is_seen_before:  # as when others fill the disk after it was looked at
-        monkeypatch.setattr(weight_cache, "SPARE_BYTES", -(1 << 30))
+        monkeypatch.setattr(converted, "SPARE_BYTES", -(1 << 30))
     assert_same(weights(checkpoint, None), weights(checkpoint, small_disk / "cache"))
     (warning,) = caplog.records
     assert warning.message == "weights are not cached"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, TokenScores, TopTokens
 from service.engine.attention_sdpa import block_mask, make_groups
 from service.engine.engine import Engine

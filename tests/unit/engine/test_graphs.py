@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Mean
 from service.engine.engine import Engine
 from service.engine.graphs import Call, Graphs, dense_forward

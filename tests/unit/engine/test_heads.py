@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import TokenScores
 from service.engine.engine import Engine
 from service.engine.heads import means_at_once, means_in_turn

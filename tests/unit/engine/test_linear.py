@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
-from service.checkpoint import Checkpoint, describe
+from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
 from service.engine.engine import Engine
 from service.engine.linear import PLAIN, Kind, Linear, OneDnn, OneDnnInt8, Plain, choose

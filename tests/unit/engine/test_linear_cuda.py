@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import Quantization
 from service.engine import fused
 from service.engine.engine import Engine

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.domain import Mean, TopTokens
 from service.engine.engine import Engine
 from service.errors import CheckpointError, SettingError

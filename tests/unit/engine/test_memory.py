@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.engine.engine import Engine
 from service.engine.memory import device_memory, or_out_of_memory
 from service.errors import Died, OutOfMemory

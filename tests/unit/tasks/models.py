@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.checkpoint import Kind
+from service.checkpoints.checkpoint import Kind
 from service.domain import Encoding, Output
 from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from service.checkpoint import Checkpoint, Kind, Shape, describe
+from service.checkpoints.checkpoint import Checkpoint, Kind, Shape, describe
 from service.errors import CheckpointError
 from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer, read_vocab, standing_alone
 from tests.checkpoints import make_checkpoint, vocabulary

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.tasks.choice import Choice, encode_choices
 from service.tasks.text_model import TextModel
 from service.training.collate import HIDDEN, attention_mask, choice_loss, collate

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from service.checkpoint import describe
+from service.checkpoints.checkpoint import describe
 from service.datasets.example import Example
 from service.domain import Labels
 from service.errors import SettingError

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from service import weight_cache
+from service.checkpoints import converted
+from service.checkpoints.converted import WORTHWHILE_BYTES, CacheEntry, form_of, is_worthwhile, lock, to_be_read
+from service.checkpoints.files import read_ahead
 from service.setting_layers import weight_cache_folder
-from service.weight_cache import WORTHWHILE_BYTES, CacheEntry, form_of, is_worthwhile, lock, to_be_read
-from service.weight_files import read_ahead
 
 MANY = 1 << 60
 
@@ -107,7 +107,7 @@ def test_another_version_of_torch_is_another_file(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = written(entry(tmp_path / "cache", source))
-    monkeypatch.setattr(weight_cache, "version", lambda name: f"{name} of tomorrow")
+    monkeypatch.setattr(converted, "version", lambda name: f"{name} of tomorrow")
     new = written(entry(tmp_path / "cache", source))
     assert new != old
     assert not old.exists()
@@ -116,11 +116,11 @@ def test_another_version_of_torch_is_another_file(
 def test_a_form_is_of_a_device_and_an_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     assert form_of("cuda", "bfloat16", "none") == "bfloat16-gpu"
     assert form_of("cuda", "bfloat16", "fp8") == "fp8-bfloat16-gpu"
-    monkeypatch.setattr(weight_cache.cpu, "abilities", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(converted.cpu, "abilities", lambda: frozenset({"avx2", "fma"}))
     one = form_of("cpu", "float32", "int8")
     assert re.fullmatch("int8-float32-cpu-[0-9a-f]{6}", one)
     assert one == form_of("cpu", "float32", "int8")
-    monkeypatch.setattr(weight_cache.cpu, "abilities", lambda: frozenset({"avx2", "fma", "avx512f"}))
+    monkeypatch.setattr(converted.cpu, "abilities", lambda: frozenset({"avx2", "fma", "avx512f"}))
     assert one != form_of("cpu", "float32", "int8")
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from service import hub
-from service.checkpoint import parse_spec, resolve
+from service.checkpoints import hub
+from service.checkpoints.checkpoint import parse_spec, resolve
+from service.checkpoints.files import weight_files
 from service.errors import CheckpointError
-from service.weight_files import weight_files
 from tests.checkpoints import make_checkpoint, write_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.checkpoint import Family, ModelSpec, Shape, describe, parse_spec, resolve
+from service.checkpoints.checkpoint import Family, ModelSpec, Shape, describe, parse_spec, resolve
+from service.checkpoints.files import weight_files
 from service.errors import CheckpointError, SettingError
-from service.weight_files import weight_files
 from tests.checkpoints import make_checkpoint, vocabulary
 
 

@@ -20,8 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from service import host
+from service.checkpoints.files import are_pickled
 from service.domain import Quantization
-from service.weight_files import are_pickled
 
 logger = logging.getLogger(__name__)
 

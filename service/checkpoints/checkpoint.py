@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from service.checkpoints.files import read_json, tensor_names
 from service.errors import CheckpointError, SettingError
-from service.weight_files import read_json, tensor_names
 
 Family = Literal["megatron-bert", "bert"]
 Kind = Literal["masked-lm", "sequence-classification", "encoder"]
@@ -141,7 +141,9 @@ def resolve(
     elif spec.source.startswith(("/", ".", "~")):
         raise CheckpointError(f"{spec.source}: no such directory")
     else:
-        from service import hub  # its libraries take a fifth of a second, in every child too, and are seldom needed
+        from service.checkpoints import (
+            hub,  # its libraries take a fifth of a second, in every child too, and are seldom needed
+        )
 
         path = hub.fetch(spec.source, spec.revision, cache_dir=cache_dir, offline=offline)
     return describe(path, spec.name, spec.source, spec.revision, labels=labels)

@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from service.checkpoints.files import BIN_FILES, SAFETENSORS_FILES
 from service.errors import CheckpointError
-from service.weight_files import BIN_FILES, SAFETENSORS_FILES
 
 logger = logging.getLogger(__name__)
 
