@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from service.bench.origin import machine_class, origin
-from service.commands.values import file_to_write
+from service.cli_args import file_to_write
 
 
 def parser_of(name: str, doc: str | None) -> ArgumentParser:

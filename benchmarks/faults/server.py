@@ -14,8 +14,8 @@ import uvloop
 
 from benchmarks.faults.orders import TASKS, load_faulty
 from service import logs
+from service.cli_args import add_setting_flags, settings_from
 from service.commands.composition import Composition
-from service.commands.flags import add_setting_flags, settings_from
 from service.commands.serve import Server, bind, make_server, url_of
 from service.settings import Settings
 

@@ -141,9 +141,7 @@ def resolve(
     elif spec.source.startswith(("/", ".", "~")):
         raise CheckpointError(f"{spec.source}: no such directory")
     else:
-        from service.checkpoints import (
-            hub,  # its libraries take a fifth of a second, in every child too, and are seldom needed
-        )
+        from service.checkpoints import hub
 
         path = hub.fetch(spec.source, spec.revision, cache_dir=cache_dir, offline=offline)
     return describe(path, spec.name, spec.source, spec.revision, labels=labels)

@@ -27,7 +27,7 @@ from service.bench.report import format_report
 from service.bench.requests import parse_mix
 from service.bench.synthetic import Lengths, make_corpus
 from service.bench.wire import Client
-from service.commands.values import above_zero, add_key, checked, file_to_write, is_loopback, list_of, whole_above_zero
+from service.cli_args import above_zero, add_key, checked, file_to_write, is_loopback, list_of, whole_above_zero
 
 DEFAULT_MIX = "zero-shot=4,classify=2,similarity=3,mrc=1"
 DEFAULT_LENGTHS = "lognormal:31:152"

@@ -35,8 +35,8 @@ from service.pipeline import Pipeline
 from service.replicas.care import Care
 from service.replicas.loading import Load, load_engine
 from service.replicas.pool import Pool, names
-from service.setting_layers import weight_cache_folder
 from service.settings import VERSION, Settings
+from service.settings_sources import weight_cache_folder
 from service.tasks.registry import TASKS
 from service.tasks.text_model import TextModel
 from service.tracing.trace import open_tracer

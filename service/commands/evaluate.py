@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from service.commands.values import add_key
+from service.cli_args import add_key
 from service.datasets.example import Example
 from service.datasets.registry import DATASETS, load
 from service.errors import DatasetError

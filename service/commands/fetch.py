@@ -9,8 +9,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from service import logs
+from service.cli_args import add_setting_flags, settings_from
 from service.commands.chosen import fetched, specs_of
-from service.commands.flags import add_setting_flags, settings_from
 
 
 def run(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from http.client import OK, HTTPConnection, HTTPException, HTTPSConnection
 
-from service.commands.flags import add_setting_flags, settings_from
+from service.cli_args import add_setting_flags, settings_from
 from service.settings import Settings
 
 TIMEOUT_S = 4.0

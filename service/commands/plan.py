@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from service.bench.synthetic import Lengths
-from service.commands.values import above_zero, checked, whole_above_zero
+from service.cli_args import above_zero, checked, whole_above_zero
 from service.planning.plan import Point, around, fewest, num_fronts
 from service.planning.simulation import Traffic
 from service.planning.speed import Speed, chosen, from_file, from_metrics

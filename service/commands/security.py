@@ -14,7 +14,7 @@ import uvicorn
 
 from service.api.keyring import KeyRing
 from service.api.keys import keys_of_setting
-from service.commands.values import is_loopback
+from service.cli_args import is_loopback
 from service.errors import SettingError
 from service.metrics import Metrics
 from service.settings import Security, Settings

@@ -23,8 +23,8 @@ from service import logs
 from service.api.accepting import Accepting
 from service.api.app import create_app
 from service.api.connection import Connection, Door
+from service.cli_args import add_setting_flags, settings_from
 from service.commands.composition import Composition
-from service.commands.flags import add_setting_flags, settings_from
 from service.commands.security import check_certificate, refuse_strangers, reloading, ring_of
 from service.errors import SettingError
 from service.host import fit_connections

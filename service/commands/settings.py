@@ -8,10 +8,9 @@ from typing import Any
 
 import orjson
 
-from service.commands.flags import add_setting_flags, settings_from
-from service.setting_layers import ENV_CONFIG
-from service.setting_rows import SettingRow, section_help, setting_rows
+from service.cli_args import add_setting_flags, settings_from
 from service.settings import Settings
+from service.settings_sources import ENV_CONFIG, SettingRow, section_help, setting_rows
 
 _HEAD = f"""# Settings
 

@@ -16,8 +16,8 @@ from service.api.examples import EXAMPLES
 from service.api.native import ROUTES, Route
 from service.commands.settings import markdown
 from service.metrics import Metrics
-from service.setting_rows import setting_rows
 from service.settings import VERSION
+from service.settings_sources import setting_rows
 from tests.contract.fakes import running
 
 ROOT = Path(__file__).parents[2]

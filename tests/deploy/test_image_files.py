@@ -11,8 +11,8 @@ import yaml
 
 from service.cli import COMMANDS
 from service.commands.serve import LAST_ANSWERS_S
-from service.setting_layers import load
 from service.settings import VERSION
+from service.settings_sources import load
 from tests.deploy.manifests import DOCKERFILE, K8S, ROOT, image_environment
 
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())

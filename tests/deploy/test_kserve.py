@@ -5,8 +5,8 @@ from __future__ import annotations
 import yaml
 
 from service.api.gate import PROBES
-from service.setting_layers import load
 from service.settings import VERSION
+from service.settings_sources import load
 from tests.deploy.manifests import K8S, image_environment
 
 RUNTIME = yaml.safe_load((K8S / "examples/kserve/serving-runtime.yaml").read_text())

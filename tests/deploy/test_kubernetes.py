@@ -6,9 +6,8 @@ import pytest
 
 from service.api.gate import PROBES
 from service.commands.serve import LAST_ANSWERS_S
-from service.setting_layers import load
-from service.setting_rows import ENV_PREFIX
 from service.settings import Settings
+from service.settings_sources import ENV_PREFIX, load
 from tests.deploy.manifests import (
     OVERLAYS,
     Document,

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from service.errors import SettingError
-from service.setting_layers import load
-from service.setting_rows import setting_rows
 from service.settings import Settings
+from service.settings_sources import load, setting_rows
 
 
 def given(flags: dict[str, Any] | None = None, config: Path | None = None, **environ: str) -> Settings:

@@ -12,7 +12,7 @@ import pytest
 from service.checkpoints import converted
 from service.checkpoints.converted import WORTHWHILE_BYTES, CacheEntry, form_of, is_worthwhile, lock, to_be_read
 from service.checkpoints.files import read_ahead
-from service.setting_layers import weight_cache_folder
+from service.settings_sources import weight_cache_folder
 
 MANY = 1 << 60
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.bench.load import Load
+from service.cli_args import is_loopback
 from service.commands import bench
-from service.commands.values import is_loopback
 from tests.unit.bench.serving import Service, serving
 
 

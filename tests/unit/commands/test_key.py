@@ -9,7 +9,7 @@ import pytest
 
 from service.api.keys import Key, hash_of, keys_of_setting
 from service.cli import main
-from service.setting_layers import load
+from service.settings_sources import load
 
 
 def test_what_is_printed_is_what_the_server_takes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import COMMANDS
-from service.setting_rows import setting_rows
+from service.settings_sources import setting_rows
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = (".", "docs", "benchmarks", "k8s", "service/models/*")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+from service.settings import Settings
+from service.settings_sources import ENV_CONFIG, SettingRow, load, section_help, setting_rows
 
 T = TypeVar("T")
 
@@ -70,3 +73,31 @@ def is_loopback(host: str | None) -> bool:
         return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False
+
+
+def add_setting_flags(parser: ArgumentParser) -> None:
+    """Add `--config` and one flag for each setting, in the settings' sections."""
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file with settings [{ENV_CONFIG}]")
+    for section, purpose in section_help().items():
+        group = parser.add_argument_group(section, purpose)
+        for row in setting_rows():
+            if row.section == section:
+                _add(group, row)
+
+
+def _add(group: object, row: SettingRow) -> None:
+    add = group.add_argument  # type: ignore[attr-defined]
+    text = f"{row.help} [{row.env}]".replace("%", "%%")
+    if row.is_bool:
+        add(row.flag, dest=row.key, action=BooleanOptionalAction, default=SUPPRESS, help=text)
+    elif row.is_repeatable:
+        add(row.flag, dest=row.key, action="append", default=SUPPRESS, metavar=row.metavar, help=text)
+    else:
+        add(row.flag, dest=row.key, default=SUPPRESS, metavar=row.metavar, help=text)
+
+
+def settings_from(arguments: Namespace) -> Settings:
+    """The settings of all layers, with the flags that were typed on top."""
+    known = {row.key for row in setting_rows()}
+    typed = {key: value for key, value in vars(arguments).items() if key in known}
+    return load(typed, config=arguments.config)
