@@ -47,7 +47,7 @@ def auto_precision() -> str:
     """What a server on this CPU computes in when nobody says."""
     import torch  # here, as most benchmarks do without: torch is in their servers
 
-    from service.engine.precision import resolve_precision
+    from service.engine.device import resolve_precision
 
     return resolve_precision("auto", torch.device("cpu"))
 

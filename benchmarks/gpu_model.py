@@ -13,10 +13,10 @@ from torch import Tensor
 from service.checkpoints.checkpoint import Checkpoint, Shape
 from service.domain import Cls, Encoding, Quantization
 from service.engine import linear
+from service.engine.device import DTYPES
 from service.engine.engine import Engine
 from service.engine.linear import Linear, Make, Plain
-from service.engine.pointwise import Norm
-from service.engine.precision import DTYPES
+from service.engine.ops import Norm
 from service.engine.weights import Layer, Weights
 
 LARGE = Shape(24, 2048, 8, 8192, 21_248, 512, 2, 1e-12, "gelu_new")

@@ -21,8 +21,7 @@ from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
 from service.engine.attention import BACKENDS, TYPICAL, Backend, Place, trial
 from service.engine.engine import Engine
-from service.engine.linear import Plain
-from service.engine.linear_cuda import Cuda
+from service.engine.linear import Cuda, Plain
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 CPU = torch.device("cpu")

@@ -29,9 +29,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.about import about, parser_of, save
-from service.batching import budget
-from service.batching.job import Job, Ticket
-from service.batching.latency import Cost
+from service.batching import latency_model
+from service.batching.jobs import Job, Ticket
+from service.batching.latency_model import Cost
 from service.batching.queue import Queue
 from service.domain import Cls, Encoding, Output
 from service.planning.speed import chosen, from_file
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def full(self) -> int:
-        return budget.choose_budget(self.cost, TARGET_S)
+        return latency_model.choose_budget(self.cost, TARGET_S)
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -164,7 +164,7 @@ def jobs_of(arrival: Arrival, latencies: list[float]) -> list[Job]:
 def sweep(devices: Iterable[Case], seed: int) -> Iterator[dict[str, Any]]:
     """A result per device, load and order."""
     for case in devices:
-        capacity = case.full / case.cost.of(case.full, case.full // budget.TYPICAL_ROW)
+        capacity = case.full / case.cost.of(case.full, case.full // latency_model.TYPICAL_ROW)
         for load in LOADS:
             arrivals = list(traffic(random.Random(seed), case, load * capacity))
             orders: dict[str, Order] = {

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from benchmarks.about import about, parser_of, save
 from benchmarks.gpu_model import LARGE, TINY, make_engine
-from service.batching import budget
-from service.batching.latency import LatencyModel
+from service.batching import latency_model
+from service.batching.latency_model import LatencyModel
 from service.bench.origin import machine_class
 from service.checkpoints.checkpoint import Shape
 from service.domain import Quantization, Step
@@ -68,7 +68,7 @@ def speed_of(shape: str, device: torch.device, name: str, way: Quantization, rou
     cost = LatencyModel(list(_medians(engine, rounds))).cost
     assert cost is not None, "a profile has steps"
     precision = "bfloat16" if way == "none" else way
-    return Speed(shape, name, precision, cost, budget.choose_budget(cost, TARGET_S))
+    return Speed(shape, name, precision, cost, latency_model.choose_budget(cost, TARGET_S))
 
 
 def _medians(engine: Engine, rounds: int) -> Iterator[Step]:

@@ -15,9 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from service.engine import attention_flex, attention_sdpa, attention_varlen
-from service.engine.layout import Layout
-from service.engine.packing import bucket
+from service.engine import attention_backends
+from service.engine.packing import Layout, bucket
 from service.errors import SettingError
 
 logger = logging.getLogger(__name__)
@@ -62,15 +61,17 @@ def plain_beside_masked(plain: Prepare, masked: Prepare) -> Prepare:
 
 
 def _has_varlen(place: Place) -> bool:
-    return attention_varlen.varlen_runs_on(place.device, place.dtype, place.head_size)
+    return attention_backends.varlen_runs_on(place.device, place.dtype, place.head_size)
 
 
 BACKENDS: dict[str, Backend] = {
-    "sdpa": Backend(attention_sdpa.prepare_sdpa, runs_on=lambda place: True),
-    "flex": Backend(attention_flex.prepare_flex, runs_on=lambda place: True),
-    "varlen": Backend(plain_beside_masked(attention_varlen.prepare_varlen, attention_sdpa.prepare_sdpa), _has_varlen),
+    "sdpa": Backend(attention_backends.prepare_sdpa, runs_on=lambda place: True),
+    "flex": Backend(attention_backends.prepare_flex, runs_on=lambda place: True),
+    "varlen": Backend(
+        plain_beside_masked(attention_backends.prepare_varlen, attention_backends.prepare_sdpa), _has_varlen
+    ),
     "varlen+flex": Backend(
-        plain_beside_masked(attention_varlen.prepare_varlen, attention_flex.prepare_flex), _has_varlen
+        plain_beside_masked(attention_backends.prepare_varlen, attention_backends.prepare_flex), _has_varlen
     ),
 }
 
@@ -80,7 +81,7 @@ def choose(name: str, place: Place, num_layers: int = 1) -> tuple[str, Prepare]:
 
     Raises SettingError when the backend does not run in that place.
     """
-    attention_sdpa.leave_out_cudnn()
+    attention_backends.leave_out_cudnn()
     fitting = {each: backend for each, backend in BACKENDS.items() if backend.runs_on(place)}
     if name == "auto":
         name = _quickest_on(place, fitting, num_layers) if place.device.type == "cuda" else "sdpa"

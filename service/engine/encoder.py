@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
 from service.engine.attention import Attend
-from service.engine.pointwise import Gelu, Norm
+from service.engine.ops import Gelu, Norm
 from service.engine.weights import Layer, Weights
 
 

@@ -31,13 +31,12 @@ from service.domain import (
     TokenScores,
     TopTokens,
 )
-from service.engine import attention, heads, linear, memory, packing, profile
-from service.engine.cached_weights import Wanted, load_weights
-from service.engine.copies import device_guard, wait_event
+from service.engine import attention, calibration, device, linear, packing, readouts
+from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
+from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.encoder import encode
-from service.engine.graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
-from service.engine.precision import DTYPES, resolve_device, resolve_precision
 from service.engine.tensor_files import Progress
+from service.engine.weight_cache import Wanted, load_weights
 from service.engine.weights import Weights
 from service.errors import CheckpointError
 
@@ -126,7 +125,7 @@ class Engine:
     def profile(self) -> Iterator[Step]:
         """Forwards of many sizes, each measured when it is asked for; `warm_up` first."""
         name = self.checkpoint.name
-        return profile.measure(self.run, lambda length: _blank_row(name, length, Cls()), self.shape.max_positions)
+        return calibration.measure(self.run, lambda length: _blank_row(name, length, Cls()), self.shape.max_positions)
 
     def canary(self) -> list[Encoding]:
         """A row for each of the heads, with ids from all over the vocabulary."""
@@ -137,14 +136,14 @@ class Engine:
 
     def device_memory(self) -> Memory | None:
         """None for a CPU, whose memory is the process's."""
-        return memory.device_memory(self.device)
+        return device.device_memory(self.device)
 
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
         """The output of every row, in order. InferenceFailed when a row cannot be computed, OutOfMemory when there is
         no room for all of them together; none is computed, then."""
         return self.prepare(encodings)()
 
-    def prepare(self, encodings: Sequence[Encoding]) -> heads.Finish:
+    def prepare(self, encodings: Sequence[Encoding]) -> readouts.Finish:
         """`run`, but for what the caller has to wait for, which is the call that comes back.
 
         A GPU is given the whole batch at once: it goes on with it when it is done with what it has. A CPU can do one
@@ -152,13 +151,13 @@ class Engine:
         """
         for encoding in encodings:
             packing.check(encoding, self.shape)
-            heads.check(encoding, self.shape, self.weights)
+            readouts.check(encoding, self.shape, self.weights)
         if not encodings:
             return list
-        finish = memory.or_out_of_memory(partial(self._begin, encodings), self.device)
-        return lambda: memory.or_out_of_memory(finish, self.device)
+        finish = device.or_out_of_memory(partial(self._begin, encodings), self.device)
+        return lambda: device.or_out_of_memory(finish, self.device)
 
-    def _begin(self, encodings: Sequence[Encoding]) -> heads.Finish:
+    def _begin(self, encodings: Sequence[Encoding]) -> readouts.Finish:
         with device_guard(self.device):
             packed = packing.pack(encodings, self.device)
             if self.device.type == "cuda":
@@ -166,9 +165,9 @@ class Engine:
         return lambda: self._launch(packed)()
 
     @torch.inference_mode()
-    def _launch(self, packed: packing.Packed) -> heads.Finish:
+    def _launch(self, packed: packing.Packed) -> readouts.Finish:
         with self._launching:  # graphs have one set of buffers, and halves of a failed batch come from another thread
-            outputs = heads.read(self.weights, self.shape, self.hidden_states(packed), packed)
+            outputs = readouts.read(self.weights, self.shape, self.hidden_states(packed), packed)
             wait = wait_event(self.device)
 
         def finish() -> list[Output]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from service.batching.run import Feed
+from service.batching.batch import Feed
 from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Step
 from service.host import OomKills

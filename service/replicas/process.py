@@ -16,7 +16,7 @@ from itertools import count
 from threading import Thread
 from typing import TypeVar
 
-from service.batching.run import Ran, Untouched
+from service.batching.batch import Ran, Untouched
 from service.domain import Encoding
 from service.errors import ReplicaLost, StartupError
 from service.host import OomKills

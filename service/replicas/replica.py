@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from service.batching.run import Feed, Ran, Run
+from service.batching.batch import Feed, Ran, Run
 from service.domain import Encoding, Step
 from service.errors import StartupError
 from service.host import OomKills

@@ -13,8 +13,8 @@ import torch
 from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, Output, Quantization, TokenScores, TopTokens
 from service.engine.attention import BACKENDS, Place
+from service.engine.device import check_capability
 from service.engine.engine import Engine
-from service.engine.precision import check_capability
 from service.errors import SettingError
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import (

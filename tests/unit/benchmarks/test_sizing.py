@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks.sizing import BEGIN, DOCUMENT, END, HEAD, OVER_HTTP, RESULTS, table, words
-from service.batching.latency import Cost
+from service.batching.latency_model import Cost
 from service.planning.speed import Speed
 
 

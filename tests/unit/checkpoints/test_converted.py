@@ -116,11 +116,11 @@ def test_another_version_of_torch_is_another_file(
 def test_a_form_is_of_a_device_and_an_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     assert form_of("cuda", "bfloat16", "none") == "bfloat16-gpu"
     assert form_of("cuda", "bfloat16", "fp8") == "fp8-bfloat16-gpu"
-    monkeypatch.setattr(converted.cpu, "abilities", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(converted.host, "cpu_features", lambda: frozenset({"avx2", "fma"}))
     one = form_of("cpu", "float32", "int8")
     assert re.fullmatch("int8-float32-cpu-[0-9a-f]{6}", one)
     assert one == form_of("cpu", "float32", "int8")
-    monkeypatch.setattr(converted.cpu, "abilities", lambda: frozenset({"avx2", "fma", "avx512f"}))
+    monkeypatch.setattr(converted.host, "cpu_features", lambda: frozenset({"avx2", "fma", "avx512f"}))
     assert one != form_of("cpu", "float32", "int8")
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
-from service.engine import attention_flex, attention_varlen
+from service.engine import attention_backends
 from service.engine.attention import TYPICAL, Place, choose, plain_beside_masked, quickest, trial
-from service.engine.attention_sdpa import added_mask, dense, prepare_sdpa
-from service.engine.layout import Layout
+from service.engine.attention_backends import added_mask, dense, prepare_sdpa
+from service.engine.packing import Layout
 from service.errors import SettingError
 from tests.fakes import FakeClock
 
@@ -57,9 +57,9 @@ def test_rows_with_blocks_are_split_off_and_take_the_filling() -> None:
 
 @pytest.mark.parametrize("layout", [MIXED, LONG, TYPICAL, Layout(((128, ()), (128, ())), 256), Layout(((1, ()),), 8)])
 def test_no_square_of_tokens_that_see_each_other_is_left_out(layout: Layout) -> None:
-    counts, indices = attention_flex.flex_squares(layout)
+    counts, indices = attention_backends.flex_squares(layout)
     seen = added_mask(torch.from_numpy(layout.owners(layout.num_tokens)), torch.float32) == 0
-    size = attention_flex.FLEX_BLOCK
+    size = attention_backends.FLEX_BLOCK
     for number, (count, order) in enumerate(zip(counts, indices, strict=True)):
         queries = seen[number * size : (number + 1) * size]
         needed = {key // size for key in queries.any(0).nonzero()[:, 0].tolist()}
@@ -71,7 +71,7 @@ def test_no_square_of_tokens_that_see_each_other_is_left_out(layout: Layout) -> 
 @pytest.mark.parametrize("layout", [MIXED, LONG])
 def test_flex_sees_what_it_should(layout: Layout) -> None:
     qkv = random_qkv(layout)
-    out = attention_flex.prepare_flex(layout, CPU, torch.float32)(qkv)
+    out = attention_backends.prepare_flex(layout, CPU, torch.float32)(qkv)
     torch.testing.assert_close(out, wanted(qkv, layout), atol=1e-6, rtol=0)
 
 
@@ -79,10 +79,10 @@ def test_flex_sees_what_it_should(layout: Layout) -> None:
 def test_our_reference_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr(attention_flex, "_kernel", lambda device_type: flex_attention)
+    monkeypatch.setattr(attention_backends, "_flex_kernel", lambda device_type: flex_attention)
     qkv = random_qkv(MIXED)
     with torch.inference_mode():
-        out = attention_flex.prepare_flex(MIXED, CPU, torch.float32)(qkv)
+        out = attention_backends.prepare_flex(MIXED, CPU, torch.float32)(qkv)
     torch.testing.assert_close(out, wanted(qkv, MIXED), atol=1e-6, rtol=0)
 
 
@@ -105,7 +105,7 @@ def packed_reference(
     return torch.cat([row.transpose(0, 1) for row in rows])
 
 
-@pytest.mark.parametrize("masked", [prepare_sdpa, attention_flex.prepare_flex])
+@pytest.mark.parametrize("masked", [prepare_sdpa, attention_backends.prepare_flex])
 @pytest.mark.parametrize("rows", [MIXED.rows, MIXED.rows[:2], MIXED.rows[2:], LONG.rows])
 def test_plain_rows_go_through_the_packed_kernel_and_choices_beside_it(
     monkeypatch: pytest.MonkeyPatch, rows: tuple[object, ...], masked: Callable[..., object]
@@ -113,7 +113,7 @@ def test_plain_rows_go_through_the_packed_kernel_and_choices_beside_it(
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_reference)
     layout = Layout(rows, 8 * (sum(length for length, _ in rows) // 8 + 1))  # type: ignore[misc, arg-type]
     qkv = random_qkv(layout)
-    out = plain_beside_masked(attention_varlen.prepare_varlen, masked)(layout, CPU, torch.float32)(qkv)  # type: ignore[arg-type]
+    out = plain_beside_masked(attention_backends.prepare_varlen, masked)(layout, CPU, torch.float32)(qkv)  # type: ignore[arg-type]
     end = layout.offsets[-1]
     torch.testing.assert_close(out[:end], wanted(qkv, layout)[:end], atol=1e-6, rtol=0)
     assert torch.isfinite(out).all()
@@ -140,7 +140,7 @@ def test_where_the_packed_kernel_runs(
     expected: bool,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert attention_varlen.varlen_runs_on(device, dtype, head_size) is expected
+    assert attention_backends.varlen_runs_on(device, dtype, head_size) is expected
 
 
 def takes(clock: FakeClock, *seconds: float) -> Callable[[], None]:

@@ -11,10 +11,10 @@ import torch
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, TokenScores, TopTokens
-from service.engine.attention_sdpa import block_mask, make_groups
+from service.engine.attention_backends import block_mask, make_groups
+from service.engine.device import resolve_precision
 from service.engine.engine import Engine
 from service.engine.packing import pack
-from service.engine.precision import resolve_precision
 from service.errors import InferenceFailed
 from service.replicas.canary import Canary
 from tests.checkpoints import make_checkpoint
@@ -99,8 +99,8 @@ def test_masked_lm_readouts_need_the_head(encoder: Engine) -> None:
 def test_many_positions_are_read_in_pieces(masked_lm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [replace(ROW, readout=TopTokens(tuple(range(10)), 3)), replace(ROW, readout=TopTokens((4,), 5))]
     whole = masked_lm.run(rows)
-    monkeypatch.setattr("service.engine.heads._MAX_POSITIONS", 3)
-    monkeypatch.setattr("service.engine.heads._MAX_TOKENS", 100)
+    monkeypatch.setattr("service.engine.readouts._MAX_POSITIONS", 3)
+    monkeypatch.setattr("service.engine.readouts._MAX_TOKENS", 100)
     for before, after in zip(whole, masked_lm.run(rows), strict=True):
         assert np.array_equal(before.ids, after.ids)
         assert np.allclose(before.scores, after.scores, atol=1e-6)

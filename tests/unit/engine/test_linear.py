@@ -12,14 +12,12 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
+from service.engine.device import DTYPES
 from service.engine.engine import Engine
 from service.engine.linear import PLAIN, Kind, Linear, OneDnn, OneDnnInt8, Plain, choose
+from service.engine.ops import Gelu, Norm, quantize_channels, quantize_tokens
 from service.engine.packing import bucket
-from service.engine.pointwise import Gelu, Norm
-from service.engine.precision import DTYPES
-from service.engine.quantize import quantize_channels, quantize_tokens
-from service.engine.read_weights import read_weights
-from service.engine.weights import Weights
+from service.engine.weights import Weights, read_weights
 from service.errors import SettingError
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
@@ -90,7 +88,7 @@ def test_the_codes_of_a_token_reach_from_end_to_end() -> None:
 def test_codes_do_not_depend_on_the_company(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = random(40, 64)
     whole, _ = quantize_tokens(hidden)
-    monkeypatch.setattr("service.engine.quantize._CHUNK_BYTES", 4 * 64 * 3)
+    monkeypatch.setattr("service.engine.ops._CHUNK_BYTES", 4 * 64 * 3)
     pieces, _ = quantize_tokens(hidden)
     alone = torch.cat([quantize_tokens(row[None])[0] for row in hidden])
     assert torch.equal(whole, pieces)

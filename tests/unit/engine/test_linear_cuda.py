@@ -12,13 +12,11 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Quantization
-from service.engine import fused
+from service.engine import ops
+from service.engine.device import DTYPES, check_capability
 from service.engine.engine import Engine
-from service.engine.linear import Linear, choose
-from service.engine.linear_cuda import Cuda, CudaFp8, CudaInt8
-from service.engine.pointwise import Gelu, Norm
-from service.engine.precision import DTYPES, check_capability
-from service.engine.quantize import quantize_channels, quantize_signed
+from service.engine.linear import Cuda, CudaFp8, CudaInt8, Linear, choose
+from service.engine.ops import Gelu, Norm, quantize_channels, quantize_signed
 from service.errors import SettingError
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
@@ -93,7 +91,7 @@ def test_only_what_lies_on_a_gpu_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", compiles)
     monkeypatch.setattr("torch._dynamo.mark_static", lambda tensor, dimension: None)
-    called = fused.fused(lambda first: "as written")
+    called = ops.fused(lambda first: "as written")
     assert [called(torch.ones(1)), called(OnGpu()), called(OnGpu())] == ["as written", "compiled", "compiled"]
     assert len(compiled) == 1
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
 from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
-from service.engine.copies import to_device, to_host
+from service.engine.device import to_device, to_host
 from service.engine.encoder import gelu_of
 from service.engine.packing import Packed
 from service.engine.weights import MlmHead, Weights

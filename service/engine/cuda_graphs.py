@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
-from service.engine.attention_sdpa import added_mask, dense
-from service.engine.copies import to_device
+from service.engine.attention_backends import added_mask, dense
+from service.engine.device import to_device
 from service.engine.encoder import encode
-from service.engine.layout import Layout
+from service.engine.packing import Layout
 from service.engine.weights import Weights
 
 Forward = Callable[[Tensor, Tensor], Tensor]

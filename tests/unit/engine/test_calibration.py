@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from service.domain import Encoding, Step
-from service.engine.profile import LONGEST_S, LONGEST_STEP_S, measure, sizes
+from service.engine.calibration import LONGEST_S, LONGEST_STEP_S, measure, sizes
 from service.errors import OutOfMemory
 from tests.fakes import FakeClock, row
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from service.engine.compiling import compiled
+from service.engine.ops import compiled
 
 TORCHS_OWN_LIMIT = 8
 

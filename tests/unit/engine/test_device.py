@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
+from service.engine.device import device_memory, or_out_of_memory
 from service.engine.engine import Engine
-from service.engine.memory import device_memory, or_out_of_memory
 from service.errors import Died, OutOfMemory
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows

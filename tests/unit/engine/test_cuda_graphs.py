@@ -9,10 +9,9 @@ import torch
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Mean
+from service.engine.cuda_graphs import Call, Graphs, dense_forward
 from service.engine.engine import Engine
-from service.engine.graphs import Call, Graphs, dense_forward
-from service.engine.layout import Layout
-from service.engine.packing import Packed, pack
+from service.engine.packing import Layout, Packed, pack
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import choice_row, plain_row
 

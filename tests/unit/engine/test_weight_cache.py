@@ -21,10 +21,10 @@ from service.checkpoints import converted
 from service.checkpoints.checkpoint import describe
 from service.checkpoints.converted import lock
 from service.domain import Quantization
-from service.engine import opaque
-from service.engine.cached_weights import Wanted, load_weights
+from service.engine import weight_cache
 from service.engine.engine import Engine
 from service.engine.linear import choose
+from service.engine.weight_cache import Wanted, load_weights
 from service.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
 
@@ -318,12 +318,12 @@ def test_a_folder_that_cannot_be_is_no_reason_either(
 def test_a_torch_that_cannot_map_them_is_no_reason_either(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opaque, "_TORCH", Path("libc.so.6"))
-    opaque._function.cache_clear()
+    monkeypatch.setattr(weight_cache, "_TORCH", Path("libc.so.6"))
+    weight_cache._function.cache_clear()
     try:
         assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "cache"))
     finally:
-        opaque._function.cache_clear()
+        weight_cache._function.cache_clear()
     (warning,) = caplog.records
     assert (warning.message, vars(warning)["reason"]) == (
         "weights are not cached",

@@ -12,7 +12,7 @@ import torch
 from service.checkpoints.checkpoint import describe
 from service.domain import TokenScores
 from service.engine.engine import Engine
-from service.engine.heads import means_at_once, means_in_turn
+from service.engine.readouts import means_at_once, means_in_turn
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
 

@@ -1,0 +1,206 @@
+"""Attention by torch's scaled dot product, one call per group of rows of one length and one mask. Runs anywhere.
+
+Of the kernels that torch has for it on a GPU, cuDNN's is left out (`leave_out_cudnn`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from service.domain import IdArray
+from service.engine.device import to_device
+from service.engine.ops import compiled
+from service.engine.packing import Blocks, Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of one length and one mask that lie side by side, from token `start` on."""
+
+    start: int
+    num_rows: int
+    length: int
+    mask: Tensor | None = None  # [length, length], added to the scores
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_rows * self.length
+
+
+def leave_out_cudnn() -> None:
+    """torch asks cuDNN first on Hopper, and cuDNN makes a plan for each number and length of rows, in each thread.
+
+    A plan takes the host tens of milliseconds, the kernel a fraction of one, and the batches of a server are hardly
+    ever of sizes that it had before.
+    Source: check_prefer_cudnn_attention in torch's sdp_utils.cpp, and the cache of its MHA.cpp.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def prepare_sdpa(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    groups = make_groups(layout, device, dtype)
+
+    def attend(qkv: Tensor) -> Tensor:
+        num_tokens, _, num_heads, head_size = qkv.shape
+        context = qkv.new_empty(num_tokens, num_heads, head_size)
+        for group in groups:
+            rows = qkv[group.start : group.end].view(group.num_rows, group.length, 3, num_heads, head_size)
+            query, key, value = rows.permute(2, 0, 3, 1, 4)
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
+            context[group.start : group.end] = out.transpose(1, 2).reshape(-1, num_heads, head_size)
+        context[groups[-1].end :] = 0  # what fills the bucket: anything but what happens to lie in memory
+        return context.view(num_tokens, num_heads * head_size)
+
+    return attend
+
+
+def make_groups(layout: Layout, device: torch.device, dtype: torch.dtype) -> list[Group]:
+    groups: list[Group] = []
+    start = 0
+    for (length, blocks), members in groupby(layout.rows):
+        group = Group(start, len(list(members)), length, block_mask(length, blocks, device, dtype))
+        groups.append(group)
+        start = group.end
+    return groups
+
+
+def block_mask(length: int, blocks: Blocks, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """UniMC's mask: 0 where a token sees another, -inf between two different blocks; None when all see all.
+
+    Tokens of a block see their own block and all that is outside of blocks; the others see everything.
+    Source: Yang et al., arXiv 2210.08590.
+    """
+    if len(blocks) < 2:
+        return None
+    owners = Layout(((length, blocks),), length).owners(length)
+    return added_mask(to_device(torch.from_numpy(owners), device), dtype)
+
+
+def added_mask(owners: Tensor, dtype: torch.dtype) -> Tensor:
+    """[tokens, tokens] from the owners [2, tokens] of a layout: 0 where a token sees another, else -inf."""
+    rows, blocks = owners
+    is_same_block = (blocks[:, None] == 0) | (blocks == 0) | (blocks[:, None] == blocks)
+    is_seen = (rows[:, None] == rows) & is_same_block
+    return torch.zeros(is_seen.shape, device=owners.device, dtype=dtype).masked_fill_(~is_seen, -torch.inf)
+
+
+def dense(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """All rows in one call under one mask [tokens, tokens]: the work is the square of the tokens, so for few of them,
+    but its shapes depend on nothing else."""
+
+    def attend(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.permute(1, 2, 0, 3)[:, None]
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return out[0].transpose(0, 1).flatten(1)
+
+    return attend
+
+
+FLEX_BLOCK = 128
+
+FLEX_OPTIONS = {
+    "BACKEND": "TRITON",  # not another kernel for fewer than 128 tokens, compiled when the first such batch comes
+    "BLOCKS_ARE_CONTIGUOUS": True,  # see squares
+}
+
+
+def prepare_flex(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    from torch.nn.attention.flex_attention import BlockMask  # brings the compiler along, which is slow to import
+
+    owners = to_device(torch.from_numpy(layout.owners(layout.num_tokens)), device)
+    counts, indices = (to_device(torch.from_numpy(each), device) for each in flex_squares(layout))
+    mask = BlockMask.from_kv_blocks(
+        counts[None, None],
+        indices[None, None],
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=flex_visible(owners[0], owners[1]),
+        seq_lengths=(layout.num_tokens, layout.num_tokens),
+        compute_q_blocks=False,  # only the way back needs them
+    )
+    kernel = _flex_kernel(device.type)
+
+    def attend(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.permute(1, 2, 0, 3)[:, None]
+        out = kernel(query, key, value, block_mask=mask)
+        return out[0].transpose(0, 1).flatten(1)
+
+    return attend
+
+
+def flex_visible(rows: Tensor, blocks: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """FlexAttention's mask, from the owners of the tokens (see Layout.owners)."""
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_same_block = (blocks[query] == 0) | (blocks[key] == 0) | (blocks[query] == blocks[key])
+        return (rows[query] == rows[key]) & is_same_block
+
+    return sees
+
+
+def flex_squares(layout: Layout) -> tuple[IdArray, IdArray]:
+    """For each 128 queries, how many blocks of 128 keys they have to look at [blocks], and all blocks of keys with
+    these in front [blocks, blocks]. Rows are whole, so the blocks that matter lie side by side."""
+    ends = np.array(layout.ends)
+    first = np.arange(0, layout.num_tokens, FLEX_BLOCK)
+    last = np.minimum(first + FLEX_BLOCK, layout.num_tokens) - 1
+    low = ends[np.searchsorted(ends, first, side="right") - 1] // FLEX_BLOCK
+    high = -(-ends[np.searchsorted(ends, last, side="right")] // FLEX_BLOCK)
+    every = np.arange(len(first))
+    return (high - low).astype(np.int32), ((low[:, None] + every) % len(every)).astype(np.int32)
+
+
+@cache
+def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
+    if device_type != "cuda":
+        return flex_reference
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return partial(compiled(flex_attention, dynamic=True), kernel_options=FLEX_OPTIONS)
+
+
+def flex_reference(query: Tensor, key: Tensor, value: Tensor, block_mask: Any) -> Tensor:
+    """What the kernel computes, with all pairs of tokens written out: those of squares that it skips see nothing."""
+    token = torch.arange(query.shape[2])
+    square = token // FLEX_BLOCK
+    is_looked_at = block_mask.to_dense()[0, 0].bool()[square[:, None], square]
+    is_seen = block_mask.mask_mod(token, token, token[:, None], token) & is_looked_at
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=is_seen)
+
+
+MAX_HEAD_SIZE = 256
+LEAST_CAPABILITY = (8, 0)  # Ampere
+
+
+def varlen_runs_on(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return (
+        head_size <= MAX_HEAD_SIZE
+        and head_size % 8 == 0
+        and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    )
+
+
+def prepare_varlen(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    from torch.nn.attention.varlen import varlen_attn  # registers kernels: not on a CPU, where nobody asks for them
+
+    ends = layout.ends  # the filling is a row like others: so it is written, and finite
+    offsets = to_device(torch.tensor(ends, dtype=torch.int32), device)
+    longest = max(end - start for start, end in pairwise(ends))
+
+    def attend(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.unbind(1)
+        out = varlen_attn(query, key, value, offsets, offsets, longest, longest)
+        assert isinstance(out, Tensor)
+        return out.flatten(1)
+
+    return attend

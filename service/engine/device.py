@@ -1,0 +1,141 @@
+"""Which number format the weights and the arithmetic take: resolves the settings `device` and `precision`.
+
+Knows the hardware's abilities, not the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from service import host
+from service.domain import Memory, Quantization
+from service.errors import Died, OutOfMemory, SettingError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_LEAST_CAPABILITIES: dict[Quantization, tuple[int, int]] = {"int8": (8, 0), "fp8": (8, 9)}
+"""Of a GPU: Ampere is the first that is quicker in int8 for what it loses, Ada and Hopper compute in fp8."""
+
+# Without these a CPU computes bfloat16 by widening it, which is slower than float32.
+_CPU_ABILITIES = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:N`; SettingError when there is no such device."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingError(f"device {name!r}: wanted cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise SettingError(f"device {name!r}: wanted cpu, cuda or cuda:N")
+    num_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= num_devices:
+        raise SettingError(f"device {name!r}: there are {num_devices} CUDA devices")
+    return device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bfloat16 where the hardware computes in it, else float32."""
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_has_bf16()
+        return "bfloat16" if has_bf16 else "float32"
+    if precision not in DTYPES:
+        raise SettingError(f"precision {precision!r}: wanted auto, {', '.join(DTYPES)}")
+    return precision
+
+
+def check_capability(quantization: Quantization, device: torch.device) -> None:
+    """SettingError when the GPU has no arithmetic for it; whatever is no GPU passes."""
+    least = _LEAST_CAPABILITIES.get(quantization)
+    if device.type != "cuda" or least is None:
+        return
+    found = torch.cuda.get_device_capability(device)
+    if found >= least:
+        return
+    raise SettingError(
+        f"quantization {quantization!r}: needs compute capability {least[0]}.{least[1]}, "
+        f"and {device} has {found[0]}.{found[1]}"
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    return not _CPU_ABILITIES.isdisjoint(host.cpu_features())
+
+
+T = TypeVar("T")
+
+_SIGNS = (
+    "can't allocate memory",  # torch, of a CPU
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",  # torch, where its memory may grow
+    "Triton Error [CUDA]: out of memory",  # for the code of a kernel, which is loaded when it is first launched
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""In a RuntimeError, which is all that it is to these libraries."""
+
+
+_LASTING_SIGN = "could not create a primitive"
+"""oneDNN: it says no more where there is no room for the code that it makes, and it does not get over it: from then on
+it may refuse every size of batch that is new to it, room or not, or end the process."""
+
+
+def or_out_of_memory(call: Callable[[], T], device: torch.device) -> T:
+    """What the call returns; OutOfMemory, with all that it held let go, when there is none for it; Died where that is
+    the end of this process."""
+    try:
+        return call()
+    except (RuntimeError, MemoryError) as error:
+        if _LASTING_SIGN in str(error):
+            raise Died(str(error)) from error
+        if not is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    # Out here the error is gone, and with its traceback the tensors of the forward.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    raise OutOfMemory(reason)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
+def device_memory(device: torch.device) -> Memory | None:
+    """All that is taken of a GPU, by whomever; None for a CPU, whose memory is the process's."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return Memory(total - free, total)
+
+
+def device_guard(device: torch.device) -> AbstractContextManager[object]:
+    """Makes the device this thread's own: a thread starts with the first GPU, and would take memory there."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Holds its numbers only when a `fence` made afterwards has been passed."""
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def wait_event(device: torch.device) -> Callable[[], None]:
+    """Waits, when it is called, for all that the device had been given when it was made."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    wait: Callable[[], None] = event.synchronize
+    return wait

@@ -1,0 +1,165 @@
+"""What is computed of each token alone between the linear maps: the layer norm, and which GELU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+Gelu = Literal["none", "tanh"]
+"""How torch calls the exact GELU and its approximation by tanh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The layer norm over the last dimension, [size]; torch sums in float32 whatever the precision is."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""The largest number of each kind of code."""
+
+HALF = 128
+"""What an unsigned byte calls zero."""
+
+_LEAST = 1e-12
+"""A channel or token of zeros keeps a scale that can be divided by."""
+_CHUNK_BYTES = 1 << 20
+"""Of float32 made at a time while quantising: it stays in the second-level cache."""
+
+
+def quantize_channels(weight: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """[out, in] -> codes of the same shape and float32 scales [out]."""
+    scales = weight.abs().amax(dim=1).float().clamp_(min=_LEAST).div_(LARGEST[dtype])
+    codes = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    for rows in _chunks(weight):  # float32 of the whole matrix would be a second copy of it, and more
+        codes[rows] = to_codes(weight[rows] / scales[rows, None], dtype)
+    return codes, scales
+
+
+def quantize_tokens(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """[tokens, in] -> uint8 codes, of which 128 is zero, and float32 scales [tokens, 1]. On a CPU."""
+    scales = hidden.abs().amax(dim=1, keepdim=True).float().clamp_(min=_LEAST).div_(127)
+    codes = torch.empty(hidden.shape, dtype=torch.uint8)
+    half = torch.tensor(HALF + 0.5)  # the cast to an integer cuts: half more, and it rounds
+    for rows in _chunks(hidden):
+        codes[rows] = torch.addcmul(half, hidden[rows], scales[rows].reciprocal())
+    return codes, scales
+
+
+def quantize_signed(hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """[tokens, in] -> codes of that kind and float32 scales [tokens, 1]: one expression, to be compiled for a GPU."""
+    scales = hidden.abs().amax(dim=1, keepdim=True).float().clamp(min=_LEAST) / LARGEST[dtype]
+    return to_codes(hidden.float() / scales, dtype), scales
+
+
+def to_codes(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """A cast to an integer cuts, so it needs rounding before; one to a float rounds by itself."""
+    return (numbers if dtype.is_floating_point else numbers.round()).to(dtype)
+
+
+def _chunks(matrix: Tensor) -> list[slice]:
+    num_rows = max(1, _CHUNK_BYTES // (4 * matrix.shape[1]))
+    return [slice(start, start + num_rows) for start in range(0, len(matrix), num_rows)]
+
+
+MOST_VARIANTS = 64
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """The function, compiled at its first call; `options` are those of torch.compile.
+
+    The limit goes along with the function: torch's own setting for it holds in the thread that sets it alone, and
+    batches are launched by another than the one that warms up.
+    """
+    make: Any = torch.compile  # whose types leave out the limit
+    return make(function, recompile_limit=MOST_VARIANTS, **options)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def fused(function: Callable[P, R]) -> Callable[P, R]:
+    """Compiled where the first argument lies on a GPU."""
+
+    @cache
+    def kernels() -> Callable[P, R]:
+        made: Callable[P, R] = compiled(function)  # the first size is as it is, the second makes tokens a variable
+        return made
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        first: Any = args[0]
+        if not first.is_cuda:
+            return function(*args, **kwargs)
+        run = kernels()
+        torch._dynamo.mark_static(first, 1)  # widths are few, and each is worth a kernel of its own
+        return run(*args, **kwargs)
+
+    return call
+
+
+def add_norm(product: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The sum, and the layer norm of the sum."""
+    return _add_norm(product, residual, norm.weight, norm.bias, norm.eps)
+
+
+def rescale_add_norm(
+    sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor, residual: Tensor, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """As add_norm, of the 32-bit sums of an 8-bit product."""
+    return _rescale_add_norm(sums, tokens, channels, bias, residual, norm.weight, norm.bias, norm.eps)
+
+
+@fused
+def quantize_fused(hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes [tokens, in] and scales [tokens, 1]."""
+    return quantize_signed(hidden, dtype)
+
+
+@fused
+def rescale(sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor) -> Tensor:
+    """The 32-bit sums of an 8-bit product [tokens, out], by the scales [tokens, 1] and [out]; in the bias's type."""
+    return _rescaled(sums, tokens, channels, bias).to(bias.dtype)
+
+
+@fused
+def rescale_gelu(sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor, gelu: Gelu) -> Tensor:
+    return F.gelu(_rescaled(sums, tokens, channels, bias), approximate=gelu).to(bias.dtype)
+
+
+@fused
+def _add_norm(product: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = product + residual
+    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
+@fused
+def _rescale_add_norm(
+    sums: Tensor,
+    tokens: Tensor,
+    channels: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    total = (_rescaled(sums, tokens, channels, bias) + residual).to(residual.dtype)
+    return total, F.layer_norm(total, norm_weight.shape, norm_weight, norm_bias, eps)
+
+
+def _rescaled(sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor) -> Tensor:
+    return sums.float() * tokens * channels + bias
