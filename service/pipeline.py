@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from service.batching.job import Settled
+from service.batching.jobs import Settled
 from service.domain import ANY_TIME, Encoding, Terms, Timing
 from service.errors import DeadlineExceeded
 from service.metrics import Metrics

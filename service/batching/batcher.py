@@ -9,23 +9,46 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from service.batching.admission import Admission
-from service.batching.cache import Cache, NoCache
-from service.batching.flights import Flights
-from service.batching.inflight import InFlight
-from service.batching.job import Job, Settled, Ticket
-from service.batching.pace import Pace
+from service.batching.admission import Admission, InFlight
+from service.batching.batch import Ran, Run, Untouched
+from service.batching.jobs import Flights, Job, Settled, Ticket
+from service.batching.latency_model import Pace
 from service.batching.queue import Queue
-from service.batching.run import Ran, Run, Untouched
-from service.batching.traced import traced
+from service.batching.result_cache import Cache, NoCache
 from service.domain import ANY_TIME, Encoding, Failure, Output, Terms
 from service.errors import DeadlineExceeded, InferenceFailed, OutOfMemory, ReplicaLost, ServiceError, Unavailable
 from service.metric_labels import DropReason
 from service.metrics import Metrics
-from service.tracing.trace import NO_TRACER, Tracer, current
+from service.tracing.trace import NO_TRACER, BatchTrace, Trace, Tracer, current, replica
+
+
+async def traced(tracer: Tracer, clock: Callable[[], float], run: Run, batch: Sequence[Job], tokens: int) -> Ran:
+    """Raises what `run` raises."""
+    taken, compute_s, error = clock(), 0.0, ""
+    try:
+        ran = await run([job.encoding for job in batch])
+        compute_s = ran.compute_s
+        return ran
+    except BaseException as raised:
+        error = type(raised).__name__
+        raise
+    finally:
+        now = clock()
+        fields = {
+            "model": batch[0].encoding.model,
+            "rows": len(batch),
+            "tokens": tokens,
+            "replica": replica.get(),
+        }
+        tracer.batch(BatchTrace(now - taken, compute_s, error, fields), _waiting(batch, now))
+
+
+def _waiting(batch: Sequence[Job], now: float) -> Iterator[tuple[Trace, float]]:
+    return ((ticket.trace, now - ticket.arrived) for job in batch for ticket, _ in job.waiters)
+
 
 logger = logging.getLogger(__name__)
 

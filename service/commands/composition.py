@@ -21,8 +21,8 @@ from typing import Any
 from service import host, logs
 from service.api import ops
 from service.batching.batcher import Batcher
-from service.batching.cache import Cache, NoCache, ResultCache
-from service.batching.pace import Pace
+from service.batching.latency_model import Pace
+from service.batching.result_cache import Cache, NoCache, ResultCache
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.converted import form_of, to_be_read
 from service.checkpoints.files import read_ahead, weight_files

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.batching.latency import Cost
+from service.batching.latency_model import Cost
 from service.metric_labels import COSTS
 
 _SAMPLE = re.compile(r"erlangshen_(\w+)\{(.*)\} (\S+)")

@@ -13,8 +13,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
-from service.batching.job import Settled
-from service.batching.pace import Pace
+from service.batching.jobs import Settled
+from service.batching.latency_model import Pace
 from service.metric_labels import LOSS_REASONS, LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.care import Care

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batching.budget import LEAST_TOKENS
+from service.batching.latency_model import LEAST_TOKENS
 from service.domain import Encoding
 from service.errors import InferenceFailed, OutOfMemory, ReplicaLost, StartupError
 from service.metric_labels import LossReason

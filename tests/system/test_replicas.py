@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batching.budget import LEAST_TOKENS
+from service.batching.latency_model import LEAST_TOKENS
 from service.errors import CheckpointError, StartupError
 from service.replicas.care import Care
 from service.replicas.loading import Load

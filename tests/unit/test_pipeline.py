@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
-from service.batching.job import Settled
+from service.batching.jobs import Settled
 from service.domain import ANY_TIME, Encoding, Output, Terms
 from service.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, QueueFull
 from service.metrics import Metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.batching.job import Job, Settled, Ticket
+from service.batching.jobs import Job, Settled, Ticket
 from service.batching.queue import Queue
 from service.domain import Terms
 from service.errors import ServiceError

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from service.batching.admission import UNMEASURED_S
+from service.batching.batch import Ran, Untouched
 from service.batching.batcher import Batcher
-from service.batching.cache import ResultCache
-from service.batching.job import Settled
-from service.batching.pace import Pace
-from service.batching.run import Ran, Untouched
+from service.batching.jobs import Settled
+from service.batching.latency_model import Pace
+from service.batching.result_cache import ResultCache
 from service.domain import Encoding, Terms
 from service.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, QueueFull, ReplicaLost, Unavailable
 from service.metrics import Metrics

@@ -13,11 +13,9 @@ from itertools import count
 import numpy as np
 import pytest
 
-from service.batching.admission import Admission
-from service.batching.inflight import InFlight, Taken
-from service.batching.job import Job, Settled, Ticket
-from service.batching.latency import Cost
-from service.batching.pace import Pace
+from service.batching.admission import Admission, InFlight, Taken
+from service.batching.jobs import Job, Settled, Ticket
+from service.batching.latency_model import Cost, Pace
 from service.batching.queue import Queue
 from service.domain import Output, Step, Terms
 from service.errors import ServiceError

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.batching import queue as queue_module
-from service.batching.job import Job, Ticket
-from service.batching.lane import Lane
-from service.batching.share import Place
+from service.batching.fair_share import Place
+from service.batching.jobs import Job, Ticket
+from service.batching.queue import Lane
 from service.domain import Terms
 from service.errors import InferenceFailed
 from tests.fakes import rows

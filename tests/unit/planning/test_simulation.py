@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.batching.latency import Cost
+from service.batching.latency_model import Cost
 from service.planning.plan import FRONT_S, IDLE, around, fewest, num_fronts, point
 from service.planning.simulation import Traffic, latencies
 from service.planning.speed import Speed

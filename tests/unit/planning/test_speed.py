@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from service.batching.latency import Cost
+from service.batching.latency_model import Cost
 from service.planning.speed import Speed, chosen, from_file, from_metrics
 from tests.fakes import make_metrics
 

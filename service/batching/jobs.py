@@ -6,12 +6,12 @@ job: the job is wanted as long as one of them does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from service.batching.share import NOWHERE, Place
-from service.domain import ANY_TIME, Encoding, Output, Terms
+from service.batching.fair_share import NOWHERE, Place
+from service.domain import ANY_TIME, Encoding, Output, Readout, Terms
 from service.errors import ServiceError
 from service.metric_labels import DropReason
 from service.tracing.trace import NO_TRACE, Trace
@@ -132,3 +132,45 @@ class Job:
         """Why nobody waits any more: the first of those who did not just let their deadline pass."""
         reasons = (ticket.closed for ticket, _ in self.waiters)
         return next((reason for reason in reasons if reason is not None and reason != "answered"), "expired")
+
+
+Identity = tuple[str, Readout, tuple[tuple[int, int], ...], bytes, bytes, bytes]
+
+
+def identity(encoding: Encoding) -> Identity:
+    """All that the engine sees of it."""
+    arrays = encoding.ids.tobytes(), encoding.segment_ids.tobytes(), encoding.positions.tobytes()
+    return (encoding.model, encoding.readout, encoding.blocks, *arrays)
+
+
+class Flights:
+    """At most one job of each identity."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Identity, Job] = {}
+        self._identities: dict[Job, Identity] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def board(self, ticket: Ticket, rows: Iterable[int]) -> list[Job]:
+        """A job for each of these rows of the ticket, in order and each once: new ones, and ones in flight already."""
+        jobs: dict[int, Job] = {}
+        for row in rows:
+            job = self._job(ticket.encodings[row], ticket.arrived)
+            job.waiters.append((ticket, row))
+            jobs[id(job)] = job
+        return list(jobs.values())
+
+    def land(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if key := self._identities.pop(job, None):
+                del self._jobs[key]
+
+    def _job(self, encoding: Encoding, now: float) -> Job:
+        key = identity(encoding)
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = Job(encoding, now)
+            self._identities[job] = key
+        return job

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.batching.cache import ENTRY_BYTES, NoCache, ResultCache
-from service.batching.identity import identity
+from service.batching.jobs import identity
+from service.batching.result_cache import ENTRY_BYTES, NoCache, ResultCache
 from service.domain import Encoding, Labels, Mean, Output, TokenScores
 from service.metrics import Metrics
 from tests.fakes import FakeClock, make_metrics, row, total, value

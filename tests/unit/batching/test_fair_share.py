@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.job import Ticket
+from service.batching.jobs import Ticket
 from service.batching.queue import DUE_EVERY
 from service.domain import Terms
 from tests.fakes import rows

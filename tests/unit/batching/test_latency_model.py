@@ -1,16 +1,132 @@
-"""Budgets and predictions by model, and what the metrics and the log say of them."""
+"""The latency model by table, its robustness, and least squares against brute force."""
 
 from __future__ import annotations
 
 import logging
+from itertools import product
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.batching.budget import LEAST_TOKENS
-from service.batching.latency import Cost
-from service.batching.pace import UNMEASURED_TOKENS, Pace
+from service.batching import latency_model
+from service.batching.latency_model import FARTHEST, LEAST_TOKENS, UNMEASURED_TOKENS, Cost, LatencyModel, Pace, Sums
 from service.domain import Step
 from tests.fakes import make_metrics, value
+
+SIZES = [(16, 1), (32, 1), (64, 1), (64, 2), (128, 1), (128, 4), (256, 2)]
+LARGE = Cost(batch=0.1, token=0.0026, row=0.001)
+
+
+def steps(cost: Cost, sizes: list[tuple[int, int]] = SIZES) -> list[Step]:
+    return [Step(tokens, rows, cost.of(tokens, rows)) for tokens, rows in sizes]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "solution"),
+    [
+        ([], [], (0, 0, 0)),
+        ([(1, 2, 1), (1, 4, 1), (1, 4, 2)], [8, 12, 15], (1, 2, 3)),
+        ([(1, 2, 1)], [6], (0, 3, 0)),
+        ([(1, 2, 1), (1, 4, 1)], [5, 9], (1, 2, 0)),
+        ([(1, 1, 1), (1, 2, 1), (1, 3, 2)], [1, 2, 3], (0, 1, 0)),
+        ([(1, 1, 1), (1, 2, 1)], [2, 1], (1.5, 0, 0)),
+        ([(1, 1, 1)], [-1], (0, 0, 0)),
+    ],
+)
+def test_least_squares(x: list[tuple[float, float, float]], y: list[float], solution: tuple[float, ...]) -> None:
+    sums = Sums()
+    for row, target in zip(x, y, strict=True):
+        sums.add(row, target, 2.0)
+    assert sums.solve() == pytest.approx(solution, abs=1e-9)
+
+
+whole = st.integers(0, 9)
+
+
+@given(st.lists(st.tuples(whole, whole, whole, st.integers(-9, 9)), min_size=1, max_size=8))
+def test_nothing_on_a_grid_is_better_than_least_squares(table: list[tuple[int, int, int, int]]) -> None:
+    sums = Sums()
+    for *x, y in table:
+        sums.add((x[0], x[1], x[2]), y, 1.0)
+    x, y = np.array(table)[:, :3], np.array(table)[:, 3]
+    found = np.array(sums.solve())
+    grid = np.array(list(product((0.0, 0.1, 0.3, 1.0, 3.0), repeat=3)))
+    grid = np.concatenate([grid, found * grid, np.maximum(0, found + grid - 0.5)])
+    errors = ((x @ grid.T - y[:, None]) ** 2).sum(axis=0)
+    assert (found >= 0).all()
+    assert ((x @ found - y) ** 2).sum() <= errors.min() + 1e-6 * (y**2).sum()
+
+
+def test_a_calibration_is_found_again() -> None:
+    model = LatencyModel(steps(LARGE))
+    assert model.cost is not None
+    assert model.predict(300, 7) == pytest.approx(LARGE.of(300, 7))
+
+
+def test_nothing_measured_predicts_nothing() -> None:
+    assert LatencyModel().predict(10, 1) is None
+
+
+def test_without_a_calibration_cost_is_of_tokens_until_more_is_known() -> None:
+    model = LatencyModel()
+    model.note(100, 4, 0.5)
+    assert model.predict(200, 1) == pytest.approx(1.0)
+    for tokens, rows in SIZES * 20:
+        model.note(tokens, rows, LARGE.of(tokens, rows))
+    assert model.predict(200, 2) == pytest.approx(LARGE.of(200, 2), rel=0.02)
+
+
+def test_batches_that_are_all_alike_leave_the_shape_of_the_calibration() -> None:
+    model = LatencyModel(steps(LARGE))
+    for _ in range(1000):
+        model.note(200, 5, 2 * LARGE.of(200, 5))
+    for tokens, rows in [(200, 5), (20, 1), (800, 20)]:
+        assert model.predict(tokens, rows) == pytest.approx(2 * LARGE.of(tokens, rows), rel=0.02)
+
+
+def test_one_stall_changes_little_and_a_lasting_change_is_followed() -> None:
+    model = LatencyModel(steps(LARGE))
+    usual = LARGE.of(200, 5)
+    for _ in range(50):
+        model.note(200, 5, usual)
+    model.note(200, 5, 1000 * usual)
+    assert model.predict(200, 5) == pytest.approx(usual, rel=FARTHEST * 0.05)
+    for _ in range(100):
+        model.note(200, 5, 10 * usual)
+    assert model.predict(200, 5) == pytest.approx(10 * usual, rel=0.05)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 10_000), st.integers(1, 64), st.floats(0.0, 100.0)), min_size=1, max_size=60),
+    st.booleans(),
+)
+def test_no_prediction_is_below_zero(noted: list[tuple[int, int, float]], is_calibrated: bool) -> None:
+    model = LatencyModel(steps(LARGE) if is_calibrated else ())
+    for tokens, rows, seconds in noted:
+        model.note(tokens, min(rows, tokens), seconds)
+        assert model.cost is not None
+        assert min(model.cost.batch, model.cost.token, model.cost.row) >= 0.0
+
+
+@pytest.mark.parametrize(
+    ("cost", "target_s", "tokens"),
+    [
+        (LARGE, 0.5, 152),
+        (LARGE, 0.05, latency_model.LEAST_TOKENS),
+        (Cost(0.008, 13e-6, 0.0), 0.5, 12_423),
+        (Cost(0.008, 13e-6, 0.0), 0.1, 7_038),
+        (Cost(0.001, 1e-5, 0.0), 0.5, 2_850),
+        (Cost(0.0, 1e-3, 0.0), 0.5, 499),
+        (Cost(0.0, 1e-4, 0.0), 0.5, latency_model.LEAST_KNEE),
+        (Cost(0.1, 0.0, 0.0), 0.5, latency_model.MOST_TOKENS),
+        (Cost(0.0, 0.0, 0.0), 0.5, latency_model.MOST_TOKENS),
+    ],
+)
+def test_the_budget_is_the_knee_within_the_target(cost: Cost, target_s: float, tokens: int) -> None:
+    assert latency_model.choose_budget(cost, target_s) == pytest.approx(tokens, abs=1)
+
 
 MODEL_SIZES = [(16, 1), (32, 1), (64, 1), (64, 2), (128, 1), (128, 4)]
 FAST, SLOW = Cost(0.008, 13e-6, 0.0), Cost(0.1, 0.0026, 0.0)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batching.batcher import Batcher
-from service.batching.job import Job, Ticket
-from service.batching.pace import Pace
-from service.batching.run import Ran
-from service.batching.traced import traced
+from service.batching.batch import Ran
+from service.batching.batcher import Batcher, traced
+from service.batching.jobs import Job, Ticket
+from service.batching.latency_model import Pace
 from service.domain import Encoding
 from service.errors import ReplicaLost
 from service.tracing import trace

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
-from service.batching.identity import identity
+from service.batching.jobs import identity
 from service.domain import Encoding, Output
 from service.metric_labels import EvictionReason
 from service.metrics import Metrics
