@@ -19,7 +19,7 @@ from benchmarks.null_engine import load_null
 from service import logs
 from service.commands.composition import Composition
 from service.commands.serve import bind, make_server, url_of
-from service.replicas.loading import load_engine
+from service.replicas.runner import load_engine
 from service.settings import Batching, Replicas, Server, Settings, Tracing
 
 LINES = 60

@@ -18,8 +18,7 @@ from service.api import schemas
 from service.api.guards import parse_json
 from service.api.native import parse
 from service.domain import Output
-from service.replicas.messages import Batch, Result
-from service.replicas.wire import Frames, frame
+from service.replicas.protocol import Batch, Frames, Result, frame
 from service.settings import Server
 from service.tasks.classification import CLASSIFY
 from service.tasks.text_model import TextModel

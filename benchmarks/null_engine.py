@@ -11,7 +11,7 @@ import numpy as np
 
 from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Encoding, Memory, Output, Step, TokenScores
-from service.replicas.loading import Progress
+from service.replicas.runner import Progress
 
 
 class NullEngine:

@@ -19,7 +19,7 @@ from service.checkpoints.checkpoint import Checkpoint, Shape
 from service.domain import Cls, Encoding, Memory, Output, Step
 from service.errors import CheckpointError, OutOfMemory
 from service.metrics import Metrics
-from service.replicas.loading import Progress
+from service.replicas.runner import Progress
 
 POISON = -1
 """The forward raises on a batch that holds such a row."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.checkpoints.checkpoint import Checkpoint
-from service.replicas.loading import Progress, Runner
+from service.replicas.runner import Progress, Runner
 
 Order = Literal["raise", "nan", "exit", "abort", "eat", "nan for good", "wrong for good", "little room"]
 ONCE: tuple[Order, ...] = ("raise", "nan", "exit", "abort", "eat")

@@ -32,9 +32,9 @@ from service.domain import Terms
 from service.errors import StartupError
 from service.metrics import Metrics
 from service.pipeline import Pipeline
-from service.replicas.care import Care
-from service.replicas.loading import Load, load_engine
 from service.replicas.pool import Pool, names
+from service.replicas.replica import Care
+from service.replicas.runner import Load, load_engine
 from service.settings import VERSION, Settings
 from service.settings_sources import weight_cache_folder
 from service.tasks.registry import TASKS

@@ -7,7 +7,7 @@ import sys
 
 from tqdm import tqdm
 
-from service.replicas.messages import Loading
+from service.replicas.protocol import Loading
 
 logger = logging.getLogger(__name__)
 

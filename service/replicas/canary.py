@@ -15,7 +15,7 @@ import numpy as np
 
 from service.domain import FloatArray
 from service.errors import StartupError
-from service.replicas.loading import Runner
+from service.replicas.runner import Runner
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from service.host import OomKills
 from service.metric_labels import ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import Known
-from service.replicas.care import Care
-from service.replicas.loading import Load, load_engine
-from service.replicas.messages import Loading, Spec
-from service.replicas.replica import Predict, Profiled, Progress, Replica
+from service.replicas.protocol import Loading, Spec
+from service.replicas.replica import Care, Predict, Profiled, Progress, Replica
+from service.replicas.runner import Load, load_engine
 
 
 def ignore_progress(replica: str, loading: Loading) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -21,11 +24,11 @@ from service.domain import Encoding
 from service.errors import ReplicaLost, StartupError
 from service.host import OomKills
 from service.metric_labels import LossReason
-from service.replicas.loss import epitaph, reason_of
-from service.replicas.messages import (
+from service.replicas.protocol import (
     Batch,
     Broken,
     Checked,
+    Frames,
     Loading,
     Profile,
     Ready,
@@ -34,9 +37,63 @@ from service.replicas.messages import (
     Stop,
     ToChild,
     ToParent,
+    frame,
 )
-from service.replicas.spawn import spawn
-from service.replicas.wire import Frames, frame
+
+_OWN_SIGNALS = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
+"""A process that does what it must not gets these; the others come from outside."""
+
+
+def reason_of(status: int, oom_kills: OomKills) -> LossReason:
+    if status >= 0:
+        return "exit"
+    if -status in _OWN_SIGNALS:
+        return "crash"
+    return "oom" if status == -signal.SIGKILL and oom_kills.take() else "killed"
+
+
+def epitaph(status: int, reason: LossReason) -> str:
+    if reason == "oom":
+        return "killed by the kernel, out of memory,"
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+"""oneDNN keeps the code that it makes for a size of batch, and torch's layer above it does so once more: 1024 kernels
+each, unless told otherwise, which are 0.9 MB each. These are enough for every length of one short text; packed batches
+come in too many sizes for any number to help."""
+
+
+def spawn(fd: int, threads: int) -> subprocess.Popen[bytes]:
+    """A child that talks through the socket `fd`; it dies with the thread that calls this."""
+    command = [sys.executable, "-m", "service.replicas.child", str(fd), str(os.getpid())]
+    # A group of its own: a terminal's Ctrl-C is for the parent alone, even before the child can ignore it.
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, pass_fds=(fd,), env=environment(threads), process_group=0
+    )
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The parent's, but for what has to be set before the first import of a library that computes."""
+    return {
+        **KERNEL_CACHES,
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",
+        # Threads that spin while they wait take the cores from those that compute.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+
 
 logger = logging.getLogger(__name__)
 

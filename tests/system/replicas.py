@@ -17,10 +17,9 @@ from service.batching.jobs import Settled
 from service.batching.latency_model import Pace
 from service.metric_labels import LOSS_REASONS, LossReason, ReplicaState
 from service.metrics import Metrics
-from service.replicas.care import Care
-from service.replicas.loading import Load
 from service.replicas.pool import Pool, ignore_progress
-from service.replicas.replica import Predict, Progress
+from service.replicas.replica import Care, Predict, Progress
+from service.replicas.runner import Load
 from tests.fakes import checkpoint, load_fake, row, value
 
 

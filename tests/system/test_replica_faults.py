@@ -18,7 +18,7 @@ from service.batching.latency_model import LEAST_TOKENS
 from service.domain import Encoding
 from service.errors import InferenceFailed, OutOfMemory, ReplicaLost, StartupError
 from service.metric_labels import LossReason
-from service.replicas.care import Care
+from service.replicas.replica import Care
 from tests.fakes import (
     BREAK,
     EXIT,

@@ -13,9 +13,9 @@ import pytest
 
 from service.batching.latency_model import LEAST_TOKENS
 from service.errors import CheckpointError, StartupError
-from service.replicas.care import Care
-from service.replicas.loading import Load
-from service.replicas.messages import Loading
+from service.replicas.protocol import Loading
+from service.replicas.replica import Care
+from service.replicas.runner import Load
 from tests.fakes import THREADS, load_and_die, load_badly, load_forever, load_nothing, load_once, open_gate, value
 from tests.system.replicas import compose, running
 

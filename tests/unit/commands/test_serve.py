@@ -16,7 +16,7 @@ from service.commands.composition import in_daemon_thread
 from service.commands.progress import LoadingBars, LoadingLines
 from service.commands.serve import bind, url_of
 from service.errors import CheckpointError, SettingError
-from service.replicas.messages import Loading
+from service.replicas.protocol import Loading
 from service.settings import Models, Server
 from tests.contract.fakes import text_model
 

@@ -1,14 +1,192 @@
-"""How a child loads, without the process around it."""
+"""What a child does from batch to batch, without the process around it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
-from service.replicas.child import load
-from service.replicas.messages import Loading, Spec, ToParent
+import pytest
+
+from service.domain import Encoding, Output, Step
+from service.errors import Died, OutOfMemory
+from service.replicas.canary import Canary
+from service.replicas.child import Prepared, compute, load, measure, prepare, profiles, work
+from service.replicas.isolation import Seen
 from service.replicas.pool import keep_logs_as_they_are, names
-from tests.fakes import FakeEngine, checkpoint, load_fake
-from tests.unit.replicas.engines import Counted
+from service.replicas.protocol import Batch, Checked, Loading, Profile, Result, Spec, ToParent
+from tests.fakes import BREAK, NAN, POISON, SILENT_BREAK, FakeClock, FakeEngine, checkpoint, load_fake, row
+from tests.unit.replicas.engines import Counted, sums
+
+
+class Told:
+    """The pipe's end that is written to."""
+
+    def __init__(self) -> None:
+        self.messages: list[ToParent] = []
+        self.has_died = False
+
+    def send(self, message: ToParent) -> None:
+        self.messages.append(message)
+
+    def results(self) -> list[int]:
+        return [message.number for message in self.messages if isinstance(message, Result)]
+
+    def checks(self) -> list[str | None]:
+        return [message.wrong for message in self.messages if isinstance(message, Checked)]
+
+
+def compute_now(engines: Mapping[str, Counted], batch: Batch) -> Result:
+    return compute(engines, prepare(engines, batch), Seen(), free_since=0.0)
+
+
+def test_a_batch_goes_to_its_models_engine() -> None:
+    first, second = Counted(), Counted()
+    result = compute_now({"a": first, "b": second}, Batch(7, [row(1, 2, model="b")]))
+    assert (result.number, sums(result.outputs), result.fitting_tokens) == (7, [3], None)
+    assert result.compute_s > 0
+    assert (first.sizes, second.sizes) == ([], [1])
+
+
+class Unprepared(Counted):
+    """Cannot even pack a batch that holds a poisoned row."""
+
+    def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
+        outputs = self.run(encodings)
+        return lambda: outputs
+
+
+def test_what_fails_while_the_batch_before_computes_fails_in_its_own_turn() -> None:
+    engines = {"m": Unprepared()}
+    prepared = prepare(engines, Batch(0, [row(1), row(POISON), row(3)]))
+    assert sums(compute(engines, prepared, Seen(), free_since=0.0).outputs) == [1, "failed", 3]
+
+
+def test_the_wait_for_the_batch_before_is_not_computing() -> None:
+    engines = {"m": Counted()}
+    prepared = prepare(engines, Batch(0, [row(1)]))
+    long_ago = replace(prepared, started=prepared.started - 1000)
+    assert compute(engines, long_ago, Seen(), free_since=0.0).compute_s > 1000
+    assert compute(engines, long_ago, Seen(), free_since=prepared.started).compute_s < 1000
+
+
+def work_through(*batches: list[int], interval_s: float = 0.0, clock: FakeClock | None = None) -> Told:
+    """What is told of these batches, and of the stop after them."""
+    engines = {"m": FakeEngine(Path())}
+    canary, told = Canary(engines, interval_s, clock or FakeClock()), Told()
+    queue: SimpleQueue[Prepared | None] = SimpleQueue()
+    for number, ids in enumerate(batches):
+        queue.put(prepare(engines, Batch(number, [row(each) for each in ids])))
+    queue.put(None)
+    try:
+        work(engines, canary, told, queue)
+    except Died:
+        told.has_died = True
+    return told
+
+
+def test_batches_are_answered_until_the_stop() -> None:
+    told = work_through([1], [2, 3])
+    assert (told.results(), told.checks(), told.has_died) == ([0, 1], [], False)
+
+
+@pytest.mark.parametrize("bad", [POISON, NAN])
+def test_after_a_row_that_failed_the_canary_is_looked_after_first(bad: int) -> None:
+    told = work_through([1, bad], [2])
+    kinds = [type(message) for message in told.messages if isinstance(message, Result | Checked)]
+    assert kinds == [Checked, Result, Result]
+    assert told.checks() == [None]
+
+
+def test_a_batch_that_broke_the_device_is_not_answered() -> None:
+    told = work_through([1], [BREAK], [2])
+    assert (told.results(), told.checks(), told.has_died) == ([0], ["m"], True)
+
+
+def test_between_two_batches_the_canary_is_looked_after_when_it_is_time() -> None:
+    """There are two looks at the clock for each batch, so it is time after every third."""
+    batches = ([1], [2], [3], [4], [SILENT_BREAK], [6], [7], [8])
+    told = work_through(*batches, interval_s=60.0, clock=Ticking(10.0))
+    assert (told.results(), told.checks(), told.has_died) == ([0, 1, 2, 3, 4, 5], [None, "m"], True)
+
+
+class Ticking(FakeClock):
+    """Each look takes so many seconds."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__()
+        self._step_s = step_s
+
+    def __call__(self) -> float:
+        self.now += self._step_s
+        return self.now
+
+
+class Dying(FakeEngine):
+    """Its process does not get over a second batch, nor over being measured."""
+
+    def run(self, encodings: Sequence[Encoding]) -> list[Output]:
+        if encodings[0].ids[0] == 2:
+            raise Died("never again")
+        return super().run(encodings)
+
+    def profile(self) -> Iterator[Step]:
+        raise Died("never again")
+        yield
+
+
+def test_a_process_that_is_at_its_end_answers_no_more() -> None:
+    engines, told = {"m": Dying(Path())}, Told()
+    queue: SimpleQueue[Prepared | None] = SimpleQueue()
+    queue.put(prepare(engines, Batch(0, [row(2), row(3)])))
+    with pytest.raises(Died):
+        work(engines, Canary(engines, 0.0), told, queue)
+    assert told.messages == []
+    with pytest.raises(Died):
+        compute(engines, prepare(engines, Batch(0, [row(2), row(3)])), Seen(), free_since=0.0)
+
+
+class Unmeasurable(FakeEngine):
+    def profile(self) -> Iterator[Step]:
+        yield Step(16, 1, 0.5)
+        raise RuntimeError("the device has moods")
+
+
+class Small(FakeEngine):
+    def profile(self) -> Iterator[Step]:
+        yield from (Step(16, 1, 0.5), Step(32, 2, 0.5))
+        raise OutOfMemory("no room for 64 tokens")
+
+
+def test_one_forward_is_measured_between_two_batches_until_all_are() -> None:
+    engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
+    measuring, told = profiles(engines), Told()
+    batches: SimpleQueue[Prepared | None] = SimpleQueue()
+    batches.put(prepare(engines, Batch(0, [row(1)])))
+    told_after = []
+    for _ in range(9):
+        measure(measuring, told, batches)
+        told_after.append(len(told.messages))
+    assert told_after == [0, 0, 0, 1, 1, 1, 1, 2, 2], "each profile is three forwards"
+    assert told.messages == [Profile(name, tuple(engine.profile())) for name, engine in engines.items()]
+
+
+def test_all_is_measured_while_there_is_no_batch() -> None:
+    engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
+    told = Told()
+    measure(profiles(engines), told, SimpleQueue())
+    assert [message.model for message in told.messages if isinstance(message, Profile)] == ["m", "n"]
+
+
+def test_a_profile_that_fails_is_cut_short() -> None:
+    found = [each for each in profiles({"m": Unmeasurable(Path())}) if each]
+    assert found == [Profile("m", (Step(16, 1, 0.5),))]
+
+
+def test_a_profile_that_meets_the_end_of_the_memory_tells_where() -> None:
+    found = [each for each in profiles({"m": Small(Path())}) if each]
+    assert found == [Profile("m", (Step(16, 1, 0.5), Step(32, 2, 0.5)), 32)]
 
 
 def test_loading_tells_each_percent_once(tmp_path: Path) -> None:

@@ -1,8 +1,4 @@
-"""How messages cross the pipe: a length, then a pickle in which the rows of a batch are flat arrays.
-
-A dataclass and three arrays for each row would be most of what a batch costs on its way. Knows no process: the parent
-feeds `Frames` with what its event loop reads, the child's `Pipe` waits.
-"""
+"""What crosses the pipe between the parent and a child: ids and numbers, never text, never device tensors."""
 
 from __future__ import annotations
 
@@ -12,14 +8,102 @@ import pickle
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Encoding, Failure, IdArray, Output, Readout
-from service.replicas.messages import Batch, Result
+from service.checkpoints.checkpoint import Checkpoint
+from service.domain import Encoding, Failure, IdArray, Memory, Output, Readout, Step
+from service.errors import StartupError
+from service.replicas.canary import Answers
+from service.replicas.runner import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """First to the child: all that it has to know. The two callables are functions of modules."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    device: str
+    precision: str
+    load: Load
+    set_up_logs: Callable[[], None]
+    canary_interval_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """To the child, any number of times; all rows are of one model."""
+
+    number: int
+    encodings: Sequence[Encoding]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To the child: end after the batch at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """To the parent: so many bytes of this model are loaded."""
+
+    model: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """To the parent, once: batches may come. `precisions` are by model name, `answers` those of the canary."""
+
+    precisions: dict[str, str]
+    memory_bytes: int
+    answers: Answers
+    device_memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """To the parent, once for each model, when the child had time to measure forwards of it; `fitting_tokens` as in
+    Result."""
+
+    model: str
+    steps: tuple[Step, ...]
+    fitting_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """To the parent: the canary was looked after. If `wrong` names a model, the child ends."""
+
+    wrong: str | None
+    device_memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """To the parent, instead of Ready: the models could not be loaded, and the child ends."""
+
+    error: StartupError
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """To the parent: a batch's outputs, in order. After running out of memory: so many tokens fit at a time."""
+
+    number: int
+    outputs: list[Output | Failure]
+    compute_s: float
+    fitting_tokens: int | None = None
+
+
+ToChild = Spec | Batch | Stop
+ToParent = Loading | Ready | Profile | Checked | Broken | Result
+
 
 _HEAD = struct.Struct("<Q")
 _Built = tuple[Any, tuple[Any, ...]]

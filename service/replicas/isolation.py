@@ -13,7 +13,7 @@ import numpy as np
 
 from service.domain import Encoding, Failure, Output
 from service.errors import Died, OutOfMemory
-from service.replicas.loading import Runner
+from service.replicas.runner import Runner
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from service.domain import Cls, Encoding, Labels, Mean, Output, Readout, TokenScores, TopTokens
-from service.replicas.messages import Batch, Loading, Result, Stop
-from service.replicas.wire import Frames, Pipe, frame
+from service.replicas.protocol import Batch, Frames, Loading, Pipe, Result, Stop, frame
 
 READOUTS: tuple[Readout, ...] = (Cls(), Mean(), Labels(), TokenScores((1, 3), (7, 8)), TopTokens((2,), 5))
 

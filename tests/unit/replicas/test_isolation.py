@@ -8,7 +8,7 @@ import pytest
 
 from service.domain import Encoding, Failure, Output
 from service.errors import OutOfMemory
-from service.replicas.rows import Seen, run_rows
+from service.replicas.isolation import Seen, run_rows
 from tests.fakes import HUGE, NAN, POISON, row, rows
 from tests.unit.replicas.engines import Counted, sums
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.replicas.care import Care, back_off_s
+from service.replicas.replica import Care, back_off_s
 
 
 def test_back_off() -> None:

@@ -9,7 +9,7 @@ from unittest.mock import create_autospec
 import pytest
 
 from service.engine.engine import Engine
-from service.replicas.loading import load_engine
+from service.replicas.runner import load_engine
 from tests.fakes import checkpoint
 
 KEPT = "TORCHINDUCTOR_CACHE_DIR"

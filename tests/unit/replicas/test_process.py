@@ -8,7 +8,7 @@ import pytest
 
 from service.host import OomKills
 from service.metric_labels import LossReason
-from service.replicas.loss import epitaph, reason_of
+from service.replicas.process import environment, epitaph, reason_of
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_a_kill_of_the_kernels_explains_one_loss_only() -> None:
     count = 6
     reasons = [reason_of(-signal.SIGKILL, kills) for _ in range(3)]
     assert reasons == ["oom", "oom", "killed"]
+
+
+def test_threads_are_set_and_do_not_spin() -> None:
+    child = environment(threads=3)
+    assert (child["OMP_NUM_THREADS"], child["MKL_NUM_THREADS"], child["OMP_WAIT_POLICY"]) == ("3", "3", "PASSIVE")
+
+
+def test_the_kernels_kept_for_batch_sizes_are_few_unless_somebody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+        assert int(environment(threads=3)[name]) <= 256
+        monkeypatch.setenv(name, "1024")
+        assert environment(threads=3)[name] == "1024"
