@@ -21,8 +21,8 @@ from service.metrics import Metrics
 from service.tasks.classification import ClassifyQuery
 from service.tasks.embedding import EmbedQuery
 from service.tasks.fill_mask import FillMaskQuery
-from service.tasks.inference import NliQuery
 from service.tasks.mrc import MrcQuery
+from service.tasks.nli import NliQuery
 from service.tasks.registry import TASKS
 from service.tasks.similarity import SimilarityQuery
 from service.tasks.text_model import TextModel

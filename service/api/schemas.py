@@ -33,8 +33,8 @@ from service.errors import InvalidRequest
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
 from service.tasks.embedding import EmbedQuery, EmbedResult
 from service.tasks.fill_mask import FillMaskQuery, FillMaskResult
-from service.tasks.inference import NliQuery, NliResult
 from service.tasks.mrc import MrcQuery, MrcResult, Reading
+from service.tasks.nli import NliQuery, NliResult
 from service.tasks.similarity import SimilarityQuery, SimilarityResult
 from service.tasks.task import Truncation
 

@@ -15,7 +15,7 @@ from typing import Any
 from service.datasets.example import Example
 from service.datasets.fields import index_of, list_of, number_of, text_of, texts_of, value_of
 from service.datasets.files import read_records, read_text, take_each
-from service.tasks.inference import LABELS as NLI_LABELS
+from service.tasks.nli import LABELS as NLI_LABELS
 
 NEWS_QUESTION = "下面新闻属于哪一个类别？"
 PAIR_LABELS = ("不相似", "相似")

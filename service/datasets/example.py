@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.tasks import inference, similarity
-from service.tasks.choice import Choice
+from service.tasks import nli, similarity
+from service.tasks.unimc import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,5 +27,5 @@ class Example:
         if self.task == "similarity":
             return similarity.as_choice(*self.texts)
         if self.task == "nli":
-            return inference.as_choice(*self.texts)
+            return nli.as_choice(*self.texts)
         return Choice(self.options, self.texts, self.question)

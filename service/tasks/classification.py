@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.domain import Encoding, FloatArray, Labels, Output
-from service.tasks.choice import Choice, encode_choices, probabilities, yes_probabilities
 from service.tasks.rows import encode_rows
 from service.tasks.scores import LabelScore, ranked, softmax
 from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
+from service.tasks.unimc import Choice, encode_choices, probabilities, yes_probabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.domain import Encoding, Output
-from service.tasks.choice import Choice, encode_choices, probabilities
 from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
+from service.tasks.unimc import Choice, encode_choices, probabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.classification import CLASSIFY
 from service.tasks.embedding import EMBED
 from service.tasks.fill_mask import FILL_MASK
-from service.tasks.inference import NLI
 from service.tasks.mrc import MRC
+from service.tasks.nli import NLI
 from service.tasks.similarity import SIMILARITY
 from service.tasks.task import Q, R, Task
 from service.tasks.text_model import TextModel

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.domain import Encoding, Output
-from service.tasks import pairs
-from service.tasks.choice import Choice
+from service.tasks import unimc
 from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
+from service.tasks.unimc import Choice
 
 READINGS = ("不能理解为：{}", "可以理解为：{}")
 """How the second text is put as two options over the first: different, same (upstream's words)."""
@@ -34,15 +34,15 @@ class SimilarityResult:
 
 
 def can(model: TextModel, query: SimilarityQuery) -> bool:
-    return pairs.can_compare(model, "similarity", READINGS)
+    return unimc.can_compare(model, "similarity", READINGS)
 
 
 def encode(model: TextModel, query: SimilarityQuery) -> list[Encoding]:
-    return pairs.encode_pairs(model, query.pairs, READINGS, query.truncation)
+    return unimc.encode_pairs(model, query.pairs, READINGS, query.truncation)
 
 
 def as_choice(first: str, second: str) -> Choice:
-    return pairs.pair_as_choice((first, second), READINGS)
+    return unimc.pair_as_choice((first, second), READINGS)
 
 
 def decode(
@@ -50,7 +50,7 @@ def decode(
 ) -> list[SimilarityResult]:
     return [
         SimilarityResult(
-            float(pairs.class_probabilities(model, output)[_same(model)]), encoding.num_tokens, encoding.truncated
+            float(unimc.class_probabilities(model, output)[_same(model)]), encoding.num_tokens, encoding.truncated
         )
         for encoding, output in zip(encodings, outputs, strict=True)
     ]

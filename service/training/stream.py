@@ -15,9 +15,9 @@ import numpy as np
 from service.datasets.example import Example
 from service.domain import Encoding, Labels
 from service.errors import SettingError
-from service.tasks.choice import encode_choices
 from service.tasks.rows import encode_rows
 from service.tasks.text_model import TextModel
+from service.tasks.unimc import encode_choices
 from service.training.recipe import Optimizer, Recipe, Stage
 
 POOL_BATCHES = 16

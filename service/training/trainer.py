@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from service.datasets.example import Example
 from service.domain import Labels
 from service.errors import SettingError
-from service.tasks.choice import encode_choices
 from service.tasks.rows import encode_rows
 from service.tasks.text_model import TextModel
+from service.tasks.unimc import encode_choices
 from service.training.collate import Batch, choice_loss, collate
 from service.training.recipe import Recipe
 from service.training.stream import Row, Stream, by_length

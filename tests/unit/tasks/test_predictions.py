@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
-from service.tasks.inference import NliQuery, NliResult
 from service.tasks.mrc import MrcQuery, MrcResult
+from service.tasks.nli import NliQuery, NliResult
 from service.tasks.registry import TASKS
 from service.tasks.similarity import SimilarityQuery, SimilarityResult
 from service.tasks.task import Prediction

@@ -14,8 +14,8 @@ from service.errors import InvalidRequest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
 from service.tasks.embedding import EMBED, EmbedQuery
 from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
-from service.tasks.inference import NLI, NliQuery
 from service.tasks.mrc import MRC, MrcQuery, Reading
+from service.tasks.nli import NLI, NliQuery
 from service.tasks.similarity import SIMILARITY, SimilarityQuery
 from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel

@@ -8,8 +8,8 @@ from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.classification import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery
 from service.tasks.fill_mask import FillMaskQuery
-from service.tasks.inference import NliQuery
 from service.tasks.mrc import MrcQuery, Reading
+from service.tasks.nli import NliQuery
 from service.tasks.registry import TASKS, route
 from service.tasks.similarity import SimilarityQuery
 from service.tasks.text_model import TextModel

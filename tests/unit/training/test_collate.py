@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
-from service.tasks.choice import Choice, encode_choices
 from service.tasks.text_model import TextModel
+from service.tasks.unimc import Choice, encode_choices
 from service.training.collate import HIDDEN, attention_mask, choice_loss, collate
 from service.training.stream import IGNORED, Row
 from tests.checkpoints import make_checkpoint

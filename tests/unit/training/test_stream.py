@@ -13,9 +13,9 @@ from service.checkpoints.checkpoint import describe
 from service.datasets.example import Example
 from service.domain import Labels
 from service.errors import SettingError
-from service.tasks.choice import encode_choices
 from service.tasks.rows import encode_rows
 from service.tasks.text_model import TextModel
+from service.tasks.unimc import encode_choices
 from service.training.recipe import Optimizer, Recipe, Stage
 from service.training.stream import (
     IGNORED,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.domain import Encoding, Output
-from service.tasks import pairs
-from service.tasks.choice import Choice
+from service.tasks import unimc
 from service.tasks.scores import LabelScore, ranked
 from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
+from service.tasks.unimc import Choice
 
 LABELS = ("contradiction", "neutral", "entailment")
 READINGS = ("不能推断出：{}", "很难推断出：{}", "可以推断出：{}")
@@ -39,15 +39,15 @@ class NliResult:
 
 
 def can(model: TextModel, query: NliQuery) -> bool:
-    return pairs.can_compare(model, "nli", READINGS)
+    return unimc.can_compare(model, "nli", READINGS)
 
 
 def encode(model: TextModel, query: NliQuery) -> list[Encoding]:
-    return pairs.encode_pairs(model, query.pairs, READINGS, query.truncation)
+    return unimc.encode_pairs(model, query.pairs, READINGS, query.truncation)
 
 
 def as_choice(premise: str, hypothesis: str) -> Choice:
-    return pairs.pair_as_choice((premise, hypothesis), READINGS)
+    return unimc.pair_as_choice((premise, hypothesis), READINGS)
 
 
 def decode(
@@ -57,7 +57,7 @@ def decode(
 
 
 def _result(model: TextModel, encoding: Encoding, output: Output) -> NliResult:
-    scores = ranked(_classes(model), pairs.class_probabilities(model, output))
+    scores = ranked(_classes(model), unimc.class_probabilities(model, output))
     return NliResult(scores[0].label, scores[0].score, scores, encoding.num_tokens, encoding.truncated)
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.domain import Encoding, FloatArray, IdArray, Output, TokenScores
+from service.domain import Encoding, FloatArray, IdArray, Labels, Output, TokenScores
 from service.errors import InvalidRequest
-from service.tasks.rows import fit
+from service.tasks.rows import encode_rows, fit
 from service.tasks.scores import sigmoid, softmax
 from service.tasks.task import Truncation
 from service.tasks.text_model import TextModel
@@ -177,3 +177,28 @@ def _yes_no(model: TextModel) -> tuple[int, int]:
     if model.yes is None or model.no is None:
         raise ValueError(f"{model.name} cannot choose: its vocabulary has no words for yes and no")
     return model.yes, model.no
+
+
+def can_compare(model: TextModel, purpose: str, readings: Sequence[str]) -> bool:
+    """Whether it can choose, or has a head made for this purpose with one class for each reading."""
+    return model.can_choose or (purpose in model.tasks and len(model.labels) == len(readings))
+
+
+def encode_pairs(
+    model: TextModel, pairs: Sequence[tuple[str, str]], readings: Sequence[str], truncation: Truncation
+) -> list[Encoding]:
+    if model.kind == "sequence-classification":
+        return encode_rows(model, pairs, Labels(), truncation)
+    choices = [pair_as_choice(pair, readings) for pair in pairs]
+    return encode_choices(model, choices, truncation, options_field="inputs[{index}][1]")
+
+
+def pair_as_choice(pair: tuple[str, str], readings: Sequence[str]) -> Choice:
+    """The second text, put in each way of `readings` ({} is the text), as options over the first."""
+    first, second = pair
+    return Choice(tuple(reading.format(second) for reading in readings), (first,))
+
+
+def class_probabilities(model: TextModel, output: Output) -> FloatArray:
+    """One for each reading, shape [num_readings]; for a fine-tuned head one for each of its classes."""
+    return softmax(output.scores[0]) if model.kind == "sequence-classification" else probabilities(output)
