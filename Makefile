@@ -48,9 +48,9 @@ unit: $(VENV)/dev.stamp ## run the tests only: make unit ARGS="-k similarity"
 mini: $(VENV)/serve.stamp ## train the model that ships: make mini DATA=folder-of-data-sets OUT=runs/mini
 	@test -n "$(DATA)" || { echo 'Say where the data sets lie: make mini DATA=folder' >&2; exit 2; }
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
-		--recipe service/training/recipes/mini.toml --output "$(OUT)/first"
+		--recipe service/tools/training/recipes/mini.toml --output "$(OUT)/first"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
-		--recipe service/training/recipes/mini-polish.toml --model "$(OUT)/first" --output "$(OUT)"
+		--recipe service/tools/training/recipes/mini-polish.toml --model "$(OUT)/first" --output "$(OUT)"
 
 bench: $(VENV)/bench.stamp ## load a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
 	$(BIN)/python -m service bench --url "$(URL)" $(if $(DATA),--texts "$(DATA)") $(ARGS)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.bench.origin import machine_class, origin
 from service.cli_args import file_to_write
+from service.tools.bench.provenance import machine_class, origin
 
 
 def parser_of(name: str, doc: str | None) -> ArgumentParser:

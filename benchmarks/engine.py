@@ -26,11 +26,11 @@ import torch
 from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
 
 from benchmarks.about import about, parser_of, save
-from service.bench.synthetic import Lengths
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Labels
-from service.engine import limit
 from service.engine.engine import Engine
+from service.tools import roofline
+from service.tools.bench.texts import Lengths
 
 SHAPES = {
     "small": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
@@ -194,10 +194,10 @@ def report(
 def _share(arguments: argparse.Namespace, each: Contender, rows: Sequence[Encoding], seconds: float) -> float:
     """Of the rate at which the bare products of the same batches go, in the quickest way there is."""
     shape = SHAPES[arguments.shape]
-    sizes = limit.Sizes(shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
+    sizes = roofline.Sizes(shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
     batches = [rows[start : start + each.batch_rows] for start in range(0, len(rows), each.batch_rows)]
     mean = max(1, round(sum(row.num_tokens for row in rows) / len(batches)))
-    [bare] = limit.limits(limit.Question(sizes, (mean,), each.arithmetic, threads=arguments.threads))
+    [bare] = roofline.limits(roofline.Question(sizes, (mean,), each.arithmetic, threads=arguments.threads))
     return round(bare.seconds * len(batches) / seconds, 3)
 
 

@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks import about
 from benchmarks.local_server import free_port, running
-from service.bench.synthetic import Lengths, make_text
+from service.tools.bench.texts import Lengths, make_text
 
 LENGTHS = "lognormal:31:152"
 SAMPLE_S = 0.5

@@ -36,12 +36,12 @@ from benchmarks.about import about, parser_of, save
 from benchmarks.big_checkpoint import write_checkpoint
 from benchmarks.front_client import LABELS, Server, messages_of, throughput
 from benchmarks.local_server import PATIENT, serving
-from service.bench.server import SECONDS, per_batch, totals
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Quantization
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
 from service.tasks.text_model import TextModel
+from service.tools.bench.measure import SECONDS, per_batch, totals
 
 SHAPES: dict[str, dict[str, int]] = {
     "1.3B": {},

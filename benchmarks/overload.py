@@ -35,7 +35,7 @@ import uvloop
 from benchmarks.about import about, auto_precision, save
 from benchmarks.loaded_server import Server, message, parser_of, serving, source_of, texts
 from benchmarks.open_loop import NO_ANSWER, Reply, Sender
-from service.bench.requests import NEWS
+from service.tools.bench.load import NEWS
 
 CLIENTS = 32
 NUM_TEXTS = 30_000

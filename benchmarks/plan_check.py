@@ -13,10 +13,9 @@ from typing import Any
 
 from benchmarks.about import about, auto_precision, parser_of, save
 from benchmarks.local_server import serving
-from service.bench.synthetic import Lengths
 from service.commands import bench, plan
-from service.planning.plan import point
-from service.planning.simulation import Traffic
+from service.tools.bench.texts import Lengths
+from service.tools.capacity import Traffic, point
 
 SHAPE = "lognormal:31:152"
 SPECIAL_TOKENS = 2

@@ -34,7 +34,7 @@ from service.batching.jobs import Job, Ticket
 from service.batching.latency_model import Cost
 from service.batching.queue import Queue
 from service.domain import Cls, Encoding, Output
-from service.planning.speed import chosen, from_file
+from service.tools.capacity import chosen, from_file
 
 
 @dataclass(frozen=True, slots=True)

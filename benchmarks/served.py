@@ -30,7 +30,7 @@ from transformers import MegatronBertModel
 from benchmarks.about import about, parser_of, save
 from benchmarks.big_checkpoint import NUM_LAYERS, write_checkpoint
 from benchmarks.local_server import PATIENT, report_of, serving
-from service.bench.synthetic import Lengths
+from service.tools.bench.texts import Lengths
 
 LENGTHS = "lognormal:31:152"
 NUM_TEXTS = 512

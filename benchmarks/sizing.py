@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from textwrap import fill
 
-from service.bench.synthetic import Lengths
-from service.planning.plan import fewest
-from service.planning.simulation import Traffic
-from service.planning.speed import Speed, from_file
+from service.tools.bench.texts import Lengths
+from service.tools.capacity import Speed, Traffic, fewest, from_file
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

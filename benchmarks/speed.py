@@ -22,11 +22,11 @@ from benchmarks.about import about, parser_of, save
 from benchmarks.gpu_model import LARGE, TINY, make_engine
 from service.batching import latency_model
 from service.batching.latency_model import LatencyModel
-from service.bench.origin import machine_class
 from service.checkpoints.checkpoint import Shape
 from service.domain import Quantization, Step
 from service.engine.engine import Engine
-from service.planning.speed import Speed
+from service.tools.bench.provenance import machine_class
+from service.tools.capacity import Speed
 
 TARGET_S = 0.5
 """The default of batching.batch_target_ms."""

@@ -21,8 +21,8 @@ from benchmarks.about import about, parser_of, save
 from benchmarks.autoscale.hpa import Spec
 from benchmarks.autoscale.recording import read, record, write
 from benchmarks.autoscale.replay import Second, replay
-from service.bench.requests import endless
-from service.bench.synthetic import Lengths, make_corpus
+from service.tools.bench.load import endless
+from service.tools.bench.texts import Lengths, make_corpus
 
 MANIFEST = Path(__file__).parents[2] / "k8s/components/autoscale/autoscaler.yaml"
 METHOD = "the recorded load, multiplied and stretched, through the arithmetic of the autoscaler with its manifest"

@@ -17,8 +17,8 @@ from dataclasses import astuple, dataclass, fields
 from math import exp
 from pathlib import Path
 
-from service.bench.requests import Request
-from service.bench.wire import Client
+from service.tools.bench.client import Client
+from service.tools.bench.load import Request
 
 STEP_S = 5.0
 BUSY = "erlangshen_replica_busy_seconds_total"

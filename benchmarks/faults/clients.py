@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx
 
-from service.bench.requests import BODIES, requests_of
-from service.bench.synthetic import Lengths, make_corpus
+from service.tools.bench.load import BODIES, requests_of
+from service.tools.bench.texts import Lengths, make_corpus
 
 MIX = ("zero-shot", "similarity", "mrc", "nli", "embed")
 LENGTHS = "uniform:8:80"

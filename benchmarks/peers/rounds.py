@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from benchmarks.peers.running import Running
-from service.bench.synthetic import Lengths, make_text
+from service.tools.bench.texts import Lengths, make_text
 
 SPECIAL_TOKENS = 2
 LEAST_PASSES = 4

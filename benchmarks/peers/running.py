@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.peers.peers import Place, Server
-from service.bench.wire import Client, Response
+from service.tools.bench.client import Client, Response
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0

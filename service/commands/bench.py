@@ -17,17 +17,13 @@ from urllib.parse import urlsplit
 import uvloop
 from tqdm import tqdm
 
-from service.bench import plot
-from service.bench.corpus import Corpus
-from service.bench.limit import add_limits
-from service.bench.load import Load, Tick
-from service.bench.measure import Plan, measure
-from service.bench.origin import origin
-from service.bench.report import format_report
-from service.bench.requests import parse_mix
-from service.bench.synthetic import Lengths, make_corpus
-from service.bench.wire import Client
 from service.cli_args import above_zero, add_key, checked, file_to_write, is_loopback, list_of, whole_above_zero
+from service.tools.bench.client import Client
+from service.tools.bench.load import Load, Tick, parse_mix
+from service.tools.bench.measure import Plan, measure
+from service.tools.bench.provenance import origin
+from service.tools.bench.report import add_limits, format_report, plot, require_matplotlib
+from service.tools.bench.texts import Corpus, Lengths, make_corpus
 
 DEFAULT_MIX = "zero-shot=4,classify=2,similarity=3,mrc=1"
 DEFAULT_LENGTHS = "lognormal:31:152"
@@ -46,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         args.json.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     if args.plot:
-        plot.plot(report, args.plot)
+        plot(report, args.plot)
     is_answered = all(point["results"]["all"]["requests_per_s"] for point in report["points"])
     has_limit = report.get("limit") or not args.limit
     return 0 if is_answered and has_limit else 1
@@ -55,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 def bench(args: Namespace) -> dict[str, Any]:
     """Measures what the flags ask for. Raises OSError and ValueError."""
     if args.plot:
-        plot.require_matplotlib()
+        require_matplotlib()
     corpus = Corpus.read(args.texts) if args.texts else make_corpus(args.lengths, args.seed)
     plan = Plan(
         loads=tuple(loads_of(args)),

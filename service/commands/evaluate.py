@@ -22,12 +22,10 @@ import httpx
 from tqdm import tqdm
 
 from service.cli_args import add_key
-from service.datasets.example import Example
-from service.datasets.registry import DATASETS, load
 from service.errors import DatasetError
-from service.evaluation.asked import EvaluationError
-from service.evaluation.score import report_of
-from service.evaluation.server import IN_FLIGHT, TIMEOUT_S, Server
+from service.tools.data.converters import Example
+from service.tools.data.registry import DATASETS, load
+from service.tools.evaluation import IN_FLIGHT, TIMEOUT_S, EvaluationError, Server, report_of
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WIDEST = 20

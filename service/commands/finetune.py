@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from service.errors import SettingError
 
 if TYPE_CHECKING:
-    from service.training.recipe import Recipe
+    from service.tools.training.recipe import Recipe
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from service.checkpoints.checkpoint import parse_spec, resolve
-    from service.training.run import train
+    from service.tools.training.run import train
 
     recipe = recipe_of(args)
     start = resolve(parse_spec(args.model)) if args.model else None
@@ -70,7 +70,7 @@ def recipe_of(args: Namespace) -> Recipe:
     Raises:
         SettingError: neither a recipe nor a task with a model, or a bad recipe.
     """
-    from service.training.recipe import read_recipe
+    from service.tools.training.recipe import read_recipe
 
     if args.recipe:
         recipe = read_recipe(args.recipe)
@@ -83,8 +83,8 @@ def recipe_of(args: Namespace) -> Recipe:
 
 
 def _recipe_of_flags(args: Namespace) -> Recipe:
-    from service.datasets.registry import load
-    from service.training.recipe import Optimizer, Recipe, Stage
+    from service.tools.data.registry import load
+    from service.tools.training.recipe import Optimizer, Recipe, Stage
 
     num_examples = len(load(args.task, args.data, "train"))
     steps = max(1, round(args.epochs * num_examples / args.batch_size))

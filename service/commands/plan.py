@@ -15,11 +15,9 @@ from pathlib import Path
 
 import httpx
 
-from service.bench.synthetic import Lengths
 from service.cli_args import above_zero, checked, whole_above_zero
-from service.planning.plan import Point, around, fewest, num_fronts
-from service.planning.simulation import Traffic
-from service.planning.speed import Speed, chosen, from_file, from_metrics
+from service.tools.bench.texts import Lengths
+from service.tools.capacity import Point, Speed, Traffic, around, chosen, fewest, from_file, from_metrics, num_fronts
 
 TIMEOUT_S = 10.0
 NUM_LENGTHS = 4096

@@ -7,10 +7,10 @@ from itertools import islice
 
 import pytest
 
-from service.bench.corpus import Corpus, Reading
-from service.bench.requests import BODIES, requests_of
-from service.datasets.example import Example
-from service.evaluation.server import Server
+from service.tools.bench.load import BODIES, requests_of
+from service.tools.bench.texts import Corpus, Reading
+from service.tools.data.converters import Example
+from service.tools.evaluation import Server
 from tests.contract.fakes import running, text_model
 
 EXAMPLES = [

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from service.bench.synthetic import COMMON
+from service.tools.bench.texts import COMMON
 from tests.system.test_serve import ANSWER_S, Running, serving, until
 
 pytestmark = pytest.mark.system

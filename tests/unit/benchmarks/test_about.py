@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.about import about, parser_of, save
-from service.bench.origin import machine_class
+from service.tools.bench.provenance import machine_class
 
 DOC = """Does something.
 

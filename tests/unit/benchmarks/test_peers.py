@@ -18,7 +18,7 @@ from benchmarks.peers.peers import PEERS, Server, chosen, ours
 from benchmarks.peers.ratios import BEST, BEST_BATCHING, Kind, summarize, table
 from benchmarks.peers.rounds import LEAST_PASSES, SPECIAL_TOKENS, Measured, Passes, make_texts
 from benchmarks.peers.running import Running
-from service.bench.wire import Response
+from service.tools.bench.client import Response
 
 RATES = {"ours": (60, 50), "a": (20, 25), "b": (10, 50), "naive": (30, 10)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.sizing import BEGIN, DOCUMENT, END, HEAD, OVER_HTTP, RESULTS, table, words
 from service.batching.latency_model import Cost
-from service.planning.speed import Speed
+from service.tools.capacity import Speed
 
 
 def test_a_line_for_each_speed(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import speed
-from service.bench.origin import machine_class
-from service.planning.speed import from_file
+from service.tools.bench.provenance import machine_class
+from service.tools.capacity import from_file
 
 
 def test_it_measures_what_plan_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

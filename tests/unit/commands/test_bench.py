@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service.bench.load import Load
 from service.cli_args import is_loopback
 from service.commands import bench
-from tests.unit.bench.serving import Service, serving
+from service.tools.bench.load import Load
+from tests.unit.tools.bench.serving import Service, serving
 
 
 async def test_it_prints_a_table_and_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from service.commands.evaluate import add_arguments, draw, evaluate, run, summary
-from service.datasets.example import Example
-from service.evaluation.asked import EvaluationError
+from service.tools.data.converters import Example
+from service.tools.evaluation import EvaluationError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ FORBIDDEN = {
     *("eval", "exec", "compile", "__import__", "os.system", "yaml.load", "pickle.load", "pickle.loads"),
     *("trust_remote_code", "shell"),
 }
-OURS = {"replicas/wire.py": {"pickle.loads"}}
+OURS = {"replicas/protocol.py": {"pickle.loads"}}
 """What a parent and its own child tell each other."""
 
 

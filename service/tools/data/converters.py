@@ -1,0 +1,254 @@
+"""From a record of one data set to examples: which field is the text, how the labels are put in Chinese.
+
+Every converter takes a record and the path of its file, beside which some data sets keep the names of their classes. It
+raises RecordError for a record that it cannot read. The wordings of questions and options are upstream's where upstream
+has published them (UniMC's FewCLUE prompts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from service.tasks import similarity
+from service.tasks.nli import LABELS as NLI_LABELS
+from service.tasks.nli import as_choice as nli_as_choice
+from service.tasks.unimc import Choice
+from service.tools.data.files import RecordError, read_records, read_text, take_each
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input of a task with its answer, an index into `options`.
+
+    `task` is "classify", "mrc", "similarity" or "nli". For the last two `options` are the names of the classes (in the
+    order of the task's readings) and `texts` is the pair.
+    """
+
+    task: str
+    texts: tuple[str, ...]
+    options: tuple[str, ...]
+    answer: int
+    question: str | None = None
+
+    def as_choice(self) -> Choice:
+        """The UniMC form, as the service itself would put it."""
+        if self.task == "similarity":
+            return similarity.as_choice(*self.texts)
+        if self.task == "nli":
+            return nli_as_choice(*self.texts)
+        return Choice(self.options, self.texts, self.question)
+
+
+LONGEST_SHOWN = 40
+
+
+def value_of(record: Any, key: str | int) -> Any:
+    """A field of an object by its name, or a column of a line by its number (from 0)."""
+    try:
+        return record[key]
+    except (KeyError, IndexError, TypeError):
+        raise RecordError(f"has no {_name(key)}") from None
+
+
+def text_of(record: Any, key: str | int) -> str:
+    value = value_of(record, key)
+    if not isinstance(value, str):
+        raise RecordError(f"{_name(key)} is not text")
+    return value
+
+
+def list_of(record: Any, key: str | int) -> list[Any]:
+    value = value_of(record, key)
+    if not isinstance(value, list):
+        raise RecordError(f"{_name(key)} is not a list")
+    return value
+
+
+def texts_of(record: Any, key: str | int) -> tuple[str, ...]:
+    values = list_of(record, key)
+    if not all(isinstance(each, str) for each in values):
+        raise RecordError(f"{_name(key)} is not a list of texts")
+    return tuple(values)
+
+
+def index_of(record: Any, key: str | int, names: Sequence[str]) -> int:
+    """Which of `names` the field holds; a number or a truth value is read as JSON writes it, "1" or "true"."""
+    value = value_of(record, key)
+    name = value if isinstance(value, str) else str(value).lower()
+    if name not in names:
+        shown = ", ".join(names) if len(names) <= LONGEST_SHOWN else f"{names[0]}, ... {names[-1]}"
+        raise RecordError(f"{_name(key)} is {name[:LONGEST_SHOWN]!r}, which is none of {shown}")
+    return names.index(name)
+
+
+def number_of(record: Any, key: str | int) -> float:
+    value = value_of(record, key)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise RecordError(f"{_name(key)} is not a number") from None
+
+
+def _name(key: str | int) -> str:
+    return f"field {key!r}" if isinstance(key, str) else f"column {key + 1}"
+
+
+NEWS_QUESTION = "下面新闻属于哪一个类别？"
+PAIR_LABELS = ("不相似", "相似")
+REVIEW_LABELS = ("这是一条差评", "这是一条好评")
+TNEWS_LABELS = {
+    "news_story": "故事",
+    "news_culture": "文化",
+    "news_entertainment": "娱乐",
+    "news_sports": "体育",
+    "news_finance": "财经",
+    "news_house": "房产",
+    "news_car": "汽车",
+    "news_edu": "教育",
+    "news_tech": "科技",
+    "news_military": "军事",
+    "news_travel": "旅游",
+    "news_world": "国际",
+    "news_stock": "股票",
+    "news_agriculture": "农业",
+    "news_game": "电竞",
+}
+THUCNEWS_LABELS = ("财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐")
+BINARY = ("0", "1")
+PAWS_HEADER = "id"
+
+
+def tnews(record: Any, path: Path) -> Iterator[Example]:
+    answer = index_of(record, "label_desc", tuple(TNEWS_LABELS))
+    yield Example("classify", (text_of(record, "sentence"),), tuple(TNEWS_LABELS.values()), answer, NEWS_QUESTION)
+
+
+def thucnews(record: Any, path: Path) -> Iterator[Example]:
+    answer = index_of(record, 1, _numbers(len(THUCNEWS_LABELS)))
+    yield Example("classify", (text_of(record, 0),), THUCNEWS_LABELS, answer, NEWS_QUESTION)
+
+
+def sentiment(record: Any, path: Path) -> Iterator[Example]:
+    answer = index_of(record, "label", ("Negative", "Positive"))
+    yield Example("classify", (text_of(record, "sentence"),), REVIEW_LABELS, answer)
+
+
+def review(record: Any, path: Path) -> Iterator[Example]:
+    """A few reviews are empty and are left out."""
+    if text := text_of(record, "review"):
+        yield Example("classify", (text,), REVIEW_LABELS, index_of(record, "label", BINARY))
+
+
+def category(record: Any, path: Path) -> Iterator[Example]:
+    labels = _column_values(path, "cat")
+    if text := text_of(record, "review"):
+        yield Example("classify", (text,), labels, index_of(record, "cat", labels), "这条评论说的是什么？")
+
+
+def csldcp(record: Any, path: Path) -> Iterator[Example]:
+    labels = _lines(path.parent / "labels_all.txt")
+    answer = index_of(record, "label", labels)
+    yield Example("classify", (text_of(record, "content"),), labels, answer, "这篇论文属于哪一个学科？")
+
+
+def iflytek(record: Any, path: Path) -> Iterator[Example]:
+    labels = _iflytek_labels(path.parent)
+    answer = index_of(record, "label_des", labels)
+    yield Example("classify", (text_of(record, "sentence"),), labels, answer, "这个应用属于哪一个类别？")
+
+
+def csl(record: Any, path: Path) -> Iterator[Example]:
+    keywords = "、".join(texts_of(record, "keyword"))
+    options = (f"这些词不能概括文章：{keywords}", f"这些词可以概括文章：{keywords}")
+    yield Example("classify", (text_of(record, "abst"),), options, index_of(record, "label", BINARY))
+
+
+def chid(record: Any, path: Path) -> Iterator[Example]:
+    text = text_of(record, "content").replace("#idiom#", "（）")
+    candidates = texts_of(record, "candidates")
+    answer = index_of(record, "answer", _numbers(len(candidates)))
+    yield Example("mrc", (text,), candidates, answer, "括号里应该填哪一个成语？")
+
+
+def cluewsc(record: Any, path: Path) -> Iterator[Example]:
+    target = value_of(record, "target")
+    name, pronoun = text_of(target, "span1_text"), text_of(target, "span2_text")
+    options = (f"{pronoun}不是{name}", f"{pronoun}是{name}")
+    yield Example("classify", (text_of(record, "text"),), options, index_of(record, "label", ("false", "true")))
+
+
+def pair(record: Any, path: Path) -> Iterator[Example]:
+    yield Example("similarity", _texts(record), PAIR_LABELS, index_of(record, _label(record), BINARY))
+
+
+def paws(record: Any, path: Path) -> Iterator[Example]:
+    """The first line is a header; a few pairs lack a text and are left out."""
+    first, second = text_of(record, 1), text_of(record, 2)
+    if record[0] != PAWS_HEADER and first and second:
+        yield Example("similarity", (first, second), PAIR_LABELS, index_of(record, 3, BINARY))
+
+
+def graded(record: Any, path: Path) -> Iterator[Example]:
+    """0 to 5: the middle grade is neither and is left out."""
+    grade = number_of(record, _label(record))
+    if grade <= 2 or grade >= 4:
+        yield Example("similarity", _texts(record), PAIR_LABELS, int(grade >= 4))
+
+
+def nli(record: Any, path: Path) -> Iterator[Example]:
+    """Pairs on which the annotators did not agree carry the label "-" and are left out."""
+    answer = index_of(record, _label(record), (*NLI_LABELS, "-"))
+    if answer < len(NLI_LABELS):
+        yield Example("nli", _texts(record), NLI_LABELS, answer)
+
+
+def c3(record: Any, path: Path) -> Iterator[Example]:
+    passage = "\n".join(texts_of(record, 0))
+    for asked in list_of(record, 1):
+        choices = texts_of(asked, "choice")
+        yield Example("mrc", (passage,), choices, index_of(asked, "answer", choices), text_of(asked, "question"))
+
+
+def _texts(record: Any) -> tuple[str, str]:
+    """The two texts of a pair: CLUE's JSON lines name them, tab-separated lines begin with them."""
+    first, second = ("sentence1", "sentence2") if isinstance(record, dict) else (0, 1)
+    return text_of(record, first), text_of(record, second)
+
+
+def _label(record: Any) -> str | int:
+    return "label" if isinstance(record, dict) else 2
+
+
+@cache
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
+
+
+@cache
+def _lines(path: Path) -> tuple[str, ...]:
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+
+
+@cache
+def _column_values(path: Path, column: str) -> tuple[str, ...]:
+    """The different values of a column, in the order in which they first appear."""
+    return tuple(dict.fromkeys(take_each(path, read_records(path), lambda record: [text_of(record, column)])))
+
+
+@cache
+def _iflytek_labels(folder: Path) -> tuple[str, ...]:
+    """The class names of all its labelled files, in the order of their numbers."""
+    names: dict[float, str] = {}
+    for path in sorted(folder.glob("*.json")):
+        names.update(take_each(path, read_records(path), _iflytek_class))
+    return tuple(names[number] for number in sorted(names))
+
+
+def _iflytek_class(record: Any) -> Iterator[tuple[float, str]]:
+    """Number and name of a record's class; files without labels lie beside the others."""
+    if isinstance(record, dict) and "label_des" in record:
+        yield number_of(record, "label"), text_of(record, "label_des")

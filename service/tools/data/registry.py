@@ -1,0 +1,106 @@
+"""Every labelled data set the project reads: where its files are and how a record becomes an example.
+
+`{split}` in a path is "train", "dev" or "test". The paths are tried in order: the folder as FewCLUE and the collections
+publish it, then the full CLUE layout under the data set's own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.errors import DatasetError
+from service.tools.data import converters
+from service.tools.data.converters import Example
+from service.tools.data.files import find, read_json, read_records, take_each
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`read` takes a file apart into records; `convert` makes any number of examples of one."""
+
+    name: str
+    task: str
+    files: tuple[str, ...]
+    convert: Callable[[Any, Path], Iterator[Example]]
+    about: str
+    read: Callable[[Path], Iterator[Any]] = read_records
+
+
+def _few(name: str) -> tuple[str, ...]:
+    return (f"fewclue/{name}/{{split}}_few_all.json", f"fewclue/{name}/{{split}}_public.json", f"{name}/{{split}}.json")
+
+
+def _pairs(name: str) -> tuple[str, ...]:
+    return (f"{name}/{{split}}.txt", f"{name}/{{split}}.json")
+
+
+_ALL = (
+    Dataset("tnews", "classify", _few("tnews"), converters.tnews, "news titles, 15 classes"),
+    Dataset("thucnews", "classify", ("thucnews/{split}.txt",), converters.thucnews, "news titles, 10 classes"),
+    Dataset("eprstmt", "classify", _few("eprstmt"), converters.sentiment, "product reviews, 2 classes"),
+    Dataset("csldcp", "classify", _few("csldcp"), converters.csldcp, "abstracts, 67 disciplines"),
+    Dataset("iflytek", "classify", _few("iflytek"), converters.iflytek, "app descriptions, 119 classes"),
+    Dataset("csl", "classify", _few("csl"), converters.csl, "do the keywords fit the abstract"),
+    Dataset("chid", "mrc", _few("chid"), converters.chid, "idiom cloze, 7 candidates"),
+    Dataset("cluewsc", "classify", _few("cluewsc"), converters.cluewsc, "co-reference"),
+    Dataset(
+        "hotel", "classify", ("sentiment/ChnSentiCorp_htl_all.csv",), converters.review, "hotel reviews, 2 classes"
+    ),
+    Dataset("takeaway", "classify", ("sentiment/waimai_10k.csv",), converters.review, "takeaway reviews, 2 classes"),
+    Dataset("shopping", "classify", ("sentiment/online_shopping_10_cats.csv",), converters.review, "shopping reviews"),
+    Dataset(
+        "shopping-category",
+        "classify",
+        ("sentiment/online_shopping_10_cats.csv",),
+        converters.category,
+        "shopping reviews, 10 categories",
+    ),
+    Dataset("bustm", "similarity", _few("bustm"), converters.pair, "short dialogue, paraphrase"),
+    Dataset("afqmc", "similarity", _pairs("afqmc"), converters.pair, "financial questions, paraphrase"),
+    Dataset("lcqmc", "similarity", _pairs("lcqmc"), converters.pair, "questions, paraphrase"),
+    Dataset("oppo", "similarity", _pairs("oppo"), converters.pair, "dialogue, paraphrase"),
+    Dataset("paws-x", "similarity", ("paws-x/{split}_2k.tsv",), converters.paws, "adversarial paraphrase"),
+    Dataset("sts-b", "similarity", _pairs("sts-b"), converters.graded, "graded similarity: 4 and 5 against 0 to 2"),
+    Dataset("ocnli", "nli", _few("ocnli"), converters.nli, "natural-language inference"),
+    Dataset("ocnli-10k", "nli", ("ocnli/{split}.10k.json",), converters.nli, "OCNLI's larger training set"),
+    Dataset("cmnli", "nli", _pairs("cmnli"), converters.nli, "natural-language inference, translated"),
+    Dataset("snli", "nli", _pairs("snli"), converters.nli, "natural-language inference, translated"),
+    Dataset(
+        "c3", "mrc", ("c3/c3-m-{split}.json", "c3/c3-d-{split}.json"), converters.c3, "reading comprehension", read_json
+    ),
+    Dataset("c3-m", "mrc", ("c3/c3-m-{split}.json",), converters.c3, "reading comprehension, prose", read_json),
+    Dataset("c3-d", "mrc", ("c3/c3-d-{split}.json",), converters.c3, "reading comprehension, dialogue", read_json),
+)
+
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+HALVES = {"even": 0, "odd": 1}
+
+
+def load(name: str, data: Path, split: str = "dev") -> list[Example]:
+    """All examples of one split, in file order; `dev.even` and `dev.odd` are the halves of a split, example by example.
+
+    Raises:
+        DatasetError: no such data set, split or file, or one that cannot be read.
+    """
+    dataset = DATASETS.get(name)
+    if dataset is None:
+        raise DatasetError(f"no data set {name!r}; there is {', '.join(DATASETS)}")
+    stem, _, half = split.partition(".")
+    if half and half not in HALVES:
+        raise DatasetError(f"split {split!r}: after the dot comes even or odd")
+    examples = [example for path in _paths(dataset, data, stem) for example in _read(dataset, path)]
+    return examples[HALVES[half] :: 2] if half else examples
+
+
+def _read(dataset: Dataset, path: Path) -> Iterator[Example]:
+    return take_each(path, dataset.read(path), lambda record: dataset.convert(record, path))
+
+
+def _paths(dataset: Dataset, data: Path, split: str) -> list[Path]:
+    """Both halves of C3 are one data set; elsewhere the first file that exists is the whole split."""
+    if dataset.name == "c3":
+        return [find(data, (pattern,), split) for pattern in dataset.files]
+    return [find(data, dataset.files, split)]

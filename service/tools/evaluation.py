@@ -1,0 +1,232 @@
+"""Asks a running server, a few requests at a time. Knows no data files and counts nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import httpx
+
+from service.tools.data.converters import Example
+
+CHUNK = 16
+SIMILAR = 0.5
+
+
+class EvaluationError(Exception):
+    """The server cannot be reached, or cannot do what is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One example and the option that the server chose; None when it refused the input, with the reason."""
+
+    example: Example
+    chosen: str | None
+    truncated: bool = False
+    reason: str = ""
+
+    @property
+    def wanted(self) -> str:
+        return self.example.options[self.example.answer]
+
+    @property
+    def is_correct(self) -> bool:
+        return self.chosen == self.wanted
+
+
+def chunks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Neighbours that fit into one request: classification shares labels and question among its inputs."""
+    for _, group in groupby(examples, _shared):
+        members = list(group)
+        yield from (members[start : start + CHUNK] for start in range(0, len(members), CHUNK))
+
+
+def request_of(chunk: Sequence[Example], head: bool = False) -> tuple[str, dict[str, Any]]:
+    """Path and body. With `head` a classification names no labels: a fine-tuned model answers with its own."""
+    first = chunk[0]
+    if first.task == "mrc":
+        return "/v1/mrc", {"inputs": [_reading(example) for example in chunk]}
+    if first.task in ("similarity", "nli"):
+        return f"/v1/{first.task}", {"inputs": [list(example.texts) for example in chunk]}
+    body: dict[str, Any] = {"inputs": [_text(example) for example in chunk]}
+    if not head:
+        body["labels"] = _distinct(first.options)
+        if first.question is not None:
+            body["question"] = first.question
+    return "/v1/classify", body
+
+
+def asked(example: Example, result: dict[str, Any]) -> Asked:
+    match example.task:
+        case "mrc":
+            chosen = result["answer"]
+        case "similarity":
+            chosen = example.options[int(result["score"] >= SIMILAR)]
+        case _:
+            chosen = result["label"]
+    return Asked(example, chosen, result["truncated"])
+
+
+def _shared(example: Example) -> tuple[object, ...]:
+    if example.task == "classify":
+        return example.task, example.options, example.question
+    return (example.task,)
+
+
+def _text(example: Example) -> str | dict[str, str]:
+    first, *rest = example.texts
+    return {"text": first, "text_pair": rest[0]} if rest else first
+
+
+def _reading(example: Example) -> dict[str, Any]:
+    return {"passage": example.texts[0], "question": example.question or "", "choices": _distinct(example.options)}
+
+
+def _distinct(options: Iterable[str]) -> list[str]:
+    """Data sets repeat an option now and then; the service refuses to be asked the same twice."""
+    return list(dict.fromkeys(options))
+
+
+def report_of(asked: Sequence[Asked]) -> dict[str, Any]:
+    """The numbers. Inputs that the server refused are counted, and left out of the accuracy."""
+    answered = [one for one in asked if one.chosen is not None]
+    refused = [one for one in asked if one.chosen is None]
+    if not answered:
+        raise EvaluationError(f"every input was refused: {refused[0].reason}" if refused else "there are no examples")
+    if not any(one.chosen in one.example.options for one in answered):
+        chosen, wanted = sorted({one.chosen or "" for one in answered}), answered[0].example.options
+        raise EvaluationError(f"the model calls its classes {', '.join(chosen)}, the data set {', '.join(wanted)}")
+    correct = sum(one.is_correct for one in answered)
+    return {
+        "examples": len(answered),
+        "correct": correct,
+        "accuracy": round(correct / len(answered), 4),
+        "interval_95": [round(bound, 4) for bound in wilson(correct, len(answered))],
+        "chance": round(sum(1 / len(set(one.example.options)) for one in answered) / len(answered), 4),
+        "truncated": sum(one.truncated for one in answered),
+        "refused": dict(Counter(one.reason for one in refused)),
+        "confusion": confusion(answered),
+    }
+
+
+def confusion(asked: Iterable[Asked]) -> dict[str, dict[str, int]] | None:
+    """How often each class was taken for which; None where every example has options of its own."""
+    answered = [one for one in asked if one.chosen is not None]
+    if len({one.example.options for one in answered}) != 1:
+        return None
+    counts = Counter((one.wanted, one.chosen or "") for one in answered)
+    chosen = dict.fromkeys((*answered[0].example.options, *sorted({one.chosen or "" for one in answered})))
+    return {wanted: {got: counts[wanted, got] for got in chosen} for wanted in answered[0].example.options}
+
+
+def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson's score), which stays inside 0 to 1 for small samples too."""
+    if not total:
+        return 0.0, 1.0
+    share, weight = correct / total, z * z / total
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / total + weight / (4 * total)) / (1 + weight)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+IN_FLIGHT = 8
+MAX_ATTEMPTS = 8
+MAX_WAIT_S = 30.0
+TIMEOUT_S = 120.0
+BUSY = (429, 503)
+
+Sleep = Callable[[float], Awaitable[object]]
+Progress = Callable[[int], object]
+
+
+class Server:
+    """Asks one server, a few requests at a time, and waits when it says that it is busy."""
+
+    def __init__(self, client: httpx.AsyncClient, model: str | None = None, sleep: Sleep = asyncio.sleep) -> None:
+        self._client = client
+        self._model = model
+        self._sleep = sleep
+        self.model = model
+
+    async def ask(self, examples: Sequence[Example], done: Progress, *, head: bool = False) -> list[Asked]:
+        """Every example with its answer, in order.
+
+        Raises:
+            EvaluationError: the server is not there, breaks off, or cannot do this task.
+        """
+        room = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(chunk: Sequence[Example]) -> list[Asked]:
+            async with room:
+                answers = await self._chunk(chunk, head)
+            done(len(chunk))
+            return answers
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(chunk)) for chunk in chunks(examples)]
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+        return [one for task in tasks for one in task.result()]
+
+    async def _chunk(self, chunk: Sequence[Example], head: bool) -> list[Asked]:
+        """A chunk in which an input is refused is asked again one by one, so that the others count."""
+        path, body = request_of(chunk, head)
+        reply = await self._post(path, body if self._model is None else body | {"model": self._model})
+        if reply.status_code == 200:
+            self.model = reply.json()["model"]
+            return [asked(example, result) for example, result in zip(chunk, reply.json()["results"], strict=True)]
+        detail, fields = _problem(reply)
+        if reply.status_code != 422 or "model" in fields:
+            raise EvaluationError(f"{path} answers {reply.status_code}: {detail}")
+        if len(chunk) == 1:
+            return [Asked(chunk[0], None, reason=detail)]
+        return [one for example in chunk for one in await self._chunk([example], head)]
+
+    async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        for attempt in range(MAX_ATTEMPTS):
+            wait_s = 0.25 * 2**attempt
+            try:
+                reply = await self._client.post(path, json=body)
+            except httpx.ConnectError as error:
+                raise EvaluationError(f"no server answers at {self._client.base_url}: is it running?") from error
+            except httpx.TimeoutException as error:
+                raise EvaluationError(f"{path}: no answer within {TIMEOUT_S:.0f} s") from error
+            except httpx.TransportError as error:
+                problem = f"{path}: {type(error).__name__} {error}".rstrip()
+            else:
+                if reply.status_code not in BUSY:
+                    return reply
+                problem = f"{path} answers {reply.status_code}: {_problem(reply)[0]}"
+                wait_s = _retry_after_s(reply, wait_s)
+            await self._sleep(min(wait_s, MAX_WAIT_S))
+        raise EvaluationError(f"{problem} (tried {MAX_ATTEMPTS} times)")
+
+
+def _problem(reply: httpx.Response) -> tuple[str, set[str]]:
+    """The detail and the fields of a problem document; something else in between may have answered without one."""
+    try:
+        problem = reply.json()
+        return str(problem["detail"]), {error["field"] for error in problem.get("errors", ())}
+    except (ValueError, KeyError, TypeError):
+        return reply.reason_phrase, set()
+
+
+def _retry_after_s(reply: httpx.Response, otherwise: float) -> float:
+    try:
+        return float(reply.headers.get("Retry-After", otherwise))
+    except ValueError:
+        return otherwise
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    error: Exception = errors
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,71 @@
+"""Served against the limit: what is asked of the engine's room, and the ratios."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from service.tools.bench import report
+from tests.unit.tools.bench.serving import MODELS
+
+SIZES = {"num_layers": 2, "hidden_size": 8, "ffn_size": 16}
+BATCHES = {"batches": 10.0, "seconds": 2.0, "mean_rows": 2.0, "mean_tokens": 50.0, "mean_compute_s": 0.1}
+
+
+def made_report(*batches: dict[str, float] | None) -> dict[str, Any]:
+    points = [{"load": f"concurrency {index}", "batches": one} for index, one in enumerate(batches)]
+    return {"models": MODELS, "answered_by": ["fake"], "points": points}
+
+
+def test_every_point_is_compared_at_its_own_batch_size_and_at_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(question: Any) -> list[dict[str, Any]]:
+        asked.append(question)
+        return [{"seconds": tokens / 1000, "way": "linear"} for tokens in question["token_counts"]]
+
+    monkeypatch.setattr(report, "measure_limits", ask)
+    run = made_report(BATCHES, None)
+    report.add_limits(run, None)
+    (question,) = asked
+    assert question == {
+        "sizes": SIZES,
+        "precision": "float32",
+        "device": "cpu",
+        "threads": 1,
+        "token_counts": [50, 1024],
+    }
+    found = run["points"][0]["limit"]
+    assert (found["served_tokens_per_s"], found["gemm_tokens_per_s"]) == (250.0, 1000.0)
+    assert found["served_over_limit"] == found["served_over_limit_at_large_batch"] == 0.25
+    assert found["computing_over_limit"] == 0.5
+    assert run["points"][1]["limit"] is None
+    assert run["limit"]["quickest_way_by_tokens"] == {"50": "linear", "1024": "linear"}
+    assert json.loads(json.dumps(run)) == run
+
+
+def test_the_engine_s_room_answers_in_a_process_of_its_own() -> None:
+    question = {"sizes": SIZES, "precision": "float32", "device": "cpu", "threads": 1}
+    found = report.measure_limits({**question, "token_counts": [3, 5]})
+    assert len(found) == 2
+    assert all(one["seconds"] > 0 for one in found)
+
+
+def test_what_cannot_be_measured_is_an_error_with_a_reason() -> None:
+    question = {"sizes": SIZES, "precision": "float64", "device": "cpu", "threads": 1}
+    with pytest.raises(ValueError, match=r"the limit could not be measured: .*float64"):
+        report.measure_limits({**question, "token_counts": [3]})
+
+
+def test_the_limit_is_that_of_one_model() -> None:
+    run = made_report(BATCHES) | {"answered_by": ["a", "b"]}
+    with pytest.raises(ValueError, match="name one with --model"):
+        report.add_limits(run, None)
+
+
+@pytest.mark.parametrize("models", [{}, {"models": [], "replicas": []}, {**MODELS, "replicas": []}])
+def test_a_server_that_tells_too_little_is_named(models: Any) -> None:
+    with pytest.raises(ValueError, match="does not tell the shape"):
+        report.limit_question(models, "fake")

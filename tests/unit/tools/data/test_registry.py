@@ -1,0 +1,260 @@
+"""Every data set in the layout of its publisher, its splits and their halves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.tools.data.converters import (
+    NEWS_QUESTION,
+    PAIR_LABELS,
+    REVIEW_LABELS,
+    THUCNEWS_LABELS,
+    TNEWS_LABELS,
+    Example,
+)
+from service.tools.data.registry import DATASETS, load
+from tests.unit.tools.data.layouts import Make, c3, json_lines, lines, tab_separated, tabs, text, write
+
+NLI_LABELS = ("contradiction", "neutral", "entailment")
+
+
+def tnews(data: Path) -> Path:
+    first = {"label": 115, "label_desc": "news_story", "sentence": "从前有座山", "keywords": "", "id": 1}
+    second = {"label": "100", "label_desc": "news_game", "sentence": "新赛季开始", "keywords": "赛季,游戏", "id": 2}
+    return json_lines(data / "fewclue/tnews/dev_few_all.json", first, second)
+
+
+def csldcp(data: Path) -> Path:
+    write(data / "fewclue/csldcp/labels_all.txt", "哲学\n理论经济学 \n\n法学\n")
+    return json_lines(data / "fewclue/csldcp/dev_few_all.json", {"content": "论法", "label": "法学", "id": 0})
+
+
+def iflytek(data: Path) -> Path:
+    folder = data / "fewclue/iflytek"
+    json_lines(folder / "train_few_all.json", {"label": 10, "label_des": "地图", "sentence": "导航"})
+    json_lines(folder / "test_public.json", {"id": 0, "sentence": "没有答案"})
+    records = [
+        {"label": 9, "label_des": "办公", "sentence": "打卡"},
+        {"label": 100, "label_des": "其他", "sentence": "别的"},
+    ]
+    return json_lines(folder / "dev_few_all.json", *records)
+
+
+TALK = c3(
+    "d", (["女：喝茶吗？", "男：喝水。"], [("男的喝什么？", ["茶", "水"], "水"), ("谁问？", ["女的", "男的"], "女的")])
+)
+PROSE = c3("m", (["春天来了。"], [("什么来了？", ["春天", "冬天", "夏天"], "春天")]))
+TALK_EXAMPLES = [
+    Example("mrc", ("女：喝茶吗？\n男：喝水。",), ("茶", "水"), 1, "男的喝什么？"),
+    Example("mrc", ("女：喝茶吗？\n男：喝水。",), ("女的", "男的"), 0, "谁问？"),
+]
+PROSE_EXAMPLES = [Example("mrc", ("春天来了。",), ("春天", "冬天", "夏天"), 0, "什么来了？")]
+
+
+def both(data: Path) -> Path:
+    PROSE(data)
+    return TALK(data)
+
+
+def news(text: str, answer: int) -> Example:
+    return Example("classify", (text,), tuple(TNEWS_LABELS.values()), answer, NEWS_QUESTION)
+
+
+def review(text: str, answer: int) -> Example:
+    return Example("classify", (text,), REVIEW_LABELS, answer)
+
+
+def similar(first: str, second: str, answer: int) -> Example:
+    return Example("similarity", (first, second), PAIR_LABELS, answer)
+
+
+def infers(first: str, second: str, label: str) -> Example:
+    return Example("nli", (first, second), NLI_LABELS, NLI_LABELS.index(label))
+
+
+def category(text: str, answer: int) -> Example:
+    return Example("classify", (text,), ("书籍", "酒店"), answer, "这条评论说的是什么？")
+
+
+TARGET = {"span1_index": 2, "span1_text": "舌头", "span2_index": 9, "span2_text": "它"}
+SHOPPING = '\ufeffcat,label,review\n书籍,1,好看\n酒店,0,"又吵,\n又脏"\n书籍,0,\n书籍,0,无聊\n'
+UNSURE = {"sentence1": "甲", "sentence2": "乙", "label": "-"}
+PAIR_FILE = [("借呗怎么还", "怎么还借呗", "1"), ("甲", "乙", "0")]
+PAIRS = [similar("借呗怎么还", "怎么还借呗", 1), similar("甲", "乙", 0)]
+
+LAYOUTS: dict[str, tuple[str, Make, list[Example]]] = {
+    "tnews": ("tnews", tnews, [news("从前有座山", 0), news("新赛季开始", 14)]),
+    "thucnews": (
+        "thucnews",
+        tabs("thucnews/dev.txt", ("倚天屠龙记十大创新", "8"), ("港股缩量回调", "2")),
+        [
+            Example("classify", ("倚天屠龙记十大创新",), THUCNEWS_LABELS, 8, NEWS_QUESTION),
+            Example("classify", ("港股缩量回调",), THUCNEWS_LABELS, 2, NEWS_QUESTION),
+        ],
+    ),
+    "eprstmt": (
+        "eprstmt",
+        lines(
+            "fewclue/eprstmt/dev_few_all.json",
+            {"id": 0, "sentence": "好用", "label": "Positive"},
+            {"id": 1, "sentence": "坏了", "label": "Negative"},
+        ),
+        [review("好用", 1), review("坏了", 0)],
+    ),
+    "csldcp": (
+        "csldcp",
+        csldcp,
+        [Example("classify", ("论法",), ("哲学", "理论经济学", "法学"), 2, "这篇论文属于哪一个学科？")],
+    ),
+    "iflytek": (
+        "iflytek",
+        iflytek,
+        [
+            Example("classify", ("打卡",), ("办公", "地图", "其他"), 0, "这个应用属于哪一个类别？"),
+            Example("classify", ("别的",), ("办公", "地图", "其他"), 2, "这个应用属于哪一个类别？"),
+        ],
+    ),
+    "csl": (
+        "csl",
+        lines("fewclue/csl/dev_few_all.json", {"id": 0, "abst": "摘要", "keyword": ["侵权", "环境"], "label": "1"}),
+        [Example("classify", ("摘要",), ("这些词不能概括文章：侵权、环境", "这些词可以概括文章：侵权、环境"), 1)],
+    ),
+    "chid": (
+        "chid",
+        lines(
+            "fewclue/chid/dev_few_all.json",
+            {"id": 1, "candidates": ["画蛇添足", "雪中送炭"], "content": "真是#idiom#。", "answer": 1},
+        ),
+        [Example("mrc", ("真是（）。",), ("画蛇添足", "雪中送炭"), 1, "括号里应该填哪一个成语？")],
+    ),
+    "cluewsc": (
+        "cluewsc",
+        lines(
+            "fewclue/cluewsc/dev_few_all.json",
+            {"target": TARGET, "idx": 0, "label": "true", "text": "那舌头，它"},
+            {"target": TARGET, "idx": 1, "label": False, "text": "这舌头，它"},
+        ),
+        [
+            Example("classify", ("那舌头，它",), ("它不是舌头", "它是舌头"), 1),
+            Example("classify", ("这舌头，它",), ("它不是舌头", "它是舌头"), 0),
+        ],
+    ),
+    "hotel": (
+        "hotel",
+        text("sentiment/ChnSentiCorp_htl_all.csv", 'label,review\n1,"离""车站""近, 好"\n0,\n0,差\n'),
+        [review('离"车站"近, 好', 1), review("差", 0)],
+    ),
+    "takeaway": ("takeaway", text("sentiment/waimai_10k.csv", "label,review\r\n1,很快\r\n"), [review("很快", 1)]),
+    "shopping": (
+        "shopping",
+        text("sentiment/online_shopping_10_cats.csv", SHOPPING),
+        [review("好看", 1), review("又吵,\n又脏", 0), review("无聊", 0)],
+    ),
+    "shopping by category": (
+        "shopping-category",
+        text("sentiment/online_shopping_10_cats.csv", SHOPPING),
+        [category("好看", 0), category("又吵,\n又脏", 1), category("无聊", 0)],
+    ),
+    "bustm": (
+        "bustm",
+        lines("fewclue/bustm/dev_few_all.json", {"id": 0, "sentence1": "甲", "sentence2": "乙", "label": "1"}),
+        [similar("甲", "乙", 1)],
+    ),
+    "afqmc, tab-separated": ("afqmc", tabs("afqmc/dev.txt", *PAIR_FILE), PAIRS),
+    "afqmc, as CLUE has it": (
+        "afqmc",
+        lines("afqmc/dev.json", *({"sentence1": a, "sentence2": b, "label": label} for a, b, label in PAIR_FILE)),
+        PAIRS,
+    ),
+    "lcqmc": ("lcqmc", tabs("lcqmc/dev.txt", *PAIR_FILE), PAIRS),
+    "oppo": ("oppo", tabs("oppo/dev.txt", *PAIR_FILE), PAIRS),
+    "paws-x": (
+        "paws-x",
+        tabs(
+            "paws-x/dev_2k.tsv",
+            ("id", "sentence1", "sentence2", "label"),
+            ("4", "甲", "乙", "1"),
+            ("5", "", "乙", "0"),
+            ("6", "丙", "丁", "0"),
+        ),
+        [similar("甲", "乙", 1), similar("丙", "丁", 0)],
+    ),
+    "sts-b": (
+        "sts-b",
+        tabs("sts-b/dev.txt", *(("甲", "乙", grade) for grade in "012345")),
+        [similar("甲", "乙", answer) for answer in (0, 0, 0, 1, 1)],
+    ),
+    "ocnli": (
+        "ocnli",
+        lines("fewclue/ocnli/dev_few_all.json", UNSURE, *(UNSURE | {"label": label} for label in NLI_LABELS)),
+        [infers("甲", "乙", label) for label in NLI_LABELS],
+    ),
+    "ocnli, as CLUE has it": (
+        "ocnli",
+        lines("ocnli/dev.json", UNSURE | {"label": "neutral"}),
+        [infers("甲", "乙", "neutral")],
+    ),
+    "ocnli-10k": (
+        "ocnli-10k",
+        lines("ocnli/dev.10k.json", UNSURE | {"label": "neutral"}),
+        [infers("甲", "乙", "neutral")],
+    ),
+    "cmnli": (
+        "cmnli",
+        tabs("cmnli/dev.txt", ("甲", "乙", "entailment"), ("甲", "乙", "-")),
+        [infers("甲", "乙", "entailment")],
+    ),
+    "snli": ("snli", tabs("snli/dev.txt", ("甲", "乙", "contradiction")), [infers("甲", "乙", "contradiction")]),
+    "c3": ("c3", both, [*PROSE_EXAMPLES, *TALK_EXAMPLES]),
+    "c3-m": ("c3-m", both, PROSE_EXAMPLES),
+    "c3-d": ("c3-d", both, TALK_EXAMPLES),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_data_set_as_its_publisher_lays_it_out(tmp_path: Path, layout: str) -> None:
+    name, make, examples = LAYOUTS[layout]
+    make(tmp_path)
+    assert load(name, tmp_path, "dev") == examples
+    assert {example.task for example in examples} == {DATASETS[name].task}
+    assert all(0 <= example.answer < len(example.options) for example in examples)
+
+
+def test_every_data_set_is_tested_here() -> None:
+    assert {name for name, *_ in LAYOUTS.values()} == set(DATASETS)
+    assert all(name == dataset.name for name, dataset in DATASETS.items())
+
+
+def test_dev_is_what_is_read_unless_told(tmp_path: Path) -> None:
+    json_lines(tmp_path / "tnews/train.json", {"label_desc": "news_car", "sentence": "新车"})
+    json_lines(tmp_path / "tnews/dev.json", {"label_desc": "news_car", "sentence": "旧车"})
+    assert load("tnews", tmp_path) == [news("旧车", 6)]
+    assert load("tnews", tmp_path, "train") == [news("新车", 6)]
+
+
+def test_the_few_shot_files_go_before_the_full_ones(tmp_path: Path) -> None:
+    for number, path in enumerate(
+        ("fewclue/tnews/dev_few_all.json", "fewclue/tnews/dev_public.json", "tnews/dev.json")
+    ):
+        json_lines(tmp_path / path, {"label_desc": "news_car", "sentence": str(number)})
+    for number, path in enumerate(
+        ("fewclue/tnews/dev_few_all.json", "fewclue/tnews/dev_public.json", "tnews/dev.json")
+    ):
+        assert load("tnews", tmp_path) == [news(str(number), 6)]
+        (tmp_path / path).unlink()
+
+
+@pytest.mark.parametrize(("split", "numbers"), [("dev.even", "024"), ("dev.odd", "13"), ("dev", "01234")])
+def test_halves(tmp_path: Path, split: str, numbers: str) -> None:
+    tab_separated(tmp_path / "thucnews/dev.txt", *(("标题", str(number)) for number in range(5)))
+    assert [str(example.answer) for example in load("thucnews", tmp_path, split)] == list(numbers)
+
+
+def test_examples_are_put_as_the_service_puts_them() -> None:
+    assert similar("甲", "乙", 1).as_choice().options == ("不能理解为：乙", "可以理解为：乙")
+    assert infers("甲", "乙", "neutral").as_choice().options == ("不能推断出：乙", "很难推断出：乙", "可以推断出：乙")
+    assert similar("甲", "乙", 1).as_choice().texts == ("甲",)
+    choice = news("标题", 3).as_choice()
+    assert (choice.texts, choice.question, len(choice.options)) == (("标题",), NEWS_QUESTION, 15)

@@ -1,0 +1,261 @@
+"""Examples as requests, by table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.tools.data.converters import Example
+from service.tools.evaluation import (
+    CHUNK,
+    IN_FLIGHT,
+    MAX_ATTEMPTS,
+    Asked,
+    EvaluationError,
+    Server,
+    asked,
+    chunks,
+    confusion,
+    report_of,
+    request_of,
+    wilson,
+)
+
+REVIEW = Example("classify", ("味道不错",), ("这是一条差评", "这是一条好评"), 1)
+TITLE = Example("classify", ("国足今晚出战",), ("财经", "体育"), 1, "下面新闻属于哪一个类别？")
+PAIR = Example("similarity", ("怎么还款", "如何还钱"), ("不相似", "相似"), 1)
+INFERENCE = Example("nli", ("他在跑步", "他在运动"), ("contradiction", "neutral", "entailment"), 2)
+READING = Example("mrc", ("男：去哪儿？\n女：图书馆。",), ("图书馆", "超市", "图书馆"), 0, "女的去哪儿？")
+
+
+def test_zero_shot_classification_sends_labels_and_question() -> None:
+    assert request_of([TITLE]) == (
+        "/v1/classify",
+        {"inputs": ["国足今晚出战"], "labels": ["财经", "体育"], "question": "下面新闻属于哪一个类别？"},
+    )
+    assert request_of([REVIEW])[1] == {"inputs": ["味道不错"], "labels": ["这是一条差评", "这是一条好评"]}
+
+
+def test_a_pair_to_classify_is_sent_as_text_and_text_pair() -> None:
+    pair = Example("classify", ("甲", "乙"), ("否", "是"), 1)
+    assert request_of([pair])[1]["inputs"] == [{"text": "甲", "text_pair": "乙"}]
+
+
+def test_head_sends_the_texts_alone() -> None:
+    assert request_of([TITLE, REVIEW], head=True) == ("/v1/classify", {"inputs": ["国足今晚出战", "味道不错"]})
+
+
+def test_pairs_and_readings() -> None:
+    assert request_of([PAIR]) == ("/v1/similarity", {"inputs": [["怎么还款", "如何还钱"]]})
+    assert request_of([INFERENCE]) == ("/v1/nli", {"inputs": [["他在跑步", "他在运动"]]})
+    path, body = request_of([READING])
+    assert path == "/v1/mrc"
+    assert body["inputs"] == [
+        {"passage": "男：去哪儿？\n女：图书馆。", "question": "女的去哪儿？", "choices": ["图书馆", "超市"]}
+    ]
+
+
+def test_chunks_are_full_and_share_what_a_request_shares() -> None:
+    examples = [REVIEW] * (CHUNK + 2) + [TITLE] * 3 + [REVIEW]
+    assert [len(chunk) for chunk in chunks(examples)] == [CHUNK, 2, 3, 1]
+    assert [len(chunk) for chunk in chunks([READING, READING, PAIR])] == [2, 1]
+    assert list(chunks([])) == []
+
+
+def test_what_the_server_chose() -> None:
+    assert asked(TITLE, {"label": "体育", "truncated": True}).is_correct
+    assert asked(TITLE, {"label": "体育", "truncated": True}).truncated
+    assert not asked(INFERENCE, {"label": "neutral", "truncated": False}).is_correct
+    assert asked(PAIR, {"score": 0.5, "truncated": False}).chosen == "相似"
+    assert asked(PAIR, {"score": 0.49, "truncated": False}).chosen == "不相似"
+
+
+def test_a_repeated_choice_is_right_at_either_place() -> None:
+    second = Example(READING.task, READING.texts, READING.options, 2, READING.question)
+    assert asked(second, {"answer": "图书馆", "index": 0, "truncated": False}).is_correct
+
+
+def one(answer: int, chosen: str | None, options: tuple[str, ...] = ("差", "好"), reason: str = "") -> Asked:
+    return Asked(Example("classify", ("文本",), options, answer), chosen, reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (840, 1000, 0.8160, 0.8614)],
+)
+def test_wilson_agrees_with_published_values(correct: int, total: int, low: float, high: float) -> None:
+    assert wilson(correct, total) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_wilson_holds_the_share_and_stays_between_0_and_1(counts: tuple[int, int]) -> None:
+    low, high = wilson(*counts)
+    assert 0 <= low <= counts[0] / counts[1] + 1e-12
+    assert counts[0] / counts[1] - 1e-12 <= high <= 1
+
+
+def test_a_report_counts() -> None:
+    report = report_of([one(0, "差"), one(0, "好"), one(1, "好"), one(1, "好"), one(1, None, reason="too long")])
+    assert (report["examples"], report["correct"], report["accuracy"]) == (4, 3, 0.75)
+    assert report["chance"] == 0.5
+    assert report["refused"] == {"too long": 1}
+    assert report["confusion"] == {"差": {"差": 1, "好": 1}, "好": {"差": 0, "好": 2}}
+
+
+def test_a_label_that_no_option_has_is_a_column_of_its_own() -> None:
+    assert confusion([one(0, "POSITIVE"), one(1, "好")]) == {
+        "差": {"差": 0, "好": 0, "POSITIVE": 1},
+        "好": {"差": 0, "好": 1, "POSITIVE": 0},
+    }
+
+
+def test_no_confusion_where_options_differ() -> None:
+    assert confusion([one(0, "差"), one(0, "甲", ("甲", "乙"))]) is None
+
+
+def test_nothing_answered_is_an_error_with_the_reason() -> None:
+    with pytest.raises(EvaluationError, match="every input was refused: too long"):
+        report_of([one(0, None, reason="too long")])
+    with pytest.raises(EvaluationError, match="no examples"):
+        report_of([])
+
+
+def test_a_model_with_other_labels_altogether_is_an_error_and_not_zero_percent() -> None:
+    with pytest.raises(EvaluationError, match="the model calls its classes 正面, 负面, the data set 差, 好"):
+        report_of([one(0, "负面"), one(1, "正面")])
+
+
+Handler = Callable[[httpx.Request], httpx.Response]
+LABELS = ("差", "好")
+
+
+def examples(num: int) -> list[Example]:
+    return [Example("classify", (f"文本{index}",), LABELS, index % 2) for index in range(num)]
+
+
+def problem(status: int, detail: str, field: str = "", **headers: str) -> httpx.Response:
+    body = {"detail": detail, "errors": [{"field": field, "message": detail}] if field else []}
+    return httpx.Response(status, json=body, headers={key.replace("_", "-"): value for key, value in headers.items()})
+
+
+def answer(request: httpx.Request) -> httpx.Response:
+    """A perfect model: 文本N is 好 when N is odd."""
+    inputs = json.loads(request.content)["inputs"]
+    results = [{"label": LABELS[int(text[2:]) % 2], "truncated": False} for text in inputs]
+    return httpx.Response(200, json={"model": "fake", "results": results})
+
+
+class Waits:
+    """Stands in for asyncio.sleep and remembers."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
+def server(handler: Handler, waits: Waits | None = None, model: str | None = None) -> Server:
+    client = httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url="http://server")
+    return Server(client, model, waits or Waits())
+
+
+async def test_answers_come_in_order_and_progress_adds_up() -> None:
+    steps: list[int] = []
+    asked = await server(answer).ask(examples(50), steps.append)
+    assert [one.example.texts[0] for one in asked] == [f"文本{index}" for index in range(50)]
+    assert all(one.is_correct for one in asked)
+    assert sum(steps) == 50
+
+
+async def test_the_model_asked_for_is_sent_and_the_one_that_answered_is_kept() -> None:
+    bodies = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return answer(request)
+
+    asking = server(handler, model="mine")
+    await asking.ask(examples(1), id)
+    assert bodies[0]["model"] == "mine"
+    assert asking.model == "fake"
+
+
+async def test_busy_is_waited_for_as_long_as_the_server_says() -> None:
+    replies = [problem(429, "full", Retry_After="3"), problem(503, "starting", Retry_After="soon")]
+    waits = Waits()
+    asked = await server(lambda request: replies.pop(0) if replies else answer(request), waits).ask(examples(1), id)
+    assert asked[0].is_correct
+    assert waits.seconds == [3.0, 0.5]
+
+
+async def test_a_server_that_stays_busy_is_given_up() -> None:
+    waits = Waits()
+    with pytest.raises(EvaluationError, match="answers 429: full"):
+        await server(lambda _: problem(429, "full"), waits).ask(examples(1), id)
+    assert len(waits.seconds) == MAX_ATTEMPTS
+
+
+async def test_an_input_that_is_refused_does_not_cost_its_neighbours() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if "文本3" in json.loads(request.content)["inputs"]:
+            return problem(422, "inputs[0]: too long", "inputs[0]")
+        return answer(request)
+
+    asked = await server(handler).ask(examples(6), id)
+    assert [one.is_correct for one in asked] == [True, True, True, False, True, True]
+    assert (asked[3].chosen, asked[3].reason) == (None, "inputs[0]: too long")
+
+
+@pytest.mark.parametrize("reply", [problem(404, "model: not served here"), problem(422, "cannot do", "model")])
+async def test_a_model_that_cannot_do_it_ends_the_evaluation(reply: httpx.Response) -> None:
+    with pytest.raises(EvaluationError, match=r"/v1/classify answers 4"):
+        await server(lambda _: reply).ask(examples(40), id)
+
+
+async def test_no_server_is_said_at_once() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    waits = Waits()
+    with pytest.raises(EvaluationError, match="no server answers at http://server"):
+        await server(handler, waits).ask(examples(100), id)
+    assert waits.seconds == []
+
+
+async def test_a_connection_that_breaks_is_tried_again() -> None:
+    failures = [httpx.RemoteProtocolError("gone")]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if failures:
+            raise failures.pop()
+        return answer(request)
+
+    assert (await server(handler).ask(examples(1), id))[0].is_correct
+
+
+async def test_an_answer_without_a_problem_document_is_still_told() -> None:
+    with pytest.raises(EvaluationError, match="answers 502: Bad Gateway"):
+        await server(lambda _: httpx.Response(502, text="<html>")).ask(examples(1), id)
+
+
+async def test_no_more_than_a_few_requests_are_in_flight() -> None:
+    class Gauge(httpx.AsyncBaseTransport):
+        now = most = 0
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await waits(0)
+            self.now -= 1
+            return answer(request)
+
+    waits, gauge = Waits(), Gauge()
+    asking = Server(httpx.AsyncClient(transport=gauge, base_url="http://server"), None, waits)
+    await asking.ask(examples(1000), id)
+    assert gauge.most <= IN_FLIGHT
