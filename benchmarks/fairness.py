@@ -27,7 +27,7 @@ import uvloop
 from benchmarks.about import about, auto_precision, save
 from benchmarks.loaded_server import Server, message, parser_of, serving, source_of, texts
 from benchmarks.open_loop import Reply, Sender
-from service.api.keys import hash_of, new_secret
+from service.api.accounts import hash_of, new_secret
 from service.tools.bench.load import NEWS
 
 WEIGHTS = {"live": 1, "bulk": 1, "heavy": 3}

@@ -25,7 +25,7 @@ from benchmarks.about import about, auto_precision, parser_of, save
 from benchmarks.front_client import LABELS, Caller, Server, make_texts, messages_of, serving, throughput
 from benchmarks.front_stages import stages_us
 from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
-from service.commands.chosen import SHIPPED, located
+from service.commands.models import SHIPPED, located
 from service.domain import Encoding
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text

@@ -17,9 +17,10 @@ import uvloop
 
 from benchmarks.null_engine import load_null
 from service import logs
-from service.commands.composition import Composition
-from service.commands.serve import bind, make_server, url_of
+from service.commands.application import Composition
+from service.commands.serve import make_server
 from service.replicas.runner import load_engine
+from service.server.listener import bind, url_of
 from service.settings import Batching, Replicas, Server, Settings, Tracing
 
 LINES = 60

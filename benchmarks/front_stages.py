@@ -15,8 +15,8 @@ import orjson
 
 from benchmarks.front_client import LABELS
 from service.api import schemas
-from service.api.guards import parse_json
-from service.api.native import parse
+from service.api.protocols.native import parse
+from service.api.request import parse_json
 from service.domain import Output
 from service.replicas.protocol import Batch, Frames, Result, frame
 from service.settings import Server

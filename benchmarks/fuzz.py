@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.about import about, save
 from benchmarks.loaded_server import parser_of, serving
-from service.api.examples import EXAMPLES
+from service.api.openapi import EXAMPLES
 
 WAIT_S = 1
 PATIENCE_S = 30.0

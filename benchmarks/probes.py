@@ -30,7 +30,7 @@ import uvloop
 from benchmarks.about import about, parser_of, save
 from benchmarks.front_client import Server, make_texts, messages_of, serving, throughput
 from service.checkpoints.checkpoint import parse_spec, resolve
-from service.commands.chosen import SHIPPED, located
+from service.commands.models import SHIPPED, located
 from service.tasks.text_model import TextModel
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks.about import about, parser_of, save
 from benchmarks.front_client import make_texts, messages_of, serving, throughput
 from service.checkpoints.checkpoint import parse_spec, resolve
-from service.commands.chosen import SHIPPED, located
+from service.commands.models import SHIPPED, located
 from service.tasks.text_model import TextModel
 
 ROOT = Path(__file__).parent.parent

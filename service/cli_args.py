@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -66,13 +65,6 @@ def key_in(file: str) -> str:
         return Path(file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ArgumentTypeError(f"{file}: {error.strerror}") from None
-
-
-def is_loopback(host: str | None) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 def add_setting_flags(parser: ArgumentParser) -> None:

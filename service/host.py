@@ -6,6 +6,7 @@ Knows not what the numbers are for. Whatever is not there reads as empty: many s
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import logging
 import os
 import resource
@@ -179,3 +180,16 @@ def fit_connections(connections: int) -> int:
     allowed = max(1, hard - OTHERS)
     logger.warning("fewer connections than set: the hard limit of open files is low", extra={"connections": allowed})
     return allowed
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether only this machine can reach the address; other names than localhost are not resolved."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def local_address(host: str) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -15,8 +15,10 @@ import uvloop
 from benchmarks.faults.orders import TASKS, load_faulty
 from service import logs
 from service.cli_args import add_setting_flags, settings_from
-from service.commands.composition import Composition
-from service.commands.serve import Server, bind, make_server, url_of
+from service.commands.application import Composition
+from service.commands.serve import make_server
+from service.server.listener import bind, url_of
+from service.server.uvicorn_server import Server
 from service.settings import Settings
 
 TELL_S = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from service.api.keys import hash_of, new_secret
+from service.api.accounts import hash_of, new_secret
 
 CALLERS = {
     "web": "",

@@ -6,27 +6,84 @@ None) and `info`.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
-from service.api import native, openapi, ops
-from service.api.edge import Edge, exchange_of, reply_to
-from service.api.gate import Gate
-from service.api.keyring import KeyRing
-from service.api.pages import add_docs, cors
+from service.api import openapi, operations
+from service.api.auth import Gate, KeyRing
+from service.api.middleware import Edge, exchange_of, reply_to
+from service.api.protocols import native
+from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER
 from service.api.shortcut import Shortcut
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.settings import VERSION, Security, Server
 from service.tracing.trace import NO_TRACER, Tracer
+
+FILES = "/static-offline-docs"
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_SEEN = ("X-Request-ID", "Server-Timing", "Retry-After", "Retry-After-Ms")
+_SENT = ("Authorization", "Content-Type", "X-API-Key", "X-Request-ID", PRIORITY_HEADER, TIMEOUT_HEADER)
+
+
+def add_docs(app: FastAPI) -> None:
+    """GET /docs."""
+    page = get_swagger_ui_html(
+        openapi_url=app.openapi_url or "",
+        title=app.title,
+        swagger_js_url=f"{FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{FILES}/favicon.png",
+    )
+    text = bytes(page.body).decode()
+    headers = {
+        "Content-Security-Policy": content_policy(text),
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(text, headers=headers)
+
+
+def content_policy(page: str) -> str:
+    """Only what the page came with: its script by its hash, its own files and calls to this server. Swagger UI sets
+    styles by attribute and draws its icons from data."""
+    scripts = " ".join(f"'sha256-{_sha256(script)}'" for script in _INLINE_SCRIPT.findall(page))
+    return (
+        f"default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def cors(origins: Sequence[str]) -> dict[str, Any]:
+    """For starlette's CORSMiddleware. No cookies: a key is sent by whoever has it, never by the browser itself."""
+    return {
+        "allow_origins": origins,
+        "allow_methods": ("GET", "POST"),
+        "allow_headers": _SENT,
+        "expose_headers": _SEEN,
+    }
+
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -41,7 +98,7 @@ Every error has one shape, `application/problem+json`, with a stable `code`. Eve
 def create_app(
     pipeline: Pipeline,
     *,
-    info: Callable[[], ops.ModelsReply],
+    info: Callable[[], operations.ModelsReply],
     ready: Callable[[], str | None],
     alive: Callable[[], str | None] = lambda: None,
     settings: Server,
@@ -74,8 +131,8 @@ def create_app(
     front = native.Front(pipeline, accepting or ready, settings, metrics, admit, clock)
     endpoints = native.endpoints(front)
     app.include_router(native.router(endpoints, settings))
-    probes = ops.probes(alive, ready)
-    app.include_router(ops.router(probes, info, metrics))
+    probes = operations.probes(alive, ready)
+    app.include_router(operations.router(probes, info, metrics))
     add_docs(app)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(Shortcut, endpoints={"POST": endpoints, "GET": probes})

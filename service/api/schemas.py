@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.fields import (
+from service.api.field_types import (
     ManyStrings,
     MaskedStrings,
     Names,

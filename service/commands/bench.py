@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import uvloop
 from tqdm import tqdm
 
-from service.cli_args import above_zero, add_key, checked, file_to_write, is_loopback, list_of, whole_above_zero
+from service.cli_args import above_zero, add_key, checked, file_to_write, list_of, whole_above_zero
+from service.host import is_loopback
 from service.tools.bench.client import Client
 from service.tools.bench.load import Load, Tick, parse_mix
 from service.tools.bench.measure import Plan, measure

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from service.cli_args import add_key
 from service.errors import DatasetError
+from service.host import is_loopback
 from service.tools.data.converters import Example
 from service.tools.data.registry import DATASETS, load
 from service.tools.evaluation import IN_FLIGHT, TIMEOUT_S, EvaluationError, Server, report_of
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WIDEST = 20
 """A confusion table of more classes is left to --json."""
 
@@ -76,7 +76,7 @@ async def evaluate(args: Namespace, transport: httpx.AsyncBaseTransport | None =
     started = time.perf_counter()
     limits = httpx.Limits(max_connections=IN_FLIGHT)
     # A proxy that the environment names is for the world outside, not for this machine.
-    through_proxy = httpx.URL(args.url).host not in LOOPBACK
+    through_proxy = not is_loopback(httpx.URL(args.url).host)
     client = httpx.AsyncClient(
         base_url=args.url,
         headers={"Authorization": f"Bearer {args.key}"} if args.key else {},

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from service import logs
 from service.cli_args import add_setting_flags, settings_from
-from service.commands.chosen import fetched, specs_of
+from service.commands.models import fetched, specs_of
 
 
 def run(argv: Sequence[str]) -> int:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from http.client import OK, HTTPConnection, HTTPException, HTTPSConnection
 
 from service.cli_args import add_setting_flags, settings_from
+from service.host import local_address
 from service.settings import Settings
 
 TIMEOUT_S = 4.0
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -44,8 +44,7 @@ def why_not_ready(settings: Settings) -> str | None:
 
 
 def _connection(settings: Settings) -> HTTPConnection:
-    host, port = settings.server.host, settings.server.port
-    host = _ANY.get(host, host)
+    host, port = local_address(settings.server.host), settings.server.port
     if settings.security.tls_cert is None:
         return HTTPConnection(host, port, timeout=TIMEOUT_S)
     # It asks this machine whether it is ready, not who it is: the certificate is made out to another name.

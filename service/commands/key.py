@@ -8,7 +8,7 @@ from typing import get_args
 
 import orjson
 
-from service.api.keys import Key, KeyScope, hash_of, keys_of_setting, new_secret
+from service.api.accounts import Key, KeyScope, hash_of, keys_of_setting, new_secret
 
 
 def run(argv: Sequence[str]) -> int:

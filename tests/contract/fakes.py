@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import numpy as np
 
-from service.api import ops
+from service.api import operations
+from service.api.accounts import Key
 from service.api.app import create_app
-from service.api.keyring import KeyRing
-from service.api.keys import Key
+from service.api.auth import KeyRing
 from service.batching.batcher import Settled
 from service.checkpoints.checkpoint import Kind
 from service.domain import ANY_TIME, Cls, Encoding, Labels, Mean, Output, Terms, TokenScores, TopTokens
@@ -110,8 +110,10 @@ class Service:
         return await self.client.post(path, json=body, headers=headers)
 
 
-def models_reply() -> ops.ModelsReply:
-    return ops.ModelsReply(models=[], replicas=[ops.ReplicaInfo(name="cpu", device="cpu", threads=2, state="ready")])
+def models_reply() -> operations.ModelsReply:
+    return operations.ModelsReply(
+        models=[], replicas=[operations.ReplicaInfo(name="cpu", device="cpu", threads=2, state="ready")]
+    )
 
 
 @asynccontextmanager
@@ -119,7 +121,7 @@ async def running(
     *models: TextModel,
     submit: FakeSubmit | None = None,
     settings: Server | None = None,
-    info: Callable[[], ops.ModelsReply] = models_reply,
+    info: Callable[[], operations.ModelsReply] = models_reply,
     clock: Callable[[], float] = time.monotonic,
     alive: Callable[[], str | None] = lambda: None,
     admit: Callable[[Terms], None] = lambda terms: None,
@@ -129,7 +131,7 @@ async def running(
     """`keys` are by name; None: everybody is answered."""
     served = {model.name: model for model in models or (text_model(),)}
     submit = submit or FakeSubmit()
-    metrics = Metrics(ops.new_registry())
+    metrics = Metrics(operations.new_registry())
     metrics.declare(list(served), ["cpu"], list(TASKS))
     reason: list[str] = []
     with ThreadPoolExecutor(1) as tokenizers:

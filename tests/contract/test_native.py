@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from service.api.examples import EXAMPLES
-from service.api.native import ROUTES
+from service.api.openapi import EXAMPLES
+from service.api.protocols.native import ROUTES
 from service.domain import Encoding
 from service.settings import Server
 from service.tasks.registry import TASKS

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from starlette.routing import Mount, Route
 
-from service.api import native
-from service.api.gate import DOCS, PROBES
-from service.api.keys import Key, KeyScope, hash_of
+from service.api.accounts import Key, KeyScope, hash_of
+from service.api.auth import DOCS, PROBES
+from service.api.protocols import native
 from service.domain import RANKS
 from service.errors import QueueFull
 from service.settings import Security

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from service.api.gate import PROBES
+from service.api.auth import PROBES
 from service.settings import VERSION
 from service.settings_sources import load
 from tests.deploy.manifests import K8S, image_environment

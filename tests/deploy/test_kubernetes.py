@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.gate import PROBES
+from service.api.auth import PROBES
 from service.commands.serve import LAST_ANSWERS_S
 from service.settings import Settings
 from service.settings_sources import ENV_PREFIX, load

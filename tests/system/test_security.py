@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.keys import hash_of
+from service.api.accounts import hash_of
 from tests.certificates import make_certificate
 from tests.checkpoints import make_checkpoint
 from tests.system.test_serve import ANSWER_S, START_S, Running, serving, until

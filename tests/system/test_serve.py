@@ -22,7 +22,7 @@ import httpx
 import psutil
 import pytest
 
-from service.api.examples import EXAMPLES
+from service.api.openapi import EXAMPLES
 from tests.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.system

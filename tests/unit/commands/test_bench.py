@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli_args import is_loopback
 from service.commands import bench
+from service.host import is_loopback
 from service.tools.bench.load import Load
 from tests.unit.tools.bench.serving import Service, serving
 

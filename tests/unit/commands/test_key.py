@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from service.api.keys import Key, hash_of, keys_of_setting
+from service.api.accounts import Key, hash_of, keys_of_setting
 from service.cli import main
 from service.settings_sources import load
 

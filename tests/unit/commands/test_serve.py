@@ -11,12 +11,11 @@ import pytest
 
 import service
 from service.api.schemas import ClassifyRequest, EmbedRequest
-from service.commands.chosen import first_request, located, specs_of
-from service.commands.composition import in_daemon_thread
-from service.commands.progress import LoadingBars, LoadingLines
-from service.commands.serve import bind, url_of
+from service.commands.application import in_daemon_thread
+from service.commands.models import LoadingBars, LoadingLines, first_request, located, specs_of
 from service.errors import CheckpointError, SettingError
 from service.replicas.protocol import Loading
+from service.server.listener import bind, url_of
 from service.settings import Models, Server
 from tests.contract.fakes import text_model
 

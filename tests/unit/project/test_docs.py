@@ -1,4 +1,4 @@
-"""The documents point at things that exist, and the picture of the house is the house."""
+"""The documents point at things that exist, and the picture of the structure is true."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert broken == []
 
 
-def test_every_room_is_named_in_the_structure() -> None:
-    named = set(re.findall(r"`(\w+)(?:\.py|/)`", section("Rooms")))
-    rooms = {path.stem for path in (ROOT / "service").iterdir() if path.name not in ("__init__.py", "__pycache__")}
-    assert named == rooms
+def test_every_package_is_named_in_the_structure() -> None:
+    named = set(re.findall(r"`(\w+)(?:\.py|/)`", section("Packages")))
+    packages = {path.stem for path in (ROOT / "service").iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert named == packages
 
 
 def test_the_files_that_the_structure_sends_one_to_exist() -> None:
@@ -48,10 +48,10 @@ def test_the_files_that_the_structure_sends_one_to_exist() -> None:
     assert [file for file in files if not (ROOT / "service" / file).is_file()] == []
 
 
-def test_the_floors_of_the_structure_are_the_floors_of_the_linter() -> None:
-    picture = section("Floors").split("```")[1]
-    drawn = [line.strip() for line in re.sub(r"^\d", "", picture, flags=re.MULTILINE).strip().splitlines()]
-    assert [set(floor.split(" | ")) for floor in drawn] == [set(str(one).split(" | ")) for one in contract()["layers"]]
+def test_the_layers_of_the_structure_are_those_of_the_linter() -> None:
+    picture = section("Layers").split("```")[1]
+    drawn = [line.strip() for line in re.sub(r"^\d+", "", picture, flags=re.MULTILINE).strip().splitlines()]
+    assert [set(layer.split(" | ")) for layer in drawn] == [set(str(one).split(" | ")) for one in contract()["layers"]]
 
 
 @pytest.mark.parametrize("document", READMES, ids=lambda path: path.name)

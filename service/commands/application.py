@@ -19,15 +19,14 @@ from itertools import chain
 from typing import Any
 
 from service import host, logs
-from service.api import ops
+from service.api import operations
 from service.batching.batcher import Batcher
 from service.batching.latency_model import Pace
 from service.batching.result_cache import Cache, NoCache, ResultCache
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.converted import form_of, to_be_read
 from service.checkpoints.files import read_ahead, weight_files
-from service.commands.chosen import fetched, first_request, specs_of
-from service.commands.progress import loading_progress
+from service.commands.models import fetched, first_request, loading_progress, specs_of
 from service.domain import Terms
 from service.errors import StartupError
 from service.metrics import Metrics
@@ -58,7 +57,7 @@ class Composition:
         self.is_closed = False
         self._url = ""
         self._on_failure: Callable[[], None] = lambda: None
-        self.metrics = Metrics(ops.new_registry())
+        self.metrics = Metrics(operations.new_registry())
         tracing = settings.tracing
         self.tracer = open_tracer(tracing.endpoint, sample_ratio=tracing.sample_ratio, version=VERSION)
         self._settings = settings
@@ -143,7 +142,7 @@ class Composition:
         self._read_ahead()
 
     def _declare_predictions(self, model: TextModel) -> None:
-        for name in ops.abilities(model):
+        for name in operations.abilities(model):
             if TASKS[name].predict is not None:
                 self.metrics.declare_predictions(name, model.name, TASKS[name].own_labels(model))
 
@@ -234,25 +233,25 @@ class Composition:
         if not self._settings.batching.cache_entries:
             self._batcher.admit(terms)
 
-    def info(self) -> ops.ModelsReply:
+    def info(self) -> operations.ModelsReply:
         states = self._pool.states() if self._pool else dict.fromkeys(names(self._devices), "starting")
-        return ops.ModelsReply(
+        return operations.ModelsReply(
             models=[self._model_info(checkpoint) for checkpoint in tuple(self._checkpoints)],
             replicas=[
-                ops.ReplicaInfo(name=name, device=device, threads=self._threads, state=states[name])
+                operations.ReplicaInfo(name=name, device=device, threads=self._threads, state=states[name])
                 for name, device in zip(names(self._devices), self._devices, strict=True)
             ],
         )
 
-    def _model_info(self, checkpoint: Checkpoint) -> ops.ModelInfo:
+    def _model_info(self, checkpoint: Checkpoint) -> operations.ModelInfo:
         model = self._models[checkpoint.name]
-        return ops.ModelInfo(
+        return operations.ModelInfo(
             name=checkpoint.name,
             source=checkpoint.source,
             revision=checkpoint.revision,
             family=checkpoint.family,
             kind=checkpoint.kind,
-            tasks=ops.abilities(model),
+            tasks=operations.abilities(model),
             zero_shot=model.can_choose,
             labels=list(model.labels),
             max_length=model.max_length,

@@ -7,13 +7,21 @@ that come together, a probe's among them, each would wait for one more of these 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
 
+from service.errors import SettingError
+from service.host import local_address
+from service.settings import Server
+
 logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+"""Connections that the kernel holds until they are accepted; the kernel's own limit may be lower."""
 
 MOST_AT_ONCE = 256
 """Those who are connected already are not kept waiting for more."""
@@ -71,3 +79,27 @@ class Accepting:
     async def _open(self, connected: socket.socket) -> None:
         with suppress(OSError):  # a client that leaves, or does not speak TLS: nobody is there to be told
             await self._loop.connect_accepted_socket(self._protocol, connected, ssl=self._tls)
+
+
+def bind(settings: Server) -> socket.socket:
+    """A listening socket; SettingError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        # Here and not in uvicorn: of two servers on one port, the second has to hear of it now.
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        hint = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
+        raise SettingError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}{hint}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
+    """Where a browser on this machine finds the server."""
+    host, port = listener.getsockname()[:2]
+    host = local_address(host)
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
 from benchmarks.fuzz import broken
-from service.api.connection import MAX_PIPELINED, Connection, Door
+from service.server.http_protocol import CONTINUE, MAX_PIPELINED, Connection, Door, Reply
 from service.settings import Server
 from tests.contract.fakes import FakeSubmit, Service, running
 
@@ -521,3 +521,70 @@ async def test_broken_requests_end_with_an_answer_or_without_but_they_end() -> N
         await asyncio.gather(*found.state.tasks)
         assert found.num_connections == 0
     assert {200, 400, 404, 408, 431} <= seen <= {200, 400, 404, 405, 408, 413, 415, 422, 431}
+
+
+@dataclass
+class Wire:
+    """Keeps what is written, packet by packet."""
+
+    packets: list[bytes] = field(default_factory=list)
+    is_open: bool = True
+
+    def write(self, data: bytes) -> None:
+        assert self.is_open
+        self.packets.append(data)
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def is_closing(self) -> bool:
+        return not self.is_open
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+def reply(wire: Wire) -> Reply:
+    return Reply(cast(Any, wire))
+
+
+def test_the_head_leaves_with_the_beginning_of_the_body(wire: Wire, reply: Reply) -> None:
+    reply.write(b"head ")
+    assert wire.packets == []
+    reply.write(b"body")
+    assert wire.packets == [b"head body"]
+    reply.write(b", more")
+    reply.finish()
+    assert wire.packets == [b"head body", b", more"]
+
+
+def test_an_empty_body_lets_the_head_go(wire: Wire, reply: Reply) -> None:
+    reply.write(b"head")
+    reply.write(b"")
+    assert wire.packets == [b"head"]
+
+
+def test_a_reply_without_a_body_leaves_at_its_end_and_once(wire: Wire, reply: Reply) -> None:
+    reply.write(b"head")
+    reply.finish()
+    reply.finish()
+    assert wire.packets == [b"head"]
+
+
+def test_who_waits_to_send_a_body_is_told_at_once(wire: Wire, reply: Reply) -> None:
+    reply.write(CONTINUE)
+    assert wire.packets == [CONTINUE]
+    reply.write(b"head ")
+    reply.write(b"body")
+    assert wire.packets == [CONTINUE, b"head body"]
+
+
+def test_a_reply_that_breaks_off_leaves_before_the_end_of_the_connection(wire: Wire, reply: Reply) -> None:
+    reply.write(b"head")
+    assert not reply.is_closing()
+    reply.close()
+    assert wire.packets == [b"head"]
+    assert reply.is_closing()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.commands.composition import Composition
+from service.commands.application import Composition
 from service.domain import Terms
 from service.errors import Unavailable
 from service.settings import Batching, Settings

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import uvicorn
 
-from service.api.keyring import KeyRing
-from service.api.keys import keys_of_setting
-from service.cli_args import is_loopback
+from service.api.accounts import keys_of_setting
+from service.api.auth import KeyRing
 from service.errors import SettingError
+from service.host import is_loopback
 from service.metrics import Metrics
 from service.settings import Security, Settings
 

@@ -11,11 +11,11 @@ import pytest
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from service.api.keys import hash_of
+from service.api.accounts import hash_of
 from service.cli import main
-from service.commands.security import check_certificate, refuse_strangers, reloading, ring_of
 from service.errors import SettingError
 from service.metrics import Metrics
+from service.server.security import check_certificate, refuse_strangers, reloading, ring_of
 from service.settings import Security, Server, Settings
 from tests.certificates import make_certificate
 

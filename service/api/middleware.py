@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.api.limits import ANYONE, Account
+from service.api.accounts import ANYONE, Account
 from service.api.problems import from_http_exception, problem
 from service.domain import Priority, Timing
 from service.errors import ServiceError

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.api.keyring import LOOK_EVERY_S, KeyRing
-from service.api.keys import Key, hash_of
+from service.api.accounts import Key, hash_of
+from service.api.auth import LOOK_EVERY_S, KeyRing
 from service.errors import SettingError
 from service.metrics import Metrics
 from tests.fakes import FakeClock

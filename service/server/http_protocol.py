@@ -16,13 +16,45 @@ from typing import Any, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.api.guards import BODY_ERROR, GONE
 from service.api.problems import problem
-from service.api.reply import Reply
+from service.api.request import BODY_ERROR, GONE
 from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, TooManyConnections
 from service.logs import new_request_id
 from service.metrics import Metrics
 from service.settings import Server
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""No head of a reply: the client waits for it before it sends its body."""
+
+
+class Reply:
+    """In the place of a transport, for one request; `finish` when there is no more to write."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if data == CONTINUE:
+            self._transport.write(data)
+        elif self._head is None:
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def finish(self) -> None:
+        """A reply to HEAD has no body."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.finish()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
 
 logger = logging.getLogger("service.access")
 

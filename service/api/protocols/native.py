@@ -17,11 +17,19 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api import guards, schemas
-from service.api.edge import Exchange, exchange_of
-from service.api.examples import EXAMPLES
-from service.api.openapi import ERRORS, REPLY_HEADERS, request_body
+from service.api import schemas
+from service.api.middleware import Exchange, exchange_of
+from service.api.openapi import ERRORS, EXAMPLES, REPLY_HEADERS, request_body
 from service.api.problems import from_validation_error, invalid
+from service.api.request import (
+    parse_json,
+    priority_asked,
+    read_body,
+    require_ready,
+    seconds_allowed,
+    seconds_at_most,
+    unless_gone,
+)
 from service.api.shortcut import Endpoint
 from service.domain import RANKS, Priority, Terms, Timing
 from service.errors import InvalidRequest
@@ -76,17 +84,17 @@ class Front:
         exchange = exchange_of(request)
         exchange.task = route.task
         with self.metrics.in_progress(route.task):
-            guards.require_ready(self.accepting)
+            require_ready(self.accepting)
             # Where there is far too much to do, a refusal must cost next to nothing: it comes before the body is read.
-            latest = started + guards.seconds_at_most(request, self.limits)
-            self.admit(_terms(exchange, guards.priority_asked(request, None), latest))
-            data = await guards.read_body(request, self.limits.max_body_bytes)
-            body = parse(guards.parse_json(data), route.request, self.limits)
+            latest = started + seconds_at_most(request, self.limits)
+            self.admit(_terms(exchange, priority_asked(request, None), latest))
+            data = await read_body(request, self.limits.max_body_bytes)
+            body = parse(parse_json(data), route.request, self.limits)
             if body.model in self.pipeline.models:
                 exchange.model = body.model
-            deadline = started + guards.seconds_allowed(request, body.timeout_ms, self.limits)
-            terms = _terms(exchange, guards.priority_asked(request, body.priority), deadline)
-            reply = await guards.unless_gone(request, self._ask(route, body, terms, len(data), exchange))
+            deadline = started + seconds_allowed(request, body.timeout_ms, self.limits)
+            terms = _terms(exchange, priority_asked(request, body.priority), deadline)
+            reply = await unless_gone(request, self._ask(route, body, terms, len(data), exchange))
         exchange.model, exchange.timing = reply.model, reply.timing
         content = {
             "model": reply.model,

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.guards import require_ready
 from service.api.openapi import NO_KEY, NOT_READY
+from service.api.request import require_ready
 from service.api.shortcut import Endpoint
 from service.errors import Unavailable
 from service.metrics import Metrics

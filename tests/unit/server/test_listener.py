@@ -13,8 +13,8 @@ from typing import cast
 import pytest
 import uvloop
 
-from service.api import accepting
-from service.api.accepting import Accepting
+from service.server import listener as listener_module
+from service.server.listener import Accepting
 
 
 class Echo(asyncio.Protocol):
@@ -71,7 +71,7 @@ def test_all_that_have_come_are_taken_together(listener: socket.socket) -> None:
 
 
 def test_more_than_are_taken_at_once_come_next(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accepting, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(listener_module, "MOST_AT_ONCE", 2)
 
     async def run() -> None:
         with ExitStack() as clients:
@@ -117,7 +117,7 @@ class Poor:
 def test_without_a_descriptor_it_is_tried_again_later(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accepting, "PAUSE_S", 0.01)
+    monkeypatch.setattr(listener_module, "PAUSE_S", 0.01)
 
     async def run() -> None:
         with socket.create_connection(listener.getsockname()):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
-from service.api.guards import BODY_ERROR, MAX_SEARCHED, parse_json, read_body, require_ready, unless_gone
-from service.api.native import ROUTES, parse
+from service.api.protocols.native import ROUTES, parse
+from service.api.request import BODY_ERROR, MAX_SEARCHED, parse_json, read_body, require_ready, unless_gone
 from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, RequestTimeout, Unavailable
 from service.settings import Server
 

@@ -1,0 +1,96 @@
+"""uvicorn with a drain: SIGTERM ends the process with 0 once running requests are answered; SIGHUP reloads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Protocol, cast
+
+import uvicorn
+
+from service.server.http_protocol import Connection, Door
+from service.server.listener import Accepting
+
+logger = logging.getLogger(__name__)
+
+
+class Drainable(Protocol):
+    """The service behind the server, as far as stopping it goes."""
+
+    is_stopping: bool
+    """Readiness is gone; requests are still answered."""
+    is_closed: bool
+    """New requests are refused."""
+
+    def give_up(self) -> None:
+        """Fails the requests that still wait."""
+        ...
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal first takes the readiness away, and a clean end after a signal is exit code 0; SIGHUP has
+    keys and certificate read again."""
+
+    def __init__(self, config: uvicorn.Config, whole: Drainable, door: Door, reload: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._reload = reload
+        self._whole = whole
+        self._door = door
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self._reload is not None:  # else a terminal that is closed ends the server, as it ends all else
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await super().startup([])
+        for listener in sockets or ():
+            accepting = Accepting(listener, self._connection, self.config.ssl)
+            accepting.begin()
+            self.servers.append(cast("asyncio.Server", accepting))
+
+    def _connection(self) -> asyncio.Protocol:
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; a second Ctrl-C ends at once."""
+        if self._loop is not None and not self._whole.is_stopping:
+            self._loop.call_soon_threadsafe(self._drain)
+            return
+        self.should_exit = True
+        if sig == signal.SIGINT:
+            # uvicorn tells of the lifespan that it cuts off as of a failure.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            self.force_exit = True
+
+    def _drain(self) -> None:
+        """Readiness goes, then every answer is the last on its connection, then new requests are refused."""
+        assert self._loop is not None, "a signal is handled after startup only"
+        self._whole.is_stopping = True
+        self._door.is_closing = True
+        for connection in cast("set[Connection]", self.server_state.connections):
+            connection.close_after_answer()
+        logger.info("stopping: running requests are answered first")
+        delay, limit = self._door.limits.drain_delay_s, self._door.limits.drain_timeout_s
+        self._loop.call_later(delay, self._refuse)
+        self._loop.call_later(delay + limit, self._give_up)
+
+    def _refuse(self) -> None:
+        self._whole.is_closed = True
+
+    def _give_up(self) -> None:
+        self._whole.give_up()
+        self.leave()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: when new requests are refused and no other is left, nobody is waited for."""
+        if self._whole.is_closed and not self.server_state.tasks:
+            self.leave()
+        return await super().on_tick(counter)
+
+    def leave(self) -> None:
+        self.should_exit = True
