@@ -25,7 +25,7 @@ from benchmarks.about import about, auto_precision, parser_of, save
 from benchmarks.front_client import LABELS, Caller, Server, make_texts, messages_of, serving, throughput
 from benchmarks.front_stages import stages_us
 from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
-from service.commands.models import SHIPPED, located
+from service.commands.models import SHIPPED, locate_shipped
 from service.domain import Encoding
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
@@ -57,7 +57,7 @@ METHOD = (
 
 def main() -> None:
     arguments = _parse()
-    checkpoint = resolve(located(parse_spec(SHIPPED)))
+    checkpoint = resolve(locate_shipped(parse_spec(SHIPPED)))
     model = TextModel.load(checkpoint)
     texts = make_texts(model)
     folders = {THIS: ROOT, **arguments.other}

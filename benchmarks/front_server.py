@@ -17,7 +17,7 @@ import uvloop
 
 from benchmarks.null_engine import load_null
 from service import logs
-from service.commands.application import Composition
+from service.commands.application import Application
 from service.commands.serve import make_server
 from service.replicas.runner import load_engine
 from service.server.listener import bind, url_of
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
-    whole = Composition(settings, load=load_engine if arguments.real else load_null)
+    whole = Application(settings, load=load_engine if arguments.real else load_null)
     server = make_server(whole, settings)
     if arguments.profile:
         _profile_on_signals(arguments.profile)

@@ -30,7 +30,7 @@ import uvloop
 from benchmarks.about import about, parser_of, save
 from benchmarks.front_client import Server, make_texts, messages_of, serving, throughput
 from service.checkpoints.checkpoint import parse_spec, resolve
-from service.commands.models import SHIPPED, located
+from service.commands.models import SHIPPED, locate_shipped
 from service.tasks.text_model import TextModel
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.ask:
         print(json.dumps(list(ask(arguments.ask, arguments.seconds))))
         return
-    texts = make_texts(TextModel.load(resolve(located(parse_spec(SHIPPED)))))
+    texts = make_texts(TextModel.load(resolve(locate_shipped(parse_spec(SHIPPED)))))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with serving("this", ROOT) as server:

@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.about import about, parser_of, save
 from service.batching import latency_model
-from service.batching.jobs import Job, Ticket
+from service.batching.jobs import Job, PendingRequest
 from service.batching.latency_model import Cost
 from service.batching.queue import Queue
 from service.domain import Cls, Encoding, Output
@@ -157,8 +157,10 @@ def simulate(order: Order, cost: Cost, arrivals: list[Arrival]) -> dict[str, lis
 
 def jobs_of(arrival: Arrival, latencies: list[float]) -> list[Job]:
     encodings = [Encoding("m", ZEROS[:n], ZEROS[:n], ZEROS[:n], Cls()) for n in arrival.lengths]
-    ticket = Ticket(encodings, arrival.at, lambda settled: latencies.append(settled.queue_s + settled.compute_s))
-    return [Job(encoding, arrival.at, [(ticket, row)]) for row, encoding in enumerate(encodings)]
+    pending = PendingRequest(
+        encodings, arrival.at, lambda settled: latencies.append(settled.queue_s + settled.compute_s)
+    )
+    return [Job(encoding, arrival.at, [(pending, row)]) for row, encoding in enumerate(encodings)]
 
 
 def sweep(devices: Iterable[Case], seed: int) -> Iterator[dict[str, Any]]:

@@ -68,13 +68,13 @@ async def _soak(patient: Patient, arguments: argparse.Namespace) -> dict[str, An
             is_over.set()
         await coming
         samples = await watching
-    had = patient.clients.taken()
+    fits = patient.clients.taken()
     await until(lambda: not any(server.metric(name) for name in IDLE), END_S)
-    lost = sum(each.is_lost for each in had)
+    lost = sum(each.is_lost for each in fits)
     taken = told(samples)
     return {
-        "asked": len(had),
-        "outcomes": counted(had),
+        "asked": len(fits),
+        "outcomes": counted(fits),
         "lost": lost,
         "strangers": dict(sorted(strangers.answered.items())),
         "odd": dict(strangers.odd),

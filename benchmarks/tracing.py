@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks.about import about, parser_of, save
 from benchmarks.front_client import make_texts, messages_of, serving, throughput
 from service.checkpoints.checkpoint import parse_spec, resolve
-from service.commands.models import SHIPPED, located
+from service.commands.models import SHIPPED, locate_shipped
 from service.tasks.text_model import TextModel
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ def collecting() -> Iterator[str]:
 
 def main() -> None:
     arguments = _parse()
-    model = TextModel.load(resolve(located(parse_spec(SHIPPED))))
+    model = TextModel.load(resolve(locate_shipped(parse_spec(SHIPPED))))
     messages = messages_of(make_texts(model), 1)
     with ExitStack() as stack:
         url = stack.enter_context(collecting())

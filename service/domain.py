@@ -93,7 +93,7 @@ RANKS: dict[Priority, int] = {"interactive": 0, "bulk": -1}
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RequestOptions:
     """How a request waits: until when (a time of the batcher's clock), before which others (a higher priority goes
     first), and on whose account, which has a share of the device by its weight among those that ask at the time."""
 
@@ -103,7 +103,7 @@ class Terms:
     weight: float = 1.0
 
 
-ANY_TIME = Terms()
+DEFAULT_OPTIONS = RequestOptions()
 """Of who names none."""
 
 

@@ -12,8 +12,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from service.batching.jobs import Settled
-from service.domain import ANY_TIME, Encoding, Terms, Timing
+from service.batching.jobs import RequestResult
+from service.domain import DEFAULT_OPTIONS, Encoding, RequestOptions, Timing
 from service.errors import DeadlineExceeded
 from service.metrics import Metrics
 from service.tasks.registry import route
@@ -32,11 +32,11 @@ R = TypeVar("R")
 class Submit(Protocol):
     """The batcher's face."""
 
-    async def __call__(self, encodings: Sequence[Encoding], terms: Terms) -> Settled: ...
+    async def __call__(self, encodings: Sequence[Encoding], options: RequestOptions) -> RequestResult: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Reply(Generic[R]):
+class Answer(Generic[R]):
     """Results in input order; `model` is the one that was chosen, `tokens` the sum over all rows."""
 
     model: str
@@ -72,10 +72,10 @@ class Pipeline:
         query: Q,
         *,
         model: str | None = None,
-        terms: Terms = ANY_TIME,
+        options: RequestOptions = DEFAULT_OPTIONS,
         num_bytes: int | None = None,
         on_encoded: Callable[[int, int], None] = lambda rows, tokens: None,
-    ) -> Reply[R]:
+    ) -> Answer[R]:
         """The deadline of `terms` is a time of the pipeline's clock; `num_bytes`, where it is known, the size of the
         query's text. `on_encoded` is told the rows and tokens before they are submitted.
 
@@ -84,17 +84,19 @@ class Pipeline:
         started = self._clock()
         chosen = route(self._models, task, query, model)
         is_small = num_bytes is not None and num_bytes <= INLINE_BYTES
-        encodings = task.encode(chosen, query) if is_small else await self._encode(task, chosen, query, terms.deadline)
+        encodings = (
+            task.encode(chosen, query) if is_small else await self._encode(task, chosen, query, options.deadline)
+        )
         encoded = self._clock()
         trace.current.get().stage("tokenize", encoded - started)
         tokens = self._count(task.name, chosen.name, encodings, encoded - started)
         on_encoded(len(encodings), tokens)
-        settled = await self._submit(encodings, terms)
+        settled = await self._submit(encodings, options)
         results = task.decode(chosen, query, encodings, settled.outputs)
         timing = Timing(encoded - started, settled.queue_s, settled.compute_s, self._clock() - started)
         self._metrics.answered(task.name, len(results), timing)
         self._count_decisions(task, chosen.name, query, results)
-        return Reply(chosen.name, results, tokens, timing)
+        return Answer(chosen.name, results, tokens, timing)
 
     async def _encode(self, task: Task[Q, R], model: TextModel, query: Q, deadline: float | None) -> list[Encoding]:
         """Tokenises off the event loop: the tokenizer lets go of the GIL, so other requests are read meanwhile."""

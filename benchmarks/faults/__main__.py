@@ -84,8 +84,8 @@ async def _behind_proxies(
     for proxy in filter(is_installed, PROXIES):
         own = Path(tempfile.mkdtemp(dir=folder))
         during = await behind(proxy, own, asked, arguments.clients, ("--model", arguments.model))
-        for name, had in during.items():
-            measured.append({"fault": name, "proxy": proxy, **summary(had, had[0].sent_s)})
+        for name, fits in during.items():
+            measured.append({"fault": name, "proxy": proxy, **summary(fits, fits[0].sent_s)})
             print(json.dumps(measured[-1]), file=sys.stderr)
     return measured
 

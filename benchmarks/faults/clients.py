@@ -50,7 +50,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class RequestContext:
     """One question and what came of it: 200, `200 wrong`, `late`, `no answer`, or status and code of an error."""
 
     task: str
@@ -77,7 +77,7 @@ class Clients:
 
     def __init__(self, url: str, asked: Sequence[Question], num_clients: int, deadline_s: float = 30.0) -> None:
         self.num = num_clients
-        self.exchanges: list[Exchange] = []
+        self.exchanges: list[RequestContext] = []
         self._asked = asked
         self._deadline_s = deadline_s
         self._right: dict[Question, Numbers] = {}
@@ -109,23 +109,23 @@ class Clients:
 
         async def client() -> None:
             while not is_over.is_set():
-                exchange = await self.ask(next(source))
-                if exchange.outcome.startswith(("429", "503")):
+                context = await self.ask(next(source))
+                if context.outcome.startswith(("429", "503")):
                     await asyncio.sleep(PAUSE_S)
 
         await asyncio.gather(*(client() for _ in range(self.num)))
 
-    def taken(self) -> list[Exchange]:
+    def taken(self) -> list[RequestContext]:
         """The exchanges so far, which are not counted again."""
-        had, self.exchanges = self.exchanges, []
-        return had
+        fits, self.exchanges = self.exchanges, []
+        return fits
 
-    async def ask(self, question: Question) -> Exchange:
+    async def ask(self, question: Question) -> RequestContext:
         sent_s = time.monotonic()
         outcome = await self._outcome(question)
-        exchange = Exchange(question.task, sent_s, time.monotonic(), outcome)
-        self.exchanges.append(exchange)
-        return exchange
+        context = RequestContext(question.task, sent_s, time.monotonic(), outcome)
+        self.exchanges.append(context)
+        return context
 
     async def _outcome(self, question: Question) -> str:
         try:
@@ -181,6 +181,6 @@ def agree(found: Numbers, expected: Numbers) -> bool:
     return all(abs(found[name] - value) <= most for name, value in expected.items())
 
 
-def counted(exchanges: Iterable[Exchange]) -> dict[str, int]:
+def counted(exchanges: Iterable[RequestContext]) -> dict[str, int]:
     """How often each outcome, by outcome."""
     return dict(sorted(Counter(each.outcome for each in exchanges).items()))

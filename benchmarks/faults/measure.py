@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.faults.clients import RIGHT, Exchange, counted
+from benchmarks.faults.clients import RIGHT, RequestContext, counted
 from benchmarks.faults.faults import Fault, Patient
 from benchmarks.faults.rolling import under_load
 from benchmarks.faults.running import Instance, until
@@ -36,12 +36,12 @@ async def measure(fault: Fault, patient: Patient) -> dict[str, Any]:
         well_s = await recovered_s(fault, server, before)
         await asyncio.sleep(AFTER_S)
     after = await asyncio.to_thread(totals, server)
-    had = clients.taken()
+    fits = clients.taken()
     return {
         "fault": fault.name,
         "what": fault.what,
         "replicas": len(server.states()),
-        **summary(had, injected_s),
+        **summary(fits, injected_s),
         "recovery_s": round(well_s - injected_s, 2),
         "counted_by_the_server": {name: after[name] - before[name] for name in after if after[name] > before[name]},
     }
@@ -62,17 +62,17 @@ def totals(server: Instance) -> dict[str, float]:
     return lost | {name: server.metric(f"{name}_total") for name in COUNTERS}
 
 
-def summary(had: Sequence[Exchange], injected_s: float) -> dict[str, Any]:
+def summary(fits: Sequence[RequestContext], injected_s: float) -> dict[str, Any]:
     return {
-        "asked": len(had),
-        "outcomes": counted(had),
-        "lost": sum(each.is_lost for each in had),
-        "silence_s": round(longest_silence_s(had, injected_s), 2),
-        "slowest_answer_s": round(max(each.ended_s - each.sent_s for each in had), 2),
+        "asked": len(fits),
+        "outcomes": counted(fits),
+        "lost": sum(each.is_lost for each in fits),
+        "silence_s": round(longest_silence_s(fits, injected_s), 2),
+        "slowest_answer_s": round(max(each.ended_s - each.sent_s for each in fits), 2),
     }
 
 
-def longest_silence_s(exchanges: Sequence[Exchange], since_s: float) -> float:
+def longest_silence_s(exchanges: Sequence[RequestContext], since_s: float) -> float:
     """The longest time from then on in which nobody got a right answer."""
     answered = sorted(each.ended_s for each in exchanges if each.outcome == RIGHT and each.ended_s >= since_s)
     return max((later - earlier for earlier, later in pairwise([since_s, *answered])), default=0.0)

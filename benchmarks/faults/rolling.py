@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults.clients import Clients, Exchange, Question
+from benchmarks.faults.clients import Clients, Question, RequestContext
 from benchmarks.faults.proxies import proxying
 from benchmarks.faults.running import START_S, Instance, running, until
 from benchmarks.local_server import free_port
@@ -59,7 +59,7 @@ STEPS: Mapping[str, Step] = {"rolling restart": restart_in_turn, "kill -9 of one
 
 async def behind(
     proxy: str, folder: Path, asked: Sequence[Question], num_clients: int, flags: Sequence[str] = ()
-) -> dict[str, list[Exchange]]:
+) -> dict[str, list[RequestContext]]:
     """What the clients got during each of the steps, by name. `folder` is there."""
     instances = [Instance(folder / f"instance{number}.log", (*FLAGS, *flags)) for number in (1, 2)]
     ports = [instance.port for instance in instances]

@@ -15,7 +15,7 @@ import uvloop
 from benchmarks.faults.orders import TASKS, load_faulty
 from service import logs
 from service.cli_args import add_setting_flags, settings_from
-from service.commands.application import Composition
+from service.commands.application import Application
 from service.commands.serve import make_server
 from service.server.listener import bind, url_of
 from service.server.uvicorn_server import Server
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 async def _serve(settings: Settings, orders: Path) -> None:
-    whole = Composition(settings, load=partial(load_faulty, orders=orders))
+    whole = Application(settings, load=partial(load_faulty, orders=orders))
     server = make_server(whole, settings)
     with bind(settings.server) as listener:
         whole.begin(url_of(listener), on_failure=server.leave)

@@ -19,10 +19,10 @@ CALLERS = {
 def write_keys(folder: Path, callers: Mapping[str, str] = CALLERS) -> Path:
     """Writes NAME.key for each and `keys.toml`, which the service reads; returns that."""
     tables = []
-    for name, rights in callers.items():
+    for name, permissions in callers.items():
         secret = new_secret()
         (folder / f"{name}.key").write_text(secret)
-        tables.append(f'[keys.{name}]\nhash = "{hash_of(secret)}"\n{rights}')
+        tables.append(f'[keys.{name}]\nhash = "{hash_of(secret)}"\n{permissions}')
     keys = folder / "keys.toml"
     keys.write_text("\n".join(tables))
     return keys

@@ -38,7 +38,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-class Rights(BaseModel):
+class KeyPermissions(BaseModel):
     """What a caller may do. A limit of 0 is none; `priority` is the highest that its requests get."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +51,7 @@ class Rights(BaseModel):
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
-class Key(Rights):
+class Key(KeyPermissions):
     hash: str = Field(pattern=f"^{_HASH}$")
 
     @property
@@ -168,27 +168,29 @@ class Refusal:
 class Account:
     """A caller by name, across changes of its rights."""
 
-    def __init__(self, name: str, rights: Rights, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, permissions: KeyPermissions, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self._num_running = 0
         self._requests = Bucket(clock)
         self._tokens = Bucket(clock)
-        self.grant(rights)
+        self.grant(permissions)
 
-    def grant(self, rights: Rights) -> None:
-        self.rights = rights
-        self._requests.set_rate(rights.requests_per_s)
-        self._tokens.set_rate(rights.tokens_per_s)
+    def grant(self, permissions: KeyPermissions) -> None:
+        self.permissions = permissions
+        self._requests.set_rate(permissions.requests_per_s)
+        self._tokens.set_rate(permissions.tokens_per_s)
 
     def refusal(self) -> Refusal | None:
         """Why a request would have to come back later, and when; None: it may `enter`."""
-        rights = self.rights
-        if 0 < rights.concurrency <= self._num_running:
-            return Refusal("concurrency", f"{rights.concurrency} requests of this key run already", CONCURRENCY_RETRY_S)
+        permissions = self.permissions
+        if 0 < permissions.concurrency <= self._num_running:
+            return Refusal(
+                "concurrency", f"{permissions.concurrency} requests of this key run already", CONCURRENCY_RETRY_S
+            )
         if wait_s := self._tokens.wait_s():
-            return Refusal("tokens", f"this key may use {rights.tokens_per_s:g} tokens a second", wait_s)
+            return Refusal("tokens", f"this key may use {permissions.tokens_per_s:g} tokens a second", wait_s)
         if wait_s := self._requests.wait_s():
-            return Refusal("requests", f"this key may send {rights.requests_per_s:g} requests a second", wait_s)
+            return Refusal("requests", f"this key may send {permissions.requests_per_s:g} requests a second", wait_s)
         return None
 
     def enter(self) -> None:
@@ -203,8 +205,8 @@ class Account:
         self._tokens.draw(tokens)
 
     def priority(self, asked: Priority) -> Priority:
-        return "bulk" if self.rights.priority == "bulk" else asked
+        return "bulk" if self.permissions.priority == "bulk" else asked
 
 
-ANYONE = Account("", Rights())
+ANYONE = Account("", KeyPermissions())
 """Whoever asks where there are no keys."""

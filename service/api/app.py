@@ -23,8 +23,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from service.api import openapi, operations
-from service.api.auth import Gate, KeyRing
-from service.api.middleware import Edge, exchange_of, reply_to
+from service.api.auth import AuthMiddleware, KeyStore
+from service.api.middleware import RequestMiddleware, context_of, reply_to
 from service.api.protocols import native
 from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER
 from service.api.shortcut import Shortcut
@@ -104,7 +104,7 @@ def create_app(
     settings: Server,
     metrics: Metrics,
     tracer: Tracer = NO_TRACER,
-    ring: KeyRing | None = None,
+    key_store: KeyStore | None = None,
     security: Security = _UNGUARDED,
     accepting: Callable[[], str | None] | None = None,
     admit: native.Admit = lambda terms: None,
@@ -128,7 +128,7 @@ def create_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    front = native.Front(pipeline, accepting or ready, settings, metrics, admit, clock)
+    front = native.TaskRoutes(pipeline, accepting or ready, settings, metrics, admit, clock)
     endpoints = native.endpoints(front)
     app.include_router(native.router(endpoints, settings))
     probes = operations.probes(alive, ready)
@@ -136,14 +136,16 @@ def create_app(
     add_docs(app)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(Shortcut, endpoints={"POST": endpoints, "GET": probes})
-    if ring is not None:
-        app.add_middleware(Gate, ring=ring, metrics=metrics, tasks=endpoints, open_docs=security.open_docs)
-    app.add_middleware(Edge, metrics=metrics, tracer=tracer)
+    if key_store is not None:
+        app.add_middleware(
+            AuthMiddleware, key_store=key_store, metrics=metrics, tasks=endpoints, open_docs=security.open_docs
+        )
+    app.add_middleware(RequestMiddleware, metrics=metrics, tracer=tracer)
     if security.cors_origins:
         app.add_middleware(CORSMiddleware, **cors(security.cors_origins))
-    openapi.install(app, [route.request for route in native.ROUTES], settings, with_keys=ring is not None)
+    openapi.install(app, [route.request for route in native.ROUTES], settings, with_keys=key_store is not None)
     return app
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    return reply_to(error, exchange_of(request))
+    return reply_to(error, context_of(request))

@@ -16,7 +16,7 @@ from typing import cast
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.accounts import Account, Key, Keys, KeyScope, digest_of, keys_of_file
-from service.api.middleware import SCOPE_KEY, Exchange
+from service.api.middleware import SCOPE_KEY, RequestContext
 from service.errors import Forbidden, RateLimited, SettingError, Unauthorized
 from service.metric_labels import NO_KEY
 from service.metrics import Metrics
@@ -27,7 +27,7 @@ LOOK_EVERY_S = 1.0
 Stamp = tuple[int, int, int] | None
 
 
-class KeyRing:
+class KeyStore:
     """`fixed` are the keys of the settings; those of `file` come on top, and are read again when it changes."""
 
     def __init__(
@@ -112,14 +112,14 @@ _OTHERS: dict[str, frozenset[KeyScope]] = {
 }
 
 
-class Gate:
+class AuthMiddleware:
     """`tasks` are the paths where the model is asked."""
 
     def __init__(
-        self, app: ASGIApp, ring: KeyRing, metrics: Metrics, tasks: Iterable[str], *, open_docs: bool = False
+        self, app: ASGIApp, key_store: KeyStore, metrics: Metrics, tasks: Iterable[str], *, open_docs: bool = False
     ) -> None:
         self._app = app
-        self._ring = ring
+        self._key_store = key_store
         self._metrics = metrics
         self._tasks = frozenset(tasks)
         self._needed = {**_OTHERS, **dict.fromkeys(self._tasks, frozenset[KeyScope]({"infer"}))}
@@ -130,7 +130,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         account = self._account(scope)
-        cast("Exchange", scope[SCOPE_KEY]).caller = account
+        cast("RequestContext", scope[SCOPE_KEY]).caller = account
         self._check_scope(account, scope["path"])
         if scope["path"] not in self._tasks:
             await self._app(scope, receive, send)
@@ -147,7 +147,7 @@ class Gate:
 
     def _account(self, scope: Scope) -> Account:
         secret = secret_of(scope["headers"])
-        if secret and (account := self._ring.find(secret)):
+        if secret and (account := self._key_store.find(secret)):
             return account
         self._metrics.key_refused.labels(NO_KEY, "unauthorized").inc()
         if secret:
@@ -156,7 +156,7 @@ class Gate:
 
     def _check_scope(self, account: Account, path: str) -> None:
         needed = self._needed.get(path, _ADMIN)
-        if needed.isdisjoint(account.rights.scopes):
+        if needed.isdisjoint(account.permissions.scopes):
             self._metrics.key_refused.labels(account.name, "forbidden").inc()
             raise Forbidden(f"this route needs a key with the scope {' or '.join(sorted(needed))}")
 

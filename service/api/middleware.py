@@ -36,7 +36,7 @@ _PROBES = {"/livez", "/readyz", "/metrics"}
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     """What is learnt of a request on its way; `status` is 0 until a reply starts, `code` an error's."""
 
     request_id: str
@@ -59,11 +59,11 @@ class Exchange:
         self.caller.spend(tokens)
 
 
-def exchange_of(request: Request) -> Exchange:
-    return cast("Exchange", request.scope[SCOPE_KEY])
+def context_of(request: Request) -> RequestContext:
+    return cast("RequestContext", request.scope[SCOPE_KEY])
 
 
-class Edge:
+class RequestMiddleware:
     def __init__(
         self,
         app: ASGIApp,
@@ -82,81 +82,81 @@ class Edge:
             return
         headers = Headers(scope=scope)
         trace = NO_TRACE if scope["path"] in _PROBES else self._tracer.begin(headers)
-        exchange = Exchange(request_id_of(headers), self._clock(), trace)
+        context = RequestContext(request_id_of(headers), self._clock(), trace)
         is_head = scope["method"] == "HEAD"
-        inner = {**scope, SCOPE_KEY: exchange, "method": "GET" if is_head else scope["method"]}
-        token = logs.request_id.set(exchange.request_id)
+        inner = {**scope, SCOPE_KEY: context, "method": "GET" if is_head else scope["method"]}
+        token = logs.request_id.set(context.request_id)
         try:
-            await self._serve(exchange, inner, receive, send)
+            await self._serve(context, inner, receive, send)
         finally:
-            self._finish(exchange, scope["method"], inner)
+            self._finish(context, scope["method"], inner)
             logs.request_id.reset(token)
 
-    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
+                context.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = exchange.request_id
-                if exchange.trace.reply:
-                    headers["traceresponse"] = exchange.trace.reply
+                headers["X-Request-ID"] = context.request_id
+                if context.trace.reply:
+                    headers["traceresponse"] = context.trace.reply
             await send(message)
 
         try:
             await self._app(scope, receive, send_named)
         except ClientDisconnect:
-            exchange.status = CLIENT_GONE
+            context.status = CLIENT_GONE
         except Exception as error:
             # The edge: whatever went wrong inside, the caller gets a reply.
-            if exchange.status:
+            if context.status:
                 raise
-            await reply_to(error, exchange)(scope, receive, send_named)
+            await reply_to(error, context)(scope, receive, send_named)
 
-    def _finish(self, exchange: Exchange, method: str, scope: Scope) -> None:
-        seconds = self._clock() - exchange.started
-        if exchange.task is not None:
-            code, exemplar = exchange.status or 500, exchange.trace.exemplar
-            self._metrics.request_done(exchange.task, exchange.model, code, seconds, exemplar)
-        if exchange.caller.name:
-            self._metrics.key_done(exchange.caller.name, exchange.status or 500, exchange.tokens or 0)
+    def _finish(self, context: RequestContext, method: str, scope: Scope) -> None:
+        seconds = self._clock() - context.started
+        if context.task is not None:
+            code, exemplar = context.status or 500, context.trace.exemplar
+            self._metrics.request_done(context.task, context.model, code, seconds, exemplar)
+        if context.caller.name:
+            self._metrics.key_done(context.caller.name, context.status or 500, context.tokens or 0)
         route = getattr(scope.get("route"), "path", None)
         level = logging.DEBUG if route in _PROBES else logging.INFO
-        if exchange.trace.ids or logger.isEnabledFor(level):
-            fields = _fields(exchange, method, route, scope.get("client"), seconds)
+        if context.trace.ids or logger.isEnabledFor(level):
+            fields = _fields(context, method, route, scope.get("client"), seconds)
             logger.log(level, "request", extra=fields)
-            exchange.trace.end({"request_id": exchange.request_id, **fields})
+            context.trace.end({"request_id": context.request_id, **fields})
 
 
 def _fields(
-    exchange: Exchange, method: str, route: str | None, client: tuple[str, int] | None, seconds: float
+    context: RequestContext, method: str, route: str | None, client: tuple[str, int] | None, seconds: float
 ) -> dict[str, Any]:
     """The line of the access log: who asked what and what came of it, never a text and never a secret."""
     fields = {
         "method": method,
         "route": route,
         "client": client[0] if client else None,
-        "key": exchange.caller.name or None,
-        "task": exchange.task,
-        "model": exchange.model,
-        "priority": exchange.priority,
-        "inputs": exchange.inputs,
-        "tokens": exchange.tokens,
-        "status": exchange.status,
-        "code": exchange.code,
+        "key": context.caller.name or None,
+        "task": context.task,
+        "model": context.model,
+        "priority": context.priority,
+        "inputs": context.inputs,
+        "tokens": context.tokens,
+        "status": context.status,
+        "code": context.code,
         "duration_ms": round(seconds * 1000, 3),
     }
-    if timing := exchange.timing:
+    if timing := context.timing:
         fields["tokenize_ms"] = round(timing.tokenize * 1000, 3)
         fields["queue_ms"] = round(timing.queue * 1000, 3)
         fields["compute_ms"] = round(timing.compute * 1000, 3)
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def reply_to(error: Exception, exchange: Exchange) -> Response:
+def reply_to(error: Exception, context: RequestContext) -> Response:
     """The ladder: ours by its code, the router's by its status, all else an internal error that tells nothing."""
     ours = _ours(error)
-    exchange.code = ours.code
-    response = problem(ours, exchange.request_id)
+    context.code = ours.code
+    response = problem(ours, context.request_id)
     if isinstance(error, HTTPException):
         response.headers.update(error.headers or {})
     return response

@@ -13,9 +13,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from service.batching.latency_model import Pace
+from service.batching.latency_model import LatencyModels
 from service.batching.queue import Queue
-from service.domain import Encoding, Terms
+from service.domain import Encoding, RequestOptions
 from service.errors import DeadlineUnreachable, QueueFull, ServiceError
 from service.metric_labels import RefusalReason
 from service.metrics import Metrics
@@ -47,7 +47,7 @@ class Pipe:
         return max(batch.at, self.free_since)
 
 
-class InFlight:
+class InFlightBatches:
     """`slowness` is what batches take, from the moment the replica was free for them, over what was expected."""
 
     def __init__(self) -> None:
@@ -95,8 +95,8 @@ class Admission:
     def __init__(
         self,
         queue: Queue,
-        pace: Pace,
-        in_flight: InFlight,
+        latency_models: LatencyModels,
+        in_flight: InFlightBatches,
         *,
         max_queue_tokens: int,
         max_wait_s: float,
@@ -104,28 +104,28 @@ class Admission:
         metrics: Metrics,
     ) -> None:
         self._queue = queue
-        self._pace = pace
+        self._latency_models = latency_models
         self._in_flight = in_flight
         self._max_queue_tokens = max_queue_tokens
         self._max_wait_s = max_wait_s
         self._num_replicas = num_replicas
         self._metrics = metrics
 
-    def check(self, terms: Terms, encodings: Sequence[Encoding], now: float) -> None:
+    def check(self, options: RequestOptions, encodings: Sequence[Encoding], now: float) -> None:
         """Raises QueueFull or DeadlineUnreachable. Without encodings: for a request of a row as they wait."""
         tokens = sum(encoding.num_tokens for encoding in encodings) or self._queue.row_tokens()
         num_jobs = len(encodings) or 1
-        if self._is_full(terms, tokens):
+        if self._is_full(options, tokens):
             detail = f"{self._queue.num_tokens} tokens wait already; the limit is {self._max_queue_tokens}"
             self._refuse(QueueFull, "queue_full", num_jobs, detail, self.wait_s(now))
         token_s = self._token_s()
         if token_s is None:
             return
         own_s, all_s = self._own_s(encodings), token_s * self._queue.num_tokens
-        left_s = float("inf") if terms.deadline is None else terms.deadline - now
+        left_s = float("inf") if options.deadline is None else options.deadline - now
         if self._is_in_time(self._landing_s(now, all_s), max(own_s, all_s), left_s):
             return  # even as the last of all, which is quickly told
-        wait_s = self._landing_s(now, token_s * self._queue.ahead_of(terms, tokens))
+        wait_s = self._landing_s(now, token_s * self._queue.tokens_ahead(options, tokens))
         batch_s = max(own_s, token_s * self._batch_tokens())
         if not wait_s or self._is_in_time(wait_s, batch_s, left_s):
             return
@@ -149,7 +149,7 @@ class Admission:
         """Seconds that one replica takes for one of the tokens that wait, at the rate at which batches really land."""
         predicted_s = 0.0
         for waiting in self._queue.waiting():
-            seconds = self._pace.predict(*waiting)
+            seconds = self._latency_models.predict(*waiting)
             if seconds is None:
                 return None
             predicted_s += seconds
@@ -160,21 +160,25 @@ class Admission:
         if not encodings:
             return 0.0
         tokens = sum(encoding.num_tokens for encoding in encodings)
-        return (self._pace.predict(encodings[0].model, tokens, len(encodings)) or 0.0) * self._in_flight.slowness
+        return (
+            self._latency_models.predict(encodings[0].model, tokens, len(encodings)) or 0.0
+        ) * self._in_flight.slowness
 
     def _batch_tokens(self) -> int:
         """Of a batch as full as what waits can make it."""
-        return max((min(tokens, self._pace.budget(model)) for model, tokens, _ in self._queue.waiting()), default=0)
+        return max(
+            (min(tokens, self._latency_models.budget(model)) for model, tokens, _ in self._queue.waiting()), default=0
+        )
 
     def _is_in_time(self, wait_s: float, batch_s: float, left_s: float) -> bool:
         """Whether that is no longer to wait than anybody may, and computed before the deadline. What is late already
         has another error."""
         return wait_s <= self._max_wait_s and not 0 < left_s < HEADROOM * (wait_s + batch_s)
 
-    def _is_full(self, terms: Terms, tokens: int) -> bool:
+    def _is_full(self, options: RequestOptions, tokens: int) -> bool:
         """For an account that has its part of it: who has nothing there is let in, or to wait might never help."""
         limit = self._max_queue_tokens
-        return self._queue.num_tokens + tokens > limit and self._queue.is_above_its_part(terms, tokens, limit)
+        return self._queue.num_tokens + tokens > limit and self._queue.exceeds_share(options, tokens, limit)
 
     def _refuse(
         self, error: type[ServiceError], reason: RefusalReason, num_jobs: int, detail: str, wait_s: float | None

@@ -14,7 +14,7 @@ from service.errors import ReplicaLost
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class BatchResult:
     """One output per encoding, in order, or why there is none for that row alone.
 
     `fitting_tokens` is None unless the device ran out of memory: so many tokens fit at a time, as far as is known.
@@ -25,11 +25,11 @@ class Ran:
     fitting_tokens: int | None = None
 
 
-class Untouched(ReplicaLost):
+class BatchNotStarted(ReplicaLost):
     """The batch only waited for its turn when the replica was lost: it had no part in that."""
 
 
-Run = Callable[[Sequence[Encoding]], Awaitable[Ran]]
+Run = Callable[[Sequence[Encoding]], Awaitable[BatchResult]]
 """Raises ReplicaLost when the batch is lost and may be computed elsewhere, Untouched when it was not at hand."""
 
 Feed = Callable[[Run], Coroutine[Any, Any, None]]

@@ -12,20 +12,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from service.batching.admission import Admission, InFlight
-from service.batching.batch import Ran, Run, Untouched
-from service.batching.jobs import Flights, Job, Settled, Ticket
-from service.batching.latency_model import Pace
+from service.batching.admission import Admission, InFlightBatches
+from service.batching.batch import BatchNotStarted, BatchResult, Run
+from service.batching.jobs import InFlightRows, Job, PendingRequest, RequestResult
+from service.batching.latency_model import LatencyModels
 from service.batching.queue import Queue
 from service.batching.result_cache import Cache, NoCache
-from service.domain import ANY_TIME, Encoding, Failure, Output, Terms
+from service.domain import DEFAULT_OPTIONS, Encoding, Failure, Output, RequestOptions
 from service.errors import DeadlineExceeded, InferenceFailed, OutOfMemory, ReplicaLost, ServiceError, Unavailable
 from service.metric_labels import DropReason
 from service.metrics import Metrics
 from service.tracing.trace import NO_TRACER, BatchTrace, Trace, Tracer, current, replica
 
 
-async def traced(tracer: Tracer, clock: Callable[[], float], run: Run, batch: Sequence[Job], tokens: int) -> Ran:
+async def traced(
+    tracer: Tracer, clock: Callable[[], float], run: Run, batch: Sequence[Job], tokens: int
+) -> BatchResult:
     """Raises what `run` raises."""
     taken, compute_s, error = clock(), 0.0, ""
     try:
@@ -47,12 +49,12 @@ async def traced(tracer: Tracer, clock: Callable[[], float], run: Run, batch: Se
 
 
 def _waiting(batch: Sequence[Job], now: float) -> Iterator[tuple[Trace, float]]:
-    return ((ticket.trace, now - ticket.arrived) for job in batch for ticket, _ in job.waiters)
+    return ((pending.trace, now - pending.arrived) for job in batch for pending, _ in job.waiters)
 
 
 logger = logging.getLogger(__name__)
 
-Result = Settled | ServiceError
+Result = RequestResult | ServiceError
 
 
 class Batcher:
@@ -65,7 +67,7 @@ class Batcher:
     def __init__(
         self,
         *,
-        pace: Pace,
+        latency_models: LatencyModels,
         max_queue_tokens: int,
         metrics: Metrics,
         tracer: Tracer = NO_TRACER,
@@ -75,17 +77,17 @@ class Batcher:
         num_replicas: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pace = pace
+        self._latency_models = latency_models
         self._metrics = metrics
         self._tracer = tracer
         self._cache = NoCache() if cache is None else cache
         self._clock = clock
-        self._queue = Queue(max_age_s=max_age_s, budget=pace.budget, dropped=self._on_dropped)
-        self._flights = Flights()
-        self._in_flight = InFlight()
+        self._queue = Queue(max_age_s=max_age_s, budget=latency_models.budget, dropped=self._on_dropped)
+        self._flights = InFlightRows()
+        self._in_flight = InFlightBatches()
         self._admission = Admission(
             self._queue,
-            pace,
+            latency_models,
             self._in_flight,
             max_queue_tokens=max_queue_tokens,
             max_wait_s=max_wait_s,
@@ -101,14 +103,14 @@ class Batcher:
             lambda: self._admission.wait_s(clock()) or 0.0,
         )
 
-    def admit(self, terms: Terms) -> None:
+    def admit(self, options: RequestOptions) -> None:
         """Raises what `submit` would, for a request of which nothing else is known yet: to read it would be in vain."""
         if self._is_closed:
             self._metrics.refused("draining", 1)
             raise Unavailable("the service is stopping")
-        self._admission.check(terms, (), self._clock())
+        self._admission.check(options, (), self._clock())
 
-    async def submit(self, encodings: Sequence[Encoding], terms: Terms = ANY_TIME) -> Settled:
+    async def submit(self, encodings: Sequence[Encoding], options: RequestOptions = DEFAULT_OPTIONS) -> RequestResult:
         """Waits until all rows are computed.
 
         Raises QueueFull, DeadlineUnreachable, Unavailable, DeadlineExceeded, ReplicaLost, InferenceFailed. When the
@@ -116,20 +118,20 @@ class Batcher:
         computed.
         """
         if not encodings:
-            return Settled([], 0.0, 0.0)
+            return RequestResult([], 0.0, 0.0)
         now = self._clock()
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Settled] = loop.create_future()
-        ticket = Ticket(encodings, now, partial(_resolve, answer), terms, current.get())
-        jobs = self._enter(ticket)
+        answer: asyncio.Future[RequestResult] = loop.create_future()
+        pending = PendingRequest(encodings, now, partial(_resolve, answer), options, current.get())
+        jobs = self._enter(pending)
         # asyncio.timeout would do, and take several times as long.
-        late = None if terms.deadline is None else loop.call_later(terms.deadline - now, _expire, ticket)
+        late = None if options.deadline is None else loop.call_later(options.deadline - now, _expire, pending)
         try:
             return await answer
         finally:
             if late is not None:
                 late.cancel()
-            closed = ticket.close("cancelled")
+            closed = pending.close("cancelled")
             if closed != "answered":
                 self._queue.remove([job for job in jobs if job.is_deserted], closed)
 
@@ -149,29 +151,29 @@ class Batcher:
         self._fail(self._queue.drain(), lambda row: Unavailable("the service is stopping"))
         self._filled.set()
 
-    def _enter(self, ticket: Ticket) -> list[Job]:
+    def _enter(self, pending: PendingRequest) -> list[Job]:
         """Answers what was kept, and puts a job for every other row into the queue, unless one is in flight already."""
         if self._is_closed:
-            self._metrics.refused("draining", len(ticket.encodings))
+            self._metrics.refused("draining", len(pending.encodings))
             raise Unavailable("the service is stopping")
-        kept = [self._cache.get(encoding) for encoding in ticket.encodings]
+        kept = [self._cache.get(encoding) for encoding in pending.encodings]
         rows = [row for row, output in enumerate(kept) if output is None]
         if rows:
-            self._admission.check(ticket.terms, [ticket.encodings[row] for row in rows], ticket.arrived)
+            self._admission.check(pending.options, [pending.encodings[row] for row in rows], pending.arrived)
         for row, output in enumerate(kept):
             if output is not None:
-                ticket.settle(row, output, 0.0, ticket.arrived)
-        jobs = self._flights.board(ticket, rows)
+                pending.settle(row, output, 0.0, pending.arrived)
+        jobs = self._flights.board(pending, rows)
         num_shared = len(rows) - sum(job.is_new for job in jobs)
         if num_shared:
-            self._metrics.shared_rows.labels(ticket.encodings[0].model).inc(num_shared)
-        self._queue.push(jobs, ticket.terms)
+            self._metrics.shared_rows.labels(pending.encodings[0].model).inc(num_shared)
+        self._queue.push(jobs, pending.options)
         self._filled.set()
         return jobs
 
     def _expected_s(self, batch: Sequence[Job]) -> float:
         tokens = sum(job.num_tokens for job in batch)
-        return self._pace.predict(batch[0].encoding.model, tokens, len(batch)) or 0.0
+        return self._latency_models.predict(batch[0].encoding.model, tokens, len(batch)) or 0.0
 
     async def _take(self) -> list[Job]:
         """The next batch, as soon as there is one; empty when there will be none."""
@@ -188,7 +190,7 @@ class Batcher:
         self._metrics.taken((taken - job.arrived for job in batch), tokens)
         try:
             self._settle(batch, await traced(self._tracer, self._clock, run, batch, tokens), tokens)
-        except Untouched:
+        except BatchNotStarted:
             self._give_back(batch)
             return False
         except ReplicaLost:
@@ -204,7 +206,7 @@ class Batcher:
             self._metrics.landed(tokens)
         return True
 
-    def _settle(self, batch: list[Job], ran: Ran, tokens: int) -> None:
+    def _settle(self, batch: list[Job], ran: BatchResult, tokens: int) -> None:
         if len(ran.outputs) != len(batch):
             raise ValueError(f"{len(ran.outputs)} outputs for a batch of {len(batch)}")
         now, model = self._clock(), batch[0].encoding.model
@@ -212,9 +214,9 @@ class Batcher:
         self._metrics.computed(model, rows=len(batch), failed_rows=num_failed, tokens=tokens, seconds=ran.compute_s)
         if ran.fitting_tokens is not None:
             self._metrics.out_of_memory.labels(model).inc()
-            self._pace.ran_out(model, ran.fitting_tokens)
+            self._latency_models.ran_out(model, ran.fitting_tokens)
         elif not num_failed:  # the search for a bad row takes longer than a batch does
-            self._pace.note(model, tokens, len(batch), ran.compute_s)
+            self._latency_models.note(model, tokens, len(batch), ran.compute_s)
         self._flights.land(batch)
         for job, output in zip(batch, ran.outputs, strict=True):
             if isinstance(output, Output):
@@ -253,7 +255,7 @@ class Batcher:
         return 0.0 if arrival is None else self._clock() - arrival
 
 
-def _resolve(answer: asyncio.Future[Settled], result: Result) -> None:
+def _resolve(answer: asyncio.Future[RequestResult], result: Result) -> None:
     if answer.done():  # the caller has gone
         return
     if isinstance(result, ServiceError):
@@ -262,8 +264,8 @@ def _resolve(answer: asyncio.Future[Settled], result: Result) -> None:
         answer.set_result(result)
 
 
-def _expire(ticket: Ticket) -> None:
-    ticket.fail(_too_late(), "expired")
+def _expire(pending: PendingRequest) -> None:
+    pending.fail(_too_late(), "expired")
 
 
 _FAILURES: dict[Failure, Callable[[int], ServiceError]] = {

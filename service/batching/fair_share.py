@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.domain import Terms
+from service.domain import RequestOptions
 
 
 @dataclass(slots=True, eq=False)
-class Share:
+class Flow:
     """One account at one priority, and what of it waits. `passed_over` are tokens that had no room in the batch that is
     being made, where the account is treated as if it had been given them."""
 
@@ -38,7 +38,7 @@ class Share:
         """The least of all is next."""
         return self.tag + self.passed_over / self.weight
 
-    def ahead_of(self, tokens: float) -> float:
+    def tokens_ahead(self, tokens: float) -> float:
         """Tokens of this account that are computed before a new request of so many: of each other request as many as
         it has itself, or a row, and at most all of them."""
         if not self.num_rows:
@@ -47,111 +47,111 @@ class Share:
 
 
 @dataclass(slots=True, eq=False)
-class Claim:
+class FlowEntry:
     """One request on its account's share, for as long as rows of it wait."""
 
-    share: Share
+    flow: Flow
     priority: int = 0
     num_rows: int = 0
 
     def add(self, tokens: int) -> None:
-        self.share.num_requests += not self.num_rows
+        self.flow.num_requests += not self.num_rows
         self._count(1, tokens)
 
     def drop(self, tokens: int) -> None:
         self._count(-1, -tokens)
-        self.share.num_requests -= not self.num_rows
+        self.flow.num_requests -= not self.num_rows
 
     def _count(self, rows: int, tokens: int) -> None:
         self.num_rows += rows
-        self.share.num_rows += rows
-        self.share.num_tokens += tokens
+        self.flow.num_rows += rows
+        self.flow.num_tokens += tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """Where a row stands. A tag only compares within its share."""
 
-    claim: Claim
+    entry: FlowEntry
     tag: float
 
     @property
-    def share(self) -> Share:
-        return self.claim.share
+    def flow(self) -> Flow:
+        return self.entry.flow
 
     @property
     def priority(self) -> int:
-        return self.claim.priority
+        return self.entry.priority
 
-    def is_before(self, other: Place) -> bool:
+    def is_before(self, other: QueuePosition) -> bool:
         """For places on different shares roughly so: as if each account had but this request."""
         return (-self.priority, self._due) < (-other.priority, other._due)
 
     @property
     def _due(self) -> float:
-        return self.share.tag + (self.tag - self.share.virtual) / self.share.weight
+        return self.flow.tag + (self.tag - self.flow.virtual) / self.flow.weight
 
 
-NOWHERE = Place(Claim(Share()), float("inf"))
+NOT_QUEUED = QueuePosition(FlowEntry(Flow()), float("inf"))
 
 
-class Shares:
+class FairShare:
     """Every account that waits or did so since the queue was last empty, at each of its priorities."""
 
     def __init__(self) -> None:
-        self._shares: dict[tuple[int, str], Share] = {}
+        self._fair_share: dict[tuple[int, str], Flow] = {}
         self._virtual: dict[int, float] = {}
 
     @property
     def num_tokens(self) -> int:
-        return sum(share.num_tokens for share in self._shares.values())
+        return sum(flow.num_tokens for flow in self._fair_share.values())
 
-    def claim(self, terms: Terms) -> Claim:
+    def entry(self, options: RequestOptions) -> FlowEntry:
         """For one request. The newest weight that an account comes with counts."""
-        share = self._shares.setdefault((terms.priority, terms.account), Share())
-        share.weight = terms.weight
-        if not share.num_rows:
-            share.tag = max(share.tag, self._virtual.get(terms.priority, 0.0))
-        return Claim(share, terms.priority)
+        flow = self._fair_share.setdefault((options.priority, options.account), Flow())
+        flow.weight = options.weight
+        if not flow.num_rows:
+            flow.tag = max(flow.tag, self._virtual.get(options.priority, 0.0))
+        return FlowEntry(flow, options.priority)
 
-    def charge(self, place: Place, tokens: int, *, in_order: bool) -> None:
+    def charge(self, position: QueuePosition, tokens: int, *, in_order: bool) -> None:
         """A row of so many tokens was taken from its place. Unless that was in order, nobody else's place changes: what
         fills a gap, or goes for its age, may be far ahead of where the others are."""
-        share = place.share
+        flow = position.flow
         if in_order:
-            self._virtual[place.priority] = max(share.tag, self._virtual.get(place.priority, 0.0))
-            share.virtual = max(share.virtual, place.tag + tokens)
-        share.tag += tokens / share.weight
+            self._virtual[position.priority] = max(flow.tag, self._virtual.get(position.priority, 0.0))
+            flow.virtual = max(flow.virtual, position.tag + tokens)
+        flow.tag += tokens / flow.weight
 
     def forget(self) -> None:
         """Nobody waits: who had how much does not matter to whoever comes."""
-        self._shares.clear()
+        self._fair_share.clear()
         self._virtual.clear()
 
-    def ahead_of(self, terms: Terms, tokens: float) -> float:
+    def tokens_ahead(self, options: RequestOptions, tokens: float) -> float:
         """Tokens that are computed before a new request of so many, about: all of higher priorities; those of its own
         account; and what other accounts are given, by weight, while its own is given these."""
-        own = self._own(terms)
-        ahead = own.ahead_of(tokens)
-        per_weight = (ahead + tokens) / terms.weight
-        for priority, share in self._others(terms):
-            if priority > terms.priority:
-                ahead += share.num_tokens
-            elif priority == terms.priority:
-                ahead += min(share.num_tokens, per_weight * share.weight)
+        own = self._own(options)
+        ahead = own.tokens_ahead(tokens)
+        per_weight = (ahead + tokens) / options.weight
+        for priority, flow in self._others(options):
+            if priority > options.priority:
+                ahead += flow.num_tokens
+            elif priority == options.priority:
+                ahead += min(flow.num_tokens, per_weight * flow.weight)
         return ahead
 
-    def is_above_its_part(self, terms: Terms, tokens: int, limit: int) -> bool:
+    def exceeds_share(self, options: RequestOptions, tokens: int, limit: int) -> bool:
         """Whether its account would have more waiting than its part, by weight among all that wait, of so many tokens.
         One request of each is always within it."""
-        own = self._own(terms)
-        others = sum(share.weight for _, share in self._others(terms) if share.num_rows)
-        part = limit * terms.weight / (terms.weight + others)
+        own = self._own(options)
+        others = sum(flow.weight for _, flow in self._others(options) if flow.num_rows)
+        part = limit * options.weight / (options.weight + others)
         return own.num_rows > 0 and own.num_tokens + tokens > part
 
-    def _own(self, terms: Terms) -> Share:
-        return self._shares.get((terms.priority, terms.account)) or Share()
+    def _own(self, options: RequestOptions) -> Flow:
+        return self._fair_share.get((options.priority, options.account)) or Flow()
 
-    def _others(self, terms: Terms) -> Iterator[tuple[int, Share]]:
-        key = terms.priority, terms.account
-        return ((found[0], share) for found, share in self._shares.items() if found != key)
+    def _others(self, options: RequestOptions) -> Iterator[tuple[int, Flow]]:
+        key = options.priority, options.account
+        return ((found[0], flow) for found, flow in self._fair_share.items() if found != key)

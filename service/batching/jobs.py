@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from service.batching.fair_share import NOWHERE, Place
-from service.domain import ANY_TIME, Encoding, Output, Readout, Terms
+from service.batching.fair_share import NOT_QUEUED, QueuePosition
+from service.domain import DEFAULT_OPTIONS, Encoding, Output, Readout, RequestOptions
 from service.errors import ServiceError
 from service.metric_labels import DropReason
 from service.tracing.trace import NO_TRACE, Trace
@@ -20,7 +20,7 @@ Closed = DropReason | Literal["answered"]
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class RequestResult:
     """A request's outputs in the order of its encodings, and where its time went.
 
     `compute_s` is the time during which at least one of its rows was being computed, `queue_s` the rest of the wait.
@@ -32,13 +32,13 @@ class Settled:
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
+class PendingRequest:
     """One request's rows. Closed, with the reason, when all are answered, one has failed, or nobody waits."""
 
     encodings: Sequence[Encoding]
     arrived: float
-    on_done: Callable[[Settled | ServiceError], None]
-    terms: Terms = ANY_TIME
+    on_done: Callable[[RequestResult | ServiceError], None]
+    options: RequestOptions = DEFAULT_OPTIONS
     trace: Trace = NO_TRACE
     closed: Closed | None = None
     _outputs: list[Output | None] = field(init=False)
@@ -56,7 +56,7 @@ class Ticket:
         return self.closed is not None
 
     def is_waiting(self, now: float) -> bool:
-        return self.closed is None and (self.terms.deadline is None or self.terms.deadline > now)
+        return self.closed is None and (self.options.deadline is None or self.options.deadline > now)
 
     def settle(self, row: int, output: Output, compute_s: float, now: float) -> None:
         """Takes one row's output, of a batch that was computed in [now - compute_s, now]."""
@@ -70,7 +70,7 @@ class Ticket:
         if self._num_missing == 0:
             self.closed = "answered"
             outputs = [output for output in self._outputs if output is not None]
-            self.on_done(Settled(outputs, now - self.arrived - self._compute_s, self._compute_s))
+            self.on_done(RequestResult(outputs, now - self.arrived - self._compute_s, self._compute_s))
 
     def fail(self, error: ServiceError, reason: DropReason = "abandoned") -> None:
         if not self.is_closed:
@@ -90,9 +90,9 @@ class Job:
 
     encoding: Encoding
     arrived: float
-    waiters: list[tuple[Ticket, int]] = field(default_factory=list)
+    waiters: list[tuple[PendingRequest, int]] = field(default_factory=list)
     number: int = -1
-    place: Place = NOWHERE
+    position: QueuePosition = NOT_QUEUED
     is_back: bool = False
     num_losses: int = 0
     num_tokens: int = field(init=False)
@@ -113,24 +113,24 @@ class Job:
     @property
     def is_deserted(self) -> bool:
         """Whether all who waited for it have gone."""
-        return all(ticket.is_closed for ticket, _ in self.waiters)
+        return all(pending.is_closed for pending, _ in self.waiters)
 
     def is_wanted(self, now: float) -> bool:
         """Whether anybody's answer depends on it, and may still come."""
-        return any(ticket.is_waiting(now) for ticket, _ in self.waiters)
+        return any(pending.is_waiting(now) for pending, _ in self.waiters)
 
     def settle(self, output: Output, compute_s: float, now: float) -> None:
-        for ticket, row in self.waiters:
-            ticket.settle(row, output, compute_s, now)
+        for pending, row in self.waiters:
+            pending.settle(row, output, compute_s, now)
 
     def fail(self, error: Callable[[int], ServiceError]) -> None:
         """Each ticket gets an error of its own, made for its row: a raised exception carries its traceback."""
-        for ticket, row in self.waiters:
-            ticket.fail(error(row))
+        for pending, row in self.waiters:
+            pending.fail(error(row))
 
     def drop_reason(self) -> DropReason:
         """Why nobody waits any more: the first of those who did not just let their deadline pass."""
-        reasons = (ticket.closed for ticket, _ in self.waiters)
+        reasons = (pending.closed for pending, _ in self.waiters)
         return next((reason for reason in reasons if reason is not None and reason != "answered"), "expired")
 
 
@@ -143,7 +143,7 @@ def identity(encoding: Encoding) -> Identity:
     return (encoding.model, encoding.readout, encoding.blocks, *arrays)
 
 
-class Flights:
+class InFlightRows:
     """At most one job of each identity."""
 
     def __init__(self) -> None:
@@ -153,12 +153,12 @@ class Flights:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def board(self, ticket: Ticket, rows: Iterable[int]) -> list[Job]:
+    def board(self, pending: PendingRequest, rows: Iterable[int]) -> list[Job]:
         """A job for each of these rows of the ticket, in order and each once: new ones, and ones in flight already."""
         jobs: dict[int, Job] = {}
         for row in rows:
-            job = self._job(ticket.encodings[row], ticket.arrived)
-            job.waiters.append((ticket, row))
+            job = self._job(pending.encodings[row], pending.arrived)
+            job.waiters.append((pending, row))
             jobs[id(job)] = job
         return list(jobs.values())
 

@@ -234,7 +234,7 @@ WIDENING = 1.001
 so it comes back; where nobody did, finding that out costs one batch in some seven hundred, which is halved."""
 
 
-class Pace:
+class LatencyModels:
     """`max_batch_tokens` above zero is the budget of every model; else it is chosen where `calibrate` has measured."""
 
     def __init__(self, *, metrics: Metrics, max_batch_tokens: int = 0, target_s: float = 0.5) -> None:

@@ -21,21 +21,21 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain
 
-from service.batching.fair_share import Place, Share, Shares
+from service.batching.fair_share import FairShare, Flow, QueuePosition
 from service.batching.jobs import Job
-from service.domain import ANY_TIME, Terms
+from service.domain import DEFAULT_OPTIONS, RequestOptions
 from service.metric_labels import DROP_REASONS, DropReason
 
 SLACK = 64
 """Stale entries that are never worth a clearing."""
 
 
-class Lane:
+class LazyHeap:
     """`waiting` holds the numbers of the jobs that wait, in any lane."""
 
     def __init__(self, waiting: Container[int]) -> None:
         self._waiting = waiting
-        self._heap: list[tuple[float, int, Job, Place]] = []
+        self._heap: list[tuple[float, int, Job, QueuePosition]] = []
         self._size_when_cleared = 0
 
     def __len__(self) -> int:
@@ -46,13 +46,13 @@ class Lane:
         """Puts a job where its place is."""
         if len(self._heap) > 2 * self._size_when_cleared + SLACK:
             self._clear()
-        heappush(self._heap, (job.place.tag, job.number, job, job.place))
+        heappush(self._heap, (job.position.tag, job.number, job, job.position))
 
     def first(self) -> Job | None:
         """The job with the least tag, of equals the one that arrived first; it stays."""
         while self._heap:
-            _, number, job, place = self._heap[0]
-            if job.place is place and number in self._waiting:
+            _, number, job, position = self._heap[0]
+            if job.position is position and number in self._waiting:
                 return job
             heappop(self._heap)
         return None
@@ -63,7 +63,7 @@ class Lane:
 
     def _clear(self) -> None:
         """At most once in as many pushes as entries are kept, so a push is cheap on average."""
-        self._heap = [entry for entry in self._heap if entry[2].place is entry[3] and entry[1] in self._waiting]
+        self._heap = [entry for entry in self._heap if entry[2].position is entry[3] and entry[1] in self._waiting]
         heapify(self._heap)
         self._size_when_cleared = len(self._heap)
 
@@ -76,14 +76,14 @@ LOST, OVERDUE, IN_ORDER = 0, 1, 2
 NEVER = float("-inf")
 
 
-class Line:
+class ModelQueue:
     """Every job that waits is here once, and once more in the lane of its share unless it was lost."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
         self._lost: dict[int, Job] = {}
         self._by_arrival: OrderedDict[int, Job] = OrderedDict()
-        self._lanes: dict[int, dict[Share, Lane]] = {}  # the highest priority first
+        self._heaps: dict[int, dict[Flow, LazyHeap]] = {}  # the highest priority first
 
     def __len__(self) -> int:
         return len(self._lost) + len(self._by_arrival)
@@ -102,18 +102,18 @@ class Line:
             self._lost = dict(sorted(self._lost.items()))
         else:
             self._by_arrival[job.number] = job
-            self.place(job)
+            self.position(job)
 
-    def place(self, job: Job) -> None:
+    def position(self, job: Job) -> None:
         """Puts a job that is here where its place is; where it was before it is stale."""
-        priority, share = job.place.priority, job.place.share
-        if priority not in self._lanes:
-            self._lanes[priority] = {}
-            self._lanes = dict(sorted(self._lanes.items(), reverse=True))
-        lanes = self._lanes[priority]
-        if share not in lanes:
-            lanes[share] = Lane(self._by_arrival)
-        lanes[share].push(job)
+        priority, flow = job.position.priority, job.position.flow
+        if priority not in self._heaps:
+            self._heaps[priority] = {}
+            self._heaps = dict(sorted(self._heaps.items(), reverse=True))
+        heaps = self._heaps[priority]
+        if flow not in heaps:
+            heaps[flow] = LazyHeap(self._by_arrival)
+        heaps[flow].push(job)
 
     def remove(self, job: Job) -> None:
         self.num_tokens -= job.num_tokens
@@ -128,32 +128,32 @@ class Line:
             number, job = next(iter(self._by_arrival.items()))
             if job.arrived <= overdue_since:
                 return (OVERDUE, job.arrived, 0, 0, number), job
-        for priority, lanes in self._lanes.items():
-            if ranked := _ranked(priority, lanes):
+        for priority, heaps in self._heaps.items():
+            if ranked := _ranked(priority, heaps):
                 return min(ranked)
         return None
 
     def pass_over(self, job: Job) -> None:
         """Takes what was first in order out of its lane, so that the next one is first, as if its account had been
         given it."""
-        share = job.place.share
-        share.passed_over += job.num_tokens
-        self._lanes[job.place.priority][share].pop()
+        flow = job.position.flow
+        flow.passed_over += job.num_tokens
+        self._heaps[job.position.priority][flow].pop()
 
     def put_back(self, job: Job) -> None:
         """Where it was before it was passed over."""
-        job.place.share.passed_over = 0
-        self.place(job)
+        job.position.flow.passed_over = 0
+        self.position(job)
 
 
-def _ranked(priority: int, lanes: dict[Share, Lane]) -> list[tuple[Rank, Job]]:
+def _ranked(priority: int, heaps: dict[Flow, LazyHeap]) -> list[tuple[Rank, Job]]:
     """The first job of every account; lanes that are empty are cleared away."""
     ranked: list[tuple[Rank, Job]] = []
-    for share, lane in tuple(lanes.items()):
-        if job := lane.first():
-            ranked.append(((IN_ORDER, -priority, share.turn, job.place.tag, job.number), job))
+    for flow, heap in tuple(heaps.items()):
+        if job := heap.first():
+            ranked.append(((IN_ORDER, -priority, flow.turn, job.position.tag, job.number), job))
         else:
-            del lanes[share]
+            del heaps[flow]
     return ranked
 
 
@@ -175,46 +175,46 @@ class Queue:
         self._dropped = dropped
         self._num_pushed = 0
         self._num_batches = 0
-        self._lines: dict[str, Line] = {}
-        self._shares = Shares()
+        self._model_queues: dict[str, ModelQueue] = {}
+        self._fair_share = FairShare()
 
     def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, self._model_queues.values()))
 
     def row_tokens(self) -> int:
         """Of those that wait, the mean."""
         return self.num_tokens // max(1, len(self))
 
     def oldest_arrival(self) -> float | None:
-        return min((next(iter(line)).arrived for line in self._lines.values()), default=None)
+        return min((next(iter(model_queue)).arrived for model_queue in self._model_queues.values()), default=None)
 
     def waiting(self) -> Iterator[tuple[str, int, int]]:
         """Model, tokens and rows of what waits."""
-        return ((model, line.num_tokens, len(line)) for model, line in self._lines.items())
+        return ((model, model_queue.num_tokens, len(model_queue)) for model, model_queue in self._model_queues.items())
 
-    def ahead_of(self, terms: Terms, tokens: float) -> float:
+    def tokens_ahead(self, options: RequestOptions, tokens: float) -> float:
         """Tokens that wait and are computed before a new request of so many, about."""
-        lost = self.num_tokens - self._shares.num_tokens
-        return lost + self._shares.ahead_of(terms, tokens)
+        lost = self.num_tokens - self._fair_share.num_tokens
+        return lost + self._fair_share.tokens_ahead(options, tokens)
 
-    def is_above_its_part(self, terms: Terms, tokens: int, limit: int) -> bool:
+    def exceeds_share(self, options: RequestOptions, tokens: int, limit: int) -> bool:
         """Whether the account would have more waiting than is its part of `limit`."""
-        return self._shares.is_above_its_part(terms, tokens, limit)
+        return self._fair_share.exceeds_share(options, tokens, limit)
 
-    def push(self, jobs: Iterable[Job], terms: Terms = ANY_TIME) -> None:
+    def push(self, jobs: Iterable[Job], options: RequestOptions = DEFAULT_OPTIONS) -> None:
         """One request's jobs, in order. One that waits already, for another request, takes the better of its places;
         one that is being computed stays there."""
-        claim = self._shares.claim(terms)
-        tag = claim.share.virtual
+        entry = self._fair_share.entry(options)
+        tag = entry.flow.virtual
         for job in jobs:
-            place = Place(claim, tag)
+            position = QueuePosition(entry, tag)
             tag += job.num_tokens
             if job.is_new:
-                job.number, job.place = self._num_pushed, place
+                job.number, job.position = self._num_pushed, position
                 self._num_pushed += 1
                 self._link(job)
-            elif self._waits(job) and not job.is_back and place.is_before(job.place):
-                self._move(job, place)
+            elif self._waits(job) and not job.is_back and position.is_before(job.position):
+                self._move(job, position)
 
     def give_back(self, jobs: Iterable[Job]) -> None:
         """Lost jobs go to the head of the queue, in order of arrival among all that were given back."""
@@ -232,20 +232,20 @@ class Queue:
 
     def drain(self) -> list[Job]:
         """Every job that waits, in order of arrival; the queue is empty afterwards."""
-        jobs = [job for line in self._lines.values() for job in line]
+        jobs = [job for model_queue in self._model_queues.values() for job in model_queue]
         for job in jobs:
             self._unlink(job)
         return sorted(jobs, key=lambda job: job.number)
 
     def take(self, now: float) -> list[Job]:
         """The next batch, in order; empty when nobody waits. Dead jobs on the way are dropped."""
-        if not self._lines:
+        if not self._model_queues:
             return []
         dead: list[Job] = []
         is_due_turn = self._num_batches % DUE_EVERY == DUE_EVERY - 1
         overdue_since = now - self._max_age_s if is_due_turn else NEVER
-        line = self._leading(now, overdue_since, dead)
-        batch = self._fill(line, now, overdue_since, dead) if line else []
+        model_queue = self._leading(now, overdue_since, dead)
+        batch = self._fill(model_queue, now, overdue_since, dead) if model_queue else []
         self._num_batches += bool(batch)
         # Grouped before any is dropped: who is told of a drop may close its ticket, for that reason.
         reasons = [job.drop_reason() for job in dead]
@@ -254,75 +254,81 @@ class Queue:
                 self._dropped(reason, gone)
         return batch
 
-    def _leading(self, now: float, overdue_since: float, dead: list[Job]) -> Line | None:
+    def _leading(self, now: float, overdue_since: float, dead: list[Job]) -> ModelQueue | None:
         """The model whose first job is before those of all others."""
-        lines = list(self._lines.values())
-        if len(lines) == 1:
-            return lines[0]
-        ranked = [(found[0], line) for line in lines if (found := self._first_living(line, now, overdue_since, dead))]
+        model_queues = list(self._model_queues.values())
+        if len(model_queues) == 1:
+            return model_queues[0]
+        ranked = [
+            (found[0], model_queue)
+            for model_queue in model_queues
+            if (found := self._first_living(model_queue, now, overdue_since, dead))
+        ]
         return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
-    def _fill(self, line: Line, now: float, overdue_since: float, dead: list[Job]) -> list[Job]:
+    def _fill(self, model_queue: ModelQueue, now: float, overdue_since: float, dead: list[Job]) -> list[Job]:
         batch: list[Job] = []
         passed_over: list[Job] = []
         room = 0
-        while found := self._first_living(line, now, overdue_since, dead):
+        while found := self._first_living(model_queue, now, overdue_since, dead):
             (kind, *_), job = found
             room = room if batch else max(self._budget(job.encoding.model), job.num_tokens)
             if not room or len(passed_over) >= MAX_PASSED_OVER:
                 break
             if job.num_tokens <= room and not (batch and job.is_suspect):
                 if kind != LOST:
-                    self._shares.charge(job.place, job.num_tokens, in_order=kind == IN_ORDER and not passed_over)
+                    self._fair_share.charge(job.position, job.num_tokens, in_order=kind == IN_ORDER and not passed_over)
                 self._unlink(job)
                 batch.append(job)
                 room = 0 if job.is_suspect else room - job.num_tokens
             elif kind == IN_ORDER:
-                line.pass_over(job)
+                model_queue.pass_over(job)
                 passed_over.append(job)
             elif kind == LOST:
                 break  # it leads the next batch
             else:
                 overdue_since = NEVER  # the rest of this batch is filled in order
         for job in passed_over:
-            line.put_back(job)
+            model_queue.put_back(job)
         return batch
 
-    def _first_living(self, line: Line, now: float, overdue_since: float, dead: list[Job]) -> tuple[Rank, Job] | None:
+    def _first_living(
+        self, model_queue: ModelQueue, now: float, overdue_since: float, dead: list[Job]
+    ) -> tuple[Rank, Job] | None:
         """The line's first job; those before it that need no answer any more leave the queue."""
-        while found := line.first(overdue_since):
+        while found := model_queue.first(overdue_since):
             if found[1].is_wanted(now):
                 return found
             self._unlink(found[1])
             dead.append(found[1])
         return None
 
-    def _move(self, job: Job, place: Place) -> None:
-        job.place.claim.drop(job.num_tokens)
-        job.place = place
-        place.claim.add(job.num_tokens)
-        self._lines[job.encoding.model].place(job)
+    def _move(self, job: Job, position: QueuePosition) -> None:
+        job.position.entry.drop(job.num_tokens)
+        job.position = position
+        position.entry.add(job.num_tokens)
+        self._model_queues[job.encoding.model].position(job)
 
     def _waits(self, job: Job) -> bool:
-        line = self._lines.get(job.encoding.model)
-        return line is not None and job in line
+        model_queue = self._model_queues.get(job.encoding.model)
+        return model_queue is not None and job in model_queue
 
     def _link(self, job: Job) -> None:
         model = job.encoding.model
-        if model not in self._lines:
-            self._lines[model] = Line()
-        self._lines[model].add(job)
+        if model not in self._model_queues:
+            self._model_queues[model] = ModelQueue()
+        self._model_queues[model].add(job)
         self.num_tokens += job.num_tokens
         if not job.is_back:
-            job.place.claim.add(job.num_tokens)
+            job.position.entry.add(job.num_tokens)
 
     def _unlink(self, job: Job) -> None:
-        line = self._lines[job.encoding.model]
-        line.remove(job)
+        model_queue = self._model_queues[job.encoding.model]
+        model_queue.remove(job)
         self.num_tokens -= job.num_tokens
         if not job.is_back:
-            job.place.claim.drop(job.num_tokens)
-        if not line:
-            del self._lines[job.encoding.model]
-        if not self._lines:
-            self._shares.forget()
+            job.position.entry.drop(job.num_tokens)
+        if not model_queue:
+            del self._model_queues[job.encoding.model]
+        if not self._model_queues:
+            self._fair_share.forget()

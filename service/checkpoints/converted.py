@@ -57,7 +57,7 @@ class CacheEntry:
         return cls(folder / f"{prefix}{identity[:16]}{_SUFFIX}", prefix)
 
     @contextmanager
-    def being_written(self, num_bytes: int) -> Iterator[Path]:
+    def write_entry(self, num_bytes: int) -> Iterator[Path]:
         """A temporary file to fill with `num_bytes`; it takes the entry's name if all goes well. Call under `lock`.
 
         Raises OSError (ENOSPC) when the disk has too little room, before anything is written.
@@ -93,7 +93,7 @@ def is_worthwhile(sources: Sequence[Path], device: str) -> bool:
     return are_pickled(sources) or (device == "cpu" and is_large)
 
 
-def to_be_read(folder: Path | None, origin: str, sources: Sequence[Path], forms: Iterable[str]) -> Sequence[Path]:
+def files_to_read(folder: Path | None, origin: str, sources: Sequence[Path], forms: Iterable[str]) -> Sequence[Path]:
     """What a start will read: the cached file of one of these forms, else the sources."""
     if folder is None:
         return sources

@@ -21,18 +21,18 @@ from typing import Any
 from service import host, logs
 from service.api import operations
 from service.batching.batcher import Batcher
-from service.batching.latency_model import Pace
+from service.batching.latency_model import LatencyModels
 from service.batching.result_cache import Cache, NoCache, ResultCache
 from service.checkpoints.checkpoint import Checkpoint
-from service.checkpoints.converted import form_of, to_be_read
+from service.checkpoints.converted import files_to_read, form_of
 from service.checkpoints.files import read_ahead, weight_files
-from service.commands.models import fetched, first_request, loading_progress, specs_of
-from service.domain import Terms
+from service.commands.models import fetch_checkpoint, first_request, loading_progress, specs_of
+from service.domain import RequestOptions
 from service.errors import StartupError
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.replicas.pool import Pool, names
-from service.replicas.replica import Care
+from service.replicas.replica import RestartPolicy
 from service.replicas.runner import Load, load_engine
 from service.settings import VERSION, Settings
 from service.settings_sources import weight_cache_folder
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 STOPPING = "the service is stopping"
 
 
-class Composition:
+class Application:
     """`begin` once, then `lifespan` around the server; `failure` tells why it ended by itself.
 
     `load` is how a child gets its engine, when it is not the usual one.
@@ -73,13 +73,13 @@ class Composition:
         self._pool: Pool | None = None
         self._tokenizers = ThreadPoolExecutor(settings.models.tokenizer_threads, "tokenizer")
         self._revisions: dict[str, str] = {}
-        self._pace = Pace(
+        self._latency_models = LatencyModels(
             metrics=self.metrics,
             max_batch_tokens=settings.batching.max_batch_tokens,
             target_s=settings.batching.batch_target_ms / 1000,
         )
         self._batcher = Batcher(
-            pace=self._pace,
+            latency_models=self._latency_models,
             tracer=self.tracer,
             max_queue_tokens=settings.batching.max_queue_tokens,
             max_wait_s=settings.batching.max_wait_ms / 1000,
@@ -131,7 +131,7 @@ class Composition:
         """Finds or downloads every checkpoint and reads its vocabulary. Runs in a thread: downloads take minutes."""
         models = self._settings.models
         for spec in self._specs:
-            checkpoint = fetched(spec, models)
+            checkpoint = fetch_checkpoint(spec, models)
             self._models[spec.name] = TextModel.load(checkpoint)
             self._checkpoints.append(checkpoint)
             self._revisions[spec.name] = checkpoint.revision or str(checkpoint.path)
@@ -154,7 +154,7 @@ class Composition:
         forms = [form_of(device, each, quantization) for each in guesses]
         with suppress(OSError):  # who needs the files will tell what is wrong with them
             files = [
-                to_be_read(self._weight_cache, checkpoint.origin, weight_files(checkpoint.path), forms)
+                files_to_read(self._weight_cache, checkpoint.origin, weight_files(checkpoint.path), forms)
                 for checkpoint in self._checkpoints
             ]
             read_ahead(list(chain.from_iterable(files)))
@@ -173,7 +173,7 @@ class Composition:
 
     def _make_pool(self) -> Pool:
         replicas = self._settings.replicas
-        care = Care(
+        policy = RestartPolicy(
             threads=self._threads,
             start_timeout_s=replicas.start_timeout_s,
             hang_timeout_s=replicas.hang_timeout_s,
@@ -185,13 +185,13 @@ class Composition:
             self._checkpoints,
             self._devices,
             metrics=self.metrics,
-            care=care,
+            policy=policy,
             precision=replicas.precision,
             load=self._load,
             set_up_logs=partial(logs.configure, self._settings.log.level, self._settings.log.format),
             progress=loading_progress(),
-            profiled=self._pace.calibrate,
-            predict=self._pace.predict,
+            profiled=self._latency_models.calibrate,
+            predict=self._latency_models.predict,
         )
 
     def _announce(self) -> None:
@@ -228,10 +228,10 @@ class Composition:
         states = ", ".join(f"{name} {state}" for name, state in self._pool.states().items())
         return f"no replica is ready ({states})"
 
-    def admit(self, terms: Terms) -> None:
+    def admit(self, options: RequestOptions) -> None:
         """With a cache a request has to be read first: what is kept is answered however much waits."""
         if not self._settings.batching.cache_entries:
-            self._batcher.admit(terms)
+            self._batcher.admit(options)
 
     def info(self) -> operations.ModelsReply:
         states = self._pool.states() if self._pool else dict.fromkeys(names(self._devices), "starting")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from service import logs
 from service.cli_args import add_setting_flags, settings_from
-from service.commands.models import fetched, specs_of
+from service.commands.models import fetch_checkpoint, specs_of
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,5 +19,5 @@ def run(argv: Sequence[str]) -> int:
     settings = settings_from(parser.parse_args(argv))
     logs.configure(settings.log.level, settings.log.format)
     for spec in specs_of(settings.models):
-        print(f"{spec.name} {fetched(spec, settings.models).path}")
+        print(f"{spec.name} {fetch_checkpoint(spec, settings.models).path}")
     return 0

@@ -35,14 +35,14 @@ def specs_of(models: Models) -> list[ModelSpec]:
     return specs
 
 
-def fetched(spec: ModelSpec, models: Models) -> Checkpoint:
+def fetch_checkpoint(spec: ModelSpec, models: Models) -> Checkpoint:
     """The checkpoint in a local folder, after a download where that is needed and allowed; called as the user did."""
     labels = models.labels.get(spec.name, ())
-    found = resolve(located(spec), labels=labels, cache_dir=models.cache_dir, offline=models.offline)
+    found = resolve(locate_shipped(spec), labels=labels, cache_dir=models.cache_dir, offline=models.offline)
     return replace(found, source=spec.source)
 
 
-def located(spec: ModelSpec) -> ModelSpec:
+def locate_shipped(spec: ModelSpec) -> ModelSpec:
     """A model called `mini` and nothing else is the one that ships inside the package."""
     if spec.source != SHIPPED or Path(SHIPPED).is_dir():
         return spec

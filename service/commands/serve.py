@@ -17,11 +17,11 @@ import uvloop
 from service import logs
 from service.api.app import create_app
 from service.cli_args import add_setting_flags, settings_from
-from service.commands.application import Composition
+from service.commands.application import Application
 from service.host import fit_connections
-from service.server.http_protocol import Connection, Door
+from service.server.http_protocol import ConnectionLimits, HttpProtocol
 from service.server.listener import bind, url_of
-from service.server.security import check_certificate, refuse_strangers, reloading, ring_of
+from service.server.security import check_certificate, make_key_store, reloading, require_keys_or_loopback
 from service.server.uvicorn_server import Server
 from service.settings import Settings
 
@@ -34,45 +34,45 @@ def run(argv: Sequence[str]) -> int:
     add_setting_flags(parser)
     settings = settings_from(parser.parse_args(argv))
     logs.configure(settings.log.level, settings.log.format)
-    refuse_strangers(settings)
-    whole = Composition(settings)
+    require_keys_or_loopback(settings)
+    application = Application(settings)
     with bind(settings.server) as listener:
-        server = make_server(whole, settings)
+        server = make_server(application, settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(whole, server, listener))
-    if whole.failure is not None:
-        raise whole.failure
+            runner.run(_serve(application, server, listener))
+    if application.failure is not None:
+        raise application.failure
     return 0
 
 
-async def _serve(whole: Composition, server: Server, listener: socket.socket) -> None:
+async def _serve(application: Application, server: Server, listener: socket.socket) -> None:
     scheme = "https" if server.config.is_ssl else "http"
-    whole.begin(url_of(listener, scheme), on_failure=server.leave)
+    application.begin(url_of(listener, scheme), on_failure=server.leave)
     await server.serve(sockets=[listener])
 
 
-def make_server(whole: Composition, settings: Settings) -> Server:
+def make_server(application: Application, settings: Settings) -> Server:
     check_certificate(settings.security)
-    ring = ring_of(settings.security, whole.metrics)
+    key_store = make_key_store(settings.security, application.metrics)
     app = create_app(
-        whole.pipeline,
-        info=whole.info,
-        ready=whole.why_not_ready,
-        alive=whole.why_not_alive,
-        accepting=whole.why_not_able,
-        admit=whole.admit,
+        application.pipeline,
+        info=application.info,
+        ready=application.why_not_ready,
+        alive=application.why_not_alive,
+        accepting=application.why_not_able,
+        admit=application.admit,
         settings=settings.server,
-        metrics=whole.metrics,
-        ring=ring,
+        metrics=application.metrics,
+        key_store=key_store,
         security=settings.security,
-        tracer=whole.tracer,
-        lifespan=whole.lifespan,
+        tracer=application.tracer,
+        lifespan=application.lifespan,
     )
     limits = settings.server
-    door = Door(limits, whole.metrics, fit_connections(limits.max_connections))
+    connection_limits = ConnectionLimits(limits, application.metrics, fit_connections(limits.max_connections))
     config = uvicorn.Config(
         app,
-        http=partial(Connection, door=door),  # type: ignore[arg-type]
+        http=partial(HttpProtocol, connection_limits=connection_limits),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
@@ -85,4 +85,4 @@ def make_server(whole: Composition, settings: Settings) -> Server:
         timeout_keep_alive=round(limits.keep_alive_s),
         timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
-    return Server(config, whole, door, reloading(settings.security, ring, config))
+    return Server(config, application, connection_limits, reloading(settings.security, key_store, config))

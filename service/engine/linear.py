@@ -207,7 +207,7 @@ def keep(plain: Plain) -> Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LinearType:
     """A sort of maps: how one is made of what was loaded, and the class of those that are, all of whose fields are
     tensors."""
 
@@ -223,10 +223,10 @@ class Kind:
         return tuple(field.name for field in fields(cast("Any", self.made)))
 
 
-PLAIN = Kind(keep, Plain)
+PLAIN = LinearType(keep, Plain)
 
 
-def choose(device: torch.device, quantization: Quantization) -> Kind:
+def choose(device: torch.device, quantization: Quantization) -> LinearType:
     """The maps for this device; SettingError when it cannot compute in that quantization."""
     kind = _KINDS.get((device.type, quantization))
     if kind is None:
@@ -235,10 +235,10 @@ def choose(device: torch.device, quantization: Quantization) -> Kind:
     return kind
 
 
-_KINDS: dict[tuple[str, Quantization], Kind] = {
-    ("cpu", "none"): Kind(OneDnn.of, OneDnn) if torch.backends.mkldnn.is_available() else PLAIN,
-    ("cpu", "int8"): Kind(OneDnnInt8.of, OneDnnInt8),
-    ("cuda", "none"): Kind(lambda plain: Cuda(plain.weight, plain.bias), Cuda),
-    ("cuda", "int8"): Kind(lambda plain: CudaInt8.of(plain.weight, plain.bias), CudaInt8),
-    ("cuda", "fp8"): Kind(lambda plain: CudaFp8.of(plain.weight, plain.bias), CudaFp8),
+_KINDS: dict[tuple[str, Quantization], LinearType] = {
+    ("cpu", "none"): LinearType(OneDnn.of, OneDnn) if torch.backends.mkldnn.is_available() else PLAIN,
+    ("cpu", "int8"): LinearType(OneDnnInt8.of, OneDnnInt8),
+    ("cuda", "none"): LinearType(lambda plain: Cuda(plain.weight, plain.bias), Cuda),
+    ("cuda", "int8"): LinearType(lambda plain: CudaInt8.of(plain.weight, plain.bias), CudaInt8),
+    ("cuda", "fp8"): LinearType(lambda plain: CudaFp8.of(plain.weight, plain.bias), CudaFp8),
 }

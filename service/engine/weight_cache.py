@@ -24,7 +24,7 @@ from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.converted import CacheEntry, is_worthwhile, lock
 from service.checkpoints.files import require_checksums, weight_files
 from service.engine import safetensors_writer
-from service.engine.linear import Kind, Linear
+from service.engine.linear import Linear, LinearType
 from service.engine.tensor_files import Progress, TensorFiles
 from service.engine.weights import Weights, assemble, read_weights
 from service.errors import CheckpointError
@@ -102,7 +102,7 @@ class Wanted:
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
-    kind: Kind
+    kind: LinearType
     progress: Progress
 
 
@@ -156,7 +156,7 @@ def _convert(wanted: Wanted, entry: CacheEntry, sources: Sequence[Path]) -> None
     source_bytes = sum(file.stat().st_size for file in sources)
     logger.info("converting weights", extra={"file": str(entry.file), "source_bytes": source_bytes})
     about = wanted.checkpoint.shape.num_parameters * wanted.dtype.itemsize
-    with entry.being_written(about) as temporary, ThreadPoolExecutor(1) as beside:
+    with entry.write_entry(about) as temporary, ThreadPoolExecutor(1) as beside:
         checking = beside.submit(require_checksums, sources)
         _, taken = _read(wanted)
         tensors = dict(_to_keep(taken))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import weight_files
-from service.engine.linear import PLAIN, Kind, Linear, Plain
+from service.engine.linear import PLAIN, Linear, LinearType, Plain
 from service.engine.ops import Norm
 from service.engine.tensor_files import DECODER, WORDS, Progress, TensorFiles
 from service.errors import CheckpointError
@@ -161,7 +161,7 @@ _Fill = Callable[[str, Tensor], None]  # puts the tensor of this canonical name 
 
 
 def read_weights(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kind: Kind, progress: Progress
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kind: LinearType, progress: Progress
 ) -> tuple[Weights, dict[str, Tensor]]:
     """The weights, and the tensors that they are made of by name.
 
@@ -201,7 +201,9 @@ def num_weights(checkpoint: Checkpoint, files: TensorFiles) -> int:
 class _Reading:
     """Makes the tensors one after another, each once the file is known to hold it, and has them filled."""
 
-    def __init__(self, files: TensorFiles, device: torch.device, dtype: torch.dtype, kind: Kind, fill: _Fill) -> None:
+    def __init__(
+        self, files: TensorFiles, device: torch.device, dtype: torch.dtype, kind: LinearType, fill: _Fill
+    ) -> None:
         self.taken: dict[str, Tensor] = {}
         self._files = files
         self._device = device

@@ -57,7 +57,7 @@ class Canary:
             return True
 
 
-class Known:
+class ReferenceAnswers:
     """In the parent: the first answers heard of each model in each precision, which all others have to agree with."""
 
     def __init__(self) -> None:

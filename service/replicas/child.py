@@ -26,7 +26,7 @@ from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Memory, Output
 from service.errors import Died, OutOfMemory, StartupError
 from service.replicas.canary import Canary
-from service.replicas.isolation import Seen, run_rows
+from service.replicas.isolation import MemoryProbe, run_rows
 from service.replicas.protocol import (
     Batch,
     Broken,
@@ -77,7 +77,7 @@ def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: S
             continue
         if prepared is None:
             return
-        seen = Seen()
+        seen = MemoryProbe()
         result = compute(engines, prepared, seen, free_since)
         if seen.has_failed:
             check_canary(canary, engines, pipe)
@@ -138,7 +138,7 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-def compute(engines: Mapping[str, Runner], prepared: Prepared, seen: Seen, free_since: float) -> Result:
+def compute(engines: Mapping[str, Runner], prepared: Prepared, seen: MemoryProbe, free_since: float) -> Result:
     batch = prepared.batch
     outputs = run_rows(engines[batch.encodings[0].model], batch.encodings, seen, prepared.finish)
     seconds = time.perf_counter() - max(prepared.started, free_since)

@@ -21,7 +21,7 @@ Finish = Callable[[], list[Output]]
 
 
 @dataclass(slots=True)
-class Seen:
+class MemoryProbe:
     """What was seen of the device while a batch was computed: whether it stumbled, and in tokens at a time, what there
     is memory for."""
 
@@ -29,10 +29,10 @@ class Seen:
     most: int = 0
     least_too_many: int | None = None
 
-    def had(self, tokens: int) -> None:
+    def fits(self, tokens: int) -> None:
         self.most = max(self.most, tokens)
 
-    def had_not(self, tokens: int) -> None:
+    def exceeds(self, tokens: int) -> None:
         self.least_too_many = min(tokens, self.least_too_many or tokens)
 
     @property
@@ -41,7 +41,9 @@ class Seen:
         return None if self.least_too_many is None else max(self.most, self.least_too_many // 2)
 
 
-def run_rows(engine: Runner, encodings: Sequence[Encoding], seen: Seen, finish: Finish) -> list[Output | Failure]:
+def run_rows(
+    engine: Runner, encodings: Sequence[Encoding], seen: MemoryProbe, finish: Finish
+) -> list[Output | Failure]:
     """`finish` is what the engine made of these rows already."""
     outputs = _halved(engine, encodings, seen, finish)
     if failed := [place for place, output in enumerate(outputs) if output == "failed"]:
@@ -53,18 +55,18 @@ def run_rows(engine: Runner, encodings: Sequence[Encoding], seen: Seen, finish: 
 
 
 def _halved(
-    engine: Runner, encodings: Sequence[Encoding], seen: Seen, finish: Finish | None = None
+    engine: Runner, encodings: Sequence[Encoding], seen: MemoryProbe, finish: Finish | None = None
 ) -> list[Output | Failure]:
     extra = {"rows": len(encodings), "tokens": sum(encoding.num_tokens for encoding in encodings)}
     failure: Failure = "failed"
     try:
         outputs = (finish or engine.prepare(encodings))()
-        seen.had(extra["tokens"])
+        seen.fits(extra["tokens"])
         return _checked(outputs)
     except Died:
         raise
     except OutOfMemory as error:
-        seen.had_not(extra["tokens"])
+        seen.exceeds(extra["tokens"])
         failure = "out_of_memory"
         logger.warning("no memory for a batch", extra={**extra, "reason": error.detail})
     except Exception:  # any error of a forward is that of one of its rows, or of too many together

@@ -14,9 +14,9 @@ from service.domain import Step
 from service.host import OomKills
 from service.metric_labels import ReplicaState
 from service.metrics import Metrics
-from service.replicas.canary import Known
+from service.replicas.canary import ReferenceAnswers
 from service.replicas.protocol import Loading, Spec
-from service.replicas.replica import Care, Predict, Profiled, Progress, Replica
+from service.replicas.replica import Predict, Profiled, Progress, Replica, RestartPolicy
 from service.replicas.runner import Load, load_engine
 
 
@@ -49,7 +49,7 @@ class Pool:
         devices: Sequence[str],
         *,
         metrics: Metrics,
-        care: Care,
+        policy: RestartPolicy,
         precision: str = "auto",
         load: Load = load_engine,
         set_up_logs: Callable[[], None] = keep_logs_as_they_are,
@@ -57,13 +57,13 @@ class Pool:
         profiled: Profiled = ignore_profile,
         predict: Predict = predict_nothing,
     ) -> None:
-        self._care = care
-        known, oom_kills = Known(), OomKills()
+        self._policy = policy
+        known, oom_kills = ReferenceAnswers(), OomKills()
         self._replicas = [
             Replica(
                 name,
-                Spec(tuple(checkpoints), device, precision, load, set_up_logs, care.canary_interval_s),
-                care,
+                Spec(tuple(checkpoints), device, precision, load, set_up_logs, policy.canary_interval_s),
+                policy,
                 metrics,
                 known=known,
                 oom_kills=oom_kills,
@@ -103,7 +103,7 @@ class Pool:
 
     def why_not_alive(self) -> str | None:
         """Told when no replica comes back for good, and starting the whole service anew may help; else None."""
-        limit = self._care.max_crashes
+        limit = self._policy.max_crashes
         if any(replica.num_failures < limit or replica.is_steady for replica in self._replicas):
             return None
         losses = ", ".join(f"{each.name}: {each.num_failures}, last {each.last_loss}" for each in self._replicas)

@@ -19,7 +19,7 @@ from itertools import count
 from threading import Thread
 from typing import TypeVar
 
-from service.batching.batch import Ran, Untouched
+from service.batching.batch import BatchNotStarted, BatchResult
 from service.domain import Encoding
 from service.errors import ReplicaLost, StartupError
 from service.host import OomKills
@@ -60,7 +60,7 @@ def reason_of(status: int, oom_kills: OomKills) -> LossReason:
     return "oom" if status == -signal.SIGKILL and oom_kills.take() else "killed"
 
 
-def epitaph(status: int, reason: LossReason) -> str:
+def describe_exit(status: int, reason: LossReason) -> str:
     if reason == "oom":
         return "killed by the kernel, out of memory,"
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
@@ -98,13 +98,13 @@ def environment(threads: int) -> dict[str, str]:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Told = Callable[[Loading | Profile | Checked], None]
+OnMessage = Callable[[Loading | Profile | Checked], None]
 Patience = Callable[[Sequence[Encoding]], float]
 """Seconds that a batch may take."""
 
 GONE = "the replica ended before it had answered"
 
-LAST_WORDS_S = 5.0
+EXIT_TIMEOUT_S = 5.0
 """From the end of the pipe to the end of the process."""
 
 
@@ -112,7 +112,7 @@ LAST_WORDS_S = 5.0
 class _Sent:
     """A batch in the pipe or at hand."""
 
-    answer: asyncio.Future[Ran]
+    answer: asyncio.Future[BatchResult]
     patience_s: float
 
 
@@ -122,7 +122,7 @@ class Process(asyncio.Protocol):
     `loss` tells why it ended, once it has. What it says beside its answers is `told`.
     """
 
-    def __init__(self, spec: Spec, *, threads: int, patience: Patience, told: Told, oom_kills: OomKills) -> None:
+    def __init__(self, spec: Spec, *, threads: int, patience: Patience, told: OnMessage, oom_kills: OomKills) -> None:
         self.loss: LossReason | None = None
         self._spec = spec
         self._threads = threads
@@ -160,13 +160,13 @@ class Process(asyncio.Protocol):
         """Waits until the models are loaded; StartupError (CheckpointError and so on) when they cannot be."""
         return await asyncio.shield(self._ready)
 
-    async def run(self, encodings: Sequence[Encoding]) -> Ran:
+    async def run(self, encodings: Sequence[Encoding]) -> BatchResult:
         """Computes a batch of one model; ReplicaLost when the child ends with it at hand, Untouched when it only waited
         for its turn."""
         if self._has_ended.is_set():
-            raise Untouched(GONE)
+            raise BatchNotStarted(GONE)
         number = next(self._numbers)
-        answer: asyncio.Future[Ran] = self._loop.create_future()
+        answer: asyncio.Future[BatchResult] = self._loop.create_future()
         self._pending[number] = _Sent(answer, self._patience(encodings))
         if self._watchdog is None:
             self._rearm()
@@ -215,12 +215,12 @@ class Process(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._has_ended.is_set():
-            Thread(target=self._bury, daemon=True, name="replica-end").start()
+            Thread(target=self._reap, daemon=True, name="replica-end").start()
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """Whoever closes its pipe has ended, or is about to, or is made to."""
         try:
-            self._popen.wait(LAST_WORDS_S)
+            self._popen.wait(EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
@@ -242,7 +242,7 @@ class Process(asyncio.Protocol):
                 _settle(self._ready, error)
             case Result():
                 if sent := self._pending.pop(message.number, None):
-                    _settle(sent.answer, Ran(message.outputs, message.compute_s, message.fitting_tokens))
+                    _settle(sent.answer, BatchResult(message.outputs, message.compute_s, message.fitting_tokens))
                 self._rearm()
 
     def _on_end(self) -> None:
@@ -250,10 +250,10 @@ class Process(asyncio.Protocol):
         self.loss = self.loss or reason_of(status, self._oom_kills)
         self._has_ended.set()
         self._rearm(False)
-        _settle(self._ready, StartupError(f"{self._spec.device}: {epitaph(status, self.loss)} while loading"))
+        _settle(self._ready, StartupError(f"{self._spec.device}: {describe_exit(status, self.loss)} while loading"))
         self._ready.exception()  # whoever waited for it may have gone: asyncio need not complain
         for place, sent in enumerate(self._pending.values()):
-            _settle(sent.answer, Untouched(GONE) if place else ReplicaLost(GONE))
+            _settle(sent.answer, BatchNotStarted(GONE) if place else ReplicaLost(GONE))
             sent.answer.exception()
         for call in self._calls_on_end:
             call()

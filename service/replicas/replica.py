@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from service.batching.batch import Feed, Ran, Run
+from service.batching.batch import BatchResult, Feed, Run
 from service.domain import Encoding, Step
 from service.errors import StartupError
 from service.host import OomKills
 from service.metric_labels import LossReason, ReplicaState
 from service.metrics import Metrics
-from service.replicas.canary import Known, WrongAnswer
+from service.replicas.canary import ReferenceAnswers, WrongAnswer
 from service.replicas.process import Process
 from service.replicas.protocol import Checked, Loading, Profile, Ready, Spec
 from service.tracing import trace
@@ -33,7 +33,7 @@ def back_off_s(num_failures: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Care:
+class RestartPolicy:
     """All in seconds, but four: `threads` are of one replica, a start may take `restart_factor` times as long as one
     before, a batch `hang_factor` times as long as is predicted, and `max_crashes` losses of every replica in a row are
     too many. The least of both waits is for what happens once: a kernel that is compiled, a disk that is busy."""
@@ -91,10 +91,10 @@ class Replica:
         self,
         name: str,
         spec: Spec,
-        care: Care,
+        policy: RestartPolicy,
         metrics: Metrics,
         *,
-        known: Known,
+        known: ReferenceAnswers,
         oom_kills: OomKills,
         progress: Progress,
         profiled: Profiled,
@@ -109,7 +109,7 @@ class Replica:
         self._served_since: float | None = None
         self._longest_start_s: float | None = None
         self._spec = spec
-        self._care = care
+        self._policy = policy
         self._metrics = metrics
         self._known = known
         self._oom_kills = oom_kills
@@ -120,7 +120,7 @@ class Replica:
     @property
     def is_steady(self) -> bool:
         """Whether its child has served for so long that it will not fail because of how it was started."""
-        return self._served_since is not None and self._care.clock() - self._served_since >= STEADY_S
+        return self._served_since is not None and self._policy.clock() - self._served_since >= STEADY_S
 
     async def keep(self, feed: Feed, started: asyncio.Future[None]) -> None:
         """One child after another until cancelled. `started` gets the first one's success or StartupError."""
@@ -132,7 +132,7 @@ class Replica:
                 self._served_since = None
                 self._become("restarting")
                 self._metrics.replica_restarts.labels(self.name).inc()
-                await self._care.sleep(self._care.back_off_s(self.num_failures))
+                await self._policy.sleep(self._policy.back_off_s(self.num_failures))
         except StartupError as error:
             if not started.done():
                 started.set_exception(error)
@@ -144,9 +144,9 @@ class Replica:
         """One child's life, until it is lost. Raises StartupError if the first one cannot start."""
         process = Process(
             self._spec,
-            threads=self._care.threads,
+            threads=self._policy.threads,
             patience=self._patience_s,
-            told=self._on_told,
+            told=self._on_message,
             oom_kills=self._oom_kills,
         )
         self._become("starting")
@@ -164,17 +164,17 @@ class Replica:
             self._on_loss(_reason_of_start(process, error))
         finally:
             self.pid = None
-            await process.stop(self._care.stop_grace_s)
+            await process.stop(self._policy.stop_grace_s)
 
     async def _ready(self, process: Process) -> Ready:
-        since, patience_s = self._care.clock(), self._care.start_patience_s(self._longest_start_s)
+        since, patience_s = self._policy.clock(), self._policy.start_patience_s(self._longest_start_s)
         try:
             async with asyncio.timeout(patience_s):
                 ready = await process.ready()
         except TimeoutError:
             process.kill()
             raise StartupError(f"{self._spec.device}: not ready after {patience_s:g} s") from None
-        self._longest_start_s = max(self._care.clock() - since, self._longest_start_s or 0.0)
+        self._longest_start_s = max(self._policy.clock() - since, self._longest_start_s or 0.0)
         self._known.compare(self.name, ready.precisions, ready.answers)
         return ready
 
@@ -200,7 +200,7 @@ class Replica:
     def _counted(self, run: Run) -> Run:
         busy = self._metrics.replica_busy.labels(self.name)
 
-        async def counted(encodings: Sequence[Encoding]) -> Ran:
+        async def counted(encodings: Sequence[Encoding]) -> BatchResult:
             ran = await run(encodings)
             busy.inc(ran.compute_s)
             return ran
@@ -209,11 +209,11 @@ class Replica:
 
     def _patience_s(self, encodings: Sequence[Encoding]) -> float:
         tokens = sum(encoding.num_tokens for encoding in encodings)
-        return self._care.patience_s(self._predict(encodings[0].model, tokens, len(encodings)))
+        return self._policy.patience_s(self._predict(encodings[0].model, tokens, len(encodings)))
 
     # what the child says
 
-    def _on_told(self, message: Loading | Profile | Checked) -> None:
+    def _on_message(self, message: Loading | Profile | Checked) -> None:
         match message:
             case Loading():
                 if self.state == "starting":
@@ -227,7 +227,7 @@ class Replica:
 
     def _on_ready(self, ready: Ready) -> None:
         self.precisions = ready.precisions
-        self._served_since = self._care.clock()
+        self._served_since = self._policy.clock()
         self._become("ready")
         self._metrics.replica_holds(
             self.name, device=self._spec.device, precisions=ready.precisions, memory_bytes=ready.memory_bytes

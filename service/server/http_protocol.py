@@ -27,7 +27,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """No head of a reply: the client waits for it before it sends its body."""
 
 
-class Reply:
+class ResponseWriter:
     """In the place of a transport, for one request; `finish` when there is no more to write."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -70,7 +70,7 @@ Awaited = Literal["head", "body"]
 
 
 @dataclass(slots=True)
-class Door:
+class ConnectionLimits:
     """What all connections of one server share; once it `is_closing`, every answer is the last on its connection."""
 
     limits: Server
@@ -79,16 +79,16 @@ class Door:
     is_closing: bool = False
 
 
-class Connection(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """uvicorn arms `timeout_keep_alive_task` between two requests; here it times whatever is awaited."""
 
-    def __init__(self, *args: Any, door: Door, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, connection_limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._door = door
-        self._limits = door.limits
+        self._shared = connection_limits
+        self._limits = connection_limits.limits
         self._awaited: Awaited | None = None
         self._running: RequestResponseCycle | None = None
-        self._reply: Reply | None = None
+        self._writer: ResponseWriter | None = None
         self._gone: asyncio.Future[None] | None = None
         self._num_pending = 0
         """Bytes of reads that nothing whole came of, no head and no piece of a body: the parser keeps them."""
@@ -99,8 +99,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._door.metrics.connections.inc()
-        if len(self.connections) > self._door.max_connections:
+        self._shared.metrics.connections.inc()
+        if len(self.connections) > self._shared.max_connections:
             self._refuse(TooManyConnections("too many connections are open", retry_after_s=FULL_RETRY_S))
         else:
             self._await("head", self._limits.header_timeout_s, self._head_is_late)
@@ -112,7 +112,7 @@ class Connection(HttpToolsProtocol):
             self._running.message_event.set()
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
-        self._door.metrics.connections.dec()
+        self._shared.metrics.connections.dec()
         self._unset_keepalive_if_required()
         self._stop_sending_clock()
 
@@ -148,7 +148,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise MalformedRequest("too many requests are sent ahead of their answers")
         super().on_headers_complete()
-        if self._door.is_closing:
+        if self._shared.is_closing:
             self.close_after_answer()
 
     def on_body(self, body: bytes) -> None:
@@ -163,7 +163,7 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         cycle.scope["state"][GONE] = self._gone = self.loop.create_future()
-        cycle.transport = self._reply = Reply(self.transport)  # type: ignore[assignment]
+        cycle.transport = self._writer = ResponseWriter(self.transport)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
@@ -223,8 +223,8 @@ class Connection(HttpToolsProtocol):
     # what goes out
 
     def on_response_complete(self) -> None:
-        assert self._reply is not None, "it was made with the request"
-        self._reply.finish()
+        assert self._writer is not None, "it was made with the request"
+        self._writer.finish()
         super().on_response_complete()
         self._awaited = None
         if self.transport.is_closing():
@@ -247,7 +247,7 @@ class Connection(HttpToolsProtocol):
         """Nothing more is read here. What came whole is answered first; to a broken body, its reader says why."""
         if self.parser is _DEAF:
             return
-        self._door.metrics.connections_refused.labels(error.code).inc()
+        self._shared.metrics.connections_refused.labels(error.code).inc()
         self.parser = _DEAF
         if self.cycle is None or self.cycle.response_complete:
             if self.cycle is None or not self.cycle.more_body:  # else it was refused before its body had come
@@ -271,7 +271,7 @@ class Connection(HttpToolsProtocol):
     def _linger(self) -> None:
         """Closed while the client still sends, the connection would be reset and the answer lost."""
         self._unset_keepalive_if_required()
-        if len(self.connections) <= self._door.max_connections and self.transport.can_write_eof():
+        if len(self.connections) <= self._shared.max_connections and self.transport.can_write_eof():
             self.transport.write_eof()
             self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, self._close)
         else:
@@ -292,7 +292,7 @@ class Connection(HttpToolsProtocol):
             self._sending = None
 
     def _reader_is_late(self) -> None:
-        self._door.metrics.connections_refused.labels("slow_reader").inc()
+        self._shared.metrics.connections_refused.labels("slow_reader").inc()
         self.transport.abort()
 
 

@@ -30,7 +30,7 @@ PAUSE_S = 1.0
 """After there was no descriptor or no memory for a connection; asyncio waits as long."""
 
 
-class Accepting:
+class Listener:
     """In the place of an asyncio.Server, for as much as uvicorn asks of one. Connections that are there stay."""
 
     def __init__(

@@ -13,7 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from service.api.accounts import keys_of_setting
-from service.api.auth import KeyRing
+from service.api.auth import KeyStore
 from service.errors import SettingError
 from service.host import is_loopback
 from service.metrics import Metrics
@@ -22,7 +22,7 @@ from service.settings import Security, Settings
 logger = logging.getLogger(__name__)
 
 
-def refuse_strangers(settings: Settings) -> None:
+def require_keys_or_loopback(settings: Settings) -> None:
     """SettingError where other machines could ask without a key, unless that is what is wanted."""
     security, host = settings.security, settings.server.host
     if not (is_loopback(host) or security.has_keys or security.allow_anonymous):
@@ -32,11 +32,11 @@ def refuse_strangers(settings: Settings) -> None:
         )
 
 
-def ring_of(settings: Security, metrics: Metrics) -> KeyRing | None:
+def make_key_store(settings: Security, metrics: Metrics) -> KeyStore | None:
     """The keys; None where there are to be none. SettingError says what is wrong with them."""
     if not settings.has_keys:
         return None
-    return KeyRing(keys_of_setting(settings.keys), settings.keys_file, metrics)
+    return KeyStore(keys_of_setting(settings.keys), settings.keys_file, metrics)
 
 
 def check_certificate(settings: Security) -> None:
@@ -52,15 +52,15 @@ def check_certificate(settings: Security) -> None:
         raise SettingError(f"security.tls_cert, tls_key: {files} are no certificate and its key") from error
 
 
-def reloading(settings: Security, ring: KeyRing | None, config: uvicorn.Config) -> Callable[[], None] | None:
+def reloading(settings: Security, key_store: KeyStore | None, config: uvicorn.Config) -> Callable[[], None] | None:
     """Reads keys and certificate again, and leaves those of before in force where the new are no good; None where there
     are neither."""
-    if ring is None and not config.is_ssl:
+    if key_store is None and not config.is_ssl:
         return None
 
     def reload() -> None:
-        if ring is not None:
-            ring.reload()
+        if key_store is not None:
+            key_store.reload()
         if config.ssl is not None:
             _reload_certificate(config.ssl, settings)
 

@@ -12,8 +12,8 @@ from typing import Protocol, cast
 
 import uvicorn
 
-from service.server.http_protocol import Connection, Door
-from service.server.listener import Accepting
+from service.server.http_protocol import ConnectionLimits, HttpProtocol
+from service.server.listener import Listener
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,17 @@ class Server(uvicorn.Server):
     """uvicorn, but a signal first takes the readiness away, and a clean end after a signal is exit code 0; SIGHUP has
     keys and certificate read again."""
 
-    def __init__(self, config: uvicorn.Config, whole: Drainable, door: Door, reload: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        application: Drainable,
+        connection_limits: ConnectionLimits,
+        reload: Callable[[], None] | None,
+    ) -> None:
         super().__init__(config)
         self._reload = reload
-        self._whole = whole
-        self._door = door
+        self._application = application
+        self._shared = connection_limits
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -48,7 +54,7 @@ class Server(uvicorn.Server):
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup([])
         for listener in sockets or ():
-            accepting = Accepting(listener, self._connection, self.config.ssl)
+            accepting = Listener(listener, self._connection, self.config.ssl)
             accepting.begin()
             self.servers.append(cast("asyncio.Server", accepting))
 
@@ -58,7 +64,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; a second Ctrl-C ends at once."""
-        if self._loop is not None and not self._whole.is_stopping:
+        if self._loop is not None and not self._application.is_stopping:
             self._loop.call_soon_threadsafe(self._drain)
             return
         self.should_exit = True
@@ -70,25 +76,25 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         """Readiness goes, then every answer is the last on its connection, then new requests are refused."""
         assert self._loop is not None, "a signal is handled after startup only"
-        self._whole.is_stopping = True
-        self._door.is_closing = True
-        for connection in cast("set[Connection]", self.server_state.connections):
+        self._application.is_stopping = True
+        self._shared.is_closing = True
+        for connection in cast("set[HttpProtocol]", self.server_state.connections):
             connection.close_after_answer()
         logger.info("stopping: running requests are answered first")
-        delay, limit = self._door.limits.drain_delay_s, self._door.limits.drain_timeout_s
+        delay, limit = self._shared.limits.drain_delay_s, self._shared.limits.drain_timeout_s
         self._loop.call_later(delay, self._refuse)
         self._loop.call_later(delay + limit, self._give_up)
 
     def _refuse(self) -> None:
-        self._whole.is_closed = True
+        self._application.is_closed = True
 
     def _give_up(self) -> None:
-        self._whole.give_up()
+        self._application.give_up()
         self.leave()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: when new requests are refused and no other is left, nobody is waited for."""
-        if self._whole.is_closed and not self.server_state.tasks:
+        if self._application.is_closed and not self.server_state.tasks:
             self.leave()
         return await super().on_tick(counter)
 

@@ -16,10 +16,10 @@ import numpy as np
 from service.api import operations
 from service.api.accounts import Key
 from service.api.app import create_app
-from service.api.auth import KeyRing
-from service.batching.batcher import Settled
+from service.api.auth import KeyStore
+from service.batching.batcher import RequestResult
 from service.checkpoints.checkpoint import Kind
-from service.domain import ANY_TIME, Cls, Encoding, Labels, Mean, Output, Terms, TokenScores, TopTokens
+from service.domain import DEFAULT_OPTIONS, Cls, Encoding, Labels, Mean, Output, RequestOptions, TokenScores, TopTokens
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.settings import Security, Server
@@ -74,11 +74,11 @@ class FakeSubmit:
     gate: asyncio.Event | None = None
     num_labels: int = 2
     asked: list[list[Encoding]] = field(default_factory=list)
-    terms: list[Terms] = field(default_factory=list)
+    terms: list[RequestOptions] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     num_cancelled: int = 0
 
-    async def __call__(self, encodings: Sequence[Encoding], terms: Terms = ANY_TIME) -> Settled:
+    async def __call__(self, encodings: Sequence[Encoding], terms: RequestOptions = DEFAULT_OPTIONS) -> RequestResult:
         self.asked.append(list(encodings))
         self.terms.append(terms)
         self.arrived.set()
@@ -86,7 +86,7 @@ class FakeSubmit:
             raise self.error
         if self.gate is not None:
             await self._wait(self.gate)
-        return Settled([output_of(one, self.num_labels) for one in encodings], 0.002, 0.03)
+        return RequestResult([output_of(one, self.num_labels) for one in encodings], 0.002, 0.03)
 
     async def _wait(self, gate: asyncio.Event) -> None:
         try:
@@ -124,7 +124,7 @@ async def running(
     info: Callable[[], operations.ModelsReply] = models_reply,
     clock: Callable[[], float] = time.monotonic,
     alive: Callable[[], str | None] = lambda: None,
-    admit: Callable[[Terms], None] = lambda terms: None,
+    admit: Callable[[RequestOptions], None] = lambda terms: None,
     keys: Mapping[str, Key] | None = None,
     security: Security | None = None,
 ) -> AsyncIterator[Service]:
@@ -143,7 +143,7 @@ async def running(
             settings=settings or Server(),
             metrics=metrics,
             admit=admit,
-            ring=None if keys is None else KeyRing(dict(keys), None, metrics, clock),
+            key_store=None if keys is None else KeyStore(dict(keys), None, metrics, clock),
             security=security or Security(),
             clock=clock,
         )

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.domain import RANKS, Terms
+from service.domain import RANKS, RequestOptions
 from service.errors import (
     DeadlineExceeded,
     DeadlineUnreachable,
@@ -280,10 +280,10 @@ async def test_what_goes_wrong_behind_has_its_status_and_its_time_to_retry(
 
 
 async def test_a_request_that_would_be_refused_is_refused_before_it_is_read() -> None:
-    asked: list[Terms] = []
+    asked: list[RequestOptions] = []
     has_read = False
 
-    def refuse(terms: Terms) -> None:
+    def refuse(terms: RequestOptions) -> None:
         asked.append(terms)
         raise QueueFull("full", retry_after_s=2.3)
 
@@ -300,7 +300,7 @@ async def test_a_request_that_would_be_refused_is_refused_before_it_is_read() ->
     check(response, 429, "queue_full")
     assert response.headers["retry-after-ms"] == "2300"
     assert not has_read
-    assert asked == [Terms(170.0, RANKS["interactive"]), Terms(105.0, RANKS["bulk"])]
+    assert asked == [RequestOptions(170.0, RANKS["interactive"]), RequestOptions(105.0, RANKS["bulk"])]
 
 
 async def test_a_bug_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:

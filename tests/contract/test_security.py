@@ -27,8 +27,8 @@ SECRETS = {"app": "erl_one", "prometheus": "erl_two", "boss": "erl_three"}
 TEXT = "不可外传的文字"
 
 
-def key(name: str, *scopes: KeyScope, **rights: Any) -> Key:
-    return Key(hash=hash_of(SECRETS[name]), scopes=frozenset(scopes), **rights)
+def key(name: str, *scopes: KeyScope, **permissions: Any) -> Key:
+    return Key(hash=hash_of(SECRETS[name]), scopes=frozenset(scopes), **permissions)
 
 
 KEYS = {"app": key("app", "infer"), "prometheus": key("prometheus", "metrics"), "boss": key("boss", "admin")}

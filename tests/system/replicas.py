@@ -13,19 +13,19 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
-from service.batching.jobs import Settled
-from service.batching.latency_model import Pace
+from service.batching.jobs import RequestResult
+from service.batching.latency_model import LatencyModels
 from service.metric_labels import LOSS_REASONS, LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.pool import Pool, ignore_progress
-from service.replicas.replica import Care, Predict, Progress
+from service.replicas.replica import Predict, Progress, RestartPolicy
 from service.replicas.runner import Load
 from tests.fakes import checkpoint, load_fake, row, value
 
 
-def at_once(**care: Any) -> Care:
+def at_once(**policy: Any) -> RestartPolicy:
     """Lost replicas are started again without a pause."""
-    return Care(threads=1, back_off_s=lambda num_failures: 0.0, **care)
+    return RestartPolicy(threads=1, back_off_s=lambda num_failures: 0.0, **policy)
 
 
 class Watch(Metrics):
@@ -68,7 +68,7 @@ class Service:
         return {reason: int(count) for reason, count in found.items() if count}
 
 
-def sum_of(settled: Settled) -> float:
+def sum_of(settled: RequestResult) -> float:
     return float(settled.outputs[0].scores[0, 0])
 
 
@@ -76,7 +76,7 @@ def compose(
     path: Path,
     *,
     devices: tuple[str, ...] = ("cpu",),
-    care: Care | None = None,
+    policy: RestartPolicy | None = None,
     load: Load = load_fake,
     progress: Progress = ignore_progress,
     predict: Predict | None = None,
@@ -85,17 +85,17 @@ def compose(
 ) -> Service:
     os.mkfifo(path / "gate")
     metrics = Watch()
-    pace = Pace(metrics=metrics, max_batch_tokens=max_batch_tokens)
-    batcher = Batcher(pace=pace, max_queue_tokens=max_queue_tokens, metrics=metrics)
+    latency_models = LatencyModels(metrics=metrics, max_batch_tokens=max_batch_tokens)
+    batcher = Batcher(latency_models=latency_models, max_queue_tokens=max_queue_tokens, metrics=metrics)
     pool = Pool(
         [checkpoint(path)],
         devices,
         metrics=metrics,
-        care=care or at_once(),
+        policy=policy or at_once(),
         load=load,
         progress=progress,
-        profiled=pace.calibrate,
-        predict=predict or pace.predict,
+        profiled=latency_models.calibrate,
+        predict=predict or latency_models.predict,
     )
     metrics.declare(models=["m"], replicas=pool.names, tasks=["classify"])
     return Service(batcher, pool, metrics)

@@ -18,7 +18,7 @@ from service.batching.latency_model import LEAST_TOKENS
 from service.domain import Encoding
 from service.errors import InferenceFailed, OutOfMemory, ReplicaLost, StartupError
 from service.metric_labels import LossReason
-from service.replicas.replica import Care
+from service.replicas.replica import RestartPolicy
 from tests.fakes import (
     BREAK,
     EXIT,
@@ -116,15 +116,15 @@ async def test_one_of_two_replicas_carries_on_alone(tmp_path: Path) -> None:
 
 
 async def test_a_batch_that_hangs_ends_its_replica(tmp_path: Path) -> None:
-    async with running(compose(tmp_path, care=at_once(hang_timeout_s=0.05))) as service:
+    async with running(compose(tmp_path, policy=at_once(hang_timeout_s=0.05))) as service:
         with pytest.raises(ReplicaLost):
             await service.ask(GATE)
         assert service.losses() == {"hang": 2}
 
 
 async def test_a_batch_has_hung_when_it_takes_far_longer_than_predicted(tmp_path: Path) -> None:
-    care = at_once(hang_timeout_s=3600.0, least_patience_s=0.05)
-    service = compose(tmp_path, care=care, predict=lambda model, tokens, rows: 0.01 * tokens)
+    policy = at_once(hang_timeout_s=3600.0, least_patience_s=0.05)
+    service = compose(tmp_path, policy=policy, predict=lambda model, tokens, rows: 0.01 * tokens)
     async with running(service):
         with pytest.raises(ReplicaLost):
             await service.ask(GATE)
@@ -132,15 +132,15 @@ async def test_a_batch_has_hung_when_it_takes_far_longer_than_predicted(tmp_path
 
 
 async def test_a_process_that_is_stopped_is_replaced(tmp_path: Path) -> None:
-    async with running(compose(tmp_path, care=at_once(hang_timeout_s=1.0))) as service:
+    async with running(compose(tmp_path, policy=at_once(hang_timeout_s=1.0))) as service:
         os.kill(service.pid, signal.SIGSTOP)
         assert await service.ask(3, 4) == 7
         assert service.losses() == {"hang": 1}
 
 
 async def test_a_process_that_is_stopped_while_it_starts_again_is_replaced(tmp_path: Path) -> None:
-    care = at_once(restart_factor=2.0, least_restart_s=0.0)
-    async with running(compose(tmp_path, care=care, load=load_and_stop_once)) as service:
+    policy = at_once(restart_factor=2.0, least_restart_s=0.0)
+    async with running(compose(tmp_path, policy=policy, load=load_and_stop_once)) as service:
         os.kill(service.pid, signal.SIGKILL)
         assert await service.ask(3, 4) == 7
         assert service.losses().keys() == {"killed", "start"}
@@ -200,7 +200,7 @@ async def test_a_batch_that_breaks_the_device_is_not_answered_by_it(tmp_path: Pa
 
 
 async def test_a_device_that_goes_wrong_in_silence_is_found_while_nobody_asks(tmp_path: Path) -> None:
-    async with running(compose(tmp_path, care=at_once(canary_interval_s=0.05))) as service:
+    async with running(compose(tmp_path, policy=at_once(canary_interval_s=0.05))) as service:
         await service.metrics.ready.acquire()
         assert await service.ask(SILENT_BREAK) == SILENT_BREAK
         await service.metrics.ready.acquire()
@@ -222,8 +222,8 @@ async def test_replicas_that_do_not_come_back_end_the_liveness(tmp_path: Path) -
     async def count(seconds: float) -> None:
         lost.release()
 
-    care = Care(threads=1, max_crashes=3, sleep=count)
-    async with running(compose(tmp_path, care=care, load=load_wrong_ever_after)) as service:
+    policy = RestartPolicy(threads=1, max_crashes=3, sleep=count)
+    async with running(compose(tmp_path, policy=policy, load=load_wrong_ever_after)) as service:
         os.kill(service.pid, signal.SIGKILL)
         for _ in range(2):
             await lost.acquire()

@@ -14,7 +14,7 @@ import pytest
 from service.batching.latency_model import LEAST_TOKENS
 from service.errors import CheckpointError, StartupError
 from service.replicas.protocol import Loading
-from service.replicas.replica import Care
+from service.replicas.replica import RestartPolicy
 from service.replicas.runner import Load
 from tests.fakes import THREADS, load_and_die, load_badly, load_forever, load_nothing, load_once, open_gate, value
 from tests.system.replicas import compose, running
@@ -49,8 +49,8 @@ async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
 
 
 async def test_a_stopped_process_is_killed_after_its_grace(tmp_path: Path) -> None:
-    care = Care(threads=1, stop_grace_s=0.05)
-    service = compose(tmp_path, care=care)
+    policy = RestartPolicy(threads=1, stop_grace_s=0.05)
+    service = compose(tmp_path, policy=policy)
     async with running(service):
         os.kill(service.pid, signal.SIGSTOP)
     assert service.metrics.states[-1] == "stopped"
@@ -80,7 +80,7 @@ async def test_restarts_back_off_until_one_succeeds(tmp_path: Path) -> None:
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    async with running(compose(tmp_path, care=Care(threads=1, sleep=sleep), load=load_once)) as service:
+    async with running(compose(tmp_path, policy=RestartPolicy(threads=1, sleep=sleep), load=load_once)) as service:
         os.kill(service.pid, signal.SIGKILL)
         assert await service.ask(3) == 3
         assert waits == [0.0, 1.0, 2.0, 4.0]
@@ -106,13 +106,13 @@ async def test_a_first_loading_that_fails_is_the_starts_error(
 
 
 async def test_a_loading_that_takes_too_long_is_an_error(tmp_path: Path) -> None:
-    service = compose(tmp_path, care=Care(threads=1, start_timeout_s=0.05), load=load_forever)
+    service = compose(tmp_path, policy=RestartPolicy(threads=1, start_timeout_s=0.05), load=load_forever)
     with pytest.raises(StartupError, match=r"not ready after 0\.05 s"):
         await service.pool.start(service.batcher.feed)
 
 
 async def test_a_start_that_is_cancelled_leaves_no_child(tmp_path: Path) -> None:
-    service = compose(tmp_path, care=Care(threads=1, stop_grace_s=0.05), load=load_forever)
+    service = compose(tmp_path, policy=RestartPolicy(threads=1, stop_grace_s=0.05), load=load_forever)
     start = asyncio.create_task(service.pool.start(service.batcher.feed))
     await asyncio.to_thread(open_gate, tmp_path)
     start.cancel()

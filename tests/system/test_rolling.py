@@ -21,6 +21,6 @@ async def test_a_rolling_restart_and_a_kill_lose_nothing(tmp_path: Path, proxy: 
     model = make_checkpoint(tmp_path / "model", num_layers=1)
     during = await behind(proxy, tmp_path, questions(4), 6, ("--model", f"uni={model}"))
     assert list(during) == list(STEPS)
-    for had in during.values():
-        assert counted(had) == {RIGHT: len(had)}
-        assert len(had) > 50
+    for fits in during.values():
+        assert counted(fits) == {RIGHT: len(fits)}
+        assert len(fits) > 50

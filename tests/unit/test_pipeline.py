@@ -13,8 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
-from service.batching.jobs import Settled
-from service.domain import ANY_TIME, Encoding, Output, Terms
+from service.batching.jobs import RequestResult
+from service.domain import DEFAULT_OPTIONS, Encoding, Output, RequestOptions
 from service.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, QueueFull
 from service.metrics import Metrics
 from service.pipeline import INLINE_BYTES, Pipeline
@@ -48,14 +48,14 @@ class FakeBatcher:
     """Answers at once; remembers what it was asked."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.asked: list[tuple[list[str], Terms]] = []
+        self.asked: list[tuple[list[str], RequestOptions]] = []
         self._error = error
 
-    async def submit(self, encodings: Sequence[Encoding], terms: Terms = ANY_TIME) -> Settled:
-        self.asked.append(([encoding.model for encoding in encodings], terms))
+    async def submit(self, encodings: Sequence[Encoding], options: RequestOptions = DEFAULT_OPTIONS) -> RequestResult:
+        self.asked.append(([encoding.model for encoding in encodings], options))
         if self._error:
             raise self._error
-        return Settled([total(encoding) for encoding in encodings], queue_s=0.25, compute_s=0.5)
+        return RequestResult([total(encoding) for encoding in encodings], queue_s=0.25, compute_s=0.5)
 
 
 @pytest.fixture
@@ -84,11 +84,11 @@ async def test_results_in_order_with_tokens_and_timing(tokenizers: ThreadPoolExe
         return _encode(model, query)
 
     pipeline = make(tokenizers, batcher, metrics, clock)
-    reply = await pipeline.answer(task(encode), [[1, 2, 3], [4]], model="n", terms=Terms(clock.now + 9, 3))
+    reply = await pipeline.answer(task(encode), [[1, 2, 3], [4]], model="n", options=RequestOptions(clock.now + 9, 3))
     assert (reply.model, reply.results, reply.tokens) == ("n", [6, 4], 4)
     timing = reply.timing
     assert (timing.tokenize, timing.queue, timing.compute, timing.total) == (0.125, 0.25, 0.5, 0.125)
-    assert batcher.asked == [(["n", "n"], Terms(109.0, 3))]
+    assert batcher.asked == [(["n", "n"], RequestOptions(109.0, 3))]
     assert value(metrics, "input_tokens_total", task="classify", model="n") == 4
     assert value(metrics, "inputs_total", task="classify", model="n") == 2
     assert value(metrics, "truncated_inputs_total", task="classify") == 1
@@ -181,7 +181,7 @@ async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers:
     pipeline = make(tokenizers, batcher)
     first = asyncio.create_task(pipeline.answer(task(encode), [[1]]))
     await entered.wait()
-    late = asyncio.create_task(pipeline.answer(task(encode), [[2]], terms=Terms(time.monotonic() + 0.01)))
+    late = asyncio.create_task(pipeline.answer(task(encode), [[2]], options=RequestOptions(time.monotonic() + 0.01)))
     gone = asyncio.create_task(pipeline.answer(task(encode), [[3]]))
     await asyncio.sleep(0)
     gone.cancel()

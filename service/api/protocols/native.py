@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import schemas
-from service.api.middleware import Exchange, exchange_of
+from service.api.middleware import RequestContext, context_of
 from service.api.openapi import ERRORS, EXAMPLES, REPLY_HEADERS, request_body
 from service.api.problems import from_validation_error, invalid
 from service.api.request import (
@@ -31,7 +31,7 @@ from service.api.request import (
     unless_gone,
 )
 from service.api.shortcut import Endpoint
-from service.domain import RANKS, Priority, Terms, Timing
+from service.domain import RANKS, Priority, RequestOptions, Timing
 from service.errors import InvalidRequest
 from service.metrics import Metrics
 from service.pipeline import Pipeline
@@ -40,7 +40,7 @@ from service.tasks.registry import TASKS
 
 Clock = Callable[[], float]
 Ready = Callable[[], str | None]
-Admit = Callable[[Terms], None]
+Admit = Callable[[RequestOptions], None]
 """Raises where a request that waits on these terms would be refused, however small it is."""
 
 
@@ -69,7 +69,7 @@ ROUTES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
+class TaskRoutes:
     """What a route needs to answer."""
 
     pipeline: Pipeline
@@ -81,21 +81,21 @@ class Front:
 
     async def answer(self, route: Route, request: Request) -> Response:
         started = self.clock()
-        exchange = exchange_of(request)
-        exchange.task = route.task
+        context = context_of(request)
+        context.task = route.task
         with self.metrics.in_progress(route.task):
             require_ready(self.accepting)
             # Where there is far too much to do, a refusal must cost next to nothing: it comes before the body is read.
             latest = started + seconds_at_most(request, self.limits)
-            self.admit(_terms(exchange, priority_asked(request, None), latest))
+            self.admit(_options(context, priority_asked(request, None), latest))
             data = await read_body(request, self.limits.max_body_bytes)
             body = parse(parse_json(data), route.request, self.limits)
             if body.model in self.pipeline.models:
-                exchange.model = body.model
+                context.model = body.model
             deadline = started + seconds_allowed(request, body.timeout_ms, self.limits)
-            terms = _terms(exchange, priority_asked(request, body.priority), deadline)
-            reply = await unless_gone(request, self._ask(route, body, terms, len(data), exchange))
-        exchange.model, exchange.timing = reply.model, reply.timing
+            options = _options(context, priority_asked(request, body.priority), deadline)
+            reply = await unless_gone(request, self._ask(route, body, options, len(data), context))
+        context.model, context.timing = reply.model, reply.timing
         content = {
             "model": reply.model,
             "task": route.task,
@@ -106,16 +106,16 @@ class Front:
         return Response(orjson.dumps(content), media_type="application/json", headers=headers)
 
     async def _ask(
-        self, route: Route, body: schemas.TaskRequest, terms: Terms, num_bytes: int, exchange: Exchange
+        self, route: Route, body: schemas.TaskRequest, options: RequestOptions, num_bytes: int, context: RequestContext
     ) -> Any:
         try:
             return await self.pipeline.answer(
                 TASKS[route.task],
                 body.query(),
                 model=body.model,
-                terms=terms,
+                options=options,
                 num_bytes=num_bytes,
-                on_encoded=exchange.encoded,
+                on_encoded=context.encoded,
             )
         except InvalidRequest as error:
             if not error.errors:
@@ -123,10 +123,10 @@ class Front:
             raise invalid([replace(one, field=body.field(one.field)) for one in error.errors]) from None
 
 
-def _terms(exchange: Exchange, asked: Priority, deadline: float) -> Terms:
-    caller = exchange.caller
-    exchange.priority = caller.priority(asked)
-    return Terms(deadline, RANKS[exchange.priority], caller.name, caller.rights.weight)
+def _options(context: RequestContext, asked: Priority, deadline: float) -> RequestOptions:
+    caller = context.caller
+    context.priority = caller.priority(asked)
+    return RequestOptions(deadline, RANKS[context.priority], caller.name, caller.permissions.weight)
 
 
 def parse(value: Any, request: type[schemas.TaskRequest], limits: Server) -> schemas.TaskRequest:
@@ -145,7 +145,7 @@ def server_timing(timing: Timing) -> str:
     return f"tokenize;dur={tokenize:.3f}, queue;dur={queue:.3f}, compute;dur={compute:.3f}"
 
 
-def endpoints(front: Front) -> dict[str, Endpoint]:
+def endpoints(front: TaskRoutes) -> dict[str, Endpoint]:
     """What answers, by path."""
     return {route.path: partial(front.answer, route) for route in ROUTES}
 

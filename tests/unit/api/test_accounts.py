@@ -12,8 +12,8 @@ from service.api.accounts import (
     Account,
     Bucket,
     Key,
+    KeyPermissions,
     Refusal,
-    Rights,
     hash_of,
     keys_of_file,
     keys_of_setting,
@@ -47,8 +47,8 @@ def test_a_file_tells_everything_of_a_key(tmp_path: Path) -> None:
     )
     keys = keys_of_file(write(tmp_path, text))
     assert keys["app"] == Key(hash=HASH)
-    assert keys["app"].model_dump(exclude={"hash"}) == Rights().model_dump()
-    assert Rights() == Rights(scopes=frozenset({"infer"}), priority="interactive", weight=1.0)
+    assert keys["app"].model_dump(exclude={"hash"}) == KeyPermissions().model_dump()
+    assert KeyPermissions() == KeyPermissions(scopes=frozenset({"infer"}), priority="interactive", weight=1.0)
     assert keys["batch.job"] == Key(
         hash=hash_of("b"),
         scopes=frozenset({"infer", "metrics"}),
@@ -182,7 +182,7 @@ def test_a_limit_that_is_new_starts_full() -> None:
 
 def test_an_account_is_refused_at_each_of_its_limits() -> None:
     clock = FakeClock()
-    account = Account("a", Rights(requests_per_s=2, tokens_per_s=100, concurrency=2), clock)
+    account = Account("a", KeyPermissions(requests_per_s=2, tokens_per_s=100, concurrency=2), clock)
     account.enter()
     account.enter()
     assert account.refusal() == Refusal("concurrency", "2 requests of this key run already", CONCURRENCY_RETRY_S)
@@ -203,10 +203,10 @@ def test_an_account_is_refused_at_each_of_its_limits() -> None:
 
 def test_new_rights_keep_what_runs_and_what_is_owed() -> None:
     clock = FakeClock()
-    account = Account("a", Rights(tokens_per_s=100), clock)
+    account = Account("a", KeyPermissions(tokens_per_s=100), clock)
     account.enter()
     account.spend(300)
-    account.grant(Rights(tokens_per_s=200, concurrency=1))
+    account.grant(KeyPermissions(tokens_per_s=200, concurrency=1))
     assert account.refusal() == Refusal("concurrency", "1 requests of this key run already", CONCURRENCY_RETRY_S)
     account.leave()
     refusal = account.refusal()
@@ -219,4 +219,4 @@ def test_new_rights_keep_what_runs_and_what_is_owed() -> None:
     [("interactive", "bulk", "bulk"), ("interactive", "interactive", "interactive"), ("bulk", "interactive", "bulk")],
 )
 def test_a_bulk_key_never_goes_first(cap: str, asked: str, given: str) -> None:
-    assert Account("a", Rights(priority=cap)).priority(asked) == given  # type: ignore[arg-type]
+    assert Account("a", KeyPermissions(priority=cap)).priority(asked) == given  # type: ignore[arg-type]

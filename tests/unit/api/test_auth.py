@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.api.accounts import Key, hash_of
-from service.api.auth import LOOK_EVERY_S, KeyRing
+from service.api.auth import LOOK_EVERY_S, KeyStore
 from service.errors import SettingError
 from service.metrics import Metrics
 from tests.fakes import FakeClock
@@ -28,10 +28,10 @@ class Kept:
         self.file.write_text(text)
         self.clock = FakeClock()
         self.metrics = Metrics(CollectorRegistry())
-        self.ring = KeyRing(fixed or {}, self.file, self.metrics, self.clock)
+        self.key_store = KeyStore(fixed or {}, self.file, self.metrics, self.clock)
 
     def name(self, secret: str) -> str | None:
-        account = self.ring.find(secret.encode())
+        account = self.key_store.find(secret.encode())
         return account and account.name
 
     def put(self, text: str) -> None:
@@ -58,7 +58,7 @@ def test_a_changed_file_is_taken_up_within_a_second(tmp_path: Path) -> None:
 def test_a_reload_is_at_once(tmp_path: Path) -> None:
     kept = Kept(tmp_path, table("a", "x"))
     kept.put(table("b", "y"))
-    kept.ring.reload()
+    kept.key_store.reload()
     assert (kept.name("x"), kept.name("y")) == (None, "b")
 
 
@@ -90,7 +90,7 @@ def test_what_is_taken_up_is_logged_by_name(tmp_path: Path, caplog: pytest.LogCa
     kept = Kept(tmp_path, table("a", "x"))
     kept.put(table("b", "y") + table("c", "z"))
     with caplog.at_level(logging.INFO):
-        kept.ring.reload()
+        kept.key_store.reload()
     (record,) = caplog.records
     assert (record.getMessage(), record.keys) == ("keys read again", "b, c")  # type: ignore[attr-defined]
     assert hash_of("y") not in str(vars(record))
@@ -98,12 +98,12 @@ def test_what_is_taken_up_is_logged_by_name(tmp_path: Path, caplog: pytest.LogCa
 
 def test_an_account_lives_on_with_its_debts_under_new_rights(tmp_path: Path) -> None:
     kept = Kept(tmp_path, table("a", "x", "tokens_per_s = 10"))
-    account = kept.ring.find(b"x")
+    account = kept.key_store.find(b"x")
     assert account is not None
     account.spend(100)
     kept.put(table("a", "new", "tokens_per_s = 20"))
-    kept.ring.reload()
-    assert kept.ring.find(b"new") is account
+    kept.key_store.reload()
+    assert kept.key_store.find(b"new") is account
     refusal = account.refusal()
     assert refusal is not None
     assert refusal.detail == "this key may use 20 tokens a second"
@@ -112,7 +112,7 @@ def test_an_account_lives_on_with_its_debts_under_new_rights(tmp_path: Path) -> 
 def test_every_key_has_its_series_before_its_first_request(tmp_path: Path) -> None:
     kept = Kept(tmp_path, table("a", "x"))
     kept.put(table("b", "y"))
-    kept.ring.reload()
+    kept.key_store.reload()
     value = kept.metrics.registry.get_sample_value
     for name in ("a", "b"):
         assert value("erlangshen_key_requests_total", {"key": name, "code": "403"}) == 0
@@ -134,7 +134,7 @@ def test_two_keys_with_one_secret_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_nobody_may_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "keys.toml").mkdir()
     with pytest.raises(SettingError, match=r"keys\.toml: Is a directory"):
-        KeyRing({}, tmp_path / "keys.toml", Metrics(CollectorRegistry()))
+        KeyStore({}, tmp_path / "keys.toml", Metrics(CollectorRegistry()))
 
 
 def test_a_file_written_in_place_is_seen_by_its_time(tmp_path: Path) -> None:

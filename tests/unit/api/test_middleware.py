@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from service import logs
-from service.api.middleware import SCOPE_KEY, Edge
+from service.api.middleware import SCOPE_KEY, RequestMiddleware
 from service.errors import QueueFull
 from service.metrics import Metrics
 from service.tracing import trace
@@ -27,7 +27,7 @@ async def call(app: Any, **scope: Any) -> list[dict[str, Any]]:
     async def receive() -> Any:
         return {"type": "http.request", "body": b""}
 
-    edge = Edge(app, Metrics(CollectorRegistry()))
+    edge = RequestMiddleware(app, Metrics(CollectorRegistry()))
     await edge({"type": "http", "method": "POST", "path": "/x", "headers": [], **scope}, receive, send)
     return sent
 
@@ -121,7 +121,7 @@ async def traced_call(tracer: RecordingTracer, app: Any, metrics: Metrics, path:
         raise AssertionError("nobody reads the body")
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"x-request-id", b"mine")]}
-    await Edge(app, metrics, tracer)(scope, receive, send)
+    await RequestMiddleware(app, metrics, tracer)(scope, receive, send)
     return sent
 
 

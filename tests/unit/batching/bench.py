@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.batching.jobs import Job, Settled, Ticket
+from service.batching.jobs import Job, PendingRequest, RequestResult
 from service.batching.queue import Queue
-from service.domain import Terms
+from service.domain import RequestOptions
 from service.errors import ServiceError
 from service.metric_labels import DropReason
 from tests.fakes import rows
@@ -31,10 +31,12 @@ class Bench:
         deadline: float | None = None,
         account: str = "",
         weight: float = 1.0,
-    ) -> Ticket:
-        ticket = Ticket(rows(*lengths, model=model), now, ignore, Terms(deadline, priority, account, weight))
-        self.queue.push(jobs_of(ticket), ticket.terms)
-        return ticket
+    ) -> PendingRequest:
+        pending = PendingRequest(
+            rows(*lengths, model=model), now, ignore, RequestOptions(deadline, priority, account, weight)
+        )
+        self.queue.push(jobs_of(pending), pending.options)
+        return pending
 
     def take(self, budget: int = 10, now: float = 0.0) -> list[int]:
         self.budget = budget
@@ -47,11 +49,11 @@ class Bench:
         self.dropped.append((reason, numbers_of(jobs)))
 
 
-def jobs_of(ticket: Ticket) -> list[Job]:
-    return [Job(encoding, ticket.arrived, [(ticket, row)]) for row, encoding in enumerate(ticket.encodings)]
+def jobs_of(pending: PendingRequest) -> list[Job]:
+    return [Job(encoding, pending.arrived, [(pending, row)]) for row, encoding in enumerate(pending.encodings)]
 
 
-def ignore(result: Settled | ServiceError) -> None:
+def ignore(result: RequestResult | ServiceError) -> None:
     """Nobody waits for these tickets."""
 
 

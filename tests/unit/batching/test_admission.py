@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.batching.admission import FARTHEST, HEADROOM, LONGEST_S, UNMEASURED_S, Admission, InFlight
-from service.batching.latency_model import Pace
-from service.domain import Step, Terms
+from service.batching.admission import FARTHEST, HEADROOM, LONGEST_S, UNMEASURED_S, Admission, InFlightBatches
+from service.batching.latency_model import LatencyModels
+from service.domain import RequestOptions, Step
 from service.errors import DeadlineUnreachable, QueueFull, ServiceError
 from service.metrics import Metrics
 from tests.fakes import make_metrics, rows, value
@@ -17,7 +17,7 @@ from tests.unit.batching.bench import Bench
 
 
 def test_what_computes_has_begun_and_what_waits_has_not() -> None:
-    flying = InFlight()
+    flying = InFlightBatches()
     assert flying.left_s(0.0) == 0.0
     flying.take("a", 2.0, now=10.0)
     flying.take("a", 3.0, now=10.5)
@@ -25,14 +25,14 @@ def test_what_computes_has_begun_and_what_waits_has_not() -> None:
 
 
 def test_replicas_compute_side_by_side() -> None:
-    flying = InFlight()
+    flying = InFlightBatches()
     flying.take("a", 2.0, now=10.0)
     flying.take("b", 3.0, now=10.5)
     assert flying.left_s(11.0) == 1.0 + 2.5
 
 
 def test_the_next_begins_when_the_one_before_has_landed() -> None:
-    flying = InFlight()
+    flying = InFlightBatches()
     first = flying.take("a", 2.0, now=10.0)
     second = flying.take("a", 3.0, now=10.5)
     flying.land(first, now=12.0)
@@ -43,14 +43,14 @@ def test_the_next_begins_when_the_one_before_has_landed() -> None:
 
 
 def test_a_batch_that_is_late_may_land_any_moment() -> None:
-    flying = InFlight()
+    flying = InFlightBatches()
     flying.take("a", 2.0, now=10.0)
     flying.take("a", 3.0, now=10.0)
     assert flying.left_s(100.0) == 3.0
 
 
 def test_how_much_longer_batches_take_is_learnt() -> None:
-    flying = InFlight()
+    flying = InFlightBatches()
     first, second = flying.take("a", 2.0, now=10.0), flying.take("a", 2.0, now=10.0)
     flying.land(first, now=13.0)
     assert flying.slowness == pytest.approx(1.05)
@@ -66,29 +66,29 @@ TOKEN_S = 0.01
 
 
 @dataclass
-class Door:
+class ConnectionLimits:
     """An admission to a bench's queue; a token takes a hundredth of a second, and batches and rows take nothing."""
 
     bench: Bench = field(default_factory=Bench)
-    flying: InFlight = field(default_factory=InFlight)
+    flying: InFlightBatches = field(default_factory=InFlightBatches)
     metrics: Metrics = field(default_factory=make_metrics)
     num_replicas: int = 1
     is_measured: bool = True
 
-    def check(self, *lengths: int, max_tokens: int = 1000, max_wait_s: float = 30.0, **terms: Any) -> None:
-        pace = Pace(metrics=self.metrics, max_batch_tokens=100)
+    def check(self, *lengths: int, max_tokens: int = 1000, max_wait_s: float = 30.0, **options: Any) -> None:
+        latency_models = LatencyModels(metrics=self.metrics, max_batch_tokens=100)
         if self.is_measured:
-            pace.calibrate("cpu", "m", [Step(tokens, 1, tokens * TOKEN_S) for tokens in (16, 32, 64)])
+            latency_models.calibrate("cpu", "m", [Step(tokens, 1, tokens * TOKEN_S) for tokens in (16, 32, 64)])
         admission = Admission(
             self.bench.queue,
-            pace,
+            latency_models,
             self.flying,
             max_queue_tokens=max_tokens,
             max_wait_s=max_wait_s,
             num_replicas=lambda: self.num_replicas,
             metrics=self.metrics,
         )
-        admission.check(Terms(**terms), rows(*lengths), NOW)
+        admission.check(RequestOptions(**options), rows(*lengths), NOW)
 
     def refusal(self, *lengths: int, **options: Any) -> tuple[type[ServiceError], float | None]:
         with pytest.raises(ServiceError) as refused:
@@ -100,7 +100,7 @@ class Door:
 
 
 def test_an_empty_queue_lets_everybody_in() -> None:
-    door = Door()
+    door = ConnectionLimits()
     door.check(500, max_tokens=10)
     door.check(500, max_wait_s=0.001)
     door.check(500, deadline=NOW + 0.001)
@@ -108,7 +108,7 @@ def test_an_empty_queue_lets_everybody_in() -> None:
 
 
 def test_a_full_queue_refuses_with_the_time_until_it_is_empty() -> None:
-    door = Door()
+    door = ConnectionLimits()
     door.bench.push(*[10] * 9)
     door.check(10, max_tokens=100)
     assert door.refusal(5, 6, max_tokens=100) == (QueueFull, pytest.approx(0.9))
@@ -118,14 +118,14 @@ def test_a_full_queue_refuses_with_the_time_until_it_is_empty() -> None:
 
 
 def test_an_account_does_not_fill_the_queue_of_another() -> None:
-    door = Door()
+    door = ConnectionLimits()
     door.bench.push(*[10] * 10, account="bulk")
     door.check(50, max_tokens=100, account="live")
     assert door.refusal(1, max_tokens=100, account="bulk")[0] is QueueFull
 
 
 def test_who_would_wait_too_long_is_refused() -> None:
-    door = Door()
+    door = ConnectionLimits()
     for _ in range(10):
         door.bench.push(10)
     door.check(10, max_wait_s=1.0)
@@ -135,7 +135,7 @@ def test_who_would_wait_too_long_is_refused() -> None:
 
 
 def test_the_wait_is_that_of_what_goes_before() -> None:
-    door = Door()
+    door = ConnectionLimits()
     door.bench.push(*[10] * 50)
     door.check(10, max_wait_s=0.2)
     assert door.refusal(200, max_wait_s=0.2) == (QueueFull, pytest.approx(2.0)), "as many tokens as it has itself"
@@ -146,7 +146,7 @@ def test_the_wait_is_that_of_what_goes_before() -> None:
 @pytest.mark.parametrize(("left_s", "is_reached"), [(3.01, True), (2.99, False)])
 def test_a_deadline_that_cannot_be_kept_is_told_at_once(left_s: float, is_reached: bool) -> None:
     """A second for what is before it, another for the batch that it is in, and half as much again to be sure."""
-    door = Door()
+    door = ConnectionLimits()
     for _ in range(10):
         door.bench.push(10)
     if is_reached:
@@ -157,7 +157,7 @@ def test_a_deadline_that_cannot_be_kept_is_told_at_once(left_s: float, is_reache
 
 
 def test_a_request_of_its_own_size_counts_where_that_is_more_than_a_batch() -> None:
-    door = Door()
+    door = ConnectionLimits()
     door.bench.push(10)
     needed_s = HEADROOM * (0.1 + 3.0)
     door.check(300, deadline=NOW + needed_s + 0.01)
@@ -165,7 +165,7 @@ def test_a_request_of_its_own_size_counts_where_that_is_more_than_a_batch() -> N
 
 
 def test_batches_that_land_late_make_the_wait_longer() -> None:
-    door = Door()
+    door = ConnectionLimits()
     door.bench.push(*[10] * 10)
     for _ in range(100):
         door.flying.land(door.flying.take("cpu", 1.0, now=NOW), now=NOW + 2.0)
@@ -176,13 +176,13 @@ def test_batches_that_land_late_make_the_wait_longer() -> None:
 
 
 def test_a_deadline_that_has_passed_is_not_refused_here() -> None:
-    door = Door()
+    door = ConnectionLimits()
     door.bench.push(10)
     door.check(10, deadline=NOW)
 
 
 def test_a_request_that_is_not_read_yet_is_taken_for_a_row_as_they_wait() -> None:
-    door = Door()
+    door = ConnectionLimits()
     for length in (10, 30):
         door.bench.push(length)
     door.check(max_tokens=60)
@@ -194,13 +194,13 @@ def test_a_request_that_is_not_read_yet_is_taken_for_a_row_as_they_wait() -> Non
 
 
 def test_before_anything_was_measured_only_tokens_count() -> None:
-    door = Door(is_measured=False)
+    door = ConnectionLimits(is_measured=False)
     door.bench.push(*[10] * 50)
     door.check(10, max_wait_s=0.001, deadline=NOW + 0.001)
     assert door.refusal(10, max_tokens=500) == (QueueFull, UNMEASURED_S)
 
 
 def test_nobody_is_told_to_stay_away_for_long() -> None:
-    door = Door()
+    door = ConnectionLimits()
     door.bench.push(*[100] * 100)
     assert door.refusal(10, max_tokens=500) == (QueueFull, LONGEST_S)

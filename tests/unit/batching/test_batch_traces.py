@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batching.batch import Ran
+from service.batching.batch import BatchResult
 from service.batching.batcher import Batcher, traced
-from service.batching.jobs import Job, Ticket
-from service.batching.latency_model import Pace
+from service.batching.jobs import Job, PendingRequest
+from service.batching.latency_model import LatencyModels
 from service.domain import Encoding
 from service.errors import ReplicaLost
 from service.tracing import trace
@@ -25,10 +25,10 @@ FIELDS = {"model": "m", "rows": 2, "tokens": 5, "replica": ""}
 def jobs(clock: FakeClock, *traces: RecordedTrace) -> list[Job]:
     """One row of 2 tokens, and another of 3 that all of these requests wait for."""
     encodings = rows(2, 3)
-    tickets = [Ticket(encodings, clock.now - 1, print, trace=one) for one in traces]
+    pending = [PendingRequest(encodings, clock.now - 1, print, trace=one) for one in traces]
     return [
-        Job(encodings[0], clock.now - 1, [(tickets[0], 0)]),
-        Job(encodings[1], clock.now - 1, [(ticket, 1) for ticket in tickets]),
+        Job(encodings[0], clock.now - 1, [(pending[0], 0)]),
+        Job(encodings[1], clock.now - 1, [(pending, 1) for pending in pending]),
     ]
 
 
@@ -36,9 +36,9 @@ async def test_a_batch_that_was_computed_is_told_with_its_times_and_its_requests
     clock, tracer, one, other = FakeClock(), RecordingTracer(), RecordedTrace(), RecordedTrace()
     batch = jobs(clock, one, other)
 
-    async def run(encodings: Sequence[Encoding]) -> Ran:
+    async def run(encodings: Sequence[Encoding]) -> BatchResult:
         clock.now += 0.5
-        return Ran([total(encoding) for encoding in encodings], 0.25)
+        return BatchResult([total(encoding) for encoding in encodings], 0.25)
 
     ran = await traced(tracer, clock, run, batch, 5)
     assert len(ran.outputs) == 2
@@ -48,7 +48,7 @@ async def test_a_batch_that_was_computed_is_told_with_its_times_and_its_requests
 async def test_a_batch_that_was_lost_is_told_with_what_it_failed_with() -> None:
     clock, tracer, one = FakeClock(), RecordingTracer(), RecordedTrace()
 
-    async def run(encodings: Sequence[Encoding]) -> Ran:
+    async def run(encodings: Sequence[Encoding]) -> BatchResult:
         clock.now += 2
         raise ReplicaLost("gone")
 
@@ -60,11 +60,13 @@ async def test_a_batch_that_was_lost_is_told_with_what_it_failed_with() -> None:
 
 async def test_a_request_waits_under_its_own_trace() -> None:
     tracer, mine = RecordingTracer(), RecordedTrace()
-    batcher = Batcher(pace=Pace(metrics=make_metrics()), max_queue_tokens=99, metrics=make_metrics(), tracer=tracer)
+    batcher = Batcher(
+        latency_models=LatencyModels(metrics=make_metrics()), max_queue_tokens=99, metrics=make_metrics(), tracer=tracer
+    )
 
-    async def run(encodings: Sequence[Encoding]) -> Ran:
+    async def run(encodings: Sequence[Encoding]) -> BatchResult:
         batcher.close()
-        return Ran([total(encoding) for encoding in encodings], 0.25)
+        return BatchResult([total(encoding) for encoding in encodings], 0.25)
 
     trace.replica.set("cpu#2")
     token = trace.current.set(mine)

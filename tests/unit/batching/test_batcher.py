@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from service.batching.admission import UNMEASURED_S
-from service.batching.batch import Ran, Untouched
+from service.batching.batch import BatchNotStarted, BatchResult
 from service.batching.batcher import Batcher
-from service.batching.jobs import Settled
-from service.batching.latency_model import Pace
+from service.batching.jobs import RequestResult
+from service.batching.latency_model import LatencyModels
 from service.batching.result_cache import ResultCache
-from service.domain import Encoding, Terms
+from service.domain import Encoding, RequestOptions
 from service.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, QueueFull, ReplicaLost, Unavailable
 from service.metrics import Metrics
 from tests.fakes import FakeClock, make_metrics, row, rows, total, value
@@ -33,14 +33,14 @@ class Runner:
         self.gate = asyncio.Event()
         self.arrived = asyncio.Semaphore(0)
 
-    async def __call__(self, encodings: Sequence[Encoding]) -> Ran:
+    async def __call__(self, encodings: Sequence[Encoding]) -> BatchResult:
         self.batches.append([int(encoding.ids[0]) for encoding in encodings])
         self.arrived.release()
         await self.gate.wait()
         fate = self.fates.pop(0) if self.fates else None
         if fate is not None:
             raise fate
-        return Ran([total(encoding) if encoding.ids[0] >= 0 else "failed" for encoding in encodings], 0.5)
+        return BatchResult([total(encoding) if encoding.ids[0] >= 0 else "failed" for encoding in encodings], 0.5)
 
 
 def make(
@@ -51,9 +51,13 @@ def make(
     **options: Any,
 ) -> Batcher:
     metrics = metrics or make_metrics()
-    pace = Pace(metrics=metrics, max_batch_tokens=max_batch_tokens)
+    latency_models = LatencyModels(metrics=metrics, max_batch_tokens=max_batch_tokens)
     return Batcher(
-        pace=pace, max_queue_tokens=max_queue_tokens, metrics=metrics, clock=clock or time.monotonic, **options
+        latency_models=latency_models,
+        max_queue_tokens=max_queue_tokens,
+        metrics=metrics,
+        clock=clock or time.monotonic,
+        **options,
     )
 
 
@@ -65,9 +69,9 @@ async def fed(batcher: Batcher, *runners: Runner) -> AsyncIterator[None]:
     await asyncio.gather(*feeders)
 
 
-def ask(batcher: Batcher, *ids: int, **terms: Any) -> asyncio.Task[Settled]:
+def ask(batcher: Batcher, *ids: int, **options: Any) -> asyncio.Task[RequestResult]:
     """A request of one-token rows, queued once the loop has had one turn."""
-    return asyncio.create_task(batcher.submit([row(each) for each in ids], Terms(**terms)))
+    return asyncio.create_task(batcher.submit([row(each) for each in ids], RequestOptions(**options)))
 
 
 async def turn() -> None:
@@ -75,7 +79,7 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-def sums(settled: Settled) -> list[float]:
+def sums(settled: RequestResult) -> list[float]:
     return [float(output.scores[0, 0]) for output in settled.outputs]
 
 
@@ -125,7 +129,7 @@ async def test_a_request_of_many_rows_is_settled_as_one_in_its_order() -> None:
 
 
 async def test_nothing_to_compute_is_answered_at_once() -> None:
-    assert await make().submit([]) == Settled([], 0.0, 0.0)
+    assert await make().submit([]) == RequestResult([], 0.0, 0.0)
 
 
 async def test_queue_and_compute_seconds() -> None:
@@ -163,13 +167,13 @@ async def test_a_runner_that_raises_fails_its_batch_and_the_next_one_runs(caplog
     assert isinstance(first, InferenceFailed)
     assert isinstance(second, InferenceFailed)
     assert first is not second
-    assert isinstance(third, Settled)
+    assert isinstance(third, RequestResult)
     assert "batch failed" in caplog.text
 
 
 async def test_a_wrong_number_of_outputs_is_an_error() -> None:
-    async def run(encodings: Sequence[Encoding]) -> Ran:
-        return Ran([], 0.0)
+    async def run(encodings: Sequence[Encoding]) -> BatchResult:
+        return BatchResult([], 0.0)
 
     batcher = make()
     feeder = asyncio.create_task(batcher.feed(run))
@@ -225,14 +229,14 @@ async def test_a_row_that_kills_is_lost_alone_and_its_neighbours_are_answered() 
     async with fed(batcher, runner):
         first, second, third = await asyncio.gather(*requests, return_exceptions=True)
     assert dying.batches == [[1, 2, 3], [1], [2]]
-    assert isinstance(first, Settled)
+    assert isinstance(first, RequestResult)
     assert isinstance(second, ReplicaLost)
-    assert isinstance(third, Settled)
+    assert isinstance(third, RequestResult)
     assert value(metrics, "jobs_given_back_total") == 3
 
 
 async def test_a_batch_that_only_waited_is_not_to_blame() -> None:
-    dying, runner = Runner(*[Untouched("gone")] * 3), Runner()
+    dying, runner = Runner(*[BatchNotStarted("gone")] * 3), Runner()
     dying.gate.set()
     runner.gate.set()
     batcher = make()
@@ -340,7 +344,7 @@ async def test_a_deadline_in_the_past_is_never_computed() -> None:
     runner.gate.set()
     batcher = make()
     with pytest.raises(DeadlineExceeded):
-        await batcher.submit([row(1)], Terms(time.monotonic() - 1))
+        await batcher.submit([row(1)], RequestOptions(time.monotonic() - 1))
     async with fed(batcher, runner):
         await batcher.submit([row(2)])
     assert runner.batches == [[2]]
@@ -392,8 +396,8 @@ async def test_a_deadline_out_of_reach_is_refused_and_the_queue_stays_as_it_is()
         assert refusal.value.retry_after_s == pytest.approx(1.0, abs=0.1)
         assert value(metrics, "queue_jobs") == 1
         with pytest.raises(DeadlineUnreachable):
-            batcher.admit(Terms(deadline=clock.now + 2.0))
-        batcher.admit(Terms(deadline=clock.now + 2.0, priority=1))
+            batcher.admit(RequestOptions(deadline=clock.now + 2.0))
+        batcher.admit(RequestOptions(deadline=clock.now + 2.0, priority=1))
         runner.gate.set()
         await asyncio.gather(computing, patient)
     assert value(metrics, "jobs_refused_total", reason="deadline") == 2
@@ -444,7 +448,7 @@ async def test_close_fails_whoever_waits_and_whoever_comes() -> None:
         with pytest.raises(Unavailable):
             await request
     with pytest.raises(Unavailable):
-        batcher.admit(Terms())
+        batcher.admit(RequestOptions())
     assert value(metrics, "jobs_refused_total", reason="draining") == 2
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.jobs import Ticket
+from service.batching.jobs import PendingRequest
 from service.batching.queue import DUE_EVERY
-from service.domain import Terms
+from service.domain import RequestOptions
 from tests.fakes import rows
 from tests.unit.batching.bench import AGE, Bench, ignore, jobs_of
 
@@ -134,11 +134,11 @@ def test_accounts_of_several_models_share_the_device() -> None:
 @pytest.mark.parametrize(("position", "first"), [(0, [0, 20]), (15, [15, 0])], ids=["its own place", "the other's"])
 def test_a_row_of_two_accounts_has_the_better_place_and_is_that_ones(position: int, first: list[int]) -> None:
     bench = Bench()
-    jobs = jobs_of(Ticket(rows(*[5] * 20), 0.0, ignore))
-    bench.queue.push(jobs, Terms(account="bulk"))
-    live = Ticket(rows(5, 5), 0.0, ignore, Terms(account="live", weight=2.0))
+    jobs = jobs_of(PendingRequest(rows(*[5] * 20), 0.0, ignore))
+    bench.queue.push(jobs, RequestOptions(account="bulk"))
+    live = PendingRequest(rows(5, 5), 0.0, ignore, RequestOptions(account="live", weight=2.0))
     jobs[position].waiters.append((live, 0))
-    bench.queue.push([jobs[position], *jobs_of(live)[1:]], live.terms)
+    bench.queue.push([jobs[position], *jobs_of(live)[1:]], live.options)
     bench.push(*[5] * 20, account="bulk")
     assert sorted(bench.take()) == sorted(first)
     assert sum(map(len, bench.take_all())) == 39
@@ -166,44 +166,46 @@ def test_two_that_always_wait_differ_by_a_row_of_each(weights: list[float], num:
 
 def test_what_is_ahead_of_a_request() -> None:
     bench = Bench()
-    assert bench.queue.ahead_of(Terms(), 10) == 0
+    assert bench.queue.tokens_ahead(RequestOptions(), 10) == 0
     bench.push(*[10] * 50)
-    assert bench.queue.ahead_of(Terms(), 10) == 10, "of a long request as much as it has itself"
-    assert bench.queue.ahead_of(Terms(), 1) == 10, "but a row at least"
-    assert bench.queue.ahead_of(Terms(), 9999) == 500, "and no more than there is"
+    assert bench.queue.tokens_ahead(RequestOptions(), 10) == 10, "of a long request as much as it has itself"
+    assert bench.queue.tokens_ahead(RequestOptions(), 1) == 10, "but a row at least"
+    assert bench.queue.tokens_ahead(RequestOptions(), 9999) == 500, "and no more than there is"
     for _ in range(30):
         bench.push(10)
-    assert bench.queue.ahead_of(Terms(), 10) == 310
-    assert bench.queue.ahead_of(Terms(priority=1), 10) == 0
-    assert bench.queue.ahead_of(Terms(priority=-1), 10) == 800
+    assert bench.queue.tokens_ahead(RequestOptions(), 10) == 310
+    assert bench.queue.tokens_ahead(RequestOptions(priority=1), 10) == 0
+    assert bench.queue.tokens_ahead(RequestOptions(priority=-1), 10) == 800
 
 
 def test_what_other_accounts_put_ahead_of_a_request() -> None:
     bench = Bench()
     bench.push(*[10] * 50, account="a", weight=2.0)
     bench.push(*[10] * 3, account="b")
-    assert bench.queue.ahead_of(Terms(account="c"), 10) == 20 + 10, "by weight"
-    assert bench.queue.ahead_of(Terms(account="c"), 100) == 200 + 30, "and at most all"
-    assert bench.queue.ahead_of(Terms(account="c", weight=10.0), 100) == 20 + 10
-    assert bench.queue.ahead_of(Terms(account="b"), 10) == 10 + 40, "two rows of its own, so four of the others'"
+    assert bench.queue.tokens_ahead(RequestOptions(account="c"), 10) == 20 + 10, "by weight"
+    assert bench.queue.tokens_ahead(RequestOptions(account="c"), 100) == 200 + 30, "and at most all"
+    assert bench.queue.tokens_ahead(RequestOptions(account="c", weight=10.0), 100) == 20 + 10
+    assert bench.queue.tokens_ahead(RequestOptions(account="b"), 10) == 10 + 40, (
+        "two rows of its own, so four of the others'"
+    )
 
 
 def test_lost_rows_are_ahead_of_everybody() -> None:
     bench = Bench()
     bench.push(5, 5)
     bench.queue.give_back(bench.queue.take(0.0))
-    assert bench.queue.ahead_of(Terms(priority=9), 1) == 10
+    assert bench.queue.tokens_ahead(RequestOptions(priority=9), 1) == 10
 
 
 def test_whose_part_of_the_queue_is_used_up() -> None:
     bench = Bench()
-    assert not bench.queue.is_above_its_part(Terms(account="a"), 1000, 100), "to wait would not help it"
+    assert not bench.queue.exceeds_share(RequestOptions(account="a"), 1000, 100), "to wait would not help it"
     bench.push(*[10] * 9, account="a", weight=3.0)
-    assert not bench.queue.is_above_its_part(Terms(account="a", weight=3.0), 10, 100)
-    assert bench.queue.is_above_its_part(Terms(account="a", weight=3.0), 11, 100)
+    assert not bench.queue.exceeds_share(RequestOptions(account="a", weight=3.0), 10, 100)
+    assert bench.queue.exceeds_share(RequestOptions(account="a", weight=3.0), 11, 100)
     bench.push(10, account="b")
-    assert bench.queue.is_above_its_part(Terms(account="a", weight=3.0), 0, 100), "three quarters"
-    assert not bench.queue.is_above_its_part(Terms(account="b"), 15, 100)
-    assert bench.queue.is_above_its_part(Terms(account="b"), 16, 100)
+    assert bench.queue.exceeds_share(RequestOptions(account="a", weight=3.0), 0, 100), "three quarters"
+    assert not bench.queue.exceeds_share(RequestOptions(account="b"), 15, 100)
+    assert bench.queue.exceeds_share(RequestOptions(account="b"), 16, 100)
     bench.take_all()
-    assert not bench.queue.is_above_its_part(Terms(account="a"), 1000, 100)
+    assert not bench.queue.exceeds_share(RequestOptions(account="a"), 1000, 100)

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.batching import latency_model
-from service.batching.latency_model import FARTHEST, LEAST_TOKENS, UNMEASURED_TOKENS, Cost, LatencyModel, Pace, Sums
+from service.batching.latency_model import (
+    FARTHEST,
+    LEAST_TOKENS,
+    UNMEASURED_TOKENS,
+    Cost,
+    LatencyModel,
+    LatencyModels,
+    Sums,
+)
 from service.domain import Step
 from tests.fakes import make_metrics, value
 
@@ -138,16 +146,16 @@ def model_steps(cost: Cost) -> list[Step]:
 
 def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFixture) -> None:
     metrics = make_metrics()
-    pace = Pace(metrics=metrics, target_s=0.5)
-    assert pace.budget("m") == UNMEASURED_TOKENS
-    assert pace.predict("m", 100, 1) is None
+    latency_models = LatencyModels(metrics=metrics, target_s=0.5)
+    assert latency_models.budget("m") == UNMEASURED_TOKENS
+    assert latency_models.predict("m", 100, 1) is None
     with caplog.at_level(logging.INFO):
-        pace.calibrate("cpu", "m", model_steps(SLOW))
-        pace.calibrate("cpu", "n", [])
-        pace.calibrate("cpu", "m", model_steps(SLOW))
-    assert pace.budget("m") == pytest.approx(153, abs=1)
-    assert pace.budget("n") == UNMEASURED_TOKENS, "nothing was measured"
-    assert value(metrics, "batch_budget_tokens", model="m") == pace.budget("m")
+        latency_models.calibrate("cpu", "m", model_steps(SLOW))
+        latency_models.calibrate("cpu", "n", [])
+        latency_models.calibrate("cpu", "m", model_steps(SLOW))
+    assert latency_models.budget("m") == pytest.approx(153, abs=1)
+    assert latency_models.budget("n") == UNMEASURED_TOKENS, "nothing was measured"
+    assert value(metrics, "batch_budget_tokens", model="m") == latency_models.budget("m")
     assert value(metrics, "predicted_cost_seconds", model="m", of="batch") == pytest.approx(0.1)
     assert value(metrics, "predicted_cost_seconds", model="m", of="token") == pytest.approx(0.0026)
     (record,) = caplog.records
@@ -155,94 +163,94 @@ def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFix
 
 
 def test_a_setting_overrides_the_budget_and_leaves_the_predictions() -> None:
-    pace = Pace(metrics=make_metrics(), max_batch_tokens=1000)
-    pace.calibrate("cpu", "m", model_steps(SLOW))
-    assert pace.budget("m") == 1000
-    assert pace.predict("m", 500, 1) == pytest.approx(SLOW.of(500, 1))
-    assert pace.predict("m", 5000, 1) == pytest.approx(5 * SLOW.of(1000, 0))
+    latency_models = LatencyModels(metrics=make_metrics(), max_batch_tokens=1000)
+    latency_models.calibrate("cpu", "m", model_steps(SLOW))
+    assert latency_models.budget("m") == 1000
+    assert latency_models.predict("m", 500, 1) == pytest.approx(SLOW.of(500, 1))
+    assert latency_models.predict("m", 5000, 1) == pytest.approx(5 * SLOW.of(1000, 0))
 
 
 def test_the_slowest_replica_must_bear_the_budget_and_a_restart_measures_anew() -> None:
-    pace = Pace(metrics=make_metrics())
-    pace.calibrate("cuda:0", "m", model_steps(FAST))
-    assert pace.budget("m") > 10_000
-    pace.calibrate("cpu", "m", model_steps(SLOW))
-    assert pace.budget("m") < 200
-    pace.calibrate("cpu", "m", model_steps(FAST))
-    assert pace.budget("m") > 10_000
-    assert pace.predict("m", 100, 1) == pytest.approx(FAST.of(100, 1))
+    latency_models = LatencyModels(metrics=make_metrics())
+    latency_models.calibrate("cuda:0", "m", model_steps(FAST))
+    assert latency_models.budget("m") > 10_000
+    latency_models.calibrate("cpu", "m", model_steps(SLOW))
+    assert latency_models.budget("m") < 200
+    latency_models.calibrate("cpu", "m", model_steps(FAST))
+    assert latency_models.budget("m") > 10_000
+    assert latency_models.predict("m", 100, 1) == pytest.approx(FAST.of(100, 1))
 
 
 def test_a_device_that_becomes_slower_gets_smaller_batches_and_larger_ones_when_it_recovers() -> None:
     metrics = make_metrics()
-    pace = Pace(metrics=metrics, target_s=0.5)
-    pace.calibrate("cpu", "m", model_steps(SLOW))
-    usual = pace.budget("m")
-    serve(pace, SLOW.stretched(1.5))
-    assert pace.budget("m") == pytest.approx((0.5 - 0.15) / 0.0039, abs=1)
-    assert value(metrics, "batch_budget_tokens", model="m") == pace.budget("m")
-    serve(pace, SLOW)
-    assert pace.budget("m") == pytest.approx(usual, abs=1)
+    latency_models = LatencyModels(metrics=metrics, target_s=0.5)
+    latency_models.calibrate("cpu", "m", model_steps(SLOW))
+    usual = latency_models.budget("m")
+    serve(latency_models, SLOW.stretched(1.5))
+    assert latency_models.budget("m") == pytest.approx((0.5 - 0.15) / 0.0039, abs=1)
+    assert value(metrics, "batch_budget_tokens", model="m") == latency_models.budget("m")
+    serve(latency_models, SLOW)
+    assert latency_models.budget("m") == pytest.approx(usual, abs=1)
 
 
 def test_batches_of_one_size_say_nothing_of_the_knee() -> None:
-    pace = Pace(metrics=make_metrics(), target_s=10.0)
-    pace.calibrate("cuda:0", "m", model_steps(FAST))
-    usual = pace.budget("m")
-    serve(pace, FAST)
-    assert pace.budget("m") == pytest.approx(usual, rel=1e-3)
+    latency_models = LatencyModels(metrics=make_metrics(), target_s=10.0)
+    latency_models.calibrate("cuda:0", "m", model_steps(FAST))
+    usual = latency_models.budget("m")
+    serve(latency_models, FAST)
+    assert latency_models.budget("m") == pytest.approx(usual, rel=1e-3)
 
 
-def serve(pace: Pace, cost: Cost) -> None:
+def serve(latency_models: LatencyModels, cost: Cost) -> None:
     for _ in range(200):
-        pace.note("m", 100, 1, cost.of(100, 1))
+        latency_models.note("m", 100, 1, cost.of(100, 1))
 
 
 def test_how_good_predictions_are_is_counted() -> None:
     metrics = make_metrics()
-    pace = Pace(metrics=metrics)
-    pace.note("m", 100, 1, 0.5)
+    latency_models = LatencyModels(metrics=metrics)
+    latency_models.note("m", 100, 1, 0.5)
     assert value(metrics, "prediction_ratio_count", model="m") == 0, "there was no prediction"
-    pace.note("m", 100, 1, 1.0)
+    latency_models.note("m", 100, 1, 1.0)
     assert value(metrics, "prediction_ratio_sum", model="m") == 2.0
-    assert pace.predict("m", 100, 1) == pytest.approx(0.75, abs=0.05)
+    assert latency_models.predict("m", 100, 1) == pytest.approx(0.75, abs=0.05)
 
 
 def test_a_batch_that_found_no_memory_lowers_the_budget_and_a_calibration_does_not_raise_it() -> None:
     metrics = make_metrics()
-    pace = Pace(metrics=metrics)
-    pace.calibrate("cuda:0", "m", model_steps(FAST))
-    pace.ran_out("m", 3000)
-    assert pace.budget("m") == value(metrics, "batch_budget_tokens", model="m") == 3000
-    pace.ran_out("m", 4000)
-    pace.calibrate("cuda:0", "m", model_steps(FAST))
-    assert pace.budget("m") == 3000, "the least counts"
-    pace.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=2048)
-    assert pace.budget("m") == 2048
-    assert pace.budget("n") == UNMEASURED_TOKENS
+    latency_models = LatencyModels(metrics=metrics)
+    latency_models.calibrate("cuda:0", "m", model_steps(FAST))
+    latency_models.ran_out("m", 3000)
+    assert latency_models.budget("m") == value(metrics, "batch_budget_tokens", model="m") == 3000
+    latency_models.ran_out("m", 4000)
+    latency_models.calibrate("cuda:0", "m", model_steps(FAST))
+    assert latency_models.budget("m") == 3000, "the least counts"
+    latency_models.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=2048)
+    assert latency_models.budget("m") == 2048
+    assert latency_models.budget("n") == UNMEASURED_TOKENS
 
 
 def test_the_first_calibration_may_meet_the_end_of_the_memory() -> None:
-    pace = Pace(metrics=make_metrics())
-    pace.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=8192)
-    assert pace.budget("m") == 8192, "not what an unmeasured model is given"
+    latency_models = LatencyModels(metrics=make_metrics())
+    latency_models.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=8192)
+    assert latency_models.budget("m") == 8192, "not what an unmeasured model is given"
 
 
 def test_a_budget_of_the_settings_is_lowered_too() -> None:
-    pace = Pace(metrics=make_metrics(), max_batch_tokens=1000)
-    pace.ran_out("m", 5)
-    assert pace.budget("m") == LEAST_TOKENS
+    latency_models = LatencyModels(metrics=make_metrics(), max_batch_tokens=1000)
+    latency_models.ran_out("m", 5)
+    assert latency_models.budget("m") == LEAST_TOKENS
 
 
 def test_full_batches_widen_a_lowered_budget_until_it_is_what_it_was() -> None:
-    pace = Pace(metrics=make_metrics(), max_batch_tokens=1000)
-    pace.ran_out("m", 500)
+    latency_models = LatencyModels(metrics=make_metrics(), max_batch_tokens=1000)
+    latency_models.ran_out("m", 500)
     for _ in range(100):
-        pace.note("m", 100, 1, 0.1)
-    assert pace.budget("m") == 500, "small batches prove nothing"
+        latency_models.note("m", 100, 1, 0.1)
+    assert latency_models.budget("m") == 500, "small batches prove nothing"
     for _ in range(694):
-        pace.note("m", pace.budget("m"), 1, 0.1)
-    assert 990 < pace.budget("m") <= 1000
+        latency_models.note("m", latency_models.budget("m"), 1, 0.1)
+    assert 990 < latency_models.budget("m") <= 1000
     for _ in range(1000):
-        pace.note("m", pace.budget("m"), 1, 0.1)
-    assert pace.budget("m") == 1000
+        latency_models.note("m", latency_models.budget("m"), 1, 0.1)
+    assert latency_models.budget("m") == 1000

@@ -13,11 +13,11 @@ from itertools import count
 import numpy as np
 import pytest
 
-from service.batching.admission import Admission, InFlight, Taken
-from service.batching.jobs import Job, Settled, Ticket
-from service.batching.latency_model import Cost, Pace
+from service.batching.admission import Admission, InFlightBatches, Taken
+from service.batching.jobs import Job, PendingRequest, RequestResult
+from service.batching.latency_model import Cost, LatencyModels
 from service.batching.queue import Queue
-from service.domain import Output, Step, Terms
+from service.domain import Output, RequestOptions, Step
 from service.errors import ServiceError
 from service.metric_labels import DropReason
 from tests.fakes import make_metrics, rows
@@ -45,13 +45,13 @@ class Device:
 
     def __post_init__(self) -> None:
         self._rng = random.Random(1)
-        self._pace = Pace(metrics=make_metrics())
-        self._pace.calibrate("cpu", "m", [Step(n, n // 16, COST.of(n, n // 16)) for n in (16, 64, 256, 1024)])
-        self._queue = Queue(max_age_s=2.0, budget=self._pace.budget, dropped=_drop)
-        self._in_flight = InFlight()
+        self._latency_models = LatencyModels(metrics=make_metrics())
+        self._latency_models.calibrate("cpu", "m", [Step(n, n // 16, COST.of(n, n // 16)) for n in (16, 64, 256, 1024)])
+        self._queue = Queue(max_age_s=2.0, budget=self._latency_models.budget, dropped=_drop)
+        self._in_flight = InFlightBatches()
         self._admission = Admission(
             self._queue,
-            self._pace,
+            self._latency_models,
             self._in_flight,
             max_queue_tokens=262_144,
             max_wait_s=30.0,
@@ -65,7 +65,7 @@ class Device:
     @property
     def capacity(self) -> float:
         """Requests a second, in full batches."""
-        full = self._pace.budget("m")
+        full = self._latency_models.budget("m")
         num_rows = full / LENGTH
         return num_rows / (self.slow * COST.of(full, round(num_rows)) + self.lag_s)
 
@@ -82,19 +82,19 @@ class Device:
                 self._take(batch)
 
     def _ask(self) -> None:
-        terms = Terms(self.now + DEADLINE_S)
+        options = RequestOptions(self.now + DEADLINE_S)
         encodings = rows(LENGTH)
         try:
-            self._admission.check(terms, encodings, self.now)
+            self._admission.check(options, encodings, self.now)
         except ServiceError as refusal:
             self.outcomes[refusal.code] += 1
             return
-        ticket = Ticket(encodings, self.now, partial(self._done, terms), terms)
-        self._queue.push([Job(encodings[0], self.now, [(ticket, 0)])], terms)
+        pending = PendingRequest(encodings, self.now, partial(self._done, options), options)
+        self._queue.push([Job(encodings[0], self.now, [(pending, 0)])], options)
 
     def _take(self, batch: list[Job]) -> None:
         num_tokens = LENGTH * len(batch)
-        taken = self._in_flight.take("cpu", self._pace.predict("m", num_tokens, len(batch)) or 0.0, self.now)
+        taken = self._in_flight.take("cpu", self._latency_models.predict("m", num_tokens, len(batch)) or 0.0, self.now)
         seconds = self.slow * COST.of(num_tokens, len(batch)) * self._rng.lognormvariate(0, self.noise)
         self._free = max(self.now, self._free) + seconds + self.lag_s
         heappush(self._landings, (self._free, next(self._numbers), seconds, batch, taken))
@@ -102,12 +102,12 @@ class Device:
     def _land(self) -> None:
         self.now, _, seconds, batch, taken = heappop(self._landings)
         self._in_flight.land(taken, self.now)
-        self._pace.note("m", LENGTH * len(batch), len(batch), seconds)
+        self._latency_models.note("m", LENGTH * len(batch), len(batch), seconds)
         for job in batch:
             job.settle(OUTPUT, seconds, self.now)
 
-    def _done(self, terms: Terms, result: Settled | ServiceError) -> None:
-        is_in_time = isinstance(result, Settled) and terms.deadline is not None and self.now <= terms.deadline
+    def _done(self, options: RequestOptions, result: RequestResult | ServiceError) -> None:
+        is_in_time = isinstance(result, RequestResult) and options.deadline is not None and self.now <= options.deadline
         self.outcomes["in time" if is_in_time else "late"] += 1
 
 

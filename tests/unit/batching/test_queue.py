@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.batching import queue as queue_module
-from service.batching.fair_share import Place
-from service.batching.jobs import Job, Ticket
-from service.batching.queue import Lane
-from service.domain import Terms
+from service.batching.fair_share import QueuePosition
+from service.batching.jobs import Job, PendingRequest
+from service.batching.queue import LazyHeap
+from service.domain import RequestOptions
 from service.errors import InferenceFailed
 from tests.fakes import rows
 from tests.unit.batching.bench import AGE, Bench, ignore, jobs_of, numbers_of
@@ -111,9 +111,9 @@ def test_the_expired_are_not_in_the_batch_that_is_taken() -> None:
 
 def test_the_cancelled_and_the_failed_are_not_in_the_batch_that_is_taken() -> None:
     bench = Bench()
-    tickets = [bench.push(2) for _ in range(3)]
-    tickets[0].close("cancelled")
-    tickets[2].fail(InferenceFailed("bad"))
+    pending = [bench.push(2) for _ in range(3)]
+    pending[0].close("cancelled")
+    pending[2].fail(InferenceFailed("bad"))
     assert bench.take(10) == [1]
     assert bench.dropped == [("cancelled", [0]), ("abandoned", [2])]
     assert len(bench.queue) == bench.queue.num_tokens == 0
@@ -128,8 +128,8 @@ def test_only_dead_jobs_make_no_batch() -> None:
 
 def test_remove_drops_those_that_still_wait() -> None:
     bench = Bench()
-    ticket = Ticket(rows(5, 5), 0.0, ignore)
-    jobs = jobs_of(ticket)
+    pending = PendingRequest(rows(5, 5), 0.0, ignore)
+    jobs = jobs_of(pending)
     bench.queue.push(jobs)
     assert bench.take(5) == [0]
     bench.queue.remove(jobs, "abandoned")
@@ -238,11 +238,11 @@ def test_what_went_first_for_its_age_does_not_put_back_those_that_come() -> None
 )
 def test_a_job_of_two_requests_has_the_better_place(priority: int, batches: list[list[int]]) -> None:
     bench = Bench()
-    jobs = jobs_of(Ticket(rows(*[5] * 3), 0.0, ignore))
+    jobs = jobs_of(PendingRequest(rows(*[5] * 3), 0.0, ignore))
     bench.queue.push(jobs)
-    second = Ticket(rows(5, 5), 0.0, ignore, Terms(None, priority))
+    second = PendingRequest(rows(5, 5), 0.0, ignore, RequestOptions(None, priority))
     jobs[2].waiters.append((second, 0))
-    bench.queue.push([jobs[2], *jobs_of(second)[1:]], second.terms)
+    bench.queue.push([jobs[2], *jobs_of(second)[1:]], second.options)
     assert len(bench.queue) == 4
     assert bench.take_all() == batches
 
@@ -268,9 +268,9 @@ def test_long_queues_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_stale_is_cleared_away() -> None:
     bench = Bench()
     (job,) = jobs_of(bench.push(10))
-    lane, claim = Lane({job.number}), job.place.claim
+    lane, entry = LazyHeap({job.number}), job.position.entry
     for tag in range(10_000, 0, -1):
-        job.place = Place(claim, tag)
+        job.position = QueuePosition(entry, tag)
         lane.push(job)
     assert len(lane) < 1000
     assert lane.first() is job
@@ -290,19 +290,19 @@ events = st.lists(st.one_of(requests, st.sampled_from(["take", "lose", "cancel",
 def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int) -> None:
     bench, now = Bench(), 0.0
     bench.budget = budget
-    tickets: list[Ticket] = []
+    pending: list[PendingRequest] = []
     taken: list[Job] = []
     for event in events:
         batch = bench.queue.take(now) if event in ("take", "lose") else []
         _check_batch(batch, budget)
         if isinstance(event, tuple):
             lengths, model, priority, account = event
-            tickets.append(bench.push(*lengths, now=now, model=model, priority=priority, account=account))
+            pending.append(bench.push(*lengths, now=now, model=model, priority=priority, account=account))
         elif event == "lose" and not any(job.is_suspect for job in batch):
             _blame(batch)
             bench.queue.give_back(batch)
-        elif event == "cancel" and tickets:
-            tickets[len(taken) % len(tickets)].close("cancelled")
+        elif event == "cancel" and pending:
+            pending[len(taken) % len(pending)].close("cancelled")
         else:
             now += AGE / 4
             taken += batch
@@ -310,10 +310,10 @@ def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int
         _check_batch(batch, budget)
         taken += batch
     dropped = list(chain.from_iterable(numbers for _, numbers in bench.dropped))
-    num_pushed = sum(len(ticket.encodings) for ticket in tickets)
+    num_pushed = sum(len(pending.encodings) for pending in pending)
     assert sorted(numbers_of(taken) + dropped) == list(range(num_pushed))
     assert len(bench.queue) == bench.queue.num_tokens == len(list(bench.queue.waiting())) == 0
-    assert bench.queue.ahead_of(Terms(priority=-1), 1) == 0
+    assert bench.queue.tokens_ahead(RequestOptions(priority=-1), 1) == 0
 
 
 @given(st.lists(requests, max_size=10), st.integers(1, 40))

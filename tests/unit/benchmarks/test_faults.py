@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.clients import NONE, RIGHT, WRONG, Exchange, agree, counted, numbers, questions
+from benchmarks.faults.clients import NONE, RIGHT, WRONG, RequestContext, agree, counted, numbers, questions
 from benchmarks.faults.faults import FAULTS
 from benchmarks.faults.measure import longest_silence_s, summary
 from benchmarks.faults.orders import give, is_open, take
@@ -65,12 +65,12 @@ def test_an_order_is_taken_once(tmp_path: Path) -> None:
 
 
 HAD = [
-    Exchange("embed", 0.0, 1.0, RIGHT),
-    Exchange("embed", 1.0, 9.0, NONE),
-    Exchange("embed", 2.0, 5.0, RIGHT),
-    Exchange("embed", 5.0, 6.5, WRONG),
-    Exchange("embed", 5.0, 7.0, "503 replica_lost"),
-    Exchange("embed", 6.0, 7.5, RIGHT),
+    RequestContext("embed", 0.0, 1.0, RIGHT),
+    RequestContext("embed", 1.0, 9.0, NONE),
+    RequestContext("embed", 2.0, 5.0, RIGHT),
+    RequestContext("embed", 5.0, 6.5, WRONG),
+    RequestContext("embed", 5.0, 7.0, "503 replica_lost"),
+    RequestContext("embed", 6.0, 7.5, RIGHT),
 ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.checkpoints import converted
-from service.checkpoints.converted import WORTHWHILE_BYTES, CacheEntry, form_of, is_worthwhile, lock, to_be_read
+from service.checkpoints.converted import WORTHWHILE_BYTES, CacheEntry, files_to_read, form_of, is_worthwhile, lock
 from service.checkpoints.files import read_ahead
 from service.settings_sources import weight_cache_folder
 
@@ -22,7 +22,7 @@ def entry(folder: Path, *sources: Path, form: str = "bfloat16-gpu", origin: str 
 
 
 def written(cached: CacheEntry, content: bytes = b"weights") -> Path:
-    with lock(cached.file.parent), cached.being_written(len(content)) as temporary:
+    with lock(cached.file.parent), cached.write_entry(len(content)) as temporary:
         temporary.write_bytes(content)
     return cached.file
 
@@ -76,7 +76,7 @@ def test_what_a_dead_process_left_is_removed(tmp_path: Path, source: Path) -> No
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, source: Path) -> None:
     def fail(cached: CacheEntry) -> None:
-        with lock(cached.file.parent), cached.being_written(4) as temporary:
+        with lock(cached.file.parent), cached.write_entry(4) as temporary:
             temporary.write_bytes(b"half")
             raise OSError(errno.EIO, "broken disk")
 
@@ -87,7 +87,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, source: Path) -> None
 
 def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path, source: Path) -> None:
     cached = entry(tmp_path, source)
-    with pytest.raises(OSError, match=r"GB are free, .* GB and .* GB to spare are wanted"), cached.being_written(MANY):
+    with pytest.raises(OSError, match=r"GB are free, .* GB and .* GB to spare are wanted"), cached.write_entry(MANY):
         pytest.fail("it must not come so far")
 
 
@@ -95,7 +95,7 @@ def test_what_a_start_will_read(tmp_path: Path, source: Path) -> None:
     cache = tmp_path / "cache"
 
     def to_read(*forms: str, folder: Path | None = cache) -> list[Path]:
-        return list(to_be_read(folder, "IDEA/Model@main", (source,), forms))
+        return list(files_to_read(folder, "IDEA/Model@main", (source,), forms))
 
     assert to_read("bfloat16-gpu", "float32-gpu") == [source]
     cached = written(entry(cache, source, form="float32-gpu"))

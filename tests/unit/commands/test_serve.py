@@ -12,7 +12,7 @@ import pytest
 import service
 from service.api.schemas import ClassifyRequest, EmbedRequest
 from service.commands.application import in_daemon_thread
-from service.commands.models import LoadingBars, LoadingLines, first_request, located, specs_of
+from service.commands.models import LoadingBars, LoadingLines, first_request, locate_shipped, specs_of
 from service.errors import CheckpointError, SettingError
 from service.replicas.protocol import Loading
 from service.server.listener import bind, url_of
@@ -23,10 +23,10 @@ from tests.contract.fakes import text_model
 def test_without_a_model_the_shipped_one_is_served() -> None:
     (spec,) = specs_of(Models())
     assert (spec.name, spec.source) == ("mini", "mini")
-    assert Path(located(spec).source) == Path(service.__file__).parent / "models" / "mini"
+    assert Path(locate_shipped(spec).source) == Path(service.__file__).parent / "models" / "mini"
     assert specs_of(Models(specs=("mini", "other=x")))[0] == spec
     (small,) = specs_of(Models(specs=("small=mini",)))
-    assert located(small).source == located(spec).source
+    assert locate_shipped(small).source == locate_shipped(spec).source
 
 
 @pytest.mark.parametrize(

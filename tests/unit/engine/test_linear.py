@@ -14,7 +14,7 @@ from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
 from service.engine.device import DTYPES
 from service.engine.engine import Engine
-from service.engine.linear import PLAIN, Kind, Linear, OneDnn, OneDnnInt8, Plain, choose
+from service.engine.linear import PLAIN, Linear, LinearType, OneDnn, OneDnnInt8, Plain, choose
 from service.engine.ops import Gelu, Norm, quantize_channels, quantize_tokens
 from service.engine.packing import bucket
 from service.engine.weights import Weights, read_weights
@@ -101,7 +101,7 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     assert torch.isfinite(scales).all()
 
 
-def read(checkpoint: Checkpoint, kind: Kind) -> Weights:
+def read(checkpoint: Checkpoint, kind: LinearType) -> Weights:
     return read_weights(checkpoint, CPU, torch.float32, kind, lambda done, total: None)[0]
 
 
@@ -121,7 +121,7 @@ def test_loaded_memory_is_used_again_unless_a_map_keeps_it(tmp_path: Path) -> No
         loaded.append(plain.weight)
         return Plain(plain.weight.clone(), plain.bias)
 
-    made, kept = (read(checkpoint, kind) for kind in (Kind(copied, Plain), PLAIN))
+    made, kept = (read(checkpoint, kind) for kind in (LinearType(copied, Plain), PLAIN))
     assert loaded[0] is loaded[4]
     for one, other in zip(made.layers, kept.layers, strict=True):
         assert torch.equal(one.qkv.weight, other.qkv.weight)

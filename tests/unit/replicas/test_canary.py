@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from service.replicas.canary import Canary, Known, WrongAnswer, distance, is_wrong
+from service.replicas.canary import Canary, ReferenceAnswers, WrongAnswer, distance, is_wrong
 from tests.fakes import SILENT_BREAK, FakeClock, row
 from tests.unit.replicas.engines import Counted
 
@@ -72,7 +72,7 @@ def test_what_is_rounded_may_be_farther_off(precision: str, expected: bool) -> N
 
 
 def test_replicas_have_to_agree_with_the_first_of_their_precision() -> None:
-    known = Known()
+    known = ReferenceAnswers()
     known.compare("cpu", {"m": "float32", "n": "float32"}, {"m": array(1), "n": array(2)})
     known.compare("cuda:0", {"m": "bfloat16"}, {"m": array(5)})
     known.compare("cpu", {"m": "float32"}, {"m": array(1)})

@@ -13,14 +13,14 @@ from service.domain import Encoding, Output, Step
 from service.errors import Died, OutOfMemory
 from service.replicas.canary import Canary
 from service.replicas.child import Prepared, compute, load, measure, prepare, profiles, work
-from service.replicas.isolation import Seen
+from service.replicas.isolation import MemoryProbe
 from service.replicas.pool import keep_logs_as_they_are, names
 from service.replicas.protocol import Batch, Checked, Loading, Profile, Result, Spec, ToParent
 from tests.fakes import BREAK, NAN, POISON, SILENT_BREAK, FakeClock, FakeEngine, checkpoint, load_fake, row
 from tests.unit.replicas.engines import Counted, sums
 
 
-class Told:
+class OnMessage:
     """The pipe's end that is written to."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Told:
 
 
 def compute_now(engines: Mapping[str, Counted], batch: Batch) -> Result:
-    return compute(engines, prepare(engines, batch), Seen(), free_since=0.0)
+    return compute(engines, prepare(engines, batch), MemoryProbe(), free_since=0.0)
 
 
 def test_a_batch_goes_to_its_models_engine() -> None:
@@ -60,21 +60,21 @@ class Unprepared(Counted):
 def test_what_fails_while_the_batch_before_computes_fails_in_its_own_turn() -> None:
     engines = {"m": Unprepared()}
     prepared = prepare(engines, Batch(0, [row(1), row(POISON), row(3)]))
-    assert sums(compute(engines, prepared, Seen(), free_since=0.0).outputs) == [1, "failed", 3]
+    assert sums(compute(engines, prepared, MemoryProbe(), free_since=0.0).outputs) == [1, "failed", 3]
 
 
 def test_the_wait_for_the_batch_before_is_not_computing() -> None:
     engines = {"m": Counted()}
     prepared = prepare(engines, Batch(0, [row(1)]))
     long_ago = replace(prepared, started=prepared.started - 1000)
-    assert compute(engines, long_ago, Seen(), free_since=0.0).compute_s > 1000
-    assert compute(engines, long_ago, Seen(), free_since=prepared.started).compute_s < 1000
+    assert compute(engines, long_ago, MemoryProbe(), free_since=0.0).compute_s > 1000
+    assert compute(engines, long_ago, MemoryProbe(), free_since=prepared.started).compute_s < 1000
 
 
-def work_through(*batches: list[int], interval_s: float = 0.0, clock: FakeClock | None = None) -> Told:
+def work_through(*batches: list[int], interval_s: float = 0.0, clock: FakeClock | None = None) -> OnMessage:
     """What is told of these batches, and of the stop after them."""
     engines = {"m": FakeEngine(Path())}
-    canary, told = Canary(engines, interval_s, clock or FakeClock()), Told()
+    canary, told = Canary(engines, interval_s, clock or FakeClock()), OnMessage()
     queue: SimpleQueue[Prepared | None] = SimpleQueue()
     for number, ids in enumerate(batches):
         queue.put(prepare(engines, Batch(number, [row(each) for each in ids])))
@@ -137,14 +137,14 @@ class Dying(FakeEngine):
 
 
 def test_a_process_that_is_at_its_end_answers_no_more() -> None:
-    engines, told = {"m": Dying(Path())}, Told()
+    engines, told = {"m": Dying(Path())}, OnMessage()
     queue: SimpleQueue[Prepared | None] = SimpleQueue()
     queue.put(prepare(engines, Batch(0, [row(2), row(3)])))
     with pytest.raises(Died):
         work(engines, Canary(engines, 0.0), told, queue)
     assert told.messages == []
     with pytest.raises(Died):
-        compute(engines, prepare(engines, Batch(0, [row(2), row(3)])), Seen(), free_since=0.0)
+        compute(engines, prepare(engines, Batch(0, [row(2), row(3)])), MemoryProbe(), free_since=0.0)
 
 
 class Unmeasurable(FakeEngine):
@@ -161,7 +161,7 @@ class Small(FakeEngine):
 
 def test_one_forward_is_measured_between_two_batches_until_all_are() -> None:
     engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
-    measuring, told = profiles(engines), Told()
+    measuring, told = profiles(engines), OnMessage()
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
     batches.put(prepare(engines, Batch(0, [row(1)])))
     told_after = []
@@ -174,7 +174,7 @@ def test_one_forward_is_measured_between_two_batches_until_all_are() -> None:
 
 def test_all_is_measured_while_there_is_no_batch() -> None:
     engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
-    told = Told()
+    told = OnMessage()
     measure(profiles(engines), told, SimpleQueue())
     assert [message.model for message in told.messages if isinstance(message, Profile)] == ["m", "n"]
 

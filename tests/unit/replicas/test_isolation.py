@@ -8,7 +8,7 @@ import pytest
 
 from service.domain import Encoding, Failure, Output
 from service.errors import OutOfMemory
-from service.replicas.isolation import Seen, run_rows
+from service.replicas.isolation import MemoryProbe, run_rows
 from tests.fakes import HUGE, NAN, POISON, row, rows
 from tests.unit.replicas.engines import Counted, sums
 
@@ -41,8 +41,8 @@ class Stumbling(Counted):
         return super().run([row(self._order)] * len(encodings) if self._left >= 0 else encodings)
 
 
-def run_all(engine: Counted, encodings: Sequence[Encoding], seen: Seen | None = None) -> list[Output | Failure]:
-    return run_rows(engine, encodings, seen or Seen(), engine.prepare(encodings))
+def run_all(engine: Counted, encodings: Sequence[Encoding], seen: MemoryProbe | None = None) -> list[Output | Failure]:
+    return run_rows(engine, encodings, seen or MemoryProbe(), engine.prepare(encodings))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_row_that_is_not_finite_is_computed_once_more_alone(caplog: pytest.Log
 @pytest.mark.parametrize("order", [POISON, NAN])
 @pytest.mark.parametrize("ids", [[1], [1, 2, 3]])
 def test_a_device_that_stumbles_once_costs_no_answer(order: int, ids: list[int]) -> None:
-    seen = Seen()
+    seen = MemoryProbe()
     assert sums(run_all(Stumbling(1, order), [row(each) for each in ids], seen)) == ids
     assert seen.has_failed
 
@@ -100,7 +100,7 @@ def test_a_device_that_stumbles_once_costs_no_answer(order: int, ids: list[int])
 def test_what_is_learned_of_the_memory(
     memory: int, lengths: tuple[int, ...], fitting: int | None, tried: list[int]
 ) -> None:
-    engine, seen = Small(memory), Seen()
+    engine, seen = Small(memory), MemoryProbe()
     outputs = run_all(engine, rows(*lengths), seen)
     assert seen.fitting_tokens == fitting
     assert engine.tried == tried

@@ -8,7 +8,7 @@ import pytest
 
 from service.host import OomKills
 from service.metric_labels import LossReason
-from service.replicas.process import environment, epitaph, reason_of
+from service.replicas.process import describe_exit, environment, reason_of
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from service.replicas.process import environment, epitaph, reason_of
 def test_reasons(status: int, num_oom_kills: int, reason: LossReason, words: str) -> None:
     counts = iter([4, 4 + num_oom_kills])
     assert reason_of(status, OomKills(lambda: next(counts))) == reason
-    assert epitaph(status, reason) == words
+    assert describe_exit(status, reason) == words
 
 
 def test_a_kill_of_the_kernels_explains_one_loss_only() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.replicas.replica import Care, back_off_s
+from service.replicas.replica import RestartPolicy, back_off_s
 
 
 def test_back_off() -> None:
@@ -21,7 +21,7 @@ def test_back_off() -> None:
     ],
 )
 def test_patience_with_a_start(longest_s: float | None, expected: float) -> None:
-    assert Care(threads=1).start_patience_s(longest_s) == expected
+    assert RestartPolicy(threads=1).start_patience_s(longest_s) == expected
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_patience_with_a_start(longest_s: float | None, expected: float) -> None
     ],
 )
 def test_patience(predicted_s: float | None, expected: float) -> None:
-    assert Care(threads=1).patience_s(predicted_s) == expected
+    assert RestartPolicy(threads=1).patience_s(predicted_s) == expected
 
 
 def test_patience_is_never_above_the_setting() -> None:
-    assert Care(threads=1, hang_timeout_s=0.5).patience_s(0.001) == 0.5
+    assert RestartPolicy(threads=1, hang_timeout_s=0.5).patience_s(0.001) == 0.5

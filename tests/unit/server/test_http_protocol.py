@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
 from benchmarks.fuzz import broken
-from service.server.http_protocol import CONTINUE, MAX_PIPELINED, Connection, Door, Reply
+from service.server.http_protocol import CONTINUE, MAX_PIPELINED, ConnectionLimits, HttpProtocol, ResponseWriter
 from service.settings import Server
 from tests.contract.fakes import FakeSubmit, Service, running
 
@@ -113,7 +113,7 @@ class HandTransport:
 class Peer:
     """One connection as its client sees it."""
 
-    connection: Connection
+    connection: HttpProtocol
     transport: HandTransport
     loop: HandLoop
 
@@ -153,14 +153,18 @@ class House:
     """The application behind a door, and connections to it."""
 
     service: Service
-    door: Door
+    connection_limits: ConnectionLimits
     state: ServerState
     config: uvicorn.Config
 
     def connect(self) -> Peer:
         loop, transport = HandLoop(), HandTransport()
-        connection = Connection(
-            config=self.config, server_state=self.state, app_state={}, _loop=cast(Any, loop), door=self.door
+        connection = HttpProtocol(
+            config=self.config,
+            server_state=self.state,
+            app_state={},
+            _loop=cast(Any, loop),
+            connection_limits=self.connection_limits,
         )
         connection.connection_made(cast(Any, transport))
         return Peer(connection, transport, loop)
@@ -182,8 +186,8 @@ async def house(
         config = uvicorn.Config(
             service.app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=round(LIMITS.keep_alive_s)
         )
-        door = Door(limits, service.metrics, max_connections)
-        yield House(service, door, ServerState(), config)
+        connection_limits = ConnectionLimits(limits, service.metrics, max_connections)
+        yield House(service, connection_limits, ServerState(), config)
 
 
 @pytest.fixture
@@ -490,7 +494,7 @@ async def test_when_the_door_closes_every_answer_is_the_last_on_its_connection()
     async with house(FakeSubmit(gate=gate)) as found:
         running_one, idle = found.connect(), found.connect()
         running_one.send(post() + post())
-        found.door.is_closing = True
+        found.connection_limits.is_closing = True
         running_one.connection.close_after_answer()
         idle.connection.close_after_answer()
         gate.set()
@@ -547,11 +551,11 @@ def wire() -> Wire:
 
 
 @pytest.fixture
-def reply(wire: Wire) -> Reply:
-    return Reply(cast(Any, wire))
+def reply(wire: Wire) -> ResponseWriter:
+    return ResponseWriter(cast(Any, wire))
 
 
-def test_the_head_leaves_with_the_beginning_of_the_body(wire: Wire, reply: Reply) -> None:
+def test_the_head_leaves_with_the_beginning_of_the_body(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(b"head ")
     assert wire.packets == []
     reply.write(b"body")
@@ -561,20 +565,20 @@ def test_the_head_leaves_with_the_beginning_of_the_body(wire: Wire, reply: Reply
     assert wire.packets == [b"head body", b", more"]
 
 
-def test_an_empty_body_lets_the_head_go(wire: Wire, reply: Reply) -> None:
+def test_an_empty_body_lets_the_head_go(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(b"head")
     reply.write(b"")
     assert wire.packets == [b"head"]
 
 
-def test_a_reply_without_a_body_leaves_at_its_end_and_once(wire: Wire, reply: Reply) -> None:
+def test_a_reply_without_a_body_leaves_at_its_end_and_once(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(b"head")
     reply.finish()
     reply.finish()
     assert wire.packets == [b"head"]
 
 
-def test_who_waits_to_send_a_body_is_told_at_once(wire: Wire, reply: Reply) -> None:
+def test_who_waits_to_send_a_body_is_told_at_once(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(CONTINUE)
     assert wire.packets == [CONTINUE]
     reply.write(b"head ")
@@ -582,7 +586,7 @@ def test_who_waits_to_send_a_body_is_told_at_once(wire: Wire, reply: Reply) -> N
     assert wire.packets == [CONTINUE, b"head body"]
 
 
-def test_a_reply_that_breaks_off_leaves_before_the_end_of_the_connection(wire: Wire, reply: Reply) -> None:
+def test_a_reply_that_breaks_off_leaves_before_the_end_of_the_connection(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(b"head")
     assert not reply.is_closing()
     reply.close()

@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from service.server import listener as listener_module
-from service.server.listener import Accepting
+from service.server.listener import Listener
 
 
 class Echo(asyncio.Protocol):
@@ -40,7 +40,7 @@ def listener() -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def taking(listener: socket.socket) -> AsyncIterator[None]:
-    taking = Accepting(listener, Echo, None)
+    taking = Listener(listener, Echo, None)
     taking.begin()
     try:
         yield

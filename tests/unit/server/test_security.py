@@ -15,7 +15,7 @@ from service.api.accounts import hash_of
 from service.cli import main
 from service.errors import SettingError
 from service.metrics import Metrics
-from service.server.security import check_certificate, refuse_strangers, reloading, ring_of
+from service.server.security import check_certificate, make_key_store, reloading, require_keys_or_loopback
 from service.settings import Security, Server, Settings
 from tests.certificates import make_certificate
 
@@ -29,19 +29,19 @@ def settings(host: str, **security: object) -> Settings:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "erlangshen.example.com", ""])
 def test_a_public_server_without_keys_does_not_start_and_tells_both_ways_out(host: str) -> None:
     with pytest.raises(SettingError) as caught:
-        refuse_strangers(settings(host))
+        require_keys_or_loopback(settings(host))
     assert caught.value.detail.startswith(f"server.host = {host}: ")
     assert all(words in caught.value.detail for words in ("--keys-file FILE", "--allow-anonymous"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
 def test_on_loopback_nothing_is_asked(host: str) -> None:
-    refuse_strangers(settings(host))
+    require_keys_or_loopback(settings(host))
 
 
 @pytest.mark.parametrize("security", [{"allow_anonymous": True}, {"keys": KEY}, {"keys_file": "keys.toml"}])
 def test_a_public_server_starts_with_keys_or_with_the_word_for_it(security: dict[str, object]) -> None:
-    refuse_strangers(settings("0.0.0.0", **security))
+    require_keys_or_loopback(settings("0.0.0.0", **security))
 
 
 def test_the_word_for_it_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,16 +54,16 @@ def test_there_are_keys_where_one_place_names_some(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(f'[keys.other]\nhash = "{hash_of("erl_two")}"\n')
     metrics = Metrics(CollectorRegistry())
-    assert ring_of(Security(), metrics) is None
-    assert ring_of(Security(allow_anonymous=True), metrics) is None
-    ring = ring_of(Security(keys=KEY, keys_file=file, allow_anonymous=True), metrics)
-    assert ring is not None
-    assert [account and account.name for account in map(ring.find, (b"erl_one", b"erl_two"))] == ["app", "other"]
+    assert make_key_store(Security(), metrics) is None
+    assert make_key_store(Security(allow_anonymous=True), metrics) is None
+    key_store = make_key_store(Security(keys=KEY, keys_file=file, allow_anonymous=True), metrics)
+    assert key_store is not None
+    assert [account and account.name for account in map(key_store.find, (b"erl_one", b"erl_two"))] == ["app", "other"]
 
 
 def test_a_keys_file_that_is_away_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="No such file"):
-        ring_of(Security(keys_file=tmp_path / "keys.toml"), Metrics(CollectorRegistry()))
+        make_key_store(Security(keys_file=tmp_path / "keys.toml"), Metrics(CollectorRegistry()))
 
 
 def test_the_settings_in_effect_name_the_keys_and_show_nothing_of_them(capsys: pytest.CaptureFixture[str]) -> None:
