@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from service.api import operations, schemas
+from service.api import schemas
 from service.api.openapi import EXAMPLES
-from service.api.protocols.native import ROUTES, Route
+from service.api.protocols.native import ROUTES, TaskRoute
 from service.commands.settings import markdown
 from service.metrics import Metrics
 from service.settings import VERSION
@@ -40,7 +40,7 @@ def fields_of(model: type[BaseModel]) -> set[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.task)
-def test_every_field_of_every_route_is_in_the_page(route: Route) -> None:
+def test_every_field_of_every_route_is_in_the_page(route: TaskRoute) -> None:
     own = fields_of(route.request) - fields_of(schemas.TaskRequest)
     own |= fields_of(route.request.part) if route.request.part else set()
     results = set(EXAMPLES[route.task].reply["results"][0]) - {"tokens", "truncated"}
@@ -52,10 +52,7 @@ def test_every_field_of_every_route_is_in_the_page(route: Route) -> None:
 def test_every_shared_field_and_model_field_is_in_the_page() -> None:
     assert fields_of(schemas.TaskRequest) <= names_in(section("What all tasks share"))
     documented = names_in(section("Operations"))
-    assert (
-        fields_of(operations.ModelInfo) | fields_of(operations.ReplicaInfo) | fields_of(operations.ModelsReply)
-        <= documented
-    )
+    assert fields_of(schemas.ModelInfo) | fields_of(schemas.ReplicaInfo) | fields_of(schemas.ModelsReply) <= documented
 
 
 def test_every_setting_named_in_the_page_exists_with_that_default() -> None:
