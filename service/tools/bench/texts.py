@@ -6,18 +6,17 @@ Knows no data set by name: of each record the longest string is the text, and a 
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from io import StringIO
 from math import exp, log
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from service.errors import DatasetError
 from service.tasks.mrc import Reading
+from service.tools.data.files import read_any
 
 SUFFIXES = {".json", ".jsonl", ".txt", ".tsv", ".csv"}
 MIN_CHARACTERS = 6
@@ -33,42 +32,23 @@ class Corpus:
 
     @classmethod
     def read(cls, path: Path) -> Corpus:
-        """All that a file, or the files below a folder, hold. Raises OSError, ValueError."""
+        """The texts of a file, or of every file below a folder.
+
+        Raises:
+            DatasetError: a file cannot be read, or no Chinese text is found.
+        """
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         texts: dict[str, None] = {}
         readings: list[Reading] = []
         for file in files:
-            for record in _records(file):
+            for record in read_any(file):
                 readings.extend(_readings(record))
                 text = max(_strings(record), key=len, default="")
                 if len(text) >= MIN_CHARACTERS and _is_chinese(text):
                     texts[text] = None
         if not texts:
-            raise ValueError(f"{path}: no Chinese text found")
+            raise DatasetError(f"{path}: no Chinese text found")
         return cls(f"real texts of {path.name}", list(texts), readings)
-
-
-def _records(file: Path) -> Iterator[Any]:
-    content = file.read_text(encoding="utf-8-sig", errors="replace")
-    if file.suffix.lower() == ".csv":
-        yield from csv.reader(StringIO(content))
-    elif file.suffix.lower() in {".json", ".jsonl"}:
-        yield from _json_records(file, content)
-    else:
-        yield from (line.split("\t") for line in content.split("\n"))
-
-
-def _json_records(file: Path, content: str) -> Iterator[Any]:
-    """One document, or one a line. Lines end with \\n alone: str.splitlines would also cut inside of texts."""
-    try:
-        whole = json.loads(content)
-    except json.JSONDecodeError:
-        try:
-            yield from (json.loads(line) for line in content.split("\n") if line.strip())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: neither JSON nor JSON lines: {error}") from None
-    else:
-        yield from whole if isinstance(whole, list) else [whole]
 
 
 def _strings(record: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from statistics import median
 
 import pytest
 
+from service.errors import DatasetError
 from service.tools.bench.texts import COMMON, MAX_CHARACTERS, Corpus, Lengths, make_corpus, make_text
 
 TITLES = ["国足今晚出战世预赛", "央行宣布下调存款利率", "新款手机今日正式发布"]
@@ -47,12 +48,12 @@ def test_a_line_separator_inside_a_text_does_not_end_the_record(tmp_path: Path) 
 
 def test_a_file_that_is_not_what_it_says_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}\n{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.json: neither JSON nor JSON lines"):
+    with pytest.raises(DatasetError, match=r"a\.json:2: neither JSON nor JSON lines"):
         Corpus.read(tmp_path / "a.json")
 
 
 def test_texts_without_chinese_are_refused(data: Path) -> None:
-    with pytest.raises(ValueError, match="no Chinese text"):
+    with pytest.raises(DatasetError, match="no Chinese text"):
         Corpus.read(data / "english.csv")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import DatasetError
 from service.tools.data.converters import RecordError
-from service.tools.data.files import find, read_json, read_records, read_text, take_each
+from service.tools.data.files import find, read_any, read_json, read_records, read_text, take_each
 from tests.unit.tools.data.layouts import write
 
 BOM = b"\xef\xbb\xbf"
@@ -29,6 +29,20 @@ def test_tab_separated_text(tmp_path: Path) -> None:
 def test_csv_with_quotes_and_lines_in_fields(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'label,review\n1,"很""好"",\n下次再来"\r\n0,差\n')
     assert list(read_records(path)) == [{"label": "1", "review": '很"好",\n下次再来'}, {"label": "0", "review": "差"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "records"),
+    [
+        ("a.json", b'{"a":\n1}', [{"a": 1}]),
+        ("a.json", b'[{"a": 1}, "b"]', [{"a": 1}, "b"]),
+        ("a.JSON", BOM + b'{"a": 1}\r\n\n["b"]', [{"a": 1}, ["b"]]),
+        ("a.csv", b'a,"b\r\nc"\r\n1,2\n', [["a", "b\nc"], ["1", "2"]]),
+        ("a.txt", b"a\tb\n\nc\xff\n", [["a", "b"], ["c\ufffd"]]),
+    ],
+)
+def test_a_file_of_unknown_layout(tmp_path: Path, name: str, content: bytes, records: list[object]) -> None:
+    assert list(read_any(write(tmp_path / name, content))) == records
 
 
 @pytest.mark.parametrize(
