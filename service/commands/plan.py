@@ -17,7 +17,17 @@ import httpx
 
 from service.cli_args import above_zero, checked, whole_above_zero
 from service.tools.bench.texts import Lengths
-from service.tools.capacity import Point, Speed, Traffic, around, chosen, fewest, from_file, from_metrics, num_fronts
+from service.tools.capacity import (
+    Point,
+    Speed,
+    Traffic,
+    around,
+    choose_speed,
+    fewest,
+    num_fronts,
+    parse_speeds,
+    read_speeds,
+)
 
 TIMEOUT_S = 10.0
 NUM_LENGTHS = 4096
@@ -27,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     source = args.speeds or args.url
     try:
-        speed = chosen(from_file(args.speeds) if args.speeds else ask(args.url, args.key_file), args.model)
+        speed = choose_speed(read_speeds(args.speeds) if args.speeds else ask(args.url, args.key_file), args.model)
     except (OSError, ValueError, httpx.HTTPError) as error:
         print(f"error: {source}: {error}", file=sys.stderr)
         return 2
@@ -47,7 +57,7 @@ def ask(url: str, key_file: Path | None) -> list[Speed]:
     response = httpx.get(f"{url.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
     if response.status_code != 200:
         raise ValueError(f"GET /metrics answers {response.status_code}")
-    return from_metrics(response.text)
+    return parse_speeds(response.text)
 
 
 def shown(args: Namespace, speed: Speed, traffic: Traffic, best: Point, points: Sequence[Point]) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import cycle
@@ -20,9 +19,7 @@ from typing import Any
 
 from service.batching.latency_model import Cost
 from service.metric_labels import COSTS
-
-_SAMPLE = re.compile(r"erlangshen_(\w+)\{(.*)\} (\S+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+from service.tools.bench.server_metrics import parse_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +41,38 @@ class Speed:
         return {"model": self.model, "device": self.device, "precision": self.precision, **costs, "budget": self.budget}
 
 
-def from_metrics(page: str) -> list[Speed]:
-    """Of every model that the server has measured, in the order of the page."""
-    samples = [(match[1], dict(_LABEL.findall(match[2])), float(match[3])) for match in _SAMPLE.finditer(page)]
-    held = {labels["model"]: labels for name, labels, _ in samples if name == "replica_model_info"}
+def parse_speeds(page: str) -> list[Speed]:
+    """Of every model that the server has measured, from its /metrics page, in the order of the page.
+
+    Raises:
+        ValueError: the page is not in Prometheus' text format.
+    """
+    budgets: dict[str, int] = {}
+    costs: dict[str, dict[str, float]] = {}
+    about: dict[str, dict[str, str]] = {}
+    for sample in parse_samples(page):
+        labels = sample.labels
+        match sample.name:
+            case "erlangshen_batch_budget_tokens" if sample.value:
+                budgets[labels["model"]] = round(sample.value)
+            case "erlangshen_predicted_cost_seconds":
+                costs.setdefault(labels["model"], {})[labels["of"]] = sample.value
+            case "erlangshen_replica_model_info":
+                about[labels["model"]] = labels
     return [
         Speed(
             model,
-            held.get(model, {}).get("device", ""),
-            held.get(model, {}).get("precision", ""),
-            Cost(**{of: _value(samples, "predicted_cost_seconds", model=model, of=of) for of in COSTS}),
-            round(budget),
+            about.get(model, {}).get("device", ""),
+            about.get(model, {}).get("precision", ""),
+            Cost(**{of: costs.get(model, {}).get(of, 0.0) for of in COSTS}),
+            budget,
         )
-        for model, budget in (
-            (labels["model"], value) for name, labels, value in samples if name == "batch_budget_tokens"
-        )
-        if budget
+        for model, budget in budgets.items()
     ]
 
 
-def _value(samples: Iterable[tuple[str, Mapping[str, str], float]], name: str, **labels: str) -> float:
-    return next((value for found, its, value in samples if found == name and its == labels), 0.0)
-
-
-def from_file(path: Path) -> list[Speed]:
-    """The `speeds` of a file of results. Raises OSError, and ValueError where it has none."""
+def read_speeds(path: Path) -> list[Speed]:
+    """The `speeds` of a results file of `python -m benchmarks.speed`. Raises OSError, and ValueError if it has none."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict) or "speeds" not in found:
         raise ValueError("it has no `speeds`; python -m benchmarks.speed makes such a file")
@@ -78,14 +82,15 @@ def from_file(path: Path) -> list[Speed]:
     ]
 
 
-def chosen(speeds: Iterable[Speed], model: str | None) -> Speed:
-    """The one of this model, or the first. ValueError where it is not there."""
+def choose_speed(speeds: Iterable[Speed], model: str | None) -> Speed:
+    """The speed of this model, or the first one. Raises ValueError if there is none."""
     known = list(speeds)
     for speed in known:
         if model in (None, speed.model):
             return speed
-    names = ", ".join(speed.model for speed in known) or "none that was measured"
-    raise ValueError(f"{model or 'no model'}: not there; there is {names}")
+    if not known:
+        raise ValueError("the server or the file has no measured model")
+    raise ValueError(f"no speed of model {model!r}; measured: {', '.join(speed.model for speed in known)}")
 
 
 NUM_IN_FLIGHT = 2

@@ -1,7 +1,4 @@
-"""A whole run: every load of a sweep in turn against one server, and what one must know to repeat it, as a report.
-
-Knows no flags and prints nothing: `progress` hears how far a load is.
-"""
+"""A bench run: measures every load of a sweep against one server and returns the report."""
 
 from __future__ import annotations
 
@@ -9,8 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,19 +15,10 @@ from service.tools.bench.client import Client, Response
 from service.tools.bench.load import Load, Request, Run, Tick, endless, requests_of
 from service.tools.bench.provenance import machine, told
 from service.tools.bench.report import summarize
+from service.tools.bench.server_metrics import SECONDS, not_computed, per_batch, sum_totals
 from service.tools.bench.texts import Corpus
 
-PATIENCE_S = 10.0
-TOTALS = {
-    "erlangshen_batch_rows_count": "batches",
-    "erlangshen_batch_rows_sum": "rows",
-    "erlangshen_batch_tokens_sum": "tokens",
-    "erlangshen_compute_duration_seconds_sum": "compute_s",
-}
-SAVED = {"erlangshen_shared_rows_total": "shared_rows", "erlangshen_cache_hits_total": "cache_hit_rows"}
-"""Rows that were answered and not computed."""
-
-SECONDS = "seconds"
+METRICS_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -82,8 +69,8 @@ async def models(client: Client) -> dict[str, Any]:
     return reply
 
 
-class Batches:
-    """Watches a measurement: what the server computed between its begin and its end."""
+class ServerTotals:
+    """The server's own totals at the start and at the end of a measurement."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -91,56 +78,27 @@ class Batches:
         self._after: dict[str, float] = {}
 
     async def begin(self) -> None:
-        self._before = await self._totals()
+        self._before = await self._read()
 
     async def end(self) -> None:
-        self._after = await self._totals()
+        self._after = await self._read()
 
     def per_batch(self) -> dict[str, float] | None:
         return per_batch(self._before, self._after)
 
     def not_computed(self) -> dict[str, float] | None:
-        """None where the server shows no metrics."""
         return not_computed(self._before, self._after)
 
-    async def _totals(self) -> dict[str, float]:
-        """{} where the server shows none, or not in time: a load is measured without them, too."""
+    async def _read(self) -> dict[str, float]:
+        """{} when the server shows no metrics, or not in time: a load is measured without them, too."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(METRICS_TIMEOUT_S):
                 response = await self._client.send("GET", "/metrics")
-        except OSError:  # a TimeoutError is one
+            if response.status != 200:
+                return {}
+            return sum_totals(response.body.decode()) | {SECONDS: time.perf_counter()}
+        except (OSError, ValueError):  # a TimeoutError is an OSError
             return {}
-        if response.status != 200:
-            return {}
-        return totals(response.body.decode().splitlines()) | {SECONDS: time.perf_counter()}
-
-
-def totals(lines: Iterable[str]) -> dict[str, float]:
-    """Of a page of metrics, the totals over all models."""
-    found: defaultdict[str, float] = defaultdict(float)
-    for line in lines:
-        series, _, value = line.rpartition(" ")
-        if key := (TOTALS | SAVED).get(series.partition("{")[0]):
-            found[key] += float(value)
-    return dict(found)
-
-
-def per_batch(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:
-    """Mean rows, tokens and seconds of the batches that the server computed in between."""
-    wanted = {*TOTALS.values(), SECONDS}
-    grown = {name: after[name] - before[name] for name in after if name in before and name in wanted}
-    if not grown.get("batches"):
-        return None
-    num, seconds = grown.pop("batches"), grown.pop(SECONDS)
-    means = {f"mean_{name}": round(value / num, 6) for name, value in grown.items()}
-    return {"batches": num, SECONDS: round(seconds, 3)} | means
-
-
-def not_computed(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:
-    """Rows answered in between that no batch held."""
-    if not (before and after):
-        return None
-    return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in SAVED.values()}
 
 
 METHODS = {
@@ -188,16 +146,16 @@ async def _point(
     client: Client, plan: Plan, load: Load, requests: Iterator[Request], progress: Progress
 ) -> dict[str, Any]:
     """The next point of a sweep goes on in the texts where the last one stopped."""
-    batches = Batches(client)
+    totals = ServerTotals(client)
     with progress(load, plan.duration_s) as tick:
         run = Run(client, requests, plan.timeout_s, tick)
-        await run.measure(load, plan.warm_up_s, plan.duration_s, batches, random.Random(plan.seed))
+        await run.measure(load, plan.warm_up_s, plan.duration_s, totals, random.Random(plan.seed))
     return {
         "load": load.name,
         load.kind: load.level,
         "results": summarize(run.samples, run.window),
-        "batches": batches.per_batch(),
-        "not_computed": batches.not_computed(),
+        "batches": totals.per_batch(),
+        "not_computed": totals.not_computed(),
     }
 
 

@@ -15,13 +15,13 @@ from service.tools.capacity import (
     Speed,
     Traffic,
     around,
-    chosen,
+    choose_speed,
     fewest,
-    from_file,
-    from_metrics,
     latencies,
     num_fronts,
+    parse_speeds,
     point,
+    read_speeds,
 )
 from tests.fakes import make_metrics
 
@@ -39,17 +39,17 @@ def page() -> str:
 
 
 def test_a_page_of_metrics_tells_the_models_that_were_measured() -> None:
-    assert from_metrics(page()) == [FAST, SLOW]
+    assert parse_speeds(page()) == [FAST, SLOW]
 
 
 def test_a_page_of_something_else_tells_none() -> None:
-    assert from_metrics("up 1\n") == []
+    assert parse_speeds("up 1\n") == []
 
 
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     file = tmp_path / "speed.json"
     file.write_text(json.dumps({"speeds": [FAST.as_json(), SLOW.as_json()]}))
-    assert from_file(file) == [FAST, SLOW]
+    assert read_speeds(file) == [FAST, SLOW]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}"])
@@ -57,15 +57,15 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "other.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"benchmarks\.speed"):
-        from_file(file)
+        read_speeds(file)
 
 
 def test_the_model_that_was_asked_for_is_chosen_or_the_first() -> None:
-    assert (chosen([FAST, SLOW], None), chosen([FAST, SLOW], "n")) == (FAST, SLOW)
-    with pytest.raises(ValueError, match="x: not there; there is m, n"):
-        chosen([FAST, SLOW], "x")
-    with pytest.raises(ValueError, match="none that was measured"):
-        chosen([], None)
+    assert (choose_speed([FAST, SLOW], None), choose_speed([FAST, SLOW], "n")) == (FAST, SLOW)
+    with pytest.raises(ValueError, match="no speed of model 'x'; measured: m, n"):
+        choose_speed([FAST, SLOW], "x")
+    with pytest.raises(ValueError, match="no measured model"):
+        choose_speed([], None)
 
 
 def test_tokens_a_second_are_those_of_full_batches() -> None:

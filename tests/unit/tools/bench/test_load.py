@@ -185,9 +185,10 @@ async def test_another_kind_of_server_is_refused(corpus: Corpus) -> None:
         await run(lambda path, body: (404, {}), corpus, Load("concurrency", 1))
 
 
-async def test_a_server_without_metrics_is_measured_without_batches(corpus: Corpus) -> None:
+@pytest.mark.parametrize("page", [(404, ""), (200, "<html>")])
+async def test_a_server_without_metrics_is_measured_without_batches(corpus: Corpus, page: tuple[int, str]) -> None:
     service = Service()
-    answer: Answer = lambda path, body: (404, "") if path == "/metrics" else service(path, body)  # noqa: E731
+    answer: Answer = lambda path, body: page if path == "/metrics" else service(path, body)  # noqa: E731
     report = await run(answer, corpus, Load("concurrency", 1))
     assert report["points"][0]["batches"] is None
     assert report["points"][0]["results"]["all"]["requests"] > 0

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.tools.bench import report
-from service.tools.bench.measure import not_computed, per_batch, totals
 from service.tools.bench.report import Sample, Window, format_report, summarize
+from service.tools.bench.server_metrics import not_computed, per_batch, sum_totals
 from tests.unit.tools.bench.serving import METRICS, MODELS
 
 
@@ -61,9 +61,14 @@ def test_a_failure_is_no_throughput() -> None:
 
 
 def test_totals_are_summed_over_models() -> None:
-    page = METRICS.format(batches=3.0, rows=6.0, tokens=60.0, seconds=1.5, shared=2.0, kept=1.0).splitlines()
+    page = METRICS.format(batches=3.0, rows=6.0, tokens=60.0, seconds=1.5, shared=2.0, kept=1.0)
     of_batches = {"batches": 3.0, "rows": 6.0, "tokens": 60.0, "compute_s": 1.5}
-    assert totals(page) == of_batches | {"shared_rows": 2.0, "cache_hit_rows": 1.0}
+    assert sum_totals(page) == of_batches | {"shared_rows": 2.0, "cache_hit_rows": 1.0}
+
+
+def test_a_page_that_is_no_metrics_is_refused() -> None:
+    with pytest.raises(ValueError, match="not in Prometheus' text format"):
+        sum_totals("<html>")
 
 
 def test_rows_that_no_batch_held_are_what_their_totals_grew_by() -> None:
