@@ -22,7 +22,7 @@ from service.host import is_loopback
 from service.tools.bench.client import Client
 from service.tools.bench.load import Load, Tick, parse_mix
 from service.tools.bench.measure import Plan, measure
-from service.tools.bench.provenance import origin
+from service.tools.bench.provenance import provenance
 from service.tools.bench.report import add_limits, format_report, plot, require_matplotlib
 from service.tools.bench.texts import Corpus, Lengths, make_corpus
 
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {args.url}: {error}", file=sys.stderr)
         return 2
-    report = origin("service bench", argv, "torch", "uvloop", "numpy") | report
+    report = provenance("service bench", argv, "torch", "uvloop", "numpy") | report
     print(format_report(report))
     if args.json:
         args.json.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 
 from service.tools.bench.client import Client, Response
 from service.tools.bench.load import Load, Request, Run, Tick, endless, requests_of
-from service.tools.bench.provenance import machine, told
+from service.tools.bench.provenance import machine, redact_path
 from service.tools.bench.report import summarize
 from service.tools.bench.server_metrics import SECONDS, not_computed, per_batch, sum_totals
 from service.tools.bench.texts import Corpus
@@ -134,12 +134,12 @@ async def measure(client: Client, plan: Plan, corpus: Corpus, progress: Progress
     requests = endless(corpus, able.mix, plan.num_inputs, plan.model, plan.seed)
     points = [await _point(client, plan, load, requests, progress) for load in plan.loads]
     asked = {"mix": able.mix, "left_out": able.left_out, "answered_by": sorted(able.models)}
-    return setting(plan, corpus) | asked | {"models": _told(about), "points": points}
+    return setting(plan, corpus) | asked | {"models": _redact_sources(about), "points": points}
 
 
-def _told(about: dict[str, Any]) -> dict[str, Any]:
-    """What the server says of its models, without where they lie."""
-    return about | {"models": [model | {"source": told(model["source"])} for model in about["models"]]}
+def _redact_sources(about: dict[str, Any]) -> dict[str, Any]:
+    """What the server says of its models, without the paths of their files."""
+    return about | {"models": [model | {"source": redact_path(model["source"])} for model in about["models"]]}
 
 
 async def _point(
