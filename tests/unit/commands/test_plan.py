@@ -66,7 +66,7 @@ def test_it_says_how_many_replicas_are_enough(speeds: Path, tmp_path: Path, caps
     out = capsys.readouterr().out
     assert "m on cpu in bfloat16: 1 ms a batch, 100 µs a token, 0 µs a row; up to 500 tokens a batch" in out
     assert "one replica: 9,804 tokens/s, 196.1 of these requests/s" in out
-    assert "replicas: 2; with one to spare for a loss or an update: 3" in out
+    assert "replicas: 2; with one spare for a failure or an update: 3" in out
     report = json.loads((tmp_path / "out.json").read_text())
     assert (report["replicas"], report["services"], report["speed"]) == (2, 1, SPEED)
     assert [point["replicas"] for point in report["points"]] == [1, 2, 3]
