@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import fill
 
 from service.tools.bench.texts import Lengths
-from service.tools.capacity import Speed, Traffic, fewest, read_speeds
+from service.tools.capacity import Speed, Traffic, find_fewest, read_speeds
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -68,8 +68,8 @@ def _line(machine: str, speed: Speed, lengths: list[int]) -> str:
 
 
 def _replicas(speed: Speed, traffic: Traffic) -> str:
-    best = fewest(speed, traffic, P95_S)
-    return f"{best.replicas:,}" if best.keeps(P95_S) else "-"
+    best = find_fewest(speed, traffic, P95_S)
+    return f"{best.replicas:,}" if best.meets(P95_S) else "-"
 
 
 def main() -> None:

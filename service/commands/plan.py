@@ -21,9 +21,9 @@ from service.tools.capacity import (
     Point,
     Speed,
     Traffic,
-    around,
     choose_speed,
-    fewest,
+    find_fewest,
+    neighbours,
     num_fronts,
     parse_speeds,
     read_speeds,
@@ -43,12 +43,12 @@ def run(argv: Sequence[str]) -> int:
         return 2
     lengths = args.tokens.draw(NUM_LENGTHS, random.Random(args.seed))
     traffic = Traffic(args.rate, args.rows, lengths)
-    best = fewest(speed, traffic, args.p95_ms / 1000)
-    points = list(around(speed, traffic, best))
+    best = find_fewest(speed, traffic, args.p95_ms / 1000)
+    points = list(neighbours(speed, traffic, best))
     print(format_plan(args, speed, traffic, best, points))
     if args.json:
         args.json.write_text(json.dumps(report(args, speed, traffic, best, points), indent=2) + "\n", encoding="utf-8")
-    return 0 if best.keeps(args.p95_ms / 1000) else 1
+    return 0 if best.meets(args.p95_ms / 1000) else 1
 
 
 def fetch_speeds(url: str, key: str | None) -> list[Speed]:
@@ -85,7 +85,7 @@ def _line(one: Point) -> str:
 
 
 def _advice(best: Point, p95_ms: float) -> str:
-    if best.keeps(p95_ms / 1000):
+    if best.meets(p95_ms / 1000):
         return f"replicas: {best.replicas}; with one spare for a failure or an update: {best.replicas + 1}"
     return "no number of replicas is enough: one batch alone takes longer; send shorter rows or use a faster device"
 
@@ -96,7 +96,7 @@ def report(args: Namespace, speed: Speed, traffic: Traffic, best: Point, points:
         "wish": wish | {"mean_row_tokens": traffic.row_tokens},
         "speed": speed.as_json(),
         "replica_tokens_per_s": round(speed.tokens_per_s(traffic.row_tokens), 1),
-        "replicas": best.replicas if best.keeps(args.p95_ms / 1000) else None,
+        "replicas": best.replicas if best.meets(args.p95_ms / 1000) else None,
         "services": num_fronts(traffic),
         "points": [asdict(one) for one in points],
     }
