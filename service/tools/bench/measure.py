@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.tools.bench.client import Client, Response
-from service.tools.bench.load import Load, Request, Run, Tick, endless, requests_of
+from service.tools.bench.load import Load, Request, Run, Tick, mixed_requests, requests_of
 from service.tools.bench.provenance import machine, redact_path
 from service.tools.bench.report import summarize
 from service.tools.bench.server_metrics import SECONDS, not_computed, per_batch, sum_totals
@@ -22,37 +22,37 @@ METRICS_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
-class Ability:
-    """What this server and these texts can do of a mix; `left_out` says why the rest cannot."""
+class Supported:
+    """The part of a mix that this server can do with these texts; `left_out` says why not the rest."""
 
     mix: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
-    """Who answered."""
+    """The models that answered."""
 
 
-async def probe(client: Client, corpus: Corpus, mix: Mapping[str, float], model: str | None) -> Ability:
-    """Sends one request of each task. ValueError when none can be done, OSError when nobody answers."""
-    able = Ability()
+async def probe(client: Client, corpus: Corpus, mix: Mapping[str, float], model: str | None) -> Supported:
+    """Sends one request of each task. ValueError if none can be done, OSError if the server cannot be reached."""
+    supported = Supported()
     for task, weight in mix.items():
         if task == "mrc" and not corpus.readings:
-            able.left_out[task] = "the texts hold no reading comprehension (C3)"
+            supported.left_out[task] = "the texts contain no reading comprehension (as in C3)"
             continue
         request = next(requests_of(corpus, task, 1, model, random.Random(0)))
         response = await client.send("POST", request.path, request.body)
         if response.status == 200:
-            able.mix[task] = weight
-            able.models.add(json.loads(response.body).get("model", ""))
+            supported.mix[task] = weight
+            supported.models.add(json.loads(response.body).get("model", ""))
         else:
-            able.left_out[task] = _refusal(response)
-    if not able.mix:
-        reasons = "; ".join(f"{task}: {reason}" for task, reason in able.left_out.items())
-        raise ValueError(f"the server can do none of these tasks: {reasons}")
-    return able
+            supported.left_out[task] = _refusal(response)
+    if not supported.mix:
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in supported.left_out.items())
+        raise ValueError(f"the server can do none of the tasks of --mix: {reasons}")
+    return supported
 
 
 def _refusal(response: Response) -> str:
-    """With the server's own words, where it says any."""
+    """With the detail of the problem document, if there is one."""
     try:
         detail = json.loads(response.body)["detail"]
     except (ValueError, TypeError, KeyError):
@@ -60,8 +60,8 @@ def _refusal(response: Response) -> str:
     return f"the server answers {response.status}" + (f": {detail}" if detail else "")
 
 
-async def models(client: Client) -> dict[str, Any]:
-    """Raises OSError when no server is there, ValueError when it is another one."""
+async def fetch_models(client: Client) -> dict[str, Any]:
+    """Raises OSError if the server cannot be reached, ValueError if it is not an Erlangshen Service."""
     response = await client.send("GET", "/v1/models")
     if response.status != 200:
         raise ValueError(f"GET /v1/models answers {response.status}: is this an Erlangshen Service?")
@@ -102,19 +102,19 @@ class ServerTotals:
 
 
 METHODS = {
-    "concurrency": "closed loop: each client sends when its last request is answered; rates of what ended in the "
-    "window, latency from sending of what left in it",
-    "rate": "open loop: Poisson arrivals at a fixed rate; rates of what ended in the window, latency from the moment a "
-    "request was meant to leave, of what was meant to leave in it",
+    "concurrency": "closed loop: each client sends its next request when the last one is answered; rates count the "
+    "requests that ended in the window, latencies those sent in it",
+    "rate": "open loop: Poisson arrivals at a fixed rate; rates count the requests that ended in the window, latencies "
+    "those scheduled in it, from the scheduled moment",
 }
 
-Progress = Callable[[Load, float], AbstractContextManager[Tick]]
-"""Opened for each load with the seconds that it takes."""
+OpenProgress = Callable[[Load, float], AbstractContextManager[Tick]]
+"""Called with each load and its duration in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to send, and how. `mix` is tasks and their weights; loads are measured in order."""
+    """What to send, and how. `mix` maps tasks to weights; the loads are measured in order."""
 
     loads: tuple[Load, ...]
     mix: dict[str, float]
@@ -126,15 +126,19 @@ class Plan:
     seed: int = 1
 
 
-async def measure(client: Client, plan: Plan, corpus: Corpus, progress: Progress) -> dict[str, Any]:
-    """The run as one JSON-ready report. Raises OSError when the server cannot be reached, ValueError when it cannot do
-    what is asked."""
-    about = await models(client)
-    able = await probe(client, corpus, plan.mix, plan.model)
-    requests = endless(corpus, able.mix, plan.num_inputs, plan.model, plan.seed)
+async def measure(client: Client, plan: Plan, corpus: Corpus, progress: OpenProgress) -> dict[str, Any]:
+    """Runs the plan and returns a JSON-ready report.
+
+    Raises:
+        OSError: the server cannot be reached.
+        ValueError: it is not an Erlangshen Service, or can do none of the tasks.
+    """
+    about = await fetch_models(client)
+    supported = await probe(client, corpus, plan.mix, plan.model)
+    requests = mixed_requests(corpus, supported.mix, plan.num_inputs, plan.model, plan.seed)
     points = [await _point(client, plan, load, requests, progress) for load in plan.loads]
-    asked = {"mix": able.mix, "left_out": able.left_out, "answered_by": sorted(able.models)}
-    return setting(plan, corpus) | asked | {"models": _redact_sources(about), "points": points}
+    probed = {"mix": supported.mix, "left_out": supported.left_out, "answered_by": sorted(supported.models)}
+    return describe_setting(plan, corpus) | probed | {"models": _redact_sources(about), "points": points}
 
 
 def _redact_sources(about: dict[str, Any]) -> dict[str, Any]:
@@ -143,9 +147,9 @@ def _redact_sources(about: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _point(
-    client: Client, plan: Plan, load: Load, requests: Iterator[Request], progress: Progress
+    client: Client, plan: Plan, load: Load, requests: Iterator[Request], progress: OpenProgress
 ) -> dict[str, Any]:
-    """The next point of a sweep goes on in the texts where the last one stopped."""
+    """`requests` is shared by the points of a sweep: each continues with the next texts."""
     totals = ServerTotals(client)
     with progress(load, plan.duration_s) as tick:
         run = Run(client, requests, plan.timeout_s, tick)
@@ -159,8 +163,8 @@ async def _point(
     }
 
 
-def setting(plan: Plan, corpus: Corpus) -> dict[str, Any]:
-    """What one must know to repeat the run."""
+def describe_setting(plan: Plan, corpus: Corpus) -> dict[str, Any]:
+    """Everything needed to repeat the run."""
     return {
         "method": METHODS[plan.loads[0].kind],
         "duration_s": plan.duration_s,

@@ -28,7 +28,7 @@ async def test_it_prints_a_table_and_writes_the_report(tmp_path: Path, capsys: p
     assert [point["load"] for point in report["points"]] == ["concurrency 1", "concurrency 2"]
     out = capsys.readouterr().out
     assert "concurrency 2" in out
-    assert "made-up texts, fixed:8 characters" in out
+    assert "generated texts, fixed:8 characters" in out
     assert "classify is left out: the server answers 422: no head" in out
 
 

@@ -61,11 +61,11 @@ def test_what_cannot_be_measured_is_an_error_with_a_reason() -> None:
 
 def test_the_limit_is_that_of_one_model() -> None:
     run = made_report(BATCHES) | {"answered_by": ["a", "b"]}
-    with pytest.raises(ValueError, match="name one with --model"):
+    with pytest.raises(ValueError, match="choose one with --model"):
         report.add_limits(run, None)
 
 
 @pytest.mark.parametrize("models", [{}, {"models": [], "replicas": []}, {**MODELS, "replicas": []}])
 def test_a_server_that_tells_too_little_is_named(models: Any) -> None:
-    with pytest.raises(ValueError, match="does not tell the shape"):
+    with pytest.raises(ValueError, match="does not give the shape"):
         report.limit_question(models, "fake")

@@ -51,7 +51,7 @@ def test_a_run_in_which_nothing_ended_says_so() -> None:
     results = summarize([Sample("embed", 1.0, 30.0, "200", 8, 99)], Window(0.0, 6.0))
     point = {"load": "concurrency 256", "results": results, "batches": None, "not_computed": None}
     report = {"method": "", "corpus": {"about": ""}, "left_out": {}, "points": [point], "duration_s": 6.0}
-    assert "concurrency 256: nothing ended in the 6 s that were measured" in format_report(report)
+    assert "concurrency 256: no request ended in the 6 s that were measured" in format_report(report)
     assert results["all"]["requests_per_s"] == 0
 
 
@@ -105,7 +105,7 @@ def test_a_png_is_written(tmp_path: Path) -> None:
 
 def test_a_line_is_throughput_and_latency_in_the_order_of_the_sweep() -> None:
     points = [point("concurrency 1", 0.01), point("concurrency 8", 0.03, 0.03)]
-    assert report.plot_line(points, "p50") == ([1.0, 2.0], [10.0, 30.0])
+    assert report.latency_curve(points, "p50") == ([1.0, 2.0], [10.0, 30.0])
     assert report.plot_title(made_report(*points)) == "fake float32: closed loop"
 
 
