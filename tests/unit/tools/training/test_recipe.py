@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from service.tools.data.registry import DATASETS
 from service.tools.training.recipe import Recipe, Stage, read_recipe
 from service.tools.training.stream import SNIPPETS
 
-RECIPES = sorted((Path(__file__).parents[3] / "service" / "training" / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(inspect.getfile(Recipe)).parent / "recipes").glob("*.toml"))
 SMALLEST = 'dev = ["tnews/dev"]\n[[stages]]\nsteps = 3\n[stages.mixture]\n"tnews/train" = 1\n'
 
 

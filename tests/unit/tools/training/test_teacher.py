@@ -7,7 +7,7 @@ import math
 import pytest
 
 from service.tools.data.converters import Example
-from service.tools.training.teacher import Teacher, ngrams
+from service.tools.training.stream import Teacher, ngrams
 
 LABELS = ("水果", "交通")
 EXAMPLES = [
