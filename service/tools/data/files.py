@@ -19,7 +19,7 @@ Format = Literal["csv", "json", "tabs"]
 
 
 class RecordError(ValueError):
-    """A record lacks a field or holds a value that is not allowed; `take_each` adds which record."""
+    """A record lacks a field or has a bad value; `take_each` adds the file and the number of the record."""
 
 
 def find(data: Path, patterns: tuple[str, ...], split: str) -> Path:

@@ -12,12 +12,12 @@ from tests.unit.tools.data.layouts import Make, c3, json_document, json_lines, l
 
 
 def test_an_unknown_data_set(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^no data set 'news'; there is tnews, thucnews, eprstmt, "):
+    with pytest.raises(DatasetError, match=r"^no data set 'news'; known: tnews, thucnews, eprstmt, "):
         load("news", tmp_path)
 
 
 def test_an_unknown_half(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^split 'dev\.third': after the dot comes even or odd$"):
+    with pytest.raises(DatasetError, match=r"^split 'dev\.third': wanted even or odd after the dot$"):
         load("tnews", tmp_path, "dev.third")
 
 
