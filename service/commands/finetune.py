@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.tools.training.recipe import Recipe
 
 TRAINING_PACKAGES = ("transformers", "accelerate", "scipy")
-"""What training needs and serving does not."""
+"""Packages that only training needs."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -94,7 +94,7 @@ def require_training_packages() -> None:
 
 
 def make_recipe(args: Namespace) -> Recipe:
-    """The recipe of the file, or one made of the flags.
+    """The recipe of the file, or one made from the flags.
 
     Raises:
         SettingError: neither a recipe nor a task with a model, or a bad recipe.
@@ -104,7 +104,7 @@ def make_recipe(args: Namespace) -> Recipe:
     if args.recipe:
         recipe = read_recipe(args.recipe)
         if (recipe.fresh is None) == (args.model is None):
-            raise SettingError("finetune: give either --model or a recipe with [fresh], not both")
+            raise SettingError(f"{args.recipe}: needs either [fresh] or the flag --model, not both")
         return recipe
     if not (args.task and args.model):
         raise SettingError("finetune: wanted --recipe FILE, or --task TASK and --model SOURCE")

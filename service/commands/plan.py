@@ -91,9 +91,9 @@ def _advice(best: Point, p95_ms: float) -> str:
 
 
 def report(args: Namespace, speed: Speed, traffic: Traffic, best: Point, points: Sequence[Point]) -> dict[str, object]:
-    wish = {"requests_per_s": args.rate, "rows": args.rows, "tokens": args.tokens.text, "p95_ms": args.p95_ms}
+    target = {"requests_per_s": args.rate, "rows": args.rows, "tokens": args.tokens.text, "p95_ms": args.p95_ms}
     return {
-        "wish": wish | {"mean_row_tokens": traffic.row_tokens},
+        "wish": target | {"mean_row_tokens": traffic.row_tokens},
         "speed": speed.as_json(),
         "replica_tokens_per_s": round(speed.tokens_per_s(traffic.row_tokens), 1),
         "replicas": best.replicas if best.meets(args.p95_ms / 1000) else None,

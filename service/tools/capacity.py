@@ -29,7 +29,7 @@ NUM_REQUESTS = 20_000
 """Per simulation: enough for a 95th percentile that varies by a few hundredths between seeds."""
 
 FRONT_S = 0.0011
-"""What HTTP, tokenisation, queue and pipe add to a request's latency: benchmarks/results/front.json."""
+"""Latency added by HTTP, tokenisation, queue and pipe: benchmarks/results/front.json."""
 
 FRONT_CPU_S, FRONT_CPU_ROW_S = 0.00037, 0.000047
 """CPU time of the HTTP process per request and per row: the same file."""
@@ -43,7 +43,7 @@ IDLE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How long batches of a model take on a device; a full batch has `budget` tokens."""
+    """The measured speed of a model on a device; a full batch has `budget` tokens."""
 
     model: str
     device: str
@@ -61,7 +61,7 @@ class Speed:
 
 
 def parse_speeds(page: str) -> list[Speed]:
-    """Of every model that the server has measured, from its /metrics page, in the order of the page.
+    """The speeds of all models that the server has measured, from its /metrics page, in the order of the page.
 
     Raises:
         ValueError: the page is not in Prometheus' text format.

@@ -22,7 +22,7 @@ MAX_WAIT_S = 30.0
 TIMEOUT_S = 120.0
 BUSY = (429, 503)
 SIMILAR = 0.5
-"""From this score on a pair counts as similar."""
+"""The lowest score of a similar pair."""
 
 Sleep = Callable[[float], Awaitable[object]]
 OnExamples = Callable[[int], object]

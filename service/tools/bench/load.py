@@ -49,7 +49,7 @@ class Deck(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """The material of the requests of one task."""
+    """Texts and readings of the requests of one task."""
 
     texts: Deck[str]
     readings: Deck[Reading]

@@ -44,15 +44,15 @@ async def probe(client: Client, corpus: Corpus, mix: Mapping[str, float], model:
             supported.mix[task] = weight
             supported.models.add(json.loads(response.body).get("model", ""))
         else:
-            supported.left_out[task] = _refusal(response)
+            supported.left_out[task] = _describe_refusal(response)
     if not supported.mix:
         reasons = "; ".join(f"{task}: {reason}" for task, reason in supported.left_out.items())
         raise ValueError(f"the server can do none of the tasks of --mix: {reasons}")
     return supported
 
 
-def _refusal(response: Response) -> str:
-    """With the detail of the problem document, if there is one."""
+def _describe_refusal(response: Response) -> str:
+    """The status of a response, with the detail of its problem document if it has one."""
     try:
         detail = json.loads(response.body)["detail"]
     except (ValueError, TypeError, KeyError):
@@ -90,7 +90,7 @@ class ServerTotals:
         return not_computed(self._before, self._after)
 
     async def _read(self) -> dict[str, float]:
-        """{} when the server shows no metrics, or not in time: a load is measured without them, too."""
+        """{} if the server shows no metrics, or not in time: the load is measured without them."""
         try:
             async with asyncio.timeout(METRICS_TIMEOUT_S):
                 response = await self._client.send("GET", "/metrics")
@@ -114,7 +114,7 @@ OpenProgress = Callable[[Load, float], AbstractContextManager[Tick]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to send, and how. `mix` maps tasks to weights; the loads are measured in order."""
+    """The requests and loads of a run. `mix` maps tasks to weights; the loads are measured in order."""
 
     loads: tuple[Load, ...]
     mix: dict[str, float]
@@ -142,7 +142,7 @@ async def measure(client: Client, plan: Plan, corpus: Corpus, progress: OpenProg
 
 
 def _redact_sources(about: dict[str, Any]) -> dict[str, Any]:
-    """What the server says of its models, without the paths of their files."""
+    """The answer of /v1/models without the paths of the models' files."""
     return about | {"models": [model | {"source": redact_path(model["source"])} for model in about["models"]]}
 
 

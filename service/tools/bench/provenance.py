@@ -39,8 +39,8 @@ def provenance(module: str, argv: Sequence[str], *packages: str) -> dict[str, An
 
 
 def redact_path(word: str) -> str:
-    """A word of a command line, with FOLDER in place of the directories of a path outside the working directory; of
-    `a=/b` only what follows the `=` changes."""
+    """A word of a command line, with FOLDER in place of the directories of a path that is not relative to the working
+    directory; of `a=/b` only the part after the `=` changes."""
     name, equals, value = word.rpartition("=")
     path = Path(value)
     if not (path.is_absolute() or path.parts[:1] in (("..",), ("~",))):

@@ -1,4 +1,4 @@
-"""What a running server's /metrics page says: its samples, and how much it computed between two pages."""
+"""Metrics of a running server: the samples of its /metrics page, and its work between two readings."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Recipe(_Strict):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Every data set of any stage, once."""
+        """The distinct data sets of all stages."""
         return tuple(dict.fromkeys(name for stage in self.stages for name in stage.mixture))
 
     def stage_of_steps(self) -> Iterator[Stage]:

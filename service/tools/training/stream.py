@@ -37,7 +37,7 @@ MAX_SNIPPET = 8
 MAX_SNIPPET_TEXT = 60
 MIN_CROP = 4
 MIN_TEXT = 5
-"""Characters from which on a field of a file is a text."""
+"""Characters of the shortest field that counts as a text."""
 SMOOTHING = 0.5
 NGRAM_SIZES = (1, 2)
 

@@ -125,9 +125,8 @@ class RecipeTrainer(Trainer):
     ) -> None:
         self.batches = _Batches(stream, args.process_index, args.world_size)
         super().__init__(model=network, args=args, train_dataset=self.batches, eval_dataset=self.batches)
-        self.model_accepts_loss_kwargs = (
-            False  # the loss is a mean over the batch: Trainer must average accumulated batches
-        )
+        # The loss is a mean over the batch: Trainer must average accumulated batches.
+        self.model_accepts_loss_kwargs = False
         self.recipe = recipe
         self.stream = stream
         self.yes_no = torch.tensor([model.yes or 0, model.no or 0])

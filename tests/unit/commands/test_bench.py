@@ -1,4 +1,4 @@
-"""The command: its flags, what it prints and writes, and its exit code."""
+"""`python -m service bench`: its flags, output, report and exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only training needs: who imports it, and the error where it is not installed."""
+"""The packages that only training needs: no command imports them at its start; the error if they are missing."""
 
 from __future__ import annotations
 

@@ -38,11 +38,11 @@ def page() -> str:
     return generate_latest(metrics.registry).decode()
 
 
-def test_a_page_of_metrics_tells_the_models_that_were_measured() -> None:
+def test_a_metrics_page_gives_the_measured_models() -> None:
     assert parse_speeds(page()) == [FAST, SLOW]
 
 
-def test_a_page_of_something_else_tells_none() -> None:
+def test_another_metrics_page_gives_none() -> None:
     assert parse_speeds("up 1\n") == []
 
 
@@ -60,7 +60,7 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
         read_speeds(file)
 
 
-def test_the_model_that_was_asked_for_is_chosen_or_the_first() -> None:
+def test_the_requested_model_is_chosen_or_the_first() -> None:
     assert (choose_speed([FAST, SLOW], None), choose_speed([FAST, SLOW], "n")) == (FAST, SLOW)
     with pytest.raises(ValueError, match="no speed of model 'x'; measured: m, n"):
         choose_speed([FAST, SLOW], "x")
@@ -137,13 +137,13 @@ def test_the_fewest_replicas_are_found() -> None:
     assert (before.replicas, after.replicas) == (best.replicas - 1, best.replicas + 1)
 
 
-def test_where_one_is_enough_there_is_none_fewer() -> None:
+def test_if_one_replica_is_enough_no_smaller_number_is_shown() -> None:
     best = find_fewest(speed(token=1e-6), traffic(10), 1.0)
     assert best.replicas == 1
     assert [one.replicas for one in neighbours(speed(token=1e-6), traffic(10), best)] == [1, 2]
 
 
-def test_a_wish_that_no_number_meets_ends() -> None:
+def test_the_search_ends_if_no_number_meets_the_target() -> None:
     alone = find_fewest(speed(batch=0.5), traffic(10), 0.1)
     assert not alone.meets(0.1)
     # Most rows would be in time, but half of the requests have one that is not.

@@ -1,4 +1,4 @@
-"""Examples as requests, by table."""
+"""Evaluation: examples as requests, the report, and the client against a fake server."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_chunks_are_full_and_share_what_a_request_shares() -> None:
     assert list(chunks([])) == []
 
 
-def test_what_the_server_chose() -> None:
+def test_an_answer_is_read_by_task() -> None:
     assert read_answer(TITLE, {"label": "体育", "truncated": True}).is_correct
     assert read_answer(TITLE, {"label": "体育", "truncated": True}).truncated
     assert not read_answer(INFERENCE, {"label": "neutral", "truncated": False}).is_correct
@@ -151,7 +151,7 @@ def answer(request: httpx.Request) -> httpx.Response:
 
 
 class Waits:
-    """Stands in for asyncio.sleep and remembers."""
+    """Replaces asyncio.sleep and records the waits."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -173,7 +173,7 @@ async def test_answers_come_in_order_and_progress_adds_up() -> None:
     assert sum(steps) == 50
 
 
-async def test_the_model_asked_for_is_sent_and_the_one_that_answered_is_kept() -> None:
+async def test_the_requested_model_is_sent_and_the_one_that_answered_is_kept() -> None:
     bodies = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -186,7 +186,7 @@ async def test_the_model_asked_for_is_sent_and_the_one_that_answered_is_kept() -
     assert asking.model == "fake"
 
 
-async def test_busy_is_waited_for_as_long_as_the_server_says() -> None:
+async def test_a_busy_server_is_retried_after_its_retry_after() -> None:
     replies = [problem(429, "full", Retry_After="3"), problem(503, "starting", Retry_After="soon")]
     waits = Waits()
     answers = await server(lambda request: replies.pop(0) if replies else answer(request), waits).evaluate(
@@ -220,7 +220,7 @@ async def test_a_model_that_cannot_do_it_ends_the_evaluation(reply: httpx.Respon
         await server(lambda _: reply).evaluate(examples(40), id)
 
 
-async def test_no_server_is_said_at_once() -> None:
+async def test_without_a_server_it_fails_without_waiting() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
@@ -241,7 +241,7 @@ async def test_a_connection_that_breaks_is_tried_again() -> None:
     assert (await server(handler).evaluate(examples(1), id))[0].is_correct
 
 
-async def test_an_answer_without_a_problem_document_is_still_told() -> None:
+async def test_an_error_without_a_problem_document_is_reported_by_its_status() -> None:
     with pytest.raises(EvaluationError, match="answers 502: Bad Gateway"):
         await server(lambda _: httpx.Response(502, text="<html>")).evaluate(examples(1), id)
 

@@ -1,4 +1,4 @@
-"""Requests: the same for the same seed, and a mix in its weights."""
+"""Load: reproducible requests, mixes by weight, closed and open loop, and whole runs against a fake server."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Slow:
 async def test_a_closed_loop_keeps_what_the_window_cuts(corpus: Corpus) -> None:
     slow, ticks = Slow(), list[tuple[float, int]]()
     requests = mixed_requests(corpus, {"embed": 1.0}, 1, None, 1)
-    run = Run(slow, requests, 30, lambda *told: ticks.append(told), lambda: slow.now_s)  # type: ignore[arg-type]
+    run = Run(slow, requests, 30, lambda *tick: ticks.append(tick), lambda: slow.now_s)  # type: ignore[arg-type]
     run.window = Window(2.0, 10.0)
     await run.closed(1)
     assert [(sample.started_s, sample.ended_s) for sample in run.samples] == [(0, 3), (3, 6), (6, 9), (9, 12)]
@@ -173,7 +173,7 @@ async def test_a_server_that_can_do_nothing_is_an_error_with_its_reasons(corpus:
         await run(Service(), corpus, Load("concurrency", 1), mix={"classify": 1.0})
 
 
-async def test_a_refusal_without_words_is_told_by_its_status(corpus: Corpus) -> None:
+async def test_a_refusal_without_a_detail_is_reported_by_its_status(corpus: Corpus) -> None:
     service = Service()
     answer: Answer = lambda path, body: (501, "<html>") if path == "/v1/mrc" else service(path, body)  # noqa: E731
     report = await run(answer, corpus, Load("concurrency", 1), mix={"mrc": 1.0, "embed": 1.0})

@@ -1,4 +1,4 @@
-"""Recipes: what the file may say, and what of it is refused."""
+"""Recipes: those that ship, and errors in a recipe file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_bad_recipe_is_refused_with_the_key(tmp_path: Path, text: str, message
         read(tmp_path, text)
 
 
-def test_a_missing_file_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="No such file"):
         read_recipe(tmp_path / "none.toml")
 

@@ -1,4 +1,4 @@
-"""The stream of batches: what is drawn, varied, masked and bucketed, and that it is the same every time."""
+"""The stream of batches: drawing, varying, masking and bucketing of examples; determinism."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher counts characters: what it knows it labels, and what it is unsure of it leaves out."""
+"""The naive Bayes teacher: its n-grams, its scores, and the texts that it labels."""
 
 from __future__ import annotations
 
