@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service import cli
 from service.commands import bench
 from service.host import is_loopback
 from service.tools.bench.load import Load
@@ -37,6 +38,15 @@ async def test_no_server_is_one_line_and_exit_code_two(capsys: pytest.CaptureFix
         pass
     assert await asyncio.to_thread(bench.run, ["--url", f"http://127.0.0.1:{port}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: http://127.0.0.1:{port}: ")
+
+
+def test_texts_that_cannot_be_read_are_one_line_and_exit_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("{")
+    assert cli.main(["bench", "--texts", str(file)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {file}:1: neither JSON nor JSON lines: ")
 
 
 async def test_what_was_measured_is_kept_when_its_limit_cannot_be(

@@ -95,3 +95,12 @@ def test_a_missing_file_or_server_is_an_error(tmp_path: Path, capsys: pytest.Cap
     assert "none.json" in capsys.readouterr().err
     assert plan.run(["--url", "http://127.0.0.1:1", *TARGET]) == 2
     assert "error: http://127.0.0.1:1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--url", "localhost:8000"], ["--key-file", "none/key"], ["--json", "none/out.json"]]
+)
+def test_wrong_flags_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        plan.parse_args([*TARGET, *flags])
+    assert ended.value.code == 2

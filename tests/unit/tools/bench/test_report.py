@@ -1,4 +1,4 @@
-"""Reports: exact percentiles, batches from the growth of the server's totals, and the plot."""
+"""Reports: exact percentiles, rates of the window, and the plot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 from service.tools.bench import report
 from service.tools.bench.report import Sample, Window, format_report, summarize
-from service.tools.bench.server_metrics import not_computed, per_batch, sum_totals
-from tests.unit.tools.bench.serving import METRICS, MODELS
+from tests.unit.tools.bench.serving import MODELS
 
 
 def test_percentiles_are_exact() -> None:
@@ -58,30 +57,6 @@ def test_a_run_in_which_no_request_ended_is_reported() -> None:
 def test_a_failure_is_no_throughput() -> None:
     row = summarize([Sample("embed", 0.0, 1.0, "429", 1, 0)], Window(0.0, 2.0))["all"]
     assert (row["ended"], row["requests_per_s"], row["offered_per_s"]) == (1, 0.0, 0.5)
-
-
-def test_totals_are_summed_over_models() -> None:
-    page = METRICS.format(batches=3.0, rows=6.0, tokens=60.0, seconds=1.5, shared=2.0, kept=1.0)
-    of_batches = {"batches": 3.0, "rows": 6.0, "tokens": 60.0, "compute_s": 1.5}
-    assert sum_totals(page) == of_batches | {"shared_rows": 2.0, "cache_hit_rows": 1.0}
-
-
-def test_a_page_that_is_no_metrics_is_refused() -> None:
-    with pytest.raises(ValueError, match="not in Prometheus' text format"):
-        sum_totals("<html>")
-
-
-def test_rows_not_computed_are_the_growth_of_their_totals() -> None:
-    before, after = {"batches": 1.0, "shared_rows": 2.0}, {"batches": 3.0, "shared_rows": 7.0, "cache_hit_rows": 4.0}
-    assert not_computed(before, after) == {"shared_rows": 5.0, "cache_hit_rows": 4.0}
-    assert not_computed({}, after) is None
-
-
-def test_rows_per_batch_come_from_the_growth_of_the_totals() -> None:
-    before, after = {"batches": 10.0, "rows": 30.0, "seconds": 5.0}, {"batches": 14.0, "rows": 62.0, "seconds": 7.5}
-    assert per_batch(before, after) == {"batches": 4.0, "mean_rows": 8.0, "seconds": 2.5}
-    assert per_batch(after, after) is None
-    assert per_batch({}, {}) is None
 
 
 def point(load: str, *latencies: float) -> dict[str, Any]:
