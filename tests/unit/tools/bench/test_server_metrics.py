@@ -12,7 +12,7 @@ from tests.unit.tools.bench.serving import METRICS
 
 def test_a_page_of_the_service_has_all_totals() -> None:
     metrics = make_metrics(("m", "n"))
-    metrics.computed("m", rows=3, failed_rows=0, tokens=30, seconds=0.5)
+    metrics.batch_computed("m", "cpu", rows=3, failed_rows=0, tokens=30, seconds=0.5)
     metrics.looked_up("m", is_hit=True)
     of_batches = {"batches": 1.0, "rows": 3.0, "tokens": 30.0, "compute_s": 0.5}
     page = generate_latest(metrics.registry).decode()
