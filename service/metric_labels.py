@@ -17,7 +17,7 @@ NO_KEY = "none"
 
 DropReason = Literal["cancelled", "expired", "abandoned"]
 RefusalReason = Literal["queue_full", "wait_too_long", "deadline", "draining"]
-EvictionReason = Literal["full", "expired"]
+EvictionReason = Literal["full", "expired", "distrusted"]
 KeyRefusal = Literal["unauthorized", "forbidden", "concurrency", "tokens", "requests"]
 ReplicaState = Literal["starting", "loading", "ready", "restarting", "stopped"]
 LossReason = Literal["killed", "oom", "hang", "exit", "crash", "wrong", "start"]

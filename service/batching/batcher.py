@@ -129,6 +129,11 @@ class Batcher:
         self._in_flight_rows.fail(self._queue.drain(), _stopping)
         self._filled.set()
 
+    def distrust_results(self) -> None:
+        """A device was found to compute wrong numbers: drops the results that may be its own."""
+        if self._cache is not None:
+            self._cache.clear()
+
     # requests
 
     def _cached(self, encodings: Sequence[Encoding]) -> dict[int, Output]:

@@ -188,6 +188,7 @@ class Application:
             set_up_logs=partial(logs.configure, self._settings.log.level, self._settings.log.format),
             on_progress=loading_progress(),
             on_profile=self._latency_models.calibrate,
+            on_wrong_answer=self._batcher.distrust_results,
         )
 
     def _announce(self) -> None:

@@ -23,6 +23,7 @@ class Pool:
     """One worker process per entry of `devices`, each with an engine per checkpoint.
 
     `load` and `set_up_logs` are called in the worker processes: they must be module functions, or partials of such.
+    `on_wrong_answer` is called when a canary shows that a device computes wrong numbers.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Pool:
         set_up_logs: Callable[[], None] = keep_default_logs,
         on_progress: OnProgress = lambda replica, loading: None,
         on_profile: OnProfile = lambda replica, model, steps, fitting_tokens: None,
+        on_wrong_answer: Callable[[], None] = lambda: None,
     ) -> None:
         self._policy = policy
         reference_answers, oom_kills = ReferenceAnswers(), OomKills()
@@ -50,6 +52,7 @@ class Pool:
                 oom_kills=oom_kills,
                 on_progress=on_progress,
                 on_profile=on_profile,
+                on_wrong_answer=on_wrong_answer,
             )
             for name, device in zip(replica_names(devices), devices, strict=True)
         ]
@@ -84,6 +87,8 @@ class Pool:
 
     def why_not_alive(self) -> str | None:
         """A reason when every replica keeps crashing, so that restarting the whole service may help; else None."""
+        if ended := [keeper.get_name() for keeper in self._keepers if keeper.done()]:
+            return f"supervision has ended ({', '.join(ended)})"
         limit = self._policy.max_crashes
         if any(replica.num_failures < limit or replica.is_steady for replica in self._replicas):
             return None

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from threading import Thread
 from typing import TypeVar
 
 from service.batching.batch import Batch, BatchNotStarted, BatchResult
@@ -51,6 +51,12 @@ GONE = "the replica ended before it had answered"
 EXIT_TIMEOUT_S = 5.0
 """From the end of the pipe to the exit of the process."""
 
+REAP_EVERY_S = 0.01
+"""Between two looks whether the process has exited. A thread that waits would be one more thing that may be refused."""
+
+TICK_S = 0.5
+"""Between two ticks of a watchdog; a tick that comes later than twice this counts as twice this."""
+
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 """oneDNN caches the kernel that it generates for each batch size, and torch's layer above it caches it again: 1024 of
 0.9 MB each by default. 256 are enough for every length of one short text; packed batches come in too many sizes for any
@@ -66,6 +72,10 @@ _OWN_SIGNALS = {
     signal.SIGTRAP,
 }
 """A process gets these for what it did itself; other signals come from outside."""
+
+
+_SEARCH_PATH = [os.path.abspath(path) for path in sys.path if path]  # noqa: PTH100 - resolves no links
+"""Absolute, as a worker process has another working directory."""
 
 
 def loss_reason(status: int, oom_kills: OomKills) -> LossReason:
@@ -86,8 +96,9 @@ def spawn(fd: int, threads: int) -> subprocess.Popen[bytes]:
     """Starts a worker process that talks through the socket `fd`; it is killed when the calling thread ends."""
     command = [sys.executable, "-m", "service.replicas.child", str(fd), str(os.getpid())]
     # A process group of its own: a terminal's Ctrl-C reaches the parent alone, even before the child can ignore it.
+    # The root as working directory: the parent's own may be deleted while it runs.
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, pass_fds=(fd,), env=environment(threads), process_group=0
+        command, cwd="/", stdin=subprocess.DEVNULL, pass_fds=(fd,), env=environment(threads), process_group=0
     )
 
 
@@ -101,8 +112,35 @@ def environment(threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         # Threads that spin while they wait take the cores from those that compute.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(_SEARCH_PATH),
     }
+
+
+class Watchdog:
+    """Calls `on_timeout` once after `seconds` in which this process was running.
+
+    Time in which it was suspended does not count: a container that was frozen was frozen as a whole, so its worker
+    processes did not compute either.
+    """
+
+    def __init__(self, seconds: float, on_timeout: Callable[[], object]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._left_s = seconds
+        self._on_timeout = on_timeout
+        self._last_tick = self._loop.time()
+        self._timer = self._loop.call_later(min(TICK_S, seconds), self._tick)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        self._left_s -= min(now - self._last_tick, 2 * TICK_S)
+        self._last_tick = now
+        if self._left_s > 0:
+            self._timer = self._loop.call_later(min(TICK_S, self._left_s), self._tick)
+        else:
+            self._on_timeout()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +177,7 @@ class WorkerProcess(asyncio.Protocol):
         self._oom_kills = oom_kills
         self._numbers = count()
         self._pending: dict[int, _SentBatch] = {}  # in the order of sending: the first is being computed
-        self._watchdog: asyncio.TimerHandle | None = None
+        self._watchdog: Watchdog | None = None
         self._frames = Frames()
         self._has_exited = asyncio.Event()
         self._has_exited.set()  # until it is started
@@ -153,20 +191,35 @@ class WorkerProcess(asyncio.Protocol):
         """Starts the process. It is killed when the calling thread, the event loop's, ends."""
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise self._cannot_start(error) from error
         with theirs:
-            self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
+            try:
+                self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
+            except OSError as error:
+                ours.close()
+                raise self._cannot_start(error) from error
             try:
                 self._popen = spawn(theirs.fileno(), self._threads)
             except OSError as error:
                 self._pipe.abort()
-                raise StartupError(f"{self._spec.device}: no process could be started: {error.strerror}") from error
+                raise self._cannot_start(error) from error
         self._has_exited.clear()
         self._send(self._spec)
 
-    async def ready(self) -> Ready:
-        """Waits until the models are loaded; StartupError (CheckpointError and so on) when they cannot be."""
-        return await asyncio.shield(self._ready)
+    def _cannot_start(self, error: OSError) -> StartupError:
+        return StartupError(f"{self._spec.device}: no process could be started: {error.strerror}")
+
+    async def ready(self, timeout_s: float) -> Ready:
+        """Waits until the models are loaded. StartupError (CheckpointError and so on) when they cannot be, or are not
+        within `timeout_s`."""
+        watchdog = Watchdog(timeout_s, partial(self._on_late_start, timeout_s))
+        try:
+            return await asyncio.shield(self._ready)
+        finally:
+            watchdog.cancel()
 
     async def run(self, batch: Batch) -> BatchResult:
         """Computes a batch. ReplicaLost when the process exits while it computes the batch, BatchNotStarted when it
@@ -223,19 +276,16 @@ class WorkerProcess(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._has_exited.is_set():
-            Thread(target=self._reap, daemon=True, name="replica-exit").start()
+            self._reap(self._loop.time() + EXIT_TIMEOUT_S)
 
-    def _reap(self) -> None:
+    def _reap(self, deadline: float) -> None:
         """A closed pipe means that the process has exited, or is exiting, or is killed here."""
-        try:
-            self._popen.wait(EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        if self._popen.poll() is not None:
+            self._exited()
+            return
+        if self._loop.time() > deadline:
             self._popen.kill()
-            self._popen.wait()
-        try:
-            self._loop.call_soon_threadsafe(self._exited)
-        except RuntimeError:
-            logger.debug("replica outlived the event loop")
+        self._loop.call_later(REAP_EVERY_S, self._reap, deadline)
 
     def _receive(self, message: ToParent) -> None:
         match message:
@@ -273,7 +323,11 @@ class WorkerProcess(asyncio.Protocol):
             self._watchdog = None
         if is_wanted and self._pending:
             timeout_s = next(iter(self._pending.values())).timeout_s
-            self._watchdog = self._loop.call_later(timeout_s, self._on_hang, timeout_s)
+            self._watchdog = Watchdog(timeout_s, partial(self._on_hang, timeout_s))
+
+    def _on_late_start(self, timeout_s: float) -> None:
+        _settle(self._ready, StartupError(f"{self._spec.device}: not ready after {timeout_s:g} s"))
+        self.kill()
 
     def _on_hang(self, timeout_s: float) -> None:
         self._watchdog = None

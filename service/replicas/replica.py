@@ -98,6 +98,7 @@ class Replica:
         oom_kills: OomKills,
         on_progress: OnProgress,
         on_profile: OnProfile,
+        on_wrong_answer: Callable[[], None],
     ) -> None:
         self.name = name
         self.state: ReplicaState = "stopped"
@@ -114,6 +115,7 @@ class Replica:
         self._oom_kills = oom_kills
         self._on_progress = on_progress
         self._on_profile = on_profile
+        self._on_wrong_answer = on_wrong_answer
 
     @property
     def is_steady(self) -> bool:
@@ -124,13 +126,21 @@ class Replica:
         """Runs one process after another until cancelled. `started` gets the first one's success or StartupError."""
         try:
             while True:
-                await self._run_process(feed, started)
+                try:
+                    await self._run_process(feed, started)
+                except StartupError:
+                    raise  # of the first start only
+                except Exception:  # the edge of supervision: it must go on, whatever fails in it
+                    logger.exception("replica supervision failed", extra={"replica": self.name})
+                    if not started.done():
+                        raise
+                    self._on_loss("start")
                 self.num_failures = 1 if self.is_steady else self.num_failures + 1
                 self._served_since = None
                 self._set_state("restarting")
                 self._metrics.replica_restarted(self.name)
                 await self._policy.sleep(self._policy.back_off_s(self.num_failures))
-        except StartupError as error:
+        except Exception as error:  # noqa: BLE001 - the caller of `start` gets it
             if not started.done():
                 started.set_exception(error)
         finally:
@@ -165,13 +175,8 @@ class Replica:
             await process.stop(self._policy.stop_grace_s)
 
     async def _wait_until_ready(self, process: WorkerProcess) -> Ready:
-        since, timeout_s = self._policy.clock(), self._policy.load_timeout_s(self._longest_start_s)
-        try:
-            async with asyncio.timeout(timeout_s):
-                ready = await process.ready()
-        except TimeoutError:
-            process.kill()
-            raise StartupError(f"{self._spec.device}: not ready after {timeout_s:g} s") from None
+        since = self._policy.clock()
+        ready = await process.ready(self._policy.load_timeout_s(self._longest_start_s))
         self._longest_start_s = max(self._policy.clock() - since, self._longest_start_s or 0.0)
         self._reference_answers.compare(self.name, ready.precisions, ready.answers)
         return ready
@@ -205,6 +210,8 @@ class Replica:
             case Profile(model, steps, fitting_tokens):
                 self._on_profile(self.name, model, steps, fitting_tokens)
             case Checked(wrong, memory):
+                if wrong:
+                    self._on_wrong_answer()
                 self._metrics.canary_ran(self.name, "wrong" if wrong else "ok")
                 self._metrics.device_memory(self.name, memory)
 

@@ -4,12 +4,14 @@ gets its answer, or a clear error, and the reason is told."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -282,3 +284,51 @@ def test_the_kernels_killing_for_memory_is_told_from_others(tmp_path: Path) -> N
         command = ["sh", "-c", enter, "sh", str(group), sys.executable, "-c", LIMITED, str(tmp_path)]
         ran = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True, timeout=60)
     assert ran.stdout.strip() == "[1.0, 5.0] 1 {'oom': 2}"
+
+
+async def test_a_restart_that_finds_no_file_descriptor_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, failures = socket.socketpair, [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    def socketpair() -> tuple[socket.socket, socket.socket]:
+        if failures:
+            raise failures.pop()
+        return made()
+
+    async with running(compose(tmp_path)) as service:
+        await service.metrics.ready.acquire()
+        monkeypatch.setattr(socket, "socketpair", socketpair)
+        os.kill(service.pid, signal.SIGKILL)
+        assert await service.ask(1, 2) == 3
+        assert service.losses() == {"killed": 1, "start": 3}
+        assert service.pool.why_not_alive() is None
+    assert "replica could not start again" in caplog.text
+
+
+async def test_an_error_that_nobody_foresaw_does_not_end_the_supervision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, failures = socket.socketpair, [RuntimeError("can't start new thread")]
+
+    def socketpair() -> tuple[socket.socket, socket.socket]:
+        if failures:
+            raise failures.pop()
+        return made()
+
+    async with running(compose(tmp_path)) as service:
+        await service.metrics.ready.acquire()
+        monkeypatch.setattr(socket, "socketpair", socketpair)
+        os.kill(service.pid, signal.SIGKILL)
+        assert await service.ask(1, 2) == 3
+    assert "replica supervision failed" in caplog.text
+
+
+async def test_a_supervisor_that_ends_takes_liveness_with_it(tmp_path: Path) -> None:
+    async with running(compose(tmp_path)) as service:
+        assert service.pool.why_not_alive() is None
+        [keeper] = service.pool._keepers
+        keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeper
+        assert service.pool.why_not_alive() == "supervision has ended (replica cpu)"

@@ -599,3 +599,16 @@ async def test_a_kept_output_needs_no_computing() -> None:
     assert value(metrics, "cache_hits_total", model="m") == 3
     assert value(metrics, "cache_misses_total", model="m") == 4
     assert value(metrics, "cache_evicted_total", reason="expired") == 1
+
+
+async def test_what_a_device_may_have_got_wrong_is_computed_again() -> None:
+    metrics, runner = make_metrics(), Runner()
+    runner.gate.set()
+    cache = ResultCache(max_entries=10, max_bytes=10**6, ttl_s=60, metrics=metrics, revisions={"m": "1"})
+    batcher = make(metrics, cache=cache)
+    async with fed(batcher, runner):
+        await ask(batcher, 1, 2)
+        batcher.distrust_results()
+        await ask(batcher, 1)
+    assert runner.batches == [[1, 2], [1]]
+    assert value(metrics, "cache_evicted_total", reason="distrusted") == 2

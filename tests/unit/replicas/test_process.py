@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import pytest
 
 from service.host import OomKills
 from service.metric_labels import LossReason
-from service.replicas.process import describe_exit, environment, loss_reason
+from service.replicas import process
+from service.replicas.process import TICK_S, Watchdog, describe_exit, environment, loss_reason
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,55 @@ def test_the_kernels_kept_for_batch_sizes_are_few_unless_somebody_says_otherwise
         assert int(environment(threads=3)[name]) <= 256
         monkeypatch.setenv(name, "1024")
         assert environment(threads=3)[name] == "1024"
+
+
+class FakeLoop:
+    """Runs timers by hand; `late_s` is how much later than planned the next one runs."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Callable[[], object]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
+        self.timers.append((self.now + seconds, call))
+
+    def run_until(self, end: float) -> None:
+        while self.timers and self.timers[0][0] <= end:
+            due, call = self.timers.pop(0)
+            self.now = max(self.now, due)
+            call()
+        self.now = end
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
+    fake = FakeLoop()
+    monkeypatch.setattr(process.asyncio, "get_running_loop", lambda: fake)
+    return fake
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.5, 3.2])
+def test_a_watchdog_barks_once_after_its_time(loop: FakeLoop, seconds: float) -> None:
+    barks: list[float] = []
+    Watchdog(seconds, lambda: barks.append(loop.now))
+    loop.run_until(100.0)
+    assert barks == [pytest.approx(seconds)]
+
+
+def test_time_in_which_the_process_was_suspended_does_not_count(loop: FakeLoop) -> None:
+    barks: list[float] = []
+    Watchdog(10.0, lambda: barks.append(loop.now))
+    loop.run_until(4.0)
+    loop.now = 1000.0  # frozen meanwhile
+    loop.run_until(1004.0)
+    assert barks == []
+    loop.run_until(1100.0)
+    assert barks == [pytest.approx(1006.0, abs=2 * TICK_S)]
+
+
+def test_a_worker_process_has_absolute_paths_only() -> None:
+    """Its working directory is another one."""
+    assert all(path.startswith("/") for path in environment(threads=1)["PYTHONPATH"].split(":"))
