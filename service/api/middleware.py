@@ -6,6 +6,7 @@ below leaves the body out.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs
 from service.api.problems import from_http_exception, problem
 from service.api.request import CONTEXT_KEY, RequestContext
-from service.errors import ServiceError
+from service.errors import ServiceError, Unavailable
 from service.metrics import Metrics
 from service.tracing.trace import NO_TRACE, NO_TRACER, Tracer
 
@@ -78,6 +79,10 @@ class RequestMiddleware:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             context.status = CLIENT_GONE
+        except asyncio.CancelledError:  # of a server that stops, and has waited for this request long enough
+            if not context.status:
+                await error_response(Unavailable("the service is stopping"), context)(scope, receive, send_with_id)
+            raise
         except Exception as error:
             # The outermost handler: every error becomes a response, unless one has started already.
             if context.status:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httptools
@@ -40,8 +41,9 @@ class ResponseWriter:
     write.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
+        self._close = close
         self._head: bytes | None = None
 
     def write(self, data: bytes) -> None:
@@ -60,7 +62,7 @@ class ResponseWriter:
 
     def close(self) -> None:
         self.finish()
-        self._transport.close()
+        self._close()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
@@ -72,7 +74,11 @@ MAX_PIPELINED = 32
 """Requests that a connection may send ahead of its responses: each takes a hundred times its bytes in memory."""
 FULL_RETRY_S = 5.0
 LINGER_S = 2.0
-"""Time for a refused client to read the reason, and to stop sending."""
+"""Time for a client that is still sending to read its response and to stop, from the last byte that it sent."""
+RESERVED_CONNECTIONS = 32
+"""Connections above the limit that may ask for a probe or for metrics, and for nothing else."""
+RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 FRAME = len(b": \r\n")
 """Bytes of a header line besides its name and value."""
 
@@ -81,12 +87,16 @@ Awaited = Literal["head", "body"]
 
 @dataclass(slots=True)
 class ConnectionLimits:
-    """What all connections of one server share. Once it `is_closing`, every response is the last on its connection."""
+    """What all connections of one server share. Once it `is_closing`, every response is the last on its connection.
+
+    `idle` holds the connections that wait for the first byte of a request, the longest idle one first.
+    """
 
     limits: Server
     metrics: Metrics
     max_connections: int
     is_closing: bool = False
+    idle: dict[HttpProtocol, None] = field(default_factory=dict)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -103,20 +113,47 @@ class HttpProtocol(HttpToolsProtocol):
         self._num_pending = 0
         """Bytes read that have not completed a head or a piece of a body: the parser keeps them."""
         self._is_incomplete = False
+        self._has_head = False
+        """Header lines that come from now on are trailers."""
+        self._is_reserved = False
+        """Above the limit of connections: for RESERVED_PATHS only."""
+        self._linger_until = 0.0
         self._sending: asyncio.TimerHandle | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether bytes of a response have not left yet."""
+        return bool(self.transport.get_write_buffer_size())
 
     # opening and closing
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._shared.metrics.connection_opened()
-        if len(self.connections) > self._shared.max_connections:
-            self._refuse(TooManyConnections("too many connections are open", retry_after_s=FULL_RETRY_S))
+        self._make_room()
+        above_limit = len(self.connections) - self._shared.max_connections
+        self._is_reserved = above_limit > 0
+        if above_limit > RESERVED_CONNECTIONS:
+            self._refuse(_too_many_connections())
         else:
             self._await("head", self._limits.header_timeout_s, self._head_is_late)
+            self._shared.idle[self] = None
+
+    def _make_room(self) -> None:
+        """At the limit the longest idle connection is closed: unused connections must not shut out new clients."""
+        if len(self.connections) > self._shared.max_connections and self._shared.idle:
+            oldest = next(iter(self._shared.idle))
+            oldest._close()
+            oldest._leave()
+
+    def _leave(self) -> None:
+        """The connection counts no longer, though its last bytes may not have left."""
+        self._shared.idle.pop(self, None)
+        self.connections.discard(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._shared.idle.pop(self, None)
         if self._running is not None:  # uvicorn notifies the latest request only; others may be ahead of it
             self._running.disconnected = True
             self._running.message_event.set()
@@ -134,6 +171,10 @@ class HttpProtocol(HttpToolsProtocol):
     # reading
 
     def data_received(self, data: bytes) -> None:
+        if self.parser is _IGNORE:
+            self._rearm_linger()
+            return
+        self._shared.idle.pop(self, None)
         self._num_pending += len(data)
         self._is_incomplete = True
         try:
@@ -151,15 +192,37 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             self._await_next()
 
+    def on_message_begin(self) -> None:
+        self._has_head = False
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers are ignored (RFC 9110, section 6.5.1): merged into the headers, they could name a key or a
+        client."""
+        if not self._has_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._is_incomplete = False
+        self._has_head = True
         if self._num_pending > self._limits.max_header_bytes and self._is_too_large():
             raise self._too_large()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise MalformedRequest("too many requests are sent ahead of their answers")
+        self._check_host()
+        if self._is_reserved and self.url.partition(b"?")[0] not in RESERVED_PATHS:
+            raise _too_many_connections()
         super().on_headers_complete()
-        if self._shared.is_closing:
+        if self._shared.is_closing or self._is_reserved:
             self.close_after_answer()
+
+    def _check_host(self) -> None:
+        """RFC 9112, section 3.2: one valid Host, which HTTP/1.0 may leave out."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if not hosts and self.parser.get_http_version() == "1.0":
+            return
+        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+            raise MalformedRequest("the Host header is missing, repeated or not valid")
 
     def on_body(self, body: bytes) -> None:
         self._is_incomplete = False
@@ -173,7 +236,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         cycle.scope["state"][GONE] = self._gone = self.loop.create_future()
-        cycle.transport = self._writer = ResponseWriter(self.transport)  # type: ignore[assignment]
+        cycle.transport = self._writer = ResponseWriter(self.transport, self._close_after_response)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
@@ -235,12 +298,17 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         assert self._writer is not None, "it is made with the request"
         self._writer.finish()
+        if self.parser is _IGNORE and self._linger_until:
+            self.server_state.total_requests += 1
+            return
         super().on_response_complete()
         self._awaited = None
         if self.transport.is_closing():
             self._start_sending_clock()
         elif not self.cycle.response_complete:  # the next request is here already
             self._await_next()
+        else:
+            self._shared.idle[self] = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -278,14 +346,33 @@ class HttpProtocol(HttpToolsProtocol):
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
 
-    def _linger(self) -> None:
-        """Closes later: a connection that is closed while the client sends is reset, and the response lost."""
-        self._unset_keepalive_if_required()
-        if len(self.connections) <= self._shared.max_connections and self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, self._close)
+    def _close_after_response(self) -> None:
+        """The response was the last: lingers where the client is still sending its request."""
+        is_refused, self.parser = self.parser is _IGNORE, _IGNORE
+        if self._running is not None and self._running.more_body:
+            self.flow.resume_reading()
+            self._linger(is_sending=not is_refused)
         else:
+            self.transport.close()
+
+    def _linger(self, *, is_sending: bool = False) -> None:
+        """Closes later: a connection that is closed while the client sends is reset, and the response lost (RFC 9112,
+        section 9.6). Reads on, and ignores what it reads, until the client stops or the time for a body is over."""
+        if len(self.connections) > self._shared.max_connections + RESERVED_CONNECTIONS:
             self._close()
+            return
+        if not (is_sending or self.transport.can_write_eof()):  # TLS cannot be closed for writing alone
+            self._close()
+            return
+        self._linger_until = self.loop.time() + self._limits.body_timeout_s
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._rearm_linger()
+
+    def _rearm_linger(self) -> None:
+        self._unset_keepalive_if_required()
+        left_s = max(0.0, self._linger_until - self.loop.time())
+        self.timeout_keep_alive_task = self.loop.call_later(min(LINGER_S, left_s), self._close)
 
     def _close(self) -> None:
         self.transport.close()
@@ -304,6 +391,10 @@ class HttpProtocol(HttpToolsProtocol):
     def _reader_is_late(self) -> None:
         self._shared.metrics.connection_refused("slow_reader")
         self.transport.abort()
+
+
+def _too_many_connections() -> TooManyConnections:
+    return TooManyConnections("too many connections are open", retry_after_s=FULL_RETRY_S)
 
 
 class _IgnoringParser:

@@ -50,8 +50,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        if self._reload is not None:  # else SIGHUP of a closed terminal ends the server, as usual
-            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+        for sig in (signal.SIGUSR1, signal.SIGUSR2):
+            self._loop.add_signal_handler(sig, self._on_unused_signal, sig)
         await super().startup([])
         for listener in sockets or ():
             accepting = Listener(listener, self._connection, self.config.ssl)
@@ -63,15 +64,24 @@ class Server(uvicorn.Server):
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; a second Ctrl-C ends at once."""
+        """The first SIGTERM or SIGINT drains; a second SIGINT ends at once, a second SIGTERM changes nothing."""
         if self._loop is not None and not self._application.is_stopping:
             self._loop.call_soon_threadsafe(self._drain)
-            return
-        self.should_exit = True
-        if sig == signal.SIGINT:
+        elif sig == signal.SIGINT:
             # uvicorn logs the lifespan that it cancels as a failure.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-            self.force_exit = True
+            self.should_exit = self.force_exit = True
+        elif self._loop is None:
+            self.should_exit = True
+
+    def _on_sighup(self) -> None:
+        if self._reload is None:
+            logger.info("SIGHUP ignored: there are no keys and no certificate to read again")
+        else:
+            self._reload()
+
+    def _on_unused_signal(self, sig: signal.Signals) -> None:
+        logger.info("signal ignored", extra={"signal": sig.name})
 
     def _drain(self) -> None:
         """First readiness goes and every response is the last on its connection, then new requests are refused."""
@@ -93,9 +103,11 @@ class Server(uvicorn.Server):
         self.leave()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: stops once new requests are refused and none is left."""
+        """Ten times a second: stops once new requests are refused, and every response has left."""
         if self._application.is_closed and not self.server_state.tasks:
-            self.leave()
+            connections = cast("set[HttpProtocol]", self.server_state.connections)
+            if not any(connection.is_writing for connection in connections):
+                self.leave()
         return await super().on_tick(counter)
 
     def leave(self) -> None:

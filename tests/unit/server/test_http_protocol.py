@@ -20,7 +20,15 @@ from uvicorn.server import ServerState
 
 from benchmarks.fuzz import broken
 from service.server import http_protocol
-from service.server.http_protocol import CONTINUE, MAX_PIPELINED, ConnectionLimits, HttpProtocol, ResponseWriter
+from service.server.http_protocol import (
+    CONTINUE,
+    LINGER_S,
+    MAX_PIPELINED,
+    RESERVED_CONNECTIONS,
+    ConnectionLimits,
+    HttpProtocol,
+    ResponseWriter,
+)
 from service.settings import Server
 from tests.contract.fakes import FakeSubmit, Service, running
 
@@ -50,6 +58,11 @@ class HandLoop:
     """Real tasks, but timers that go off when a test says so."""
 
     timers: list[Timer] = field(default_factory=list)
+
+    now: float = 0.0
+
+    def time(self) -> float:
+        return self.now
 
     def create_task(self, coroutine: Any, **kwargs: Any) -> Any:
         return asyncio.get_running_loop().create_task(coroutine, **kwargs)
@@ -96,6 +109,9 @@ class HandTransport:
     def abort(self) -> None:
         self.is_open = False
         self.was_aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def can_write_eof(self) -> bool:
         return self.can_end
@@ -452,19 +468,85 @@ async def test_this_is_no_proxy(peer: Peer) -> None:
     assert await peer.answered() == [(400, "malformed_request")]
 
 
-async def test_one_connection_too_many_is_503_until_another_goes() -> None:
-    async with house(max_connections=1) as found:
+async def test_at_the_limit_the_connection_that_was_idle_for_longest_is_closed() -> None:
+    async with house(max_connections=2) as found:
         first, second = found.connect(), found.connect()
-        assert await second.answered() == [(503, "too_many_connections")]
-        assert b"retry-after: 5\r\n" in second.transport.written
-        assert not second.transport.is_open
-        assert (found.refused("too_many_connections"), found.num_connections) == (1, 2)
-        for peer in (second, first):
-            peer.lose()
-        assert found.num_connections == 0
+        second.send(post())
+        assert await second.answered() == [(200, "")]
         third = found.connect()
+        assert [peer.transport.is_open for peer in (first, second, third)] == [False, True, True]
         third.send(post())
         assert await third.answered() == [(200, "")]
+        fourth = found.connect()
+        assert [peer.transport.is_open for peer in (second, third, fourth)] == [False, True, True]
+
+
+async def test_at_the_limit_of_busy_connections_only_probes_are_answered() -> None:
+    async with house(max_connections=1) as found:
+        busy = found.connect()
+        busy.send(post()[:-1])
+        client = found.connect()
+        client.send(post())
+        assert await client.answered() == [(503, "too_many_connections")]
+        assert b"retry-after: 5\r\n" in client.transport.written
+        assert not client.transport.is_open
+        probe = found.connect()
+        probe.send(b"GET /livez?x HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await probe.answered() == [(200, "")]
+        assert b"connection: close\r\n" in probe.transport.written.lower()
+        busy.send(post()[-1:])
+        assert await busy.answered() == [(200, "")]
+        assert (found.refused("too_many_connections"), found.num_connections) == (1, 3)
+        for peer in (busy, client, probe):
+            peer.lose()
+        assert found.num_connections == 0
+        again = found.connect()
+        again.send(post())
+        assert await again.answered() == [(200, "")]
+
+
+async def test_above_the_reserve_a_connection_is_refused_before_it_asks() -> None:
+    async with house(max_connections=1) as found:
+        for _ in range(1 + RESERVED_CONNECTIONS):
+            found.connect().send(b"G")
+        refused = found.connect()
+        assert await refused.answered() == [(503, "too_many_connections")]
+        assert not refused.transport.is_open
+
+
+@pytest.mark.parametrize("hosts", [[], [b"a", b"a"], [b"a b"], [b"x@y"], [b"a/c"], [b"a:b"]])
+async def test_a_request_names_its_host_once_and_well(peer: Peer, hosts: list[bytes]) -> None:
+    lines = b"".join(b"Host: %s\r\n" % host for host in hosts)
+    peer.send(b"GET /livez HTTP/1.1\r\n" + lines + b"\r\n")
+    assert await peer.answered() == [(400, "malformed_request")]
+
+
+@pytest.mark.parametrize("host", [b"", b"x", b"x:80", b"127.0.0.1:8000", b"[::1]:8000", b"a-b.example.com"])
+async def test_hosts_of_every_form_are_answered(peer: Peer, host: bytes) -> None:
+    peer.send(b"GET /livez HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+    assert await peer.answered() == [(200, "")]
+
+
+async def test_trailers_are_no_headers(peer: Peer) -> None:
+    body = b'{"inputs": "a"}'
+    peer.send(chunked(b"%x\r\n%s\r\n0\r\nX-Request-ID: forged\r\n\r\n" % (len(body), body)))
+    assert await peer.answered() == [(200, "")]
+    assert b"forged" not in peer.transport.written
+
+
+async def test_a_last_response_waits_for_a_client_that_is_still_sending(peer: Peer) -> None:
+    peer.transport.can_end = True
+    peer.send(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 999999\r\n\r\n" + b"x" * 9)
+    assert await peer.answered() == [(413, "body_too_large")]
+    assert (peer.transport.is_open, peer.transport.has_ended) == (True, True)
+    assert peer.loop.running == [LINGER_S]
+    peer.send(b"x" * 100)
+    assert peer.loop.running == [LINGER_S], "from the last byte on"
+    peer.loop.now = LIMITS.body_timeout_s - 0.5
+    peer.send(b"x" * 100)
+    assert peer.loop.running == [0.5], "but not for ever"
+    peer.loop.go_off()
+    assert not peer.transport.is_open
 
 
 async def test_who_does_not_read_is_cut_off() -> None:
@@ -564,7 +646,7 @@ def wire() -> Wire:
 
 @pytest.fixture
 def reply(wire: Wire) -> ResponseWriter:
-    return ResponseWriter(cast(Any, wire))
+    return ResponseWriter(cast(Any, wire), wire.close)
 
 
 def test_the_head_leaves_with_the_beginning_of_the_body(wire: Wire, reply: ResponseWriter) -> None:
