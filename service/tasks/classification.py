@@ -1,4 +1,4 @@
-"""Classification: by the labels of a fine-tuned head, or zero-shot by labels given in the request (UniMC)."""
+"""Classification: by the labels of a fine-tuned head, or zero-shot by the labels of the request (UniMC)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service.domain import Encoding, FloatArray, Labels, Output
 from service.tasks.rows import encode_rows
-from service.tasks.scores import LabelScore, ranked, softmax
+from service.tasks.scores import LabelScore, rank, softmax
 from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice, encode_choices, probabilities, yes_probabilities
@@ -25,7 +25,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ClassifyQuery:
-    """With `labels` the answer is zero-shot; without, it has the labels of the model's own head."""
+    """A query with `labels` is zero-shot; a query without them uses the labels of the model's own head."""
 
     inputs: tuple[Text, ...]
     labels: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class ClassifyQuery:
 
 @dataclass(frozen=True, slots=True)
 class ClassifyResult:
-    """`scores` is sorted, best first, and cut to `top_k`."""
+    """`scores` holds the `top_k` best labels, best first."""
 
     label: str
     score: float
@@ -61,13 +61,14 @@ def decode(
     model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[ClassifyResult]:
     return [
-        _result(ranked(_labels(model, query, output), _scores(query, output)), query.top_k, encoding)
+        _result(rank(_labels(model, query, output), _scores(query, output)), query.top_k, encoding)
         for encoding, output in zip(encodings, outputs, strict=True)
     ]
 
 
 def _labels(model: TextModel, query: ClassifyQuery, output: Output) -> tuple[str, ...]:
-    """Where nobody has named the classes of a head they are numbered, as transformers does."""
+    """The labels of the query, else of the model. A head without label names gets LABEL_0, LABEL_1, ..., as in
+    transformers."""
     return query.labels or model.labels or tuple(f"LABEL_{index}" for index in range(output.scores.shape[1]))
 
 

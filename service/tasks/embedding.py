@@ -1,4 +1,4 @@
-"""Embedding: one vector for a text, from the encoder's final hidden states."""
+"""Embedding: one vector per text, pooled from the encoder's final hidden states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EmbedQuery:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """`embedding` has the hidden size of the model; its length is 1 where the query says normalize."""
+    """`embedding` has the model's hidden size, and L2 norm 1 if the query asks to normalize."""
 
     embedding: tuple[float, ...]
     tokens: int
@@ -50,7 +50,7 @@ def decode(
 
 
 def _vector(output: Output, normalize: bool) -> FloatArray:
-    """A vector of zeros has no direction and stays as it is."""
+    """The embedding, scaled to L2 norm 1 if `normalize`; a zero vector is returned unchanged."""
     vector: FloatArray = output.scores[0]
     norm = np.linalg.norm(vector.astype(np.float64))
     return np.asarray(vector / norm, dtype=np.float32) if normalize and norm > 0 else vector

@@ -12,8 +12,8 @@ from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel
 
 MASK = "[MASK]"
-MAX_TOKENS_TOLD = 100_000
-"""In one reply, over all its masks: more is no use to anybody and costs the server hundreds of megabytes."""
+MAX_RESPONSE_TOKENS = 100_000
+"""Limit on the tokens in one response, over all its masks. Larger responses take hundreds of megabytes to build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class TokenProbability:
 
 @dataclass(frozen=True, slots=True)
 class FillMaskResult:
-    """For each mask, in text order, its `top_k` tokens, best first."""
+    """`masks` holds, for each mask in text order, the `top_k` most probable tokens, best first."""
 
     masks: tuple[tuple[TokenProbability, ...], ...]
     tokens: int
@@ -43,13 +43,13 @@ def can(model: TextModel, query: FillMaskQuery) -> bool:
 
 
 def encode(model: TextModel, query: FillMaskQuery) -> list[Encoding]:
-    known = model.tokenizer.get_vocab_size()
-    if query.top_k > known:
-        raise InvalidRequest.of("top_k", f"is {query.top_k}, but {model.name} knows {known} tokens")
+    vocab_size = model.tokenizer.get_vocab_size()
+    if query.top_k > vocab_size:
+        raise InvalidRequest.of("top_k", f"is {query.top_k}; the vocabulary of {model.name} has {vocab_size} tokens")
     num_masks = sum(text.count(MASK) for text in query.inputs)
-    if num_masks * query.top_k > MAX_TOKENS_TOLD:
-        most = f"at most {MAX_TOKENS_TOLD} tokens are told in one reply"
-        raise InvalidRequest.of("top_k", f"is {query.top_k} for each of {num_masks} {MASK}; {most}")
+    if num_masks * query.top_k > MAX_RESPONSE_TOKENS:
+        limit = f"a response holds at most {MAX_RESPONSE_TOKENS} tokens over all masks"
+        raise InvalidRequest.of("top_k", f"is {query.top_k} for each of {num_masks} {MASK}; {limit}")
     return [_encode(model, text, query, f"inputs[{index}]") for index, text in enumerate(query.inputs)]
 
 
@@ -71,8 +71,8 @@ def _encode(model: TextModel, text: str, query: FillMaskQuery, field: str) -> En
     row = encode_row(model, [tokens], TopTokens((), query.top_k), query.truncation, field)
     positions = tuple(index for index, token in enumerate(row.ids.tolist()) if token == model.mask)
     if len(positions) < len(rest):
-        read = f"within the {model.max_length} tokens that are read"
-        raise InvalidRequest.of(field, f"only {len(positions)} of its {len(rest)} {MASK} are {read}")
+        limit = f"within the {model.max_length} tokens that the model reads"
+        raise InvalidRequest.of(field, f"only {len(positions)} of its {len(rest)} {MASK} are {limit}")
     return replace(row, readout=TopTokens(positions, query.top_k))
 
 

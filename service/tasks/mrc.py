@@ -1,4 +1,4 @@
-"""Reading comprehension by multiple choice: which choice answers the question on the passage (UniMC)."""
+"""Multiple-choice reading comprehension: selects the choice that answers a question about a passage (UniMC)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MrcQuery:
 
 @dataclass(frozen=True, slots=True)
 class MrcResult:
-    """`scores` is in the order of the choices; `index` points at the best."""
+    """`scores` is in the order of the choices; `index` is the position of the best one, `answer` its text."""
 
     answer: str
     index: int

@@ -1,4 +1,4 @@
-"""Natural-language inference: does a hypothesis follow from a premise, by a fine-tuned head or as a choice (UniMC)."""
+"""Natural-language inference between a premise and a hypothesis, by a fine-tuned head or zero-shot (UniMC)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from service.domain import Encoding, Output
 from service.tasks import unimc
-from service.tasks.scores import LabelScore, ranked
+from service.tasks.scores import LabelScore, rank
 from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice
 
 LABELS = ("contradiction", "neutral", "entailment")
 READINGS = ("不能推断出：{}", "很难推断出：{}", "可以推断出：{}")
-"""The hypothesis as three options over the premise, in the order of LABELS (upstream's words)."""
+"""Templates that turn the hypothesis into three options for the premise, in the order of LABELS. Source: upstream."""
 
 _SAME_LABEL = dict(zip(("矛盾", "中立", "蕴含"), LABELS, strict=True)) | {label: label for label in LABELS}
 
 
 @dataclass(frozen=True, slots=True)
 class NliQuery:
-    """Pairs of (premise, hypothesis)."""
+    """`pairs` are (premise, hypothesis)."""
 
     pairs: tuple[tuple[str, str], ...]
     truncation: Truncation = "right"
@@ -29,7 +29,7 @@ class NliQuery:
 
 @dataclass(frozen=True, slots=True)
 class NliResult:
-    """`scores` holds the three labels, best first."""
+    """`scores` holds all three labels, best first."""
 
     label: str
     score: float
@@ -57,12 +57,12 @@ def decode(
 
 
 def _result(model: TextModel, encoding: Encoding, output: Output) -> NliResult:
-    scores = ranked(_classes(model), unimc.class_probabilities(model, output))
+    scores = rank(_classes(model), unimc.class_probabilities(model, output))
     return NliResult(scores[0].label, scores[0].score, scores, encoding.num_tokens, encoding.truncated)
 
 
 def _classes(model: TextModel) -> tuple[str, ...]:
-    """The labels in the order of the model's classes: as its head names them, else upstream's order."""
+    """The labels in the order of the model's classes: by the label names of its head, else in upstream's order."""
     named = tuple(_SAME_LABEL.get(label.lower(), "") for label in model.labels)
     return named if set(named) == set(LABELS) else LABELS
 

@@ -1,4 +1,4 @@
-"""All tasks by name, and the choice of a model for a query."""
+"""Task registry, and the choice of a model for a query."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ TASKS: dict[str, Task[Any, Any]] = {task.name: task for task in (CLASSIFY, SIMIL
 
 
 def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str | None) -> TextModel:
-    """The model that answers: the one named, else one made for this task, else the first that can do it.
+    """The model for a query: the one called `name`, else one fine-tuned for the task, else the first that can do it.
 
     Raises:
-        ModelNotFound: no model has that name.
-        InvalidRequest: the model named, or every model, is unable to do this task.
+        ModelNotFound: no model is called `name`.
+        InvalidRequest: the named model cannot do this task, or no model can.
     """
     if name is not None:
-        return _named(models, task, query, name)
+        return _find(models, task, query, name)
     able = [model for model in models.values() if task.can(model, query)]
     if not able:
         raise InvalidRequest.of("model", f"no model served here can do this; {task.name} needs {task.needs}")
     return next((model for model in able if task.name in model.tasks), able[0])
 
 
-def _named(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str) -> TextModel:
+def _find(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str) -> TextModel:
     model = models.get(name)
     if model is None:
         raise ModelNotFound(f"model: not served here; there is {', '.join(models)}")
@@ -50,9 +50,9 @@ _QUERIES = {
     "fill-mask": (FillMaskQuery(()),),
     "embed": (EmbedQuery(()),),
 }
-"""One empty query for each way in which a model may do a task."""
+"""Empty queries, one for each way in which a model can do a task."""
 
 
 def tasks_of(model: TextModel) -> list[str]:
-    """Names of the tasks that a model can do in at least one way."""
+    """Names of the tasks that a model can do, in at least one way."""
     return [name for name, task in TASKS.items() if any(task.can(model, query) for query in _QUERIES[name])]

@@ -1,4 +1,4 @@
-"""Plain BERT rows, `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, and the one place where text is cut to fit."""
+"""Builds BERT rows, `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, and truncates texts to fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.tasks.text_model import TextModel
 def encode_rows(
     model: TextModel, inputs: Sequence[tuple[str, ...]], readout: Readout, truncation: Truncation
 ) -> list[Encoding]:
-    """One row for each input of one or two texts.
+    """One row per input; an input is one or two texts.
 
     Raises:
         InvalidRequest: an input does not fit and `truncation` is "error".
@@ -30,8 +30,7 @@ def encode_rows(
 def encode_row(
     model: TextModel, texts: list[list[int]], readout: Readout, truncation: Truncation, field: str
 ) -> Encoding:
-    room = model.max_length - 1 - len(texts)
-    kept = fit(texts, room, truncation, field)
+    kept = fit(texts, model.max_length - 1 - len(texts), truncation, field)
     ids, segments = [model.cls], [0]
     for segment, text in enumerate(kept):
         ids += [*text, model.sep]
@@ -46,28 +45,28 @@ def encode_row(
     )
 
 
-def fit(texts: Sequence[list[int]], room: int, truncation: Truncation, field: str) -> list[list[int]]:
-    """Cuts token lists, the longest first, until together they take at most `room` tokens.
+def fit(texts: Sequence[list[int]], max_tokens: int, truncation: Truncation, field: str) -> list[list[int]]:
+    """Truncates token lists, the longest first, until they have at most `max_tokens` tokens together.
 
     Raises:
         InvalidRequest: they do not fit and `truncation` is "error".
     """
     total = sum(map(len, texts))
-    if total <= room:
+    if total <= max_tokens:
         return list(texts)
     if truncation == "error":
-        raise InvalidRequest.of(field, f"takes {total} tokens, at most {room} fit")
-    lengths = shares([len(text) for text in texts], room)
+        raise InvalidRequest.of(field, f"takes {total} tokens, at most {max_tokens} fit")
+    lengths = divide([len(text) for text in texts], max_tokens)
     if truncation == "left":
         return [text[len(text) - length :] for text, length in zip(texts, lengths, strict=True)]
     return [text[:length] for text, length in zip(texts, lengths, strict=True)]
 
 
-def shares(lengths: Sequence[int], room: int) -> list[int]:
-    """Divides `room` so that short lists stay whole and the long ones get equal shares."""
+def divide(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Divides `max_tokens` among lists of these lengths: short lists keep their length, long ones get equal shares."""
     result = [0] * len(lengths)
-    left = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    for count, index in enumerate(left):
-        result[index] = min(lengths[index], room // (len(left) - count))
-        room -= result[index]
+    shortest_first = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    for count, index in enumerate(shortest_first):
+        result[index] = min(lengths[index], max_tokens // (len(lengths) - count))
+        max_tokens -= result[index]
     return result

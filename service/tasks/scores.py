@@ -1,4 +1,4 @@
-"""From logits to probabilities, and from probabilities to labels in order. Knows no tasks."""
+"""Converts logits to probabilities, and ranks labels by them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LabelScore:
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Over a vector, computed in float64; without numpy, which takes longer to begin than so few numbers take."""
+    """Softmax of a vector in float64. Without numpy: its per-call overhead exceeds the work on a few numbers."""
     exact = logits.tolist()
     highest = max(exact)
     weights = [math.exp(logit - highest) for logit in exact]
@@ -28,11 +28,11 @@ def softmax(logits: FloatArray) -> FloatArray:
 
 
 def sigmoid(logits: NDArray[np.float64]) -> FloatArray:
-    """Of each logit by itself."""
+    """Sigmoid of each logit."""
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logits, -500, 500))), dtype=np.float32)
 
 
-def ranked(labels: Iterable[str], scores: FloatArray) -> tuple[LabelScore, ...]:
+def rank(labels: Iterable[str], scores: FloatArray) -> tuple[LabelScore, ...]:
     """Labels with their scores, best first; equal scores keep the order of the labels."""
     pairs = [LabelScore(label, score) for label, score in zip(labels, scores.tolist(), strict=True)]
     return tuple(sorted(pairs, key=lambda pair: -pair.score))

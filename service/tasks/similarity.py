@@ -1,4 +1,4 @@
-"""Semantic matching of two texts, by a fine-tuned pair classifier or as a choice between two readings (UniMC)."""
+"""Semantic similarity of two texts, by a fine-tuned pair classifier or zero-shot (UniMC)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice
 
 READINGS = ("不能理解为：{}", "可以理解为：{}")
-"""How the second text is put as two options over the first: different, same (upstream's words)."""
+"""Templates that turn the second text into two options for the first, in the order of LABELS. Source: upstream."""
 SAME = "相似"
 LABELS = ("different", "same")
-"""What a score below and from one half says."""
+"""The predicted label for a score below 0.5, and for one of 0.5 or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class SimilarityQuery:
 
 @dataclass(frozen=True, slots=True)
 class SimilarityResult:
-    """`score` is the probability, 0 to 1, that both texts mean the same."""
+    """`score` is the probability, 0 to 1, that the two texts have the same meaning."""
 
     score: float
     tokens: int
@@ -57,7 +57,7 @@ def decode(
 
 
 def _same(model: TextModel) -> int:
-    """Which class means the same: as the model's head names it, else the second, as upstream has it."""
+    """Index of the class "same": the one with that label in the model's head, else the second, as in upstream."""
     return model.labels.index(SAME) if SAME in model.labels else 1
 
 

@@ -1,4 +1,4 @@
-"""A task: a pure pair of encode and decode around one encoder forward."""
+"""Task interface: pure functions that encode a query before one encoder forward and decode its outputs after it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Truncation = Literal["right", "left", "error"]
 
 
 class Prediction(NamedTuple):
-    """What a result decides, for the metrics of drift.
+    """The decision in a result, for the metrics that show drift.
 
-    `label` is one of the task's or of the model's head, and None where the words are the caller's: they never become
-    labels of a metric. `score` is the confidence of the model, 0 to 1.
+    `label` belongs to the task or to the model's head. It is None for labels from the request, which never become label
+    values of a metric. `score` is the model's confidence, 0 to 1.
     """
 
     label: str | None
@@ -26,17 +26,17 @@ class Prediction(NamedTuple):
 
 
 def no_labels(model: TextModel) -> tuple[str, ...]:
-    """The default: whatever such a task decides, it is in the caller's words."""
+    """The default: the task has only labels from the request, or none."""
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[Q, R]):
-    """One encoding per input on the way down, one result per input, in input order, on the way up.
+    """`encode` returns one encoding per input, `decode` one result per input, both in the order of the inputs.
 
-    `encode` raises InvalidRequest with the path of the field. `can` says whether a model is able to answer a query;
-    `needs` says to people what it takes. `predict` is there where a result is a decision, with a label among
-    `own_labels` or with none.
+    `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query, and `needs`
+    describes such a model in error messages. `predict` is set if a result is a decision; the label of the prediction is
+    one of `own_labels`, or None.
     """
 
     name: str

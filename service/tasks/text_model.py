@@ -1,7 +1,7 @@
-"""The parent's face of a checkpoint: its tokenizer, its labels and its limits.
+"""The parts of a checkpoint that tasks need: its tokenizer, its labels and its limits.
 
-Knows no weights. Special tokens typed by a user are plain text here: the tokenizer is built without added tokens, so
-`[SEP]` in a text becomes `[`, `sep`, `]` and cannot forge the structure of a row.
+Special tokens in a request's text are plain text: the tokenizer is built without added tokens, so `[SEP]` becomes `[`,
+`sep`, `]` and cannot change the structure of a row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextModel:
-    """What tasks need of one checkpoint; `max_length` counts tokens, special ones included."""
+    """A checkpoint without its weights; `max_length` is in tokens, special tokens included."""
 
     name: str
     kind: Kind
@@ -42,20 +42,20 @@ class TextModel:
     mask: int
     yes: int | None
     no: int | None
-    _alone: dict[str, int] = field(init=False)
+    _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_alone", standing_alone(self.tokenizer))
-        listed = re.escape("".join(self._alone))
+        object.__setattr__(self, "_single", find_single_characters(self.tokenizer))
+        listed = re.escape("".join(self._single))
         object.__setattr__(self, "_others", re.compile(f"[^{listed}]+" if listed else "(?s:.+)"))
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> TextModel:
-        """Reads the vocabulary beside the weights.
+        """Reads the vocabulary and the tokenizer configuration of a checkpoint.
 
         Raises:
-            CheckpointError: no vocabulary, or one that lacks a special token or holds more entries than the embeddings.
+            CheckpointError: no vocabulary, or one that lacks a special token or has more entries than the embeddings.
         """
         vocab = read_vocab(checkpoint.path)
         check_vocab(vocab, checkpoint)
@@ -75,14 +75,14 @@ class TextModel:
 
     @property
     def can_choose(self) -> bool:
-        """Whether this is a UniMC-style model: a masked LM that knows the words yes and no."""
+        """Whether this model can do UniMC: a masked LM whose vocabulary has the words for yes and no."""
         return self.kind == "masked-lm" and self.yes is not None and self.no is not None
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens.
 
-        Characters that always are tokens of their own, most of a Chinese text, are looked up; the tokenizer reads only
-        what lies between them, and releases the GIL while it does.
+        Characters that are always single tokens, most of a Chinese text, are looked up in a table. The tokenizer reads
+        only the runs between them, and releases the GIL meanwhile.
         """
         between = [self._others.findall(text) for text in texts]
         runs = [run for found in between for run in found]
@@ -90,7 +90,7 @@ class TextModel:
         return [self._join(text, [next(read).ids for _ in found]) for text, found in zip(texts, between, strict=True)]
 
     def _join(self, text: str, runs: list[list[int]]) -> list[int]:
-        known = self._alone.__getitem__
+        known = self._single.__getitem__
         if not runs:
             return list(map(known, text))
         ids: list[int] = []
@@ -100,13 +100,13 @@ class TextModel:
         return ids
 
     def token(self, token_id: int) -> str:
-        """The vocabulary entry of one id, empty for an id beyond the vocabulary (padded embeddings)."""
+        """The token of an id; empty for an id outside the vocabulary, which padded embeddings can produce."""
         return self.tokenizer.id_to_token(token_id) or ""
 
 
 def build_tokenizer(vocab: dict[str, int], config: dict[str, Any]) -> Tokenizer:
-    """BERT's WordPiece as `BertTokenizer` sets it up where the checkpoint has no tokenizer_config: lower case, accents
-    stripped, every Chinese character a word."""
+    """BERT's WordPiece tokenizer, with the defaults of `BertTokenizer`: lower case, accents stripped, every Chinese
+    character a word."""
     tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = BertNormalizer(
         clean_text=True,
@@ -118,10 +118,10 @@ def build_tokenizer(vocab: dict[str, int], config: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def standing_alone(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of the characters that are tokens of their own whatever stands beside them: Chinese ones and punctuation.
+def find_single_characters(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the characters that are always a token of their own, in any context: Chinese characters and punctuation.
 
-    BERT's pre-tokenizer decides that for each character by itself, so one look at it between two letters tells.
+    BERT's pre-tokenizer splits by the character alone, so encoding it once between two letters decides it.
     """
     vocab = tokenizer.get_vocab()
     characters = [token for token in vocab if len(token) == 1]
@@ -137,7 +137,7 @@ def read_vocab(path: Path) -> dict[str, int]:
     """`vocab.txt` (one token a line), else the WordPiece vocabulary inside `tokenizer.json`.
 
     Raises:
-        CheckpointError: there is neither, or it cannot be read.
+        CheckpointError: neither exists, or the file cannot be read.
     """
     lines, whole = path / "vocab.txt", path / "tokenizer.json"
     if lines.is_file():
@@ -173,7 +173,7 @@ def _read_text(file: Path) -> str:
 
 
 def _tokenizer_config(path: Path) -> dict[str, Any]:
-    """What `tokenizer_config.json` says of case and accents; upstream's repositories have none."""
+    """The flags for case, accents and Chinese characters in `tokenizer_config.json`; upstream has no such file."""
     file = path / "tokenizer_config.json"
     config = read_json(file) if file.is_file() else {}
     for key in FLAGS:

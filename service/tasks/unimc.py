@@ -1,11 +1,11 @@
-"""UniMC, the zero-shot primitive: any question with options as one row, scored by the word yes at each option's mask.
+"""UniMC, zero-shot multiple choice: a question with its options is one row, scored by the word yes at each mask.
 
     [CLS] [MASK] o1 [MASK] o2 ... [MASK] on [SEP] question [SEP] text [SEP] (text pair [SEP])
 
 Source: Yang et al., "Zero-Shot Learners for Natural Language Understanding via a Unified Multiple Choice Perspective",
-EMNLP 2022 (arXiv 2210.08590), and the authors' fengshen/models/unimc/modeling_unimc.py. Departures: of a pair of texts
-that does not fit the longer one is cut first, so that the second is never lost whole; and an option keeps at least its
-first character, where upstream goes on until options are empty.
+EMNLP 2022 (arXiv 2210.08590), and the authors' fengshen/models/unimc/modeling_unimc.py. Differences: if a
+pair of texts does not fit, the longer one is truncated first, so the second is never lost as a whole; and an option
+keeps at least its first character, while upstream shortens options until they are empty.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from service.tasks.task import Truncation
 from service.tasks.text_model import TextModel
 
 MIN_TEXT_TOKENS = 32
-"""Options are shortened until at least this much of the row is left for question and text, as upstream does."""
+"""Options are shortened until this many tokens of the row are left for question and text, as in upstream."""
 
 Tokens = Mapping[str, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Options to choose from, given one or two texts and perhaps a question."""
+    """Options to choose from, one or two texts, and an optional question."""
 
     options: tuple[str, ...]
     texts: tuple[str, ...]
@@ -38,13 +38,13 @@ class Choice:
 
     @property
     def rest(self) -> tuple[str, ...]:
-        """What follows the options, each part with a [SEP] at its end."""
+        """The parts of the row after the options; a [SEP] follows each."""
         return (self.question, *self.texts) if self.question else self.texts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """`[CLS] [MASK] o1 ... [MASK] on [SEP]`: what rows with the same options begin with."""
+    """`[CLS] [MASK] o1 ... [MASK] on [SEP]`: the start of a row, shared by rows with the same options."""
 
     ids: IdArray
     positions: IdArray
@@ -59,11 +59,11 @@ def encode_choices(
     truncation: Truncation,
     options_field: str = "inputs[{index}].choices",
 ) -> list[Encoding]:
-    """One row for each choice. Each distinct string is tokenized once, and each distinct set of options laid out once:
-    they usually repeat from input to input.
+    """One row per choice. Each distinct string is tokenized once, and each distinct set of options is laid out once:
+    the inputs of a request usually have the same options.
 
     Raises:
-        InvalidRequest: the options cannot be made to fit, or something is too long and `truncation` is "error".
+        InvalidRequest: the options do not fit even when shortened, or a row is too long and `truncation` is "error".
     """
     tokens = _tokenize_once(model, choices)
     regions: dict[tuple[str, ...], Region] = {}
@@ -78,12 +78,12 @@ def encode_choices(
 
 
 def probabilities(output: Output) -> FloatArray:
-    """Softmax of the yes logits over the options, shape [num_options]."""
+    """Softmax of the logits of yes over the options, shape [num_options]."""
     return softmax(output.scores[:, 0])
 
 
 def yes_probabilities(output: Output) -> FloatArray:
-    """Each option on its own: the probability of yes against no at its mask, shape [num_options]."""
+    """For each option by itself, the probability of yes against no at its mask, shape [num_options]."""
     yes, no = output.scores.astype(np.float64).T
     return sigmoid(yes - no)
 
@@ -91,10 +91,10 @@ def yes_probabilities(output: Output) -> FloatArray:
 def fit_options(
     model: TextModel, options: Sequence[str], tokens: Tokens, truncation: Truncation, field: str
 ) -> list[list[int]]:
-    """Token ids of the options, every option's text halved until they leave room for a text.
+    """Token ids of the options. Each option's text is halved until MIN_TEXT_TOKENS of the row are left.
 
     Raises:
-        InvalidRequest: they are too many, or too long and `truncation` is "error".
+        InvalidRequest: there are too many options, or they are too long and `truncation` is "error".
     """
     limit = model.max_length - MIN_TEXT_TOKENS
     texts = options
@@ -109,7 +109,7 @@ def fit_options(
 
 
 def _size(options: Sequence[list[int]]) -> int:
-    """As upstream counts: the options joined by masks, between [CLS] and [SEP]."""
+    """Tokens of the options joined by masks, between [CLS] and [SEP], counted as in upstream."""
     return sum(map(len, options)) + len(options) + 1
 
 
@@ -121,7 +121,7 @@ def _tokenize_once(model: TextModel, choices: Sequence[Choice]) -> Tokens:
 
 
 def _region(model: TextModel, options: Sequence[list[int]], truncated: bool) -> Region:
-    """Positions restart at 1 with every block; the [SEP] goes on after the longest one."""
+    """Lays out the options: positions restart at 1 in every block, and [SEP] follows the longest block."""
     ids, positions, blocks = [model.cls], [0], []
     for option in options:
         blocks.append((len(ids), len(ids) + 1 + len(option)))
@@ -140,10 +140,10 @@ def _row(
     model: TextModel, region: Region, choice: Choice, tokens: Tokens, truncation: Truncation, field: str
 ) -> Encoding:
     parts = [tokens[text] for text in choice.rest]
-    room = model.max_length - len(region.ids) - len(parts)
-    kept = _fit_rest(parts, bool(choice.question), room, truncation, field)
+    max_tokens = model.max_length - len(region.ids) - len(parts)
+    kept = _fit_rest(parts, bool(choice.question), max_tokens, truncation, field)
     rest = np.asarray([token for part in kept for token in (*part, model.sep)], dtype=np.int32)
-    # A position is never above its index, so it needs no cap where the row fits.
+    # A position is never greater than its index: if the row fits, so do its positions.
     first = region.positions[-1] + 1
     return Encoding(
         model=model.name,
@@ -157,14 +157,15 @@ def _row(
 
 
 def _fit_rest(
-    parts: list[list[int]], has_question: bool, room: int, truncation: Truncation, field: str
+    parts: list[list[int]], has_question: bool, max_tokens: int, truncation: Truncation, field: str
 ) -> list[list[int]]:
-    """The texts give way first; the question may always have half of the room, and more where they leave it."""
+    """Truncates the texts before the question: the question gets up to half of `max_tokens`, or all that short texts
+    leave free."""
     if truncation == "error" or not has_question:
-        return fit(parts, room, truncation, field)
+        return fit(parts, max_tokens, truncation, field)
     question, *texts = parts
-    [question] = fit([question], max(room // 2, room - sum(map(len, texts))), truncation, field)
-    return [question, *fit(texts, room - len(question), truncation, field)]
+    [question] = fit([question], max(max_tokens // 2, max_tokens - sum(map(len, texts))), truncation, field)
+    return [question, *fit(texts, max_tokens - len(question), truncation, field)]
 
 
 def _segments(region: int, rest: int) -> IdArray:
@@ -180,7 +181,7 @@ def _yes_no(model: TextModel) -> tuple[int, int]:
 
 
 def can_compare(model: TextModel, purpose: str, readings: Sequence[str]) -> bool:
-    """Whether it can choose, or has a head made for this purpose with one class for each reading."""
+    """Whether the model can do UniMC, or has a head fine-tuned for `purpose` with one class per reading."""
     return model.can_choose or (purpose in model.tasks and len(model.labels) == len(readings))
 
 
@@ -194,11 +195,11 @@ def encode_pairs(
 
 
 def pair_as_choice(pair: tuple[str, str], readings: Sequence[str]) -> Choice:
-    """The second text, put in each way of `readings` ({} is the text), as options over the first."""
+    """A choice whose text is the first one, and whose options are the second one in each template of `readings`."""
     first, second = pair
     return Choice(tuple(reading.format(second) for reading in readings), (first,))
 
 
 def class_probabilities(model: TextModel, output: Output) -> FloatArray:
-    """One for each reading, shape [num_readings]; for a fine-tuned head one for each of its classes."""
+    """Probabilities, shape [num_readings]; from a fine-tuned head, shape [num_classes]."""
     return softmax(output.scores[0]) if model.kind == "sequence-classification" else probabilities(output)

@@ -7,7 +7,7 @@ import pytest
 
 from service.domain import Encoding, Output, TopTokens
 from service.errors import InvalidRequest
-from service.tasks.fill_mask import FILL_MASK, MAX_TOKENS_TOLD, FillMaskQuery, TokenProbability
+from service.tasks.fill_mask import FILL_MASK, MAX_RESPONSE_TOKENS, FillMaskQuery, TokenProbability
 from service.tasks.task import Truncation
 from tests.unit.tasks.models import CLS, MASK, SEP, VOCAB, head, letters, text_model
 
@@ -57,7 +57,7 @@ def test_a_long_text_is_cut_as_long_as_its_masks_stay() -> None:
 
 @pytest.mark.parametrize(("truncation", "text"), [("right", "[MASK]{}[MASK]"), ("left", "[MASK]{}[MASK]")])
 def test_a_mask_that_would_be_cut_is_refused(truncation: Truncation, text: str) -> None:
-    problem = r"only 1 of its 2 \[MASK\] are within the 512 tokens that are read"
+    problem = r"only 1 of its 2 \[MASK\] are within the 512 tokens that the model reads"
     with pytest.raises(InvalidRequest, match=rf"^inputs\[0\]: {problem}$"):
         encode(text.format(letters(600)), truncation)
 
@@ -69,14 +69,18 @@ def test_a_long_text_is_refused_where_nothing_may_be_cut() -> None:
 
 def test_more_tokens_than_there_are_cannot_be_asked_for() -> None:
     assert FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",), top_k=len(VOCAB)))
-    with pytest.raises(InvalidRequest, match=rf"^top_k: is {len(VOCAB) + 1}, but m knows {len(VOCAB)} tokens$"):
+    with pytest.raises(
+        InvalidRequest, match=rf"^top_k: is {len(VOCAB) + 1}; the vocabulary of m has {len(VOCAB)} tokens$"
+    ):
         FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",), top_k=len(VOCAB) + 1))
 
 
 def test_a_reply_tells_so_many_tokens_and_no_more() -> None:
-    most = MAX_TOKENS_TOLD // 5
+    most = MAX_RESPONSE_TOKENS // 5
     assert len(FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",) * most, top_k=5))) == most
-    with pytest.raises(InvalidRequest, match=rf"^top_k: is 5 for each of {most + 1} \[MASK\]; at most 100000 tokens"):
+    with pytest.raises(
+        InvalidRequest, match=rf"^top_k: is 5 for each of {most + 1} \[MASK\]; a response holds at most 100000"
+    ):
         FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",) * (most + 1), top_k=5))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from service.domain import Cls, Encoding
 from service.errors import InvalidRequest
-from service.tasks.rows import encode_rows, fit, shares
+from service.tasks.rows import divide, encode_rows, fit
 from service.tasks.task import Truncation
 from tests.unit.tasks.models import CLS, SEP, VOCAB, ids, letters, lists, text_model
 
@@ -101,4 +101,4 @@ def test_to_the_left_of_a_text_that_keeps_nothing_is_nothing() -> None:
     ],
 )
 def test_short_texts_stay_whole_and_long_ones_share(lengths: tuple[int, ...], room: int, kept: list[int]) -> None:
-    assert shares(lengths, room) == kept
+    assert divide(lengths, room) == kept

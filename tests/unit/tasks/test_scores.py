@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.tasks.scores import LabelScore, ranked, sigmoid, softmax
+from service.tasks.scores import LabelScore, rank, sigmoid, softmax
 
 
 def test_softmax_by_hand() -> None:
@@ -28,9 +28,9 @@ def test_sigmoid_by_hand() -> None:
 def test_the_best_comes_first_and_equals_keep_their_order() -> None:
     scores = np.asarray([0.25, 0.5, 0.25, 0.5], dtype=np.float32)
     wanted = (LabelScore("b", 0.5), LabelScore("d", 0.5), LabelScore("a", 0.25), LabelScore("c", 0.25))
-    assert ranked("abcd", scores) == wanted
+    assert rank("abcd", scores) == wanted
 
 
 def test_every_label_has_a_score() -> None:
     with pytest.raises(ValueError, match="zip"):
-        ranked(("a", "b"), np.zeros(3, dtype=np.float32))
+        rank(("a", "b"), np.zeros(3, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""The parent's face of a checkpoint: what is read from its folder, and that its tokenizer is BERT's."""
+"""TextModel: what it reads from a checkpoint's folder, and that its tokenizer matches BERT's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import BertTokenizer
 
 from service.checkpoints.checkpoint import Checkpoint, Kind, Shape, describe
 from service.errors import CheckpointError
-from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer, read_vocab, standing_alone
+from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer, find_single_characters, read_vocab
 from tests.checkpoints import make_checkpoint, vocabulary
 
 SHAPE = Shape(
@@ -229,10 +229,10 @@ def test_characters_that_are_looked_up_change_no_token(config: dict[str, bool]) 
 
 
 def test_only_characters_that_always_stand_alone_are_looked_up() -> None:
-    found = standing_alone(OURS)
+    found = find_single_characters(OURS)
     assert {"今", "𪚥", "，", "!"} <= found.keys()
     assert not found.keys() & {"a", "ä", "1", "я", "한", "あ", "ａ", "😀"}
-    assert standing_alone(build_tokenizer({"[UNK]": 0}, {})) == {}
+    assert find_single_characters(build_tokenizer({"[UNK]": 0}, {})) == {}
 
 
 def test_most_of_the_hard_strings_are_known() -> None:
