@@ -1,8 +1,8 @@
-"""Tracing that is on: requests and batches as OpenTelemetry spans, sent to a collector by OTLP over HTTP.
+"""Sends requests and batches as OpenTelemetry spans to a collector, by OTLP over HTTP.
 
-Knows no HTTP server and no queue. A request is a span with a child for each of its stages. A batch serves many
-requests, so it is a trace of its own: linked to every request in it, and each of those has a span linked to it.
-Names are those of OpenTelemetry's HTTP conventions, and ours, under `erlangshen.`, where there is none.
+A request is a span with one child per stage. A batch computes rows of several requests, so it has a trace of its own:
+its span links to the requests, and each of these has a child that links to the batch. Attribute names follow
+OpenTelemetry's HTTP conventions; all other attributes are named `erlangshen.*`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from service.tracing.trace import BatchTrace, Fields, Trace
 SERVICE_NAME = "erlangshen-service"
 EXPORT_TIMEOUT_S = 5.0
 CLOSE_S = 3.0
-"""What a service that ends waits for a collector."""
+"""Longest wait for the collector when the service stops."""
 
 MAX_LINKS = 1024
-"""More than OpenTelemetry's own 128: as many requests may be in one batch."""
+"""Limit on the links of a span. OpenTelemetry's default of 128 is less than the requests that one batch can hold."""
 
 _STANDARD = {
     "method": "http.request.method",
@@ -48,7 +48,7 @@ _STANDARD = {
 
 
 class RequestTrace:
-    """A request as a span."""
+    """The span of one request; implements `Trace`."""
 
     def __init__(self, span: Span, start: Callable[..., Span], clock_ns: Callable[[], int]) -> None:
         self._span = span
@@ -67,11 +67,11 @@ class RequestTrace:
     def stage(self, name: str, seconds: float) -> None:
         if self.is_sampled:
             now = self._clock_ns()
-            self.child(name, now - _ns(seconds), now)
+            self.child(name, now - _to_ns(seconds), now)
 
     def child(self, name: str, start: int, end: int, links: Sequence[Link] = ()) -> None:
-        """A span within the request; times are in nanoseconds since the epoch."""
-        self._start(name, _under(self._span), links=links, start_time=start).end(end)
+        """Adds a child span; `start` and `end` are nanoseconds since the epoch."""
+        self._start(name, _parent(self._span), links=links, start_time=start).end(end)
 
     def end(self, fields: Fields) -> None:
         trace.current.set(trace.NO_TRACE)
@@ -85,7 +85,7 @@ class RequestTrace:
 
 
 class OtlpTracer:
-    """`processor` is where ended spans go."""
+    """Sends spans through `processor`; implements `Tracer`."""
 
     is_enabled = True
 
@@ -97,10 +97,10 @@ class OtlpTracer:
         version: str = "",
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        mine = Resource({"service.name": SERVICE_NAME, "service.version": version})
+        defaults = Resource({"service.name": SERVICE_NAME, "service.version": version})
         self._provider = TracerProvider(
-            sampler=AnyRequest(ParentBased(TraceIdRatioBased(sample_ratio))),
-            resource=mine.merge(OTELResourceDetector().detect()),  # OTEL_SERVICE_NAME and the like are the user's
+            sampler=BatchSampler(ParentBased(TraceIdRatioBased(sample_ratio))),
+            resource=defaults.merge(OTELResourceDetector().detect()),  # OTEL_SERVICE_NAME and the like take precedence
             shutdown_on_exit=False,
             span_limits=SpanLimits(max_links=MAX_LINKS),
         )
@@ -118,16 +118,16 @@ class OtlpTracer:
     def begin(self, headers: Mapping[str, str]) -> Trace:
         context = self._propagator.extract(headers, Context())
         span = self._start("request", context, kind=SpanKind.SERVER, start_time=self._clock_ns())
-        begun = RequestTrace(span, self._start, self._clock_ns)
-        trace.current.set(begun)
-        return begun
+        request_trace = RequestTrace(span, self._start, self._clock_ns)
+        trace.current.set(request_trace)
+        return request_trace
 
     def batch(self, batch: BatchTrace, waiting: Iterable[tuple[Trace, float]]) -> None:
         sampled = {one: ago for one, ago in waiting if isinstance(one, RequestTrace) and one.is_sampled}
         if not sampled:
             return
         now = self._clock_ns()
-        taken = now - _ns(batch.taken_s)
+        taken = now - _to_ns(batch.taken_s)
         links = [one.link for one in sampled]
         fields = _attributes(batch.fields)
         span = self._start("batch", Context(), links=links, attributes=fields, start_time=taken)
@@ -135,24 +135,26 @@ class OtlpTracer:
             span.set_attribute("error.type", batch.error)
             span.set_status(Status(StatusCode.ERROR))
         else:
-            self._start("replica", _under(span), attributes=fields, start_time=now - _ns(batch.compute_s)).end(now)
+            compute_start = now - _to_ns(batch.compute_s)
+            self._start("replica", _parent(span), attributes=fields, start_time=compute_start).end(now)
         span.end(now)
         to_batch = [Link(span.get_span_context())]
         for one, ago in sampled.items():
-            submitted = now - _ns(ago)
-            if submitted < taken:  # else it joined a batch that was on its way
+            submitted = now - _to_ns(ago)
+            if submitted < taken:  # else the request shares a row of a batch that was in flight already
                 one.child("queue", submitted, taken)
             one.child("batch", max(submitted, taken), now, to_batch)
 
     def close(self) -> None:
-        # The SDK would wait for half a minute, as long as there is no collector.
+        # Without a collector the SDK's own shutdown blocks for half a minute.
         closing = Thread(target=self._provider.shutdown, daemon=True, name="last spans")
         closing.start()
         closing.join(CLOSE_S)
 
 
-class AnyRequest(Sampler):
-    """A batch is kept when it is linked to a request that is; all else goes by `requests`."""
+class BatchSampler(Sampler):
+    """Samples every batch, because a batch has a span only if it links to a sampled request; other spans use
+    `requests`."""
 
     def __init__(self, requests: Sampler) -> None:
         self._requests = requests
@@ -172,14 +174,14 @@ class AnyRequest(Sampler):
         return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
-        return f"AnyRequest({self._requests.get_description()})"
+        return f"BatchSampler({self._requests.get_description()})"
 
 
-def _under(span: Span) -> Context:
+def _parent(span: Span) -> Context:
     return otel.set_span_in_context(span, Context())
 
 
-def _ns(seconds: float) -> int:
+def _to_ns(seconds: float) -> int:
     return round(seconds * 1e9)
 
 

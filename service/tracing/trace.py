@@ -1,7 +1,7 @@
-"""What tracing is to the rest of the service: a tracer begins a trace for each request, and is told of every batch.
+"""The tracing interface: a tracer starts a trace for each request, and records each batch.
 
-Knows no OpenTelemetry: `service.tracing.otlp` does, and is imported only where tracing is on. While it is off the null
-objects here stand in its place, and nothing is measured, made or kept.
+`service.tracing.otlp` implements it with OpenTelemetry, and is imported only if tracing is on. While tracing is off,
+the null objects in this file take its place, and nothing is measured or stored.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Protocol
 from service.errors import SettingError
 
 Fields = Mapping[str, object]
-"""What is said of a request or batch: names as in the log, numbers and names, never a user's text."""
+"""Attributes of a request or batch, named as in the log: numbers and names, never a user's text."""
 
 
 class Trace(Protocol):
-    """One request's part in a trace."""
+    """The trace of one request."""
 
     @property
     def ids(self) -> Mapping[str, str]:
@@ -27,27 +27,29 @@ class Trace(Protocol):
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        """The ids, if the trace is kept: then a measurement may point at it."""
+        """The ids if the trace is sampled, as an exemplar of a metric; else None."""
         ...
 
     @property
     def reply(self) -> str:
-        """What the caller is told in `traceresponse`; empty: nothing."""
+        """Value of the response header `traceresponse`; empty for no header."""
         ...
 
     def stage(self, name: str, seconds: float) -> None:
-        """A stage of the request that took so long has ended now."""
+        """Records a stage that took `seconds` and ends now."""
         ...
 
     def end(self, fields: Fields) -> None:
-        """The request has ended: `method`, `route` and `status` name the span, all fields go into it."""
+        """Ends the trace. `fields` become its attributes; `method` and `route` are its name."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTrace:
-    """A batch that is over. It was taken `taken_s` ago; a replica has just computed it, in `compute_s`, unless there
-    was an `error` (the name of its class)."""
+    """A batch that has just finished: taken from the queue `taken_s` ago and computed in `compute_s`.
+
+    `error` is the class name of its error, or empty.
+    """
 
     taken_s: float
     compute_s: float
@@ -56,36 +58,36 @@ class BatchTrace:
 
 
 class Tracer(Protocol):
-    """Begins traces. Lives as long as the service."""
+    """Starts traces. There is one tracer per service."""
 
     is_enabled: bool
-    """False: nothing is sent, so nothing need be collected for it."""
+    """False: nothing is sent, so callers can skip collecting."""
 
     def begin(self, headers: Mapping[str, str]) -> Trace:
-        """A request has come; its trace is the `current` one until it ends."""
+        """Starts the trace of a request; it is the `current` one until it ends."""
         ...
 
     def batch(self, batch: BatchTrace, waiting: Iterable[tuple[Trace, float]]) -> None:
-        """`waiting` tells of each of its rows whose it is, and how many seconds ago that request was submitted."""
+        """Records a batch. `waiting` has the trace of each row's request, and the seconds since its submission."""
         ...
 
     def close(self) -> None:
-        """Sends what is left; takes a few seconds at most."""
+        """Sends the remaining spans; returns after a few seconds at most."""
         ...
 
 
 class NoTrace:
-    """Tracing is off, or this is no request."""
+    """The null trace: tracing is off, or there is no request."""
 
     ids: Mapping[str, str] = {}
     exemplar = None
     reply = ""
 
     def stage(self, name: str, seconds: float) -> None:
-        """Nobody wants to know."""
+        """No-op."""
 
     def end(self, fields: Fields) -> None:
-        """Nobody wants to know."""
+        """No-op."""
 
 
 NO_TRACE = NoTrace()
@@ -94,7 +96,7 @@ current: ContextVar[Trace] = ContextVar("trace", default=NO_TRACE)
 
 
 class NoTracer:
-    """Tracing is off."""
+    """The null tracer: tracing is off."""
 
     is_enabled = False
 
@@ -102,17 +104,21 @@ class NoTracer:
         return NO_TRACE
 
     def batch(self, batch: BatchTrace, waiting: Iterable[tuple[Trace, float]]) -> None:
-        """Nobody wants to know."""
+        """No-op."""
 
     def close(self) -> None:
-        """There is nothing to send."""
+        """No-op."""
 
 
 NO_TRACER = NoTracer()
 
 
 def open_tracer(endpoint: str | None, *, sample_ratio: float, version: str) -> Tracer:
-    """Of an OTLP/HTTP `endpoint`; without one tracing is off. SettingError where OpenTelemetry is not installed."""
+    """A tracer that sends to the OTLP/HTTP `endpoint`; the null tracer without one.
+
+    Raises:
+        SettingError: OpenTelemetry is not installed.
+    """
     if not endpoint:
         return NO_TRACER
     try:
