@@ -1,8 +1,7 @@
-"""API keys as they are written down: a name, the hash of a secret, and what its bearer may do.
+"""API keys and their accounts: reads keys from a file or a setting, and enforces the limits of each account.
 
-Knows no request. A secret is 256 random bits, so one SHA-256 of it is as good as kept nowhere: nobody can try 2^256 of
-them. The slow and salted hashes are for passwords, which people choose and attackers guess, and would cost every
-request what they cost an attacker.
+Keys are stored as a plain SHA-256 of the secret. A secret is 256 random bits, so it cannot be found by trying hashes.
+Slow, salted hashes protect passwords, which can be guessed; here they would only make every request slower.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from service.metric_labels import NO_KEY, KeyRefusal
 KeyScope = Literal["infer", "metrics", "admin"]
 
 SECRET_PREFIX = "erl_"
-"""By it a secret that lies about is known for what it is."""
+"""Prefix of every secret, so that a leaked one can be recognised, by a secret scanner for example."""
 HASH_PREFIX = "sha256:"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = HASH_PREFIX + r"[0-9a-f]{64}"
@@ -39,7 +38,7 @@ def _check_name(name: str) -> str:
 
 
 class KeyPermissions(BaseModel):
-    """What a caller may do. A limit of 0 is none; `priority` is the highest that its requests get."""
+    """Scopes and limits of a key. A limit of 0 means no limit; `priority` is the highest priority of its requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -76,53 +75,63 @@ def hash_of(secret: str) -> str:
     return HASH_PREFIX + digest_of(secret.encode()).hex()
 
 
-def keys_of_file(path: Path) -> Keys:
-    """The keys of a TOML file, each a table [keys.NAME]; SettingError says what is wrong, and shows no value."""
+def read_keys(path: Path) -> Keys:
+    """The keys in a TOML file; each is a table [keys.NAME].
+
+    Raises:
+        SettingError: names the problem, and never shows a value of the file.
+    """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(f"keys file {path}: {error.strerror}") from None
     except ValueError:
-        raise SettingError(f"keys file {path}: it is not TOML") from None
+        raise SettingError(f"keys file {path}: not valid TOML") from None
     if tables.keys() != {"keys"} or not tables["keys"]:
         raise SettingError(f"keys file {path}: wanted a table [keys.NAME] for each key, and nothing else")
-    return _checked(tables["keys"], f"keys file {path}: keys")
+    return _validate(tables["keys"], f"keys file {path}: keys")
 
 
-def keys_of_setting(table: Mapping[str, Iterable[str]]) -> Keys:
-    """The keys of `security.keys`: name -> hash and scopes."""
-    return _checked({name: _spread(words) for name, words in table.items()}, "security.keys")
+def parse_keys(table: Mapping[str, Iterable[str]]) -> Keys:
+    """The keys in the setting `security.keys`, which maps a name to a hash and any number of scopes.
+
+    Raises:
+        SettingError: names the problem, and never shows a value.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for name, (hash, *scopes) in table.items():
+        tables[name] = {"hash": hash, "scopes": scopes} if scopes else {"hash": hash}
+    return _validate(tables, "security.keys")
 
 
-def _spread(words: Iterable[str]) -> dict[str, Any]:
-    first, *scopes = words
-    return {"hash": first, **({"scopes": scopes} if scopes else {})}
-
-
-def _checked(tables: Any, where: str) -> Keys:
+def _validate(tables: Any, where: str) -> Keys:
     try:
         return _KEYS.validate_python(tables)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         path = ".".join([where, *(str(part) for part in first["loc"] if part != "[key]")])
-        raise SettingError(f"{path}: {_problem(first)}") from None
+        raise SettingError(f"{path}: {_describe(first)}") from None
 
 
-def _problem(one: Any) -> str:
-    """Without what was found: it may be a secret where its hash was wanted."""
-    if one["type"] == "string_pattern_mismatch":
+def _describe(error: Any) -> str:
+    """The message for one of pydantic's errors. Without the value found: it may be a secret in place of its hash."""
+    if error["type"] == "string_pattern_mismatch":
         return f"wanted {HASH_PREFIX} and 64 hexadecimal digits, as `python -m service key` prints them"
-    return str(one["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
 
 
 CONCURRENCY_RETRY_S = 1.0
-"""When one of the running requests ends, nobody knows."""
+"""Retry-After at the concurrency limit: the end of a running request cannot be predicted."""
 _ROUNDING = 1e-6
+"""Tolerance for rounding errors in the level of a bucket."""
 
 
 class Bucket:
-    """A token bucket that holds what one second brings, and at least 1. It may be drawn below zero: then it is closed
-    for as long as that takes to come back. `rate` is per second; 0 never closes."""
+    """A token bucket with the capacity of one second of its rate, at least 1.
+
+    The level may become negative; the bucket then refuses until it has refilled. `rate` is per second; 0 means no
+    limit.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -131,14 +140,14 @@ class Bucket:
         self._at = clock()
 
     def set_rate(self, rate: float) -> None:
-        """A new bucket is full; one in use keeps its level."""
+        """Changes the rate. A bucket that had no rate starts full; otherwise the level is kept."""
         is_new = not self._rate
         self._fill()
         self._rate = rate
-        self._level = self._size() if is_new else min(self._level, self._size())
+        self._level = self._capacity() if is_new else min(self._level, self._capacity())
 
     def wait_s(self) -> float:
-        """Seconds until there is 1 in it; 0.0: there is."""
+        """Seconds until the level is at least 1; 0.0 if it is now."""
         if not self._rate:
             return 0.0
         self._fill()
@@ -151,22 +160,24 @@ class Bucket:
 
     def _fill(self) -> None:
         now = self._clock()
-        self._level = min(self._size(), self._level + (now - self._at) * self._rate)
+        self._level = min(self._capacity(), self._level + (now - self._at) * self._rate)
         self._at = now
 
-    def _size(self) -> float:
+    def _capacity(self) -> float:
         return max(1.0, self._rate)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
+    """Why a request is refused, and the seconds after which it may be sent again."""
+
     reason: KeyRefusal
     detail: str
     wait_s: float
 
 
 class Account:
-    """A caller by name, across changes of its rights."""
+    """A caller: the name of its key, its permissions, and the state of its limits, which survives a reload of keys."""
 
     def __init__(self, name: str, permissions: KeyPermissions, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -181,11 +192,11 @@ class Account:
         self._tokens.set_rate(permissions.tokens_per_s)
 
     def refusal(self) -> Refusal | None:
-        """Why a request would have to come back later, and when; None: it may `enter`."""
+        """The limit that a new request would exceed; None if it may `enter`."""
         permissions = self.permissions
         if 0 < permissions.concurrency <= self._num_running:
             return Refusal(
-                "concurrency", f"{permissions.concurrency} requests of this key run already", CONCURRENCY_RETRY_S
+                "concurrency", f"the concurrency limit of this key is {permissions.concurrency}", CONCURRENCY_RETRY_S
             )
         if wait_s := self._tokens.wait_s():
             return Refusal("tokens", f"this key may use {permissions.tokens_per_s:g} tokens a second", wait_s)
@@ -201,12 +212,12 @@ class Account:
         self._num_running -= 1
 
     def spend(self, tokens: int) -> None:
-        """After the text was encoded: only then are they known."""
+        """Charges tokens, once they are known: after the text was encoded."""
         self._tokens.draw(tokens)
 
-    def priority(self, asked: Priority) -> Priority:
-        return "bulk" if self.permissions.priority == "bulk" else asked
+    def priority(self, requested: Priority) -> Priority:
+        return "bulk" if self.permissions.priority == "bulk" else requested
 
 
 ANYONE = Account("", KeyPermissions())
-"""Whoever asks where there are no keys."""
+"""The account of every request if no keys are configured."""

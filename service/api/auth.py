@@ -1,7 +1,7 @@
-"""The gate: where there are keys, nobody comes past it without one that reaches the route; and its limits.
+"""Authentication middleware: requires an API key with the scope of the route, and enforces the limits of the key.
 
-Pure ASGI, before any route is looked for. What is not listed here is for `admin` only, so a route that somebody adds,
-or a path that somebody twists, is closed until it is opened. Knows no keys file and no task but its path.
+Pure ASGI, ahead of routing. A path that is not listed here needs the scope `admin`, so a new route, or a path written
+to evade the list, is denied by default.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.accounts import Account, Key, Keys, KeyScope, digest_of, keys_of_file
+from service.api.accounts import Account, Key, Keys, KeyScope, digest_of, read_keys
 from service.api.request import CONTEXT_KEY, RequestContext
 from service.errors import Forbidden, RateLimited, SettingError, Unauthorized
 from service.metric_labels import NO_KEY
@@ -23,12 +23,15 @@ from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
+CHECK_INTERVAL_S = 1.0
+"""Shortest time between two checks whether the keys file has changed."""
+
 Stamp = tuple[int, int, int] | None
 
 
 class KeyStore:
-    """`fixed` are the keys of the settings; those of `file` come on top, and are read again when it changes."""
+    """The accounts by secret. `fixed` are the keys in the settings; the keys in `file` are added, and reloaded when it
+    changes."""
 
     def __init__(
         self, fixed: Keys, file: Path | None, metrics: Metrics, clock: Callable[[], float] = time.monotonic
@@ -40,12 +43,12 @@ class KeyStore:
         self._accounts: dict[str, Account] = {}
         self._digests: list[tuple[bytes, Account]] = []
         self._stamp: Stamp = None
-        self._looked_at = clock()
+        self._checked_at = clock()
         self._load()
 
     def find(self, secret: bytes) -> Account | None:
-        """Compares with every key, in a time that tells nothing of any."""
-        self._look()
+        """The account of a secret. Compares with every key, in a time that does not depend on which one matches."""
+        self._reload_if_changed()
         digest, found = digest_of(secret), None
         for known, account in self._digests:
             if hmac.compare_digest(known, digest):
@@ -53,30 +56,30 @@ class KeyStore:
         return found
 
     def reload(self) -> None:
-        """Takes up what the file says now; where that is no good, the keys stay as they are."""
+        """Reads the keys file again. If it has an error, the error is logged and the previous keys stay in use."""
         try:
             self._load()
         except SettingError as error:
-            logger.error("keys not read again: those of before stay in force", extra={"reason": error.detail})
+            logger.error("keys not reloaded: the previous keys stay in use", extra={"reason": error.detail})
         else:
-            logger.info("keys read again", extra={"keys": ", ".join(self._accounts)})
+            logger.info("keys reloaded", extra={"keys": ", ".join(self._accounts)})
 
-    def _look(self) -> None:
+    def _reload_if_changed(self) -> None:
         now = self._clock()
-        if self._file is None or now - self._looked_at < LOOK_EVERY_S:
+        if self._file is None or now - self._checked_at < CHECK_INTERVAL_S:
             return
-        self._looked_at = now
-        if _stamp_of(self._file) != self._stamp:
+        self._checked_at = now
+        if _read_stamp(self._file) != self._stamp:
             self.reload()
 
     def _load(self) -> None:
         """Raises SettingError."""
         keys = dict(self._fixed)
         if self._file is not None:
-            self._stamp = _stamp_of(self._file)
-            for name, key in keys_of_file(self._file).items():
+            self._stamp = _read_stamp(self._file)
+            for name, key in read_keys(self._file).items():
                 if keys.setdefault(name, key) is not key:
-                    raise SettingError(f"keys file {self._file}: {name} is in security.keys, too")
+                    raise SettingError(f"keys file {self._file}: {name} is in security.keys as well; rename one")
         if len({key.hash for key in keys.values()}) < len(keys):
             raise SettingError("two API keys have the same hash")
         self._accounts = {name: self._account(name, key) for name, key in keys.items()}
@@ -84,7 +87,7 @@ class KeyStore:
         self._metrics.declare_keys(keys)
 
     def _account(self, name: str, key: Key) -> Account:
-        """A caller that was there before is still where it was in its limits."""
+        """The account of a key. An existing account keeps the state of its limits."""
         account = self._accounts.get(name)
         if account is None:
             return Account(name, key, self._clock)
@@ -92,13 +95,13 @@ class KeyStore:
         return account
 
 
-def _stamp_of(file: Path) -> Stamp:
-    """What changes when a file is written or another is put in its place; None while there is none."""
+def _read_stamp(file: Path) -> Stamp:
+    """Modification time, inode and size, which change when a file is written or replaced; None if it is missing."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 PROBES = frozenset({"/livez", "/readyz"})
@@ -113,7 +116,7 @@ _OTHERS: dict[str, frozenset[KeyScope]] = {
 
 
 class AuthMiddleware:
-    """`tasks` are the paths where the model is asked."""
+    """`tasks` are the paths of the tasks: they need the scope `infer`, and only they count towards the limits."""
 
     def __init__(
         self, app: ASGIApp, key_store: KeyStore, metrics: Metrics, tasks: Iterable[str], *, open_docs: bool = False
@@ -146,13 +149,13 @@ class AuthMiddleware:
         return path in PROBES or (self._open_docs and (path in DOCS or path.startswith(DOCS_FILES)))
 
     def _account(self, scope: Scope) -> Account:
-        secret = secret_of(scope["headers"])
+        secret = _read_secret(scope["headers"])
         if secret and (account := self._key_store.find(secret)):
             return account
         self._metrics.key_denied(NO_KEY, "unauthorized")
         if secret:
-            raise Unauthorized("this API key is not known")
-        raise Unauthorized("an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
+            raise Unauthorized("this API key is unknown")
+        raise Unauthorized("an API key is required: Authorization: Bearer KEY, or X-API-Key: KEY")
 
     def _check_scope(self, account: Account, path: str) -> None:
         needed = self._needed.get(path, _ADMIN)
@@ -166,15 +169,15 @@ class AuthMiddleware:
             raise RateLimited(refusal.detail, retry_after_s=refusal.wait_s)
 
 
-def secret_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """What the caller brings; b"" for nothing. A bearer goes before X-API-Key, which may pass beside another proxy's
-    Authorization."""
-    found = b""
+def _read_secret(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The secret in the headers; b"" for none. A bearer token takes precedence over X-API-Key, which can be sent
+    together with an Authorization header of another scheme, for a proxy."""
+    api_key = b""
     for name, value in headers:
         if name == b"authorization":
             kind, _, secret = value.partition(b" ")
             if kind.lower() == b"bearer":
                 return secret.strip()
         elif name == b"x-api-key":
-            found = value.strip()
-    return found
+            api_key = value.strip()
+    return api_key

@@ -1,6 +1,6 @@
-"""What the fields of a request may hold: texts, lists of them, names, times; checked, and described to programs.
+"""Field types of request bodies: their validation, their error messages and their JSON Schema.
 
-Limits come from the settings, through pydantic's validation context. Knows no task.
+The limits are settings, which are passed through pydantic's validation context.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ def _limits(info: ValidationInfo) -> Server:
     return info.context if isinstance(info.context, Server) else Server()
 
 
-def _wrong(message: str) -> PydanticCustomError:
-    # As context, not as template: a message is free to hold braces.
+def _error(message: str) -> PydanticCustomError:
+    # As context, not as the template, because a message may contain braces.
     return PydanticCustomError("invalid", "{message}", {"message": message})
 
 
 def _check_text(text: str, info: ValidationInfo) -> str:
-    most = _limits(info).max_chars
+    limit = _limits(info).max_chars
     if not text or text.isspace():
-        raise _wrong("must not be empty")
-    if len(text) > most:
-        raise _wrong(f"has {len(text)} characters; at most {most} are allowed")
+        raise _error("must not be empty")
+    if len(text) > limit:
+        raise _error(f"has {len(text)} characters; at most {limit} are allowed")
     return text
 
 
-def _check_list(value: object, most: int, noun: str) -> list[Any]:
+def _check_list(value: object, limit: int, noun: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _wrong("must be a list")
+        raise _error("must be a list")
     if not value:
-        raise _wrong(f"must hold at least one {noun}")
-    if len(value) > most:
-        raise _wrong(f"holds {len(value)} {noun}s; at most {most} are allowed")
+        raise _error(f"must have at least one {noun}")
+    if len(value) > limit:
+        raise _error(f"has {len(value)} {noun}s; at most {limit} are allowed")
     return value
 
 
-def _many(value: object, info: ValidationInfo) -> list[Any]:
+def _check_inputs(value: object, info: ValidationInfo) -> list[Any]:
     return _check_list(value, _limits(info).max_inputs, "input")
 
 
-def _one_or_many(value: object, info: ValidationInfo) -> list[Any]:
+def _wrap_inputs(value: object, info: ValidationInfo) -> list[Any]:
     if not isinstance(value, str | list):
-        raise _wrong("must be a string or a list")
-    return _many([value] if isinstance(value, str) else value, info)
+        raise _error("must be a string or a list")
+    return _check_inputs([value] if isinstance(value, str) else value, info)
 
 
-def _as_text_input(value: object) -> object:
+def _wrap_text(value: object) -> object:
     if isinstance(value, str):
         return {"text": value}
     if not isinstance(value, dict):
-        raise _wrong("must be a string, or an object with text and text_pair")
+        raise _error("must be a string, or an object with text and text_pair")
     return value
 
 
 def _check_pair(value: object) -> object:
     if not isinstance(value, list) or len(value) != 2:
-        raise _wrong("must be a list of two texts")
+        raise _error("must be a list of two texts")
     return value
 
 
@@ -75,19 +75,19 @@ def _check_names(value: object, info: ValidationInfo) -> list[Any]:
     first: dict[str, int] = {}
     for index, name in enumerate(names):
         if isinstance(name, str) and first.setdefault(name.strip(), index) != index:
-            raise _wrong(f"entry {index} repeats entry {first[name.strip()]}")
+            raise _error(f"entry {index} repeats entry {first[name.strip()]}")
     return names
 
 
-def _as_whole(value: object) -> object:
-    """To JSON 5.0 is a whole number."""
+def _to_int(value: object) -> object:
+    """Converts a float without a fraction: JSON has one type of number, and clients may write 5 as 5.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _check_timeout(milliseconds: int, info: ValidationInfo) -> int:
-    most = _limits(info).max_timeout_ms
-    if not 1 <= milliseconds <= most:
-        raise _wrong(f"must be from 1 to {most}")
+    limit = _limits(info).max_timeout_ms
+    if not 1 <= milliseconds <= limit:
+        raise _error(f"must be from 1 to {limit}")
     return milliseconds
 
 
@@ -97,47 +97,47 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_size(cls, value: object) -> object:
-        """An object of a million unknown fields would cost a million error messages."""
+        """Limits the number of fields, because each unknown one costs an error message."""
         if isinstance(value, dict) and len(value) > MAX_FIELDS:
-            raise _wrong(f"has {len(value)} fields; there are {', '.join(cls.model_fields)}")
+            raise _error(f"has {len(value)} fields; the known ones are {', '.join(cls.model_fields)}")
         return value
 
 
 Str = Annotated[str, Field(min_length=1, json_schema_extra=NOT_BLANK), AfterValidator(_check_text)]
 Timeout = Annotated[
-    int, Field(json_schema_extra={"minimum": 1}), AfterValidator(_check_timeout), BeforeValidator(_as_whole)
+    int, Field(json_schema_extra={"minimum": 1}), AfterValidator(_check_timeout), BeforeValidator(_to_int)
 ]
-TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(_as_whole)]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(_to_int)]
 Names = Annotated[list[Str], BeforeValidator(_check_names), Field(min_length=1, json_schema_extra=DIFFERENT)]
 
 
 class TextInput(Wire):
-    """One text, or two for models that read pairs."""
+    """A text, or two texts for models that take pairs."""
 
     text: Str
     text_pair: Str | None = None
 
 
 class ReadingInput(Wire):
-    """A passage, a question on it, and the answers to choose from."""
+    """A passage, a question about it, and the answers to choose from."""
 
     passage: Str
     question: Str
     choices: Names
 
 
-OneText = Annotated[TextInput, BeforeValidator(_as_text_input, json_schema_input_type=Str | TextInput)]
+OneText = Annotated[TextInput, BeforeValidator(_wrap_text, json_schema_input_type=Str | TextInput)]
 SomeTexts = Annotated[list[Str | TextInput], Field(min_length=1)]
-TextInputs = Annotated[list[OneText], BeforeValidator(_one_or_many, json_schema_input_type=Str | SomeTexts)]
+TextInputs = Annotated[list[OneText], BeforeValidator(_wrap_inputs, json_schema_input_type=Str | SomeTexts)]
 
 SomeStrings = Annotated[list[Str], Field(min_length=1)]
-Strings = Annotated[list[Str], BeforeValidator(_one_or_many, json_schema_input_type=Str | SomeStrings)]
-ManyStrings = Annotated[list[Str], BeforeValidator(_many), Field(min_length=1)]
+Strings = Annotated[list[Str], BeforeValidator(_wrap_inputs, json_schema_input_type=Str | SomeStrings)]
+ManyStrings = Annotated[list[Str], BeforeValidator(_check_inputs), Field(min_length=1)]
 
 Masked = Annotated[str, Field(json_schema_extra={"pattern": r"\[MASK\]"})]
 SomeMasked = Annotated[list[Masked], Field(min_length=1)]
-MaskedStrings = Annotated[list[Str], BeforeValidator(_one_or_many, json_schema_input_type=Masked | SomeMasked)]
+MaskedStrings = Annotated[list[Str], BeforeValidator(_wrap_inputs, json_schema_input_type=Masked | SomeMasked)]
 
 Pair = Annotated[list[Str], BeforeValidator(_check_pair), Field(min_length=2, max_length=2)]
-Pairs = Annotated[list[Pair], BeforeValidator(_many), Field(min_length=1)]
-Readings = Annotated[list[ReadingInput], BeforeValidator(_many), Field(min_length=1)]
+Pairs = Annotated[list[Pair], BeforeValidator(_check_inputs), Field(min_length=1)]
+Readings = Annotated[list[ReadingInput], BeforeValidator(_check_inputs), Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""What FastAPI cannot derive by itself: request bodies that are parsed by hand, headers, and the errors' one shape."""
+"""The parts of the OpenAPI document that FastAPI cannot derive: request bodies, headers, error responses, examples."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from service.settings import Server
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """`requests` by title; `reply` answers the first."""
+    """`requests` are by title; `reply` is the response to the first."""
 
     requests: dict[str, dict[str, Any]]
     reply: dict[str, Any]
 
 
 def _reply(task: str, *results: tuple[dict[str, Any], int]) -> dict[str, Any]:
-    """Each result with its number of tokens."""
+    """A response; each of `results` comes with its number of tokens."""
     shown = [{**result, "tokens": tokens, "truncated": False} for result, tokens in results]
     total = sum(tokens for _, tokens in results)
     return {"model": "mini", "task": task, "results": shown, "usage": {"tokens": total}}
 
 
 def _scores(**scores: float) -> dict[str, Any]:
-    """A label, its score and all scores, of labels given best first."""
+    """A classification result; the labels are given best first."""
     pairs = [{"label": label, "score": score} for label, score in scores.items()]
     return {**pairs[0], "scores": pairs}
 
@@ -114,30 +114,42 @@ ERROR = {
 _REF = "#/components/schemas/{model}"
 _CODES = {
     400: ("malformed_body", "Not JSON, not UTF-8, or nested too deep.", "the body is not JSON: it is empty"),
-    401: ("unauthorized", "No API key, or one that is not known.", "this API key is not known"),
-    403: ("forbidden", "The key's scopes do not reach this route.", "this route needs a key with the scope infer"),
-    404: ("model_not_found", "No such model.", "model: not served here; there is mini"),
-    408: ("request_timeout", "The body came too slowly.", "the body of the request took too long"),
-    413: ("body_too_large", "The body is above the limit.", "the body is larger than 8388608 bytes"),
+    401: ("unauthorized", "The API key is missing or unknown.", "this API key is unknown"),
+    403: ("forbidden", "The API key lacks the scope of this route.", "this route needs a key with the scope infer"),
+    404: ("model_not_found", "There is no such model.", "model: not served here; there is mini"),
+    408: ("request_timeout", "The body arrived too slowly.", "the body of the request took too long"),
+    413: ("body_too_large", "The body exceeds the size limit.", "the body is larger than 8388608 bytes"),
     415: ("unsupported_encoding", "The body is compressed.", "the body is compressed; send it as it is"),
-    422: ("invalid_request", "A field is wrong, empty, too long or unknown.", ERROR["detail"]),
-    429: ("queue_full", "Too much is waiting, or your key is at its limit: see Retry-After.", "the queue is full"),
+    422: ("invalid_request", "A field is invalid, empty, too long or unknown.", ERROR["detail"]),
+    429: (
+        "queue_full",
+        "The queue is full or the API key is at its limit; see Retry-After.",
+        "the queue is full",
+    ),
     500: ("inference_failed", "The model failed on this input.", "the model failed on inputs[0]"),
-    503: ("unavailable", "Starting, stopping, or no replica: come back after Retry-After.", "not ready: loading"),
-    504: ("deadline_exceeded", "The deadline passed first.", "the deadline passed while waiting"),
+    503: (
+        "unavailable",
+        "Starting, stopping, or no replica is ready; see Retry-After.",
+        "not ready: loading",
+    ),
+    504: (
+        "deadline_exceeded",
+        "The deadline passed before the response.",
+        "the deadline passed while waiting",
+    ),
 }
 
-_ID_HEADER = {"description": "The request's id: the caller's own, or a new one.", "schema": {"type": "string"}}
+_ID_HEADER = {"description": "Id of the request: the one in its headers, or a new one.", "schema": {"type": "string"}}
 REPLY_HEADERS = {
     "X-Request-ID": _ID_HEADER,
     "Server-Timing": {
-        "description": "Milliseconds: `tokenize;dur=0.4, queue;dur=1.2, compute;dur=8.3`.",
+        "description": "Milliseconds per stage: `tokenize;dur=0.4, queue;dur=1.2, compute;dur=8.3`.",
         "schema": {"type": "string"},
     },
 }
 _RETRY_HEADERS = {
-    "Retry-After": {"description": "Seconds to wait, rounded up.", "schema": {"type": "integer"}},
-    "Retry-After-Ms": {"description": "The same in milliseconds.", "schema": {"type": "integer"}},
+    "Retry-After": {"description": "Seconds to wait before a retry, rounded up.", "schema": {"type": "integer"}},
+    "Retry-After-Ms": {"description": "Milliseconds to wait before a retry.", "schema": {"type": "integer"}},
 }
 
 
@@ -165,8 +177,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {status: _error(status) for status in 
 NOT_READY: dict[int | str, dict[str, Any]] = {503: ERRORS[503]}
 NO_KEY: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 403)}
 _KEYS = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "Your API key."},
-    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, in a header of ours."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The API key as a bearer token."},
+    "header": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The API key, in a header.",
+    },
 }
 _KEYLESS = ("/livez", "/readyz")
 
@@ -176,26 +193,26 @@ def _parameters(limits: Server) -> list[dict[str, Any]]:
         {
             "name": "X-Request-ID",
             "in": "header",
-            "description": "Your id for this request; the reply and the log carry it.",
+            "description": "An id for this request, which appears in the response and in the log.",
             "schema": {"type": "string"},
         },
         {
             "name": PRIORITY_HEADER,
             "in": "header",
-            "description": "The same as `priority` in the body; `bulk` in one of the two is enough.",
+            "description": "Same as `priority` in the body; `bulk` applies if either of them is `bulk`.",
             "schema": {"type": "string", "enum": list(RANKS)},
         },
         {
             "name": TIMEOUT_HEADER,
             "in": "header",
-            "description": "The same as `timeout_ms` in the body; the shorter of the two counts.",
+            "description": "Same as `timeout_ms` in the body; the shorter of the two applies.",
             "schema": {"type": "integer", "minimum": 1, "maximum": limits.max_timeout_ms},
         },
     ]
 
 
 def request_body(model: type[BaseModel], examples: dict[str, dict[str, Any]], limits: Server) -> dict[str, Any]:
-    """The body and the headers of a route that reads them itself."""
+    """OpenAPI description of the body and the headers of a route that parses them itself."""
     content = {
         "schema": {"$ref": _REF.format(model=model.__name__)},
         "examples": {title: {"value": value} for title, value in examples.items()},
@@ -205,18 +222,18 @@ def request_body(model: type[BaseModel], examples: dict[str, dict[str, Any]], li
 
 
 async def described_elsewhere() -> None:
-    # The endpoint of the routes in the document; requests go to plain Starlette routes of the same paths. A docstring
-    # would be their description.
+    # The endpoint of the documented routes; requests are served by Starlette routes with the same paths. Has no
+    # docstring, because FastAPI would show it as the description of these routes.
     pass
 
 
 def install(
     app: FastAPI, documented: APIRouter, requests: list[type[BaseModel]], limits: Server, *, with_keys: bool
 ) -> None:
-    """Makes `app.openapi()` describe the `documented` routes, the schemas of the requests, the problem, and the keys.
+    """Makes `app.openapi()` describe the `documented` routes, the request schemas, the error format and the API keys.
 
-    The served routes read their bodies themselves: FastAPI's own body and response handling costs a request 90 us of
-    about 230 us of CPU. A router of their descriptions gives FastAPI what it needs for the document.
+    The routes that serve requests parse bodies themselves: FastAPI's body and response handling would add 90 us to the
+    about 230 us of CPU time per request. The router `documented` exists for the document alone.
     """
     models = [(model, "validation") for model in (*requests, Problem)]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Operations: liveness, readiness, metrics and the models that are served. All answer while models load, too."""
+"""Operational routes: liveness, readiness, metrics and the served models. They respond while models load, too."""
 
 from __future__ import annotations
 
@@ -76,18 +76,18 @@ _EXAMPLE = {
 
 _METRICS_TEXT: Answers = {
     200: {
-        "description": "Every metric, in Prometheus' text format.",
+        "description": "All metrics in Prometheus' text format.",
         "content": {"text/plain": {"example": "erlangshen_queue_jobs 0.0\n"}},
     }
 }
 
 
 def document(router: APIRouter) -> None:
-    """Adds the routes to those that the OpenAPI document describes."""
+    """Adds these routes to the OpenAPI document."""
     for path, operation_id, summary, responses in (
-        ("/livez", "livez_livez_get", "Is it worth keeping", _ok({"status": "alive"}) | NOT_READY),
-        ("/readyz", "readyz_readyz_get", "Can it answer requests", _ok({"status": "ready"}) | NOT_READY),
-        ("/v1/models", "models_v1_models_get", "What is served", _ok(_EXAMPLE, ModelsReply) | NO_KEY),
+        ("/livez", "livez_livez_get", "Liveness probe", _ok({"status": "alive"}) | NOT_READY),
+        ("/readyz", "readyz_readyz_get", "Readiness probe", _ok({"status": "ready"}) | NOT_READY),
+        ("/v1/models", "models_v1_models_get", "Models and replicas", _ok(_EXAMPLE, ModelsReply) | NO_KEY),
         ("/metrics", "measurements_metrics_get", "Metrics for Prometheus", _METRICS_TEXT | NO_KEY),
     ):
         router.add_api_route(
@@ -102,7 +102,7 @@ def document(router: APIRouter) -> None:
 
 
 def _ok(example: dict[str, Any], model: type[BaseModel] | None = None) -> Answers:
-    answer: dict[str, Any] = {"description": "Yes.", "content": {"application/json": {"example": example}}}
+    answer: dict[str, Any] = {"description": "Success.", "content": {"application/json": {"example": example}}}
     if model is not None:
         answer |= {"model": model, "description": model.__doc__}
     return {200: answer}

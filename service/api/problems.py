@@ -1,7 +1,7 @@
-"""The one shape of every error reply: application/problem+json (RFC 9457) with a stable code and the fields at fault.
+"""Error responses: application/problem+json (RFC 9457) with a stable code and the fields at fault.
 
-Translates our errors, pydantic's and the router's into it. Never repeats a request's text: messages name the field, the
-problem and the limit.
+Converts the errors of this service, of pydantic and of the router. A message names the field, the problem and the
+limit, and never contains a request's text.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ MAX_NAME = 64
 
 
 class FieldProblem(BaseModel):
-    """One thing wrong with one field."""
+    """One problem of one field."""
 
     field: str = Field(description="Path of the field, as in `inputs[3].text`.")
     message: str
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 has it, with our `code`, `errors` and `request_id`."""
+    """An error by RFC 9457, extended by `code`, `errors` and `request_id`."""
 
-    type: str = Field(description="Always `about:blank`: `code` tells errors apart.")
-    title: str = Field(description="The status in words.")
+    type: str = Field(description="Always `about:blank`; `code` identifies the error.")
+    title: str = Field(description="Reason phrase of the status.")
     status: int
-    code: str = Field(description="Stable, for programs: see docs/api.md.")
-    detail: str = Field(description="For people: what is wrong, and which limit was passed.")
-    errors: list[FieldProblem] = Field(description="The fields at fault; empty when no single field is.")
+    code: str = Field(description="Stable identifier of the error, for programs; see docs/api.md.")
+    detail: str = Field(description="Explanation for people: the problem, and the limit that was exceeded.")
+    errors: list[FieldProblem] = Field(description="The fields at fault; empty if the problem is not one of a field.")
     request_id: str
 
 
 def problem(error: ServiceError, request_id: str) -> Response:
-    """The reply to an error; retryable ones carry Retry-After."""
+    """The response for an error; retryable errors have Retry-After headers."""
     shown = error.errors[:MAX_LISTED]
     body = {
         "type": "about:blank",
@@ -62,7 +62,7 @@ def _dump(body: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
-        # A field's name may hold what UTF-8 cannot: a lone surrogate.
+        # The name of a field may contain a lone surrogate, which UTF-8 cannot encode.
         body["errors"] = [{name: _printable(text) for name, text in one.items()} for one in body["errors"]]
         return orjson.dumps(body | {"detail": _printable(body["detail"])})
 
@@ -81,24 +81,27 @@ def _headers(error: ServiceError) -> dict[str, str]:
 
 
 def from_http_exception(error: HTTPException) -> ServiceError:
-    """What the router raises: no such route, or the route has another method."""
+    """Converts an error of the router: unknown route, or unsupported method."""
     if error.status_code == 404:
-        return NotFound("no such route; GET /docs shows them all")
+        return NotFound("no such route; GET /docs lists all routes")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow", "")
-        return MethodNotAllowed(f"this route takes {allowed or 'another method'}")
+        return MethodNotAllowed(f"this route supports {allowed or 'another method'}")
     return ServiceError("the request could not be served")
 
 
 def from_validation_error(error: ValidationError, request: type[BaseModel]) -> InvalidRequest:
-    """Pydantic's findings as ours, in the order of the fields."""
+    """Converts pydantic's errors, in the order of the fields."""
     shown = error.errors(include_url=False, include_input=False)[:MAX_LISTED]
     found = [FieldError(path_of(one["loc"]), _message(one, request)) for one in shown]
     return invalid(found, error.error_count())
 
 
 def invalid(found: Sequence[FieldError], count: int | None = None) -> InvalidRequest:
-    """One InvalidRequest of several findings; its detail tells the first and how many more there are."""
+    """One InvalidRequest for several field errors: `detail` has the first one, and the number of the others.
+
+    `count` is the total if it exceeds len(found).
+    """
     first = found[0]
     more = (count or len(found)) - 1
     tail = f" (and {more} more)" if more else ""
@@ -145,4 +148,5 @@ def _message(one: Any, request: type[BaseModel]) -> str:
 def _unknown_field(location: Sequence[str | int], request: type[BaseModel]) -> str:
     known = request.model_fields if len(location) == 1 else getattr(request, "part", request).model_fields
     near = get_close_matches(str(location[-1])[:MAX_NAME], list(known), n=1)
-    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; there are {', '.join(known)}"
+    hint = f"did you mean {near[0]}?" if near else f"the known ones are {', '.join(known)}"
+    return f"unknown field; {hint}"

@@ -1,7 +1,6 @@
-"""The wire models of the native API: what a request may hold, checked to the letter, and what a reply looks like.
+"""Wire models of the native API: the request body of each task, its response, and the response of /v1/models.
 
-Strict: a number is not a string, an unknown field is refused. Every request knows how to become a query; none knows how
-it is answered.
+Validation is strict: a number is not accepted as a string, and unknown fields are rejected.
 """
 
 from __future__ import annotations
@@ -42,66 +41,66 @@ R = TypeVar("R")
 
 
 class TaskRequest(Wire):
-    """What every task's request may hold."""
+    """The fields that the requests of all tasks share."""
 
     part: ClassVar[type[Wire] | None] = None
 
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
-        None, description="Name of the model, from GET /v1/models; default: the one that does this task best."
+        None,
+        description="Name of a model in GET /v1/models; default: one fine-tuned for this task, else the first able to.",
     )
     truncation: Truncation = Field(
-        "right", description="Where a text too long for the model is cut; `error` refuses it with 422."
+        "right",
+        description="Where to cut a text that is too long for the model; `error`: respond with 422 instead.",
     )
     timeout_ms: Timeout | None = Field(
-        None, description="Answer within this many milliseconds, else 504.", examples=[5000]
+        None, description="Deadline in milliseconds; after it the response is 504.", examples=[5000]
     )
     priority: Priority | None = Field(
-        None, description="`bulk` waits behind `interactive`, which is the default.", examples=["bulk"]
+        None, description="`bulk` requests wait behind `interactive` ones, the default.", examples=["bulk"]
     )
 
     @abstractmethod
     def query(self) -> Any:
-        """The same, protocol-free."""
+        """The query of this request."""
 
     def field(self, path: str) -> str:
-        """The caller's name of a field that a task names."""
+        """The path in this request of a field that a task's error names."""
         return path
 
 
-def _together(*given: str, without: Sequence[str] = (), **values: Any) -> dict[str, Any]:
-    """What JSON Schema says of fields that need one another, or exclude one another."""
-    there = {name: {"not": {"type": "null"}} for name in given}
+def _combine(*given: str, without: Sequence[str] = (), **values: Any) -> dict[str, Any]:
+    """JSON Schema of one valid combination of fields: `given` are required, `without` absent, `values` constant."""
+    present = {name: {"not": {"type": "null"}} for name in given}
     absent = {name: {"type": "null"} for name in without}
     fixed = {name: {"const": value} for name, value in values.items()}
-    return {"required": list(given), "properties": there | absent | fixed}
+    return {"required": list(given), "properties": present | absent | fixed}
 
 
-_LABELLED = _together("labels")
-_PLAIN = _together(without=("labels", "question"), multi_label=False)
-_OF_PAIRS = _together("inputs", without=("source", "candidates"))
-_OF_CANDIDATES = _together("source", "candidates", without=("inputs",))
+_WITH_LABELS = _combine("labels")
+_WITHOUT_LABELS = _combine(without=("labels", "question"), multi_label=False)
+_OF_PAIRS = _combine("inputs", without=("source", "candidates"))
+_OF_CANDIDATES = _combine("source", "candidates", without=("inputs",))
 
 
 class ClassifyRequest(TaskRequest):
-    """Texts to classify: by the given labels (zero-shot), or by the labels of a fine-tuned model."""
+    """Texts to classify, by the labels in the request (zero-shot) or by the labels of a fine-tuned model."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_LABELLED, _PLAIN]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_WITH_LABELS, _WITHOUT_LABELS]})
     part = TextInput
 
     inputs: TextInputs = Field(description="A text, or a list of texts or of objects with `text` and `text_pair`.")
     labels: Names | None = Field(
-        None, description="Labels to choose from, in words; without them a fine-tuned model's own labels are used."
+        None, description="Labels to choose from, in natural language; default: the labels of a fine-tuned model."
     )
-    question: Str | None = Field(None, description="What the labels answer; only beside `labels`.")
-    multi_label: bool = Field(
-        False, description="Score each label by itself, not against the others; only beside `labels`."
-    )
-    top_k: TopK | None = Field(None, description="Keep this many of the best `scores`; default: all.")
+    question: Str | None = Field(None, description="The question that the labels answer; requires `labels`.")
+    multi_label: bool = Field(False, description="Score each label independently of the others; requires `labels`.")
+    top_k: TopK | None = Field(None, description="Number of best labels to return in `scores`; default: all.")
 
     def query(self) -> ClassifyQuery:
         for name in ("question", "multi_label"):
             if getattr(self, name) and not self.labels:
-                raise InvalidRequest.of(name, "is of use only beside labels")
+                raise InvalidRequest.of(name, "requires labels")
         return ClassifyQuery(
             inputs=tuple(Text(one.text, one.text_pair) for one in self.inputs),
             labels=tuple(self.labels or ()),
@@ -118,8 +117,8 @@ class SimilarityRequest(TaskRequest):
     model_config = ConfigDict(json_schema_extra={"anyOf": [_OF_PAIRS, _OF_CANDIDATES]})
 
     inputs: Pairs | None = Field(None, description="Pairs of texts, as in `[[a, b], ...]`.")
-    source: Str | None = Field(None, description="The text that every candidate is compared with.")
-    candidates: ManyStrings | None = Field(None, description="One result for each, in this order.")
+    source: Str | None = Field(None, description="The text to compare every candidate with.")
+    candidates: ManyStrings | None = Field(None, description="Texts to compare `source` with.")
 
     def query(self) -> SimilarityQuery:
         return SimilarityQuery(self._pairs(), self.truncation)
@@ -128,14 +127,14 @@ class SimilarityRequest(TaskRequest):
         if self.inputs is not None:
             for name in ("source", "candidates"):
                 if getattr(self, name) is not None:
-                    raise InvalidRequest.of(name, "cannot stand beside inputs")
+                    raise InvalidRequest.of(name, "cannot be combined with inputs")
             return tuple((first, second) for first, second in self.inputs)
         if self.source is None and self.candidates is None:
             raise InvalidRequest.of("inputs", "is required, or source and candidates")
         if self.source is None:
-            raise InvalidRequest.of("source", "is required beside candidates")
+            raise InvalidRequest.of("source", "is required with candidates")
         if self.candidates is None:
-            raise InvalidRequest.of("candidates", "is required beside source")
+            raise InvalidRequest.of("candidates", "is required with source")
         return tuple((self.source, candidate) for candidate in self.candidates)
 
     def field(self, path: str) -> str:
@@ -155,7 +154,7 @@ class MrcRequest(TaskRequest):
 
 
 class NliRequest(TaskRequest):
-    """Does the hypothesis follow from the premise?"""
+    """Pairs of texts: does the hypothesis follow from the premise?"""
 
     inputs: Pairs = Field(description="Pairs of premise and hypothesis.")
 
@@ -164,95 +163,97 @@ class NliRequest(TaskRequest):
 
 
 class FillMaskRequest(TaskRequest):
-    """Texts with one or more `[MASK]`."""
+    """Texts with at least one `[MASK]` each."""
 
-    inputs: MaskedStrings = Field(description="A text with `[MASK]`, or a list of such.")
-    top_k: TopK = Field(5, description="Tokens to tell for each `[MASK]`.")
+    inputs: MaskedStrings = Field(description="A text with `[MASK]`, or a list of such texts.")
+    top_k: TopK = Field(5, description="Number of tokens to return for each `[MASK]`.")
 
     def query(self) -> FillMaskQuery:
         return FillMaskQuery(tuple(self.inputs), self.top_k, self.truncation)
 
 
 class EmbedRequest(TaskRequest):
-    """Texts to turn into vectors."""
+    """Texts to embed."""
 
     inputs: Strings = Field(description="A text, or a list of texts.")
-    pooling: Literal["mean", "cls"] = Field("mean", description="The mean over all tokens, or the first token's state.")
-    normalize: bool = Field(True, description="Scale every vector to length 1.")
+    pooling: Literal["mean", "cls"] = Field(
+        "mean", description="Mean of all hidden states, or that of the first token."
+    )
+    normalize: bool = Field(True, description="Scale each vector to L2 norm 1.")
 
     def query(self) -> EmbedQuery:
         return EmbedQuery(tuple(self.inputs), self.pooling, self.normalize, self.truncation)
 
 
 class Usage(BaseModel):
-    tokens: int = Field(description="Tokens that the model read, over all inputs.")
+    tokens: int = Field(description="Tokens of all inputs, special tokens included.")
 
 
 class TaskReply(BaseModel, Generic[R]):
-    model: str = Field(description="The model that answered.")
+    model: str = Field(description="Name of the model that computed the results.")
     task: str
-    results: list[R] = Field(description="One for each input, in the order of the inputs.")
+    results: list[R] = Field(description="One result per input, in the order of the inputs.")
     usage: Usage
 
 
 class ClassifyReply(TaskReply[ClassifyResult]):
-    """Labels, best first."""
+    """The labels of each text, best first."""
 
 
 class SimilarityReply(TaskReply[SimilarityResult]):
-    """Scores from 0 (different) to 1 (the same meaning)."""
+    """One score per pair, from 0 (different meaning) to 1 (same meaning)."""
 
 
 class MrcReply(TaskReply[MrcResult]):
-    """The chosen answers."""
+    """The chosen answer to each question."""
 
 
 class NliReply(TaskReply[NliResult]):
-    """entailment, neutral or contradiction."""
+    """One label per pair: entailment, neutral or contradiction."""
 
 
 class FillMaskReply(TaskReply[FillMaskResult]):
-    """The most probable tokens of each mask."""
+    """The most probable tokens for each mask."""
 
 
 class EmbedReply(TaskReply[EmbedResult]):
-    """One vector for each text."""
+    """One vector per text."""
 
 
 class ModelInfo(BaseModel):
-    """One model that is served."""
+    """A model that is served."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: str = Field(description="What `model` in a request calls it.")
-    source: str = Field(description="Where it came from: a directory or a hub id.")
+    name: str = Field(description="Value of `model` in a request.")
+    source: str = Field(description="Directory or hub id of the checkpoint.")
     revision: str | None = None
     family: str = Field(description="`megatron-bert` or `bert`.")
     kind: str = Field(description="`masked-lm`, `sequence-classification` or `encoder`.")
-    tasks: list[str] = Field(description="The tasks it can do.")
-    zero_shot: bool = Field(description="Whether a request may bring its own labels.")
-    labels: list[str] = Field(description="The labels of its own head; empty when it has none.")
-    max_length: int = Field(description="Tokens of one row, special ones included.")
-    num_parameters: int = Field(description="Of embeddings and encoder; a head adds a little.")
+    tasks: list[str] = Field(description="Tasks that this model can do.")
+    zero_shot: bool = Field(description="Whether a request may define its own labels.")
+    labels: list[str] = Field(description="Labels of the classification head; empty if there is none.")
+    max_length: int = Field(description="Largest number of tokens of one row, special tokens included.")
+    num_parameters: int = Field(description="Parameters of embeddings and encoder, without the head.")
     num_layers: int
     hidden_size: int
-    ffn_size: int = Field(description="Width inside the feed-forward of a layer.")
-    precision: list[str] = Field(description="Arithmetic in use, by replica where they differ; empty until loaded.")
+    ffn_size: int = Field(description="Inner width of the feed-forward network of a layer.")
+    precision: list[str] = Field(description="Distinct precisions of the replicas; empty until the model is loaded.")
 
 
 class ReplicaInfo(BaseModel):
-    """One process that computes."""
+    """A worker process and its device."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     device: str
-    threads: int = Field(description="CPU threads that it computes with.")
+    threads: int = Field(description="CPU threads for computing.")
     state: str = Field(description="starting, loading, ready, restarting or stopped.")
 
 
 class ModelsReply(BaseModel):
-    """What is served, and by whom."""
+    """The models and replicas of the service."""
 
     models: list[ModelInfo]
     replicas: list[ReplicaInfo]

@@ -1,4 +1,4 @@
-"""What the HTTP layer asks of the running service."""
+"""The interface through which the HTTP layer uses the running service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.tracing.trace import Tracer
 
 
 class ServiceState(Protocol):
-    """The service behind the routes. Reasons are text for a caller; None means yes."""
+    """The running service. A reason is text for a client; None means alive, ready or accepting."""
 
     @property
     def pipeline(self) -> Pipeline: ...
@@ -24,21 +24,22 @@ class ServiceState(Protocol):
     def tracer(self) -> Tracer: ...
 
     def why_not_alive(self) -> str | None:
-        """For /livez: restarting the process may help."""
+        """For /livez: the reason to restart the process."""
         ...
 
     def why_not_ready(self) -> str | None:
-        """For /readyz: new connections should go elsewhere."""
+        """For /readyz: the reason to send new connections to another server."""
         ...
 
     def why_not_accepting(self) -> str | None:
-        """For the tasks: a service that drains still answers for a while after it is not ready."""
+        """For tasks: the reason to refuse requests. A draining service is not ready, but still accepts requests."""
         ...
 
     def admit(self, options: RequestOptions) -> None:
-        """Raises what a request with these options would be refused with, however small it is."""
+        """Checks admission before the body is read. Raises QueueFull, DeadlineUnreachable or Unavailable if even the
+        smallest request would be refused."""
         ...
 
     def models(self) -> ModelsReply:
-        """For /v1/models."""
+        """The response of /v1/models."""
         ...

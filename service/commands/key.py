@@ -8,7 +8,7 @@ from typing import get_args
 
 import orjson
 
-from service.api.accounts import Key, KeyScope, hash_of, keys_of_setting, new_secret
+from service.api.accounts import Key, KeyScope, hash_of, new_secret, parse_keys
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     secret = new_secret()
     hash = hash_of(secret)
-    keys = keys_of_setting({arguments.name: (hash, *arguments.scopes.split(","))})
+    keys = parse_keys({arguments.name: (hash, *arguments.scopes.split(","))})
     print(_told(arguments.name, secret, keys[arguments.name]), end="")
     return 0
 

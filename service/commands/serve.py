@@ -21,7 +21,7 @@ from service.commands.application import Application
 from service.host import fit_connections
 from service.server.http_protocol import ConnectionLimits, HttpProtocol
 from service.server.listener import bind, url_of
-from service.server.security import check_certificate, make_key_store, reloading, require_keys_or_loopback
+from service.server.security import check_certificate, make_key_store, make_reload, require_keys_or_loopback
 from service.server.uvicorn_server import Server
 from service.settings import Settings
 
@@ -74,4 +74,4 @@ def make_server(application: Application, settings: Settings) -> Server:
         timeout_keep_alive=round(limits.keep_alive_s),
         timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
-    return Server(config, application, connection_limits, reloading(settings.security, key_store, config))
+    return Server(config, application, connection_limits, make_reload(settings.security, key_store, config))

@@ -1,7 +1,4 @@
-"""What `serve` makes of the security settings: the keys in force, the certificate, and whether strangers may come in.
-
-Knows no route.
-"""
+"""Applies the security settings: API keys, the TLS certificate, and the check that a public address requires keys."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
-from service.api.accounts import keys_of_setting
+from service.api.accounts import parse_keys
 from service.api.auth import KeyStore
 from service.errors import SettingError
 from service.host import is_loopback
@@ -23,24 +20,36 @@ logger = logging.getLogger(__name__)
 
 
 def require_keys_or_loopback(settings: Settings) -> None:
-    """SettingError where other machines could ask without a key, unless that is what is wanted."""
+    """Checks that other machines cannot send requests without a key, unless the settings allow it.
+
+    Raises:
+        SettingError: the host is not a loopback address, there are no keys, and allow_anonymous is off.
+    """
     security, host = settings.security, settings.server.host
     if not (is_loopback(host) or security.has_keys or security.allow_anonymous):
         raise SettingError(
-            f"server.host = {host}: other machines reach it, and there are no API keys; name them with "
-            "--keys-file FILE (made with: python -m service key NAME), or answer everybody with --allow-anonymous"
+            f"server.host = {host}: other machines can reach it, and there are no API keys; pass --keys-file FILE "
+            "(create a key with: python -m service key NAME), or --allow-anonymous to serve requests without keys"
         )
 
 
 def make_key_store(settings: Security, metrics: Metrics) -> KeyStore | None:
-    """The keys; None where there are to be none. SettingError says what is wrong with them."""
+    """The API keys; None if none are configured.
+
+    Raises:
+        SettingError: the keys cannot be read or are invalid.
+    """
     if not settings.has_keys:
         return None
-    return KeyStore(keys_of_setting(settings.keys), settings.keys_file, metrics)
+    return KeyStore(parse_keys(settings.keys), settings.keys_file, metrics)
 
 
 def check_certificate(settings: Security) -> None:
-    """SettingError where it cannot be read, or is not that of the key."""
+    """Checks the TLS certificate and its private key, if configured.
+
+    Raises:
+        SettingError: one of them cannot be read, or they do not belong together.
+    """
     if settings.tls_cert is None or settings.tls_key is None:
         return
     for file in (settings.tls_cert, settings.tls_key):
@@ -49,12 +58,14 @@ def check_certificate(settings: Security) -> None:
         _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings)
     except ssl.SSLError as error:
         files = f"{settings.tls_cert} and {settings.tls_key}"
-        raise SettingError(f"security.tls_cert, tls_key: {files} are no certificate and its key") from error
+        raise SettingError(f"security.tls_cert, tls_key: {files} are not a certificate and its key") from error
 
 
-def reloading(settings: Security, key_store: KeyStore | None, config: uvicorn.Config) -> Callable[[], None] | None:
-    """Reads keys and certificate again, and leaves those of before in force where the new are no good; None where there
-    are neither."""
+def make_reload(settings: Security, key_store: KeyStore | None, config: uvicorn.Config) -> Callable[[], None] | None:
+    """A function that reloads keys and certificate, and keeps the previous ones if the new ones are invalid.
+
+    None if neither is configured.
+    """
     if key_store is None and not config.is_ssl:
         return None
 
@@ -71,15 +82,15 @@ def _reload_certificate(context: ssl.SSLContext, settings: Security) -> None:
     try:
         check_certificate(settings)
     except SettingError as error:
-        logger.error("certificate not read again: that of before stays in force", extra={"reason": error.detail})
+        logger.error("certificate not reloaded: the previous one stays in use", extra={"reason": error.detail})
     else:
         _load(context, settings)
-        logger.info("certificate read again")
+        logger.info("certificate reloaded")
 
 
 def _load(context: ssl.SSLContext, settings: Security) -> None:
-    """Without asking at a terminal for a pass phrase: nobody may be there."""
     if settings.tls_cert is not None:
+        # With an empty password, so that an encrypted key is an error: OpenSSL would prompt for it on the terminal.
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
 
 

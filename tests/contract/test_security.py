@@ -119,15 +119,15 @@ async def test_either_header_brings_the_key(service: Service) -> None:
 @pytest.mark.parametrize(
     ("headers", "detail"),
     [
-        ({}, "an API key is needed"),
-        ({"Authorization": "Bearer "}, "an API key is needed"),
-        ({"Authorization": "erl_one"}, "an API key is needed"),
-        ({"Authorization": "Basic erl_one"}, "an API key is needed"),
-        ({"X-API-Key": ""}, "an API key is needed"),
-        ({"Authorization": "Bearer erl_on"}, "this API key is not known"),
-        ({"Authorization": "Bearer erl_one erl_one"}, "this API key is not known"),
-        ({"X-API-Key": hash_of("erl_one")}, "this API key is not known"),
-        ({"X-API-Key": b"\xff\xfe"}, "this API key is not known"),
+        ({}, "an API key is required"),
+        ({"Authorization": "Bearer "}, "an API key is required"),
+        ({"Authorization": "erl_one"}, "an API key is required"),
+        ({"Authorization": "Basic erl_one"}, "an API key is required"),
+        ({"X-API-Key": ""}, "an API key is required"),
+        ({"Authorization": "Bearer erl_on"}, "this API key is unknown"),
+        ({"Authorization": "Bearer erl_one erl_one"}, "this API key is unknown"),
+        ({"X-API-Key": hash_of("erl_one")}, "this API key is unknown"),
+        ({"X-API-Key": b"\xff\xfe"}, "this API key is unknown"),
     ],
 )
 async def test_without_a_known_key_it_is_401(service: Service, headers: dict[str, str], detail: str) -> None:

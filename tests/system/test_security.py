@@ -106,7 +106,7 @@ def test_a_new_keys_file_is_taken_up_by_itself_and_a_broken_one_is_not(guarded: 
     assert guarded.embed("late").status_code == 200
 
 
-KEPT = "keys not read again: those of before stay in force"
+KEPT = "keys not reloaded: the previous keys stay in use"
 
 
 def test_sighup_takes_up_keys_and_certificate_at_once(guarded: Guarded) -> None:
@@ -115,7 +115,7 @@ def test_sighup_takes_up_keys_and_certificate_at_once(guarded: Guarded) -> None:
     make_certificate(guarded.folder)
     assert ssl.get_server_certificate(_address(guarded)) == old
     guarded.server.process.send_signal(signal.SIGHUP)
-    until(lambda: len(guarded.lines("certificate read again")) == 1)
+    until(lambda: len(guarded.lines("certificate reloaded")) == 1)
     assert ssl.get_server_certificate(_address(guarded)) != old
     assert [guarded.embed(name).status_code for name in ("app", "late")] == [200, 401]
 

@@ -15,9 +15,9 @@ from service.api.accounts import (
     KeyPermissions,
     Refusal,
     hash_of,
-    keys_of_file,
-    keys_of_setting,
     new_secret,
+    parse_keys,
+    read_keys,
 )
 from service.errors import SettingError
 from tests.fakes import FakeClock
@@ -45,7 +45,7 @@ def test_a_file_tells_everything_of_a_key(tmp_path: Path) -> None:
         f'[keys."batch.job"]\nhash = "{hash_of("b")}"\nscopes = ["infer", "metrics"]\nrequests_per_s = 5\n'
         'tokens_per_s = 2000.5\nconcurrency = 4\npriority = "bulk"\nweight = 0.5\n'
     )
-    keys = keys_of_file(write(tmp_path, text))
+    keys = read_keys(write(tmp_path, text))
     assert keys["app"] == Key(hash=HASH)
     assert keys["app"].model_dump(exclude={"hash"}) == KeyPermissions().model_dump()
     assert KeyPermissions() == KeyPermissions(scopes=frozenset({"infer"}), priority="interactive", weight=1.0)
@@ -61,7 +61,7 @@ def test_a_file_tells_everything_of_a_key(tmp_path: Path) -> None:
 
 
 def test_a_setting_tells_hash_and_scopes() -> None:
-    keys = keys_of_setting({"a": (HASH,), "b": (hash_of("b"), "metrics", "admin")})
+    keys = parse_keys({"a": (HASH,), "b": (hash_of("b"), "metrics", "admin")})
     assert keys == {"a": Key(hash=HASH), "b": Key(hash=hash_of("b"), scopes=frozenset({"metrics", "admin"}))}
 
 
@@ -71,7 +71,7 @@ def test_a_setting_tells_hash_and_scopes() -> None:
         ("", "wanted a table [keys.NAME]"),
         ("[keys]", "wanted a table [keys.NAME]"),
         (f'[app]\nhash = "{HASH}"', "wanted a table [keys.NAME]"),
-        ("[keys", "it is not TOML"),
+        ("[keys", "not valid TOML"),
         ("[keys.app]\n", "keys.app.hash: Field required"),
         (f'[keys.app]\nhash = "{SECRET}"', "keys.app.hash: wanted sha256: and 64 hexadecimal digits"),
         (f'[keys.app]\nhash = "{HASH}"\nscopes = ["{SECRET}"]', "keys.app.scopes.0: should be 'infer', 'metrics' or"),
@@ -87,7 +87,7 @@ def test_a_setting_tells_hash_and_scopes() -> None:
 def test_what_is_wrong_with_a_file_is_told_without_what_it_says(tmp_path: Path, text: str, words: str) -> None:
     file = write(tmp_path, text)
     with pytest.raises(SettingError) as caught:
-        keys_of_file(file)
+        read_keys(file)
     assert caught.value.detail.startswith(f"keys file {file}: ")
     assert words in caught.value.detail
     assert SECRET not in caught.value.detail
@@ -95,13 +95,13 @@ def test_what_is_wrong_with_a_file_is_told_without_what_it_says(tmp_path: Path, 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"none\.toml: No such file"):
-        keys_of_file(tmp_path / "none.toml")
+        read_keys(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize("words", [(SECRET,), (HASH, SECRET), (HASH[:-1],), (HASH.upper(),)])
 def test_what_is_wrong_with_a_setting_is_told_without_what_it_says(words: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match=r"security\.keys\.app") as caught:
-        keys_of_setting({"app": words})
+        parse_keys({"app": words})
     assert SECRET not in caught.value.detail
 
 
@@ -185,7 +185,7 @@ def test_an_account_is_refused_at_each_of_its_limits() -> None:
     account = Account("a", KeyPermissions(requests_per_s=2, tokens_per_s=100, concurrency=2), clock)
     account.enter()
     account.enter()
-    assert account.refusal() == Refusal("concurrency", "2 requests of this key run already", CONCURRENCY_RETRY_S)
+    assert account.refusal() == Refusal("concurrency", "the concurrency limit of this key is 2", CONCURRENCY_RETRY_S)
     account.leave()
     refusal = account.refusal()
     assert refusal is not None
@@ -207,7 +207,7 @@ def test_new_rights_keep_what_runs_and_what_is_owed() -> None:
     account.enter()
     account.spend(300)
     account.grant(KeyPermissions(tokens_per_s=200, concurrency=1))
-    assert account.refusal() == Refusal("concurrency", "1 requests of this key run already", CONCURRENCY_RETRY_S)
+    assert account.refusal() == Refusal("concurrency", "the concurrency limit of this key is 1", CONCURRENCY_RETRY_S)
     account.leave()
     refusal = account.refusal()
     assert refusal is not None

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.api.accounts import Key, hash_of
-from service.api.auth import LOOK_EVERY_S, KeyStore
+from service.api.auth import CHECK_INTERVAL_S, KeyStore
 from service.errors import SettingError
 from service.metrics import Metrics
 from tests.fakes import FakeClock
@@ -49,7 +49,7 @@ def test_a_secret_leads_to_its_account_and_no_other_does(tmp_path: Path) -> None
 def test_a_changed_file_is_taken_up_within_a_second(tmp_path: Path) -> None:
     kept = Kept(tmp_path, table("a", "x"))
     kept.put(table("b", "y"))
-    kept.clock.now += LOOK_EVERY_S - 0.01
+    kept.clock.now += CHECK_INTERVAL_S - 0.01
     assert (kept.name("x"), kept.name("y")) == ("a", None)
     kept.clock.now += 0.01
     assert (kept.name("x"), kept.name("y")) == (None, "b")
@@ -76,13 +76,13 @@ def test_a_broken_file_leaves_the_keys_and_is_told_once(
     kept = Kept(tmp_path, table("a", "x"))
     kept.file.unlink() if broken is None else kept.put(broken)
     for _ in range(3):
-        kept.clock.now += LOOK_EVERY_S
+        kept.clock.now += CHECK_INTERVAL_S
         assert kept.name("x") == "a"
     assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
-        ("ERROR", "keys not read again: those of before stay in force")
+        ("ERROR", "keys not reloaded: the previous keys stay in use")
     ]
     kept.put(table("b", "y"))
-    kept.clock.now += LOOK_EVERY_S
+    kept.clock.now += CHECK_INTERVAL_S
     assert kept.name("y") == "b"
 
 
@@ -92,7 +92,7 @@ def test_what_is_taken_up_is_logged_by_name(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.INFO):
         kept.key_store.reload()
     (record,) = caplog.records
-    assert (record.getMessage(), record.keys) == ("keys read again", "b, c")  # type: ignore[attr-defined]
+    assert (record.getMessage(), record.keys) == ("keys reloaded", "b, c")  # type: ignore[attr-defined]
     assert hash_of("y") not in str(vars(record))
 
 
@@ -122,7 +122,7 @@ def test_every_key_has_its_series_before_its_first_request(tmp_path: Path) -> No
 
 
 def test_a_name_in_both_places_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"a is in security\.keys, too"):
+    with pytest.raises(SettingError, match=r"a is in security\.keys as well; rename one"):
         Kept(tmp_path, table("a", "x"), {"a": Key(hash=hash_of("y"))})
 
 
@@ -141,5 +141,5 @@ def test_a_file_written_in_place_is_seen_by_its_time(tmp_path: Path) -> None:
     kept = Kept(tmp_path, table("a", "x"))
     kept.file.write_text(table("a", "y"))
     os.utime(kept.file, ns=(1, 1))
-    kept.clock.now += LOOK_EVERY_S
+    kept.clock.now += CHECK_INTERVAL_S
     assert kept.name("y") == "a"

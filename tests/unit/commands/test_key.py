@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from service.api.accounts import Key, hash_of, keys_of_setting
+from service.api.accounts import Key, hash_of, parse_keys
 from service.cli import main
 from service.settings_sources import load
 
@@ -21,7 +21,7 @@ def test_what_is_printed_is_what_the_server_takes(capsys: pytest.CaptureFixture[
     assert lines is not None
     assert variable is not None
     by_file = tomllib.loads(lines[1])["keys"]
-    by_variable = keys_of_setting(load(environ={variable[1]: variable[2]}).security.keys)
+    by_variable = parse_keys(load(environ={variable[1]: variable[2]}).security.keys)
     wanted = Key(hash=hash_of(secret), scopes=frozenset({"infer", "metrics"}))
     assert by_variable == {"search.team": wanted}
     assert {name: Key.model_validate(table) for name, table in by_file.items()} == by_variable

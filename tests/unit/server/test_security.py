@@ -15,7 +15,7 @@ from service.api.accounts import hash_of
 from service.cli import main
 from service.errors import SettingError
 from service.metrics import Metrics
-from service.server.security import check_certificate, make_key_store, reloading, require_keys_or_loopback
+from service.server.security import check_certificate, make_key_store, make_reload, require_keys_or_loopback
 from service.settings import Security, Server, Settings
 from tests.certificates import make_certificate
 
@@ -46,7 +46,7 @@ def test_a_public_server_starts_with_keys_or_with_the_word_for_it(security: dict
 
 def test_the_word_for_it_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--host", "0.0.0.0"]) == 2
-    assert "or answer everybody with --allow-anonymous" in capsys.readouterr().err
+    assert "or --allow-anonymous to serve requests without keys" in capsys.readouterr().err
     assert main(["settings", "--allow-anonymous", "--host", "0.0.0.0"]) == 0
 
 
@@ -96,7 +96,7 @@ def test_a_certificate_and_its_key_pass(pairs: list[Security]) -> None:
 
 def test_what_is_no_certificate_and_its_key_is_told(pairs: list[Security], tmp_path: Path) -> None:
     (cert, key), (_, other) = ((pair.tls_cert, pair.tls_key) for pair in pairs)
-    with pytest.raises(SettingError, match=r"cert\.pem and .*key\.pem are no certificate and its key"):
+    with pytest.raises(SettingError, match=r"cert\.pem and .*key\.pem are not a certificate and its key"):
         check_certificate(Security(tls_cert=cert, tls_key=other))
     with pytest.raises(SettingError, match=r"none\.pem: No such file"):
         check_certificate(Security(tls_cert=tmp_path / "none.pem", tls_key=key))
@@ -106,12 +106,12 @@ def test_a_key_under_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(pairs: 
     locked = tmp_path / "locked.pem"
     command = ["openssl", "pkey", "-in", str(pairs[0].tls_key), "-aes128", "-passout", "pass:x", "-out", str(locked)]
     subprocess.run(command, check=True, capture_output=True)
-    with pytest.raises(SettingError, match=r"locked\.pem are no certificate and its key"):
+    with pytest.raises(SettingError, match=r"locked\.pem are not a certificate and its key"):
         check_certificate(Security(tls_cert=pairs[0].tls_cert, tls_key=locked))
 
 
 def test_without_keys_and_certificate_there_is_nothing_to_read_again() -> None:
-    assert reloading(Security(), None, uvicorn.Config("none")) is None
+    assert make_reload(Security(), None, uvicorn.Config("none")) is None
 
 
 def test_a_pair_that_does_not_fit_leaves_the_certificate(
@@ -121,7 +121,7 @@ def test_a_pair_that_does_not_fit_leaves_the_certificate(
     security = Security(tls_cert=cert, tls_key=key)
     config = uvicorn.Config("none", ssl_certfile=cert, ssl_keyfile=key)
     config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    reload = reloading(security, None, config)
+    reload = make_reload(security, None, config)
     assert reload is not None
     with caplog.at_level(logging.INFO):
         reload()
@@ -129,6 +129,6 @@ def test_a_pair_that_does_not_fit_leaves_the_certificate(
         key.write_bytes(pairs[0].tls_key.read_bytes())
         reload()
     assert [one.getMessage() for one in caplog.records] == [
-        "certificate read again",
-        "certificate not read again: that of before stays in force",
+        "certificate reloaded",
+        "certificate not reloaded: the previous one stays in use",
     ]
