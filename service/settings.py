@@ -1,6 +1,6 @@
-"""Every setting of the service, declared once: its default, limits, flag, environment name and help.
+"""All settings of the service: default, limits, flag and description of each.
 
-Knows nothing of what the settings are used for, nor where their values come from: that is `setting_layers`.
+`settings_sources` loads their values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
 
 def _split(value: object) -> object:
-    """Cut a,b into its parts; lists pass, and so does what is wrong anyway."""
+    """Splits "a,b" into its parts, also within a list; other values pass, for pydantic to validate."""
     if isinstance(value, str):
         value = [value]
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
@@ -29,7 +29,7 @@ def _split(value: object) -> object:
 
 
 def _split_table(value: object) -> object:
-    """["NAME=a,b"] or "NAME=a,b;OTHER=c,d" -> {NAME: ("a", "b"), ...}; a table of the TOML file passes."""
+    """["NAME=a,b"] or "NAME=a,b;OTHER=c,d" -> {NAME: ("a", "b"), ...}; a table from a TOML file passes."""
     if isinstance(value, str):
         value = [part for part in value.split(";") if part.strip()]
     if not isinstance(value, list):
@@ -47,19 +47,19 @@ def _check_devices(value: tuple[str, ...]) -> tuple[str, ...]:
     if not value or not all(_DEVICE.fullmatch(device) for device in value):
         raise ValueError("wanted auto, or a list of cpu, cuda and cuda:N such as cuda:0,cuda:1")
     if "auto" in value and len(value) > 1:
-        raise ValueError("auto stands alone")
+        raise ValueError("auto cannot be combined with other devices")
     return value
 
 
 def _check_proxies(value: tuple[str, ...]) -> tuple[str, ...]:
     for proxy in value:
-        ipaddress.ip_network(proxy)  # its ValueError says what is wrong
+        ipaddress.ip_network(proxy)  # raises ValueError with a message of its own
     return value
 
 
 def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
     if not all(_ORIGIN.fullmatch(origin) for origin in value):
-        raise ValueError("wanted origins such as https://app.example.com, or * for every one")
+        raise ValueError("wanted origins such as https://app.example.com, or * for all")
     return value
 
 
@@ -75,28 +75,36 @@ class Section(BaseModel):
 
 
 class Server(Section):
-    """Where the server listens and what a request may hold."""
+    """Address of the server, limits on requests and connections, and shutdown."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
-    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body in bytes; above it: 413.")
-    max_inputs: int = Field(256, ge=1, description="Most inputs (or candidates) in one request; above it: 422.")
-    max_chars: int = Field(100_000, ge=1, description="Most characters in one text; above it: 422.")
-    max_labels: int = Field(256, ge=1, description="Most labels or choices for one input; above it: 422.")
-    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Largest head of a request in bytes; above it: 431.")
-    max_connections: int = Field(16_384, ge=1, description="Open connections; above it: 503. See `ulimit -Hn`, too.")
-    header_timeout_s: float = Field(20.0, gt=0, description="Seconds in which a request's head must come, else 408.")
-    body_timeout_s: float = Field(30.0, gt=0, description="Seconds in which its body must come, else 408.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 chooses a free port and logs it.")
+    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Maximum request body in bytes; above it: 413.")
+    max_inputs: int = Field(256, ge=1, description="Maximum inputs or candidates of a request; above it: 422.")
+    max_chars: int = Field(100_000, ge=1, description="Maximum characters of a text; above it: 422.")
+    max_labels: int = Field(256, ge=1, description="Maximum labels or choices of an input; above it: 422.")
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Maximum path and headers in bytes; above it: 431.")
+    max_connections: int = Field(
+        16_384, ge=1, description="Maximum number of open connections, also limited by `ulimit -Hn`; above it: 503."
+    )
+    header_timeout_s: float = Field(20.0, gt=0, description="Seconds for the head of a request to arrive, else 408.")
+    body_timeout_s: float = Field(30.0, gt=0, description="Seconds for the body of a request to arrive, else 408.")
     send_timeout_s: float = Field(
-        60.0, gt=0, description="Seconds for a client to take its answer, else it is cut off."
+        60.0, gt=0, description="Seconds for a client to read its response, else the connection is closed."
     )
     keep_alive_s: float = Field(
-        75.0, gt=0, description="Seconds that an unused connection stays open: longer than a load balancer keeps it."
+        75.0,
+        gt=0,
+        description="Seconds after which an idle connection is closed; use more than a load balancer's idle timeout.",
     )
-    default_timeout_ms: int = Field(60_000, ge=1, description="Deadline of a request that names none, in milliseconds.")
-    max_timeout_ms: int = Field(600_000, ge=1, description="Longest deadline that a request may name, in milliseconds.")
-    drain_delay_s: float = Field(0.0, ge=0, description="Seconds to go on serving after SIGTERM with /readyz at 503.")
-    drain_timeout_s: float = Field(30.0, ge=0, description="Seconds that running requests get to end after SIGTERM.")
+    default_timeout_ms: int = Field(60_000, ge=1, description="Deadline of a request that sets none, in milliseconds.")
+    max_timeout_ms: int = Field(600_000, ge=1, description="Longest deadline that a request may set, in milliseconds.")
+    drain_delay_s: float = Field(
+        0.0, ge=0, description="Seconds after SIGTERM in which requests are still accepted, while /readyz is 503."
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="Seconds after SIGTERM, and after drain_delay_s, for running requests to finish."
+    )
 
     @model_validator(mode="after")
     def _default_within_max(self) -> Self:
@@ -106,50 +114,56 @@ class Server(Section):
 
 
 class Models(Section):
-    """Which checkpoints are served."""
+    """The checkpoints to serve."""
 
     specs: Names = Field(
         (),
-        description="A model to serve: a directory or a hub id with an optional @revision, after an optional NAME=. "
-        "None given: `mini`, the model that ships with the service.",
+        description="Model to serve: a directory, or a hub id with an optional @revision; NAME= sets its name in "
+        "requests. Default: `mini`, the model that ships with the service.",
         json_schema_extra={"flag": "--model", "metavar": "[NAME=]SOURCE"},
     )
     labels: WordTable = Field(
         {},
-        description="Labels of a model whose checkpoint names none, in the order of its outputs.",
+        description="Labels of a model whose checkpoint has no label names, in the order of its outputs.",
         json_schema_extra={"flag": "--labels", "metavar": "NAME=A,B,C"},
     )
-    cache_dir: Path | None = Field(None, description="Where hub downloads are kept; default: the hub's own cache.")
+    cache_dir: Path | None = Field(None, description="Directory for hub downloads; default: the hub's own cache.")
     weight_cache_dir: str = Field(
         "auto",
-        description="Where weights that come as .bin, and on a CPU all of 1 GiB and more, are kept in the precision "
-        "and the layout that the device computes with, so that later starts map them and replicas on a CPU share them; "
-        "what is compiled for a GPU is kept there, too. auto: `erlangshen/weights` in the user's cache folder "
-        "($XDG_CACHE_HOME or ~/.cache); off: nowhere.",
+        description="Directory for converted weights, in the precision and layout of the device, so that later starts "
+        "can map them into memory and replicas on a CPU share them. Used for .bin checkpoints, and on a CPU for all "
+        "checkpoints of 1 GiB and more; kernels compiled for a GPU are stored there, too. auto: the directory "
+        "`erlangshen/weights` in the user's cache directory ($XDG_CACHE_HOME or ~/.cache); off: no cache.",
     )
-    offline: bool = Field(False, description="Never ask the hub: take models from directories and the cache only.")
-    tokenizer_threads: int = Field(2, ge=1, le=64, description="Threads that turn text into tokens.")
+    offline: bool = Field(False, description="Do not contact the hub: load models from directories and the cache only.")
+    tokenizer_threads: int = Field(2, ge=1, le=64, description="Number of threads for tokenization of long texts.")
 
 
 class Batching(Section):
-    """How requests share forward passes."""
+    """Batch sizes, limits on the queue, and the result cache."""
 
     max_batch_tokens: int = Field(
-        0, ge=0, description="Tokens in one batch; a longer row goes alone. 0: chosen for each model by measuring it."
+        0,
+        ge=0,
+        description="Maximum number of tokens in a batch; a longer row is a batch of its own. 0: measured per model.",
     )
     batch_target_ms: int = Field(
-        500, ge=1, description="Where the batch size is chosen: longest that a full batch should take, in milliseconds."
+        500, ge=1, description="Target compute time of a full batch in milliseconds, if max_batch_tokens is 0."
     )
-    max_queue_tokens: int = Field(262_144, ge=1, description="Tokens that may wait; above it: 429 with Retry-After.")
+    max_queue_tokens: int = Field(
+        262_144, ge=1, description="Maximum number of waiting tokens; above it: 429 with Retry-After."
+    )
     max_wait_ms: int = Field(
-        30_000, ge=1, description="Longest that a request may be expected to wait, in milliseconds; above it: 429."
+        30_000, ge=1, description="Maximum predicted waiting time of a request in milliseconds; above it: 429."
     )
     max_age_ms: int = Field(
-        2000, ge=0, description="Every fourth batch is for jobs that have waited this long, whatever their priority."
+        2000,
+        ge=0,
+        description="Every fourth batch takes rows that waited longer than this, in milliseconds, at any priority.",
     )
-    cache_entries: int = Field(0, ge=0, description="Rows whose results are kept for when they come again; 0: none.")
-    cache_bytes: int = Field(64 * 2**20, ge=1, description="Most bytes that kept results may take.")
-    cache_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which a result is kept.")
+    cache_entries: int = Field(0, ge=0, description="Maximum number of rows in the result cache; 0: no cache.")
+    cache_bytes: int = Field(64 * 2**20, ge=1, description="Maximum size of the result cache in bytes.")
+    cache_ttl_s: float = Field(3600.0, gt=0, description="Seconds after which a cached result expires.")
 
     @model_validator(mode="after")
     def _queue_holds_a_batch(self) -> Self:
@@ -159,58 +173,74 @@ class Batching(Section):
 
 
 class Replicas(Section):
-    """The processes that compute."""
+    """Worker processes, their devices and arithmetic, and when they are restarted."""
 
-    devices: Devices = Field(("auto",), description="A replica for each: cpu, cuda:0, ...; auto: every GPU, else cpu.")
+    devices: Devices = Field(
+        ("auto",), description="Devices, with one replica on each: cpu, cuda:0, ...; auto: all GPUs, else cpu."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of the model; auto: bfloat16 where the hardware has it."
+        "auto", description="Precision of the model; auto: bfloat16 if the hardware supports it, else float32."
     )
     quantization: Quantization = Field(
         "none",
-        description="Arithmetic of the encoder's matrix products, where it is to be quicker and a little less exact: "
-        "int8 on a CPU or on a GPU from Ampere on, fp8 on one from Ada and Hopper on.",
+        description="Quantization of the encoder's matrix products, faster and slightly less accurate: int8 on a CPU, "
+        "or on a GPU from Ampere on; fp8 on a GPU from Ada and Hopper on.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads of one replica; 0: its share of the cores that there are.")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of each replica; 0: the available cores divided by the number of replicas."
+    )
     start_timeout_s: float = Field(
-        900.0, gt=0, description="Seconds that a replica gets to load its models; again, five times what it took."
+        900.0,
+        gt=0,
+        description="Seconds for a replica to load its models; a restart may take five times the longest start so far.",
     )
-    hang_timeout_s: float = Field(120.0, gt=0, description="Seconds one batch may take, else the replica restarts.")
+    hang_timeout_s: float = Field(
+        120.0, gt=0, description="Maximum seconds for one batch, after which the replica is restarted."
+    )
     hang_factor: float = Field(
-        20.0, gt=1, description="So many times as long as expected a batch may take, and 10 s, within hang_timeout_s."
+        20.0,
+        gt=1,
+        description="Multiple of a batch's predicted time that it may take; at least 10 s, at most hang_timeout_s.",
     )
     canary_interval_s: float = Field(
-        60.0, ge=0, description="Seconds between two looks whether a replica still answers what it did; 0: none."
+        60.0,
+        ge=0,
+        description="Seconds between two checks that a replica still computes known results correctly; 0: no checks.",
     )
     max_crashes: int = Field(
-        6, ge=1, description="So many losses of every replica, each within a minute of its start: /livez fails."
+        6,
+        ge=1,
+        description="Losses in a row, each within a minute of a start; /livez fails once every replica has as many.",
     )
 
 
 class Security(Section):
-    """Who may ask, and how they connect: see docs/security.md."""
+    """Authentication, TLS, CORS and proxies; see docs/security.md."""
 
     keys_file: Path | None = Field(
-        None, description="TOML file with the API keys; once there are keys, every caller needs one."
+        None, description="TOML file with API keys; if there are any keys, every request needs one."
     )
     keys: WordTable = Field(
         {},
-        description="API keys without a file: name, hash and scopes (`infer` unless told) as `python -m service key` "
-        "prints them.",
+        description="API keys without a file: name, hash and scopes (default: `infer`), as printed by "
+        "`python -m service key`.",
         json_schema_extra={"flag": "--key", "metavar": "NAME=HASH,SCOPE,...", "secret": True},
     )
     allow_anonymous: bool = Field(
-        False, description="Answer everybody, without keys, on an address that other machines reach."
+        False, description="Serve requests without keys on an address that other machines can reach."
     )
-    open_docs: bool = Field(False, description="Show /docs and /openapi.json to callers without a key, too.")
+    open_docs: bool = Field(False, description="Serve /docs and /openapi.json without a key.")
     cors_origins: Origins = Field(
-        (), description="Origins whose pages may call the API from a browser, or *; none given: no other's."
+        (), description="Origins whose pages may call the API from a browser (CORS), or * for all; default: none."
     )
     trusted_proxies: Proxies = Field(
         (),
-        description="Addresses and networks of proxies whose X-Forwarded-For names the client in the log; none given: "
-        "nobody's.",
+        description="Addresses and networks of proxies whose X-Forwarded-For header is used as the client's address in "
+        "the log; default: none.",
     )
-    tls_cert: Path | None = Field(None, description="PEM file of the certificate and its chain: serve HTTPS.")
+    tls_cert: Path | None = Field(
+        None, description="PEM file of the certificate and its chain; with it, the server uses HTTPS."
+    )
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
 
     @property
@@ -220,34 +250,34 @@ class Security(Section):
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key belong together")
+            raise ValueError("tls_cert and tls_key must be set together")
         return self
 
 
 class Tracing(Section):
-    """Where spans of requests are sent (OpenTelemetry); off unless there is an endpoint."""
+    """Tracing with OpenTelemetry; off without an endpoint."""
 
     endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
-        description="OTLP/HTTP collector, such as http://localhost:4318; none given: no tracing. Needs "
-        "requirements-tracing.txt.",
+        description="URL of an OTLP/HTTP collector, such as http://localhost:4318; default: no tracing. Requires the "
+        "packages in requirements-tracing.txt.",
         json_schema_extra={"flag": "--tracing-endpoint", "metavar": "URL"},
     )
     sample_ratio: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of the requests that are traced, of those whose caller's `traceparent` does not say.",
+        description="Fraction of requests to trace; a request with a `traceparent` header follows its sampled flag.",
         json_schema_extra={"flag": "--tracing-sample-ratio"},
     )
 
 
 class Log(Section):
-    """What is logged and how."""
+    """Level and format of the log."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least level that is logged.", json_schema_extra={"flag": "--log-level"}
+        "info", description="Lowest level that is logged.", json_schema_extra={"flag": "--log-level"}
     )
     format: Literal["auto", "json", "text"] = Field(
         "auto",

@@ -1,7 +1,7 @@
-"""Where the values of the settings come from: default < TOML file < environment < flag.
+"""Loads the settings in rising precedence: default, TOML file, environment, flag.
 
-Refuses names that are no setting, and says of a wrong value which layer it came from. The only file that reads
-`os.environ` for settings.
+An unknown name is an error, and the error for an invalid value names its source. This is the only file that reads
+settings from `os.environ`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENV_PREFIX = "ERLANGSHEN_"
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One setting as the outside sees it."""
+    """One setting: its flag, environment variable, default and description."""
 
     section: str
     name: str
@@ -37,7 +37,7 @@ class SettingRow:
     metavar: str
     help: str
     is_secret: bool
-    """Its value is shown nowhere: who mistakes a secret for its hash must not find it in a log."""
+    """The value is never printed or logged: by mistake it may be a secret instead of its hash."""
 
     @property
     def key(self) -> str:
@@ -83,12 +83,12 @@ def _metavar(name: str, annotation: Any) -> str:
 
 
 def section_help() -> dict[str, str]:
-    """Section name -> its one-line description."""
+    """The one-line description of each section, by name."""
     return {name: (type(part.default).__doc__ or "").strip() for name, part in Settings.model_fields.items()}
 
 
 ENV_CONFIG = "ERLANGSHEN_CONFIG"
-# Kubernetes injects these into every pod beside a Service called "erlangshen": they are not ours and not typos.
+# Kubernetes sets these in every pod if there is a Service called "erlangshen": they are not settings.
 _KUBERNETES_LINK = re.compile(
     r"ERLANGSHEN_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
 )
@@ -100,7 +100,11 @@ def load(
     config: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """The settings from all layers; `flags` maps "section.name" to what was typed. SettingError names what is wrong."""
+    """The settings from all sources; `flags` maps "section.name" to the value of the flag.
+
+    Raises:
+        SettingError: names each invalid setting, its value, its source and the problem.
+    """
     environ = os.environ if environ is None else environ
     values: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
@@ -116,13 +120,13 @@ def load(
 
 
 def weight_cache_folder(setting: str, environ: Mapping[str, str] | None = None) -> Path | None:
-    """What `models.weight_cache_dir` names; None when it is off, or when this user has no place for caches."""
+    """The folder for a value of `models.weight_cache_dir`; None if it is off, or if the user has no home directory."""
     if setting in ("off", ""):
         return None
     if setting != "auto":
         return Path(setting).expanduser()
     base = Path((os.environ if environ is None else environ).get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # the rules of XDG: not set, or wrong
+    if not base.is_absolute():  # XDG: an unset or relative path means the default
         try:
             base = Path.home() / ".cache"
         except RuntimeError:
@@ -140,12 +144,12 @@ def _from_flags(flags: Mapping[str, Any]) -> Layer:
 
 def _from_env(environ: Mapping[str, str]) -> Layer:
     known = {row.env: row for row in setting_rows()}
-    # An empty variable is how compose files say "not set".
+    # An empty variable counts as not set: compose files define variables in this way.
     ours = [name for name, value in environ.items() if name.startswith(ENV_PREFIX) and name != ENV_CONFIG and value]
     for name in ours:
         if name not in known and not _KUBERNETES_LINK.fullmatch(name):
-            # Without its value: a name that is not ours may hold a secret.
-            raise SettingError(f"environment: {name} is no setting{_nearest(name, known, ENV_PREFIX)}")
+            # Without its value: a variable of another program may hold a secret.
+            raise SettingError(f"environment: {name} is not a setting{_nearest(name, known, ENV_PREFIX)}")
     return [(known[name], environ[name], name) for name in ours if name in known]
 
 
@@ -156,11 +160,11 @@ def _from_file(path: str | Path | None) -> Layer:
     layer: Layer = []
     for section, part in _read_toml(path).items():
         if section not in Settings.model_fields or not isinstance(part, dict):
-            raise SettingError(f"{path}: [{section}] is no section{_nearest(section, Settings.model_fields)}")
+            raise SettingError(f"{path}: [{section}] is not a section{_nearest(section, Settings.model_fields)}")
         for name, value in part.items():
             key = f"{section}.{name}"
             if key not in known:
-                raise SettingError(f"{path}: {key} is no setting{_nearest(key, known)}")
+                raise SettingError(f"{path}: {key} is not a setting{_nearest(key, known)}")
             layer.append((known[key], value, str(path)))
     return layer
 
@@ -175,7 +179,7 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """A `prefix` that all names share would make all of them near."""
+    """A hint at the most similar name. Compares without `prefix`, which would make all names similar."""
     near = get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else "; see docs/settings.md for all of them"
 

@@ -153,7 +153,7 @@ def test_its_output_holds_no_secret_no_hash_and_no_text(guarded: Guarded) -> Non
         (("--host", "0.0.0.0"), ("--keys-file FILE", "--allow-anonymous")),
         (("--keys-file", "nowhere.toml"), ("keys file nowhere.toml", "No such file")),
         (("--key", "app=erl_mistaken"), ("security.keys.app.hash", "64 hexadecimal digits")),
-        (("--tls-cert", "nowhere.pem"), ("tls_cert and tls_key belong together",)),
+        (("--tls-cert", "nowhere.pem"), ("tls_cert and tls_key must be set together",)),
         (("--tls-cert", "nowhere.pem", "--tls-key", "nowhere.pem"), ("nowhere.pem", "No such file")),
     ],
 )

@@ -77,16 +77,16 @@ def test_models_and_labels_are_given_alike_by_flag_environment_and_file(tmp_path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[sever]\nport = 1", ["[sever]", "no section", "did you mean server"]),
+        ("[sever]\nport = 1", ["[sever]", "is not a section", "did you mean server"]),
         ("[server]\nprot = 1", ["server.prot", "1", "did you mean server.port"]),
-        ("port = 1", ["[port]", "no section"]),
+        ("port = 1", ["[port]", "is not a section"]),
         ("[server]\nport = 'x'", ["server.port", "'x'", "settings.toml", "integer"]),
         ("[server]\nport = 70000", ["server.port", "70000", "65535"]),
         ("[server", ["settings.toml", "not TOML"]),
         ("[models.labels]\na = 'x'\n[log]\nlevel = 'loud'", ["log.level", "'loud'", "'debug', 'info'"]),
         ("[batching]\nmax_queue_tokens = 10\nmax_batch_tokens = 11", ["max_queue_tokens", "max_batch_tokens (11)"]),
         ("[server]\ndefault_timeout_ms = 1000000", ["default_timeout_ms", "max_timeout_ms (600000)"]),
-        ("[security]\ntls_cert = 'x'", ["security", "tls_cert and tls_key belong together"]),
+        ("[security]\ntls_cert = 'x'", ["security", "tls_cert and tls_key must be set together"]),
         ("[security]\ntrusted_proxies = ['proxy']", ["security.trusted_proxies", "'proxy'"]),
         ("[security]\ncors_origins = ['a.b']", ["security.cors_origins", "'a.b'", "https://app.example.com"]),
     ],
@@ -104,19 +104,19 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ERLANGSHEN_SERVER__PROT", "ERLANGSHEN_SERVER", "ERLANGSHEN_THREADS"])
 def test_an_unknown_environment_name_is_refused(name: str) -> None:
-    with pytest.raises(SettingError, match=f"{name} is no setting"):
+    with pytest.raises(SettingError, match=f"{name} is not a setting"):
         given(**{name: "1"})
 
 
 def test_a_name_that_is_no_setting_keeps_its_secret_and_gets_a_sensible_hint(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"ERLANGSHEN_API_KEY is no setting; see docs/settings\.md") as caught:
+    with pytest.raises(SettingError, match=r"ERLANGSHEN_API_KEY is not a setting; see docs/settings\.md") as caught:
         given(ERLANGSHEN_API_KEY="s3cret")
     assert "s3cret" not in caught.value.detail
     with pytest.raises(SettingError, match=r"did you mean ERLANGSHEN_SERVER__PORT\?"):
         given(ERLANGSHEN_SERVER__PROT="1")
     file = tmp_path / "a.toml"
     file.write_text('[server]\nkey = "s3cret"\n')
-    with pytest.raises(SettingError, match=r"server\.key is no setting") as caught:
+    with pytest.raises(SettingError, match=r"server\.key is not a setting") as caught:
         given(config=file)
     assert "s3cret" not in caught.value.detail
 
