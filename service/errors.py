@@ -1,31 +1,31 @@
-"""Every error that a caller may meet, with its HTTP status and its stable code.
+"""All errors that a client can receive, with their HTTP status and stable code.
 
 ServiceError
 ├── InvalidRequest            422 invalid_request: a field is wrong, too long or empty
-│   └── MalformedBody         400 malformed_body: not JSON, not UTF-8
-├── Unauthorized              401 unauthorized: no API key, or one that is not known
-├── Forbidden                 403 forbidden: the key's scopes do not reach this route
+│   └── MalformedBody         400 malformed_body: not JSON or not UTF-8
+├── Unauthorized              401 unauthorized: no API key, or an unknown one
+├── Forbidden                 403 forbidden: the key lacks the scope of this route
 ├── MalformedRequest          400 malformed_request: not HTTP/1.1
-├── RequestTimeout            408 request_timeout: the request itself came too slowly
+├── RequestTimeout            408 request_timeout: the request arrived too slowly
 ├── BodyTooLarge              413 body_too_large
 ├── UnsupportedEncoding       415 unsupported_encoding: a compressed body
 ├── HeadersTooLarge           431 headers_too_large
 ├── NotFound                  404 not_found: no such route
 │   └── ModelNotFound         404 model_not_found
 ├── MethodNotAllowed          405 method_not_allowed
-├── RateLimited               429 rate_limited, retryable: the key's own limit
+├── RateLimited               429 rate_limited, retryable: the key is at one of its limits
 ├── QueueFull                 429 queue_full, retryable
-├── DeadlineUnreachable       429 deadline_unreachable, retryable: too much waits for it to be answered in time
+├── DeadlineUnreachable       429 deadline_unreachable, retryable: the predicted wait exceeds the deadline
 ├── Unavailable               503 unavailable, retryable: starting, draining, no replica
 │   ├── TooManyConnections    503 too_many_connections, retryable
 │   ├── ReplicaLost           503 replica_lost, retryable
-│   └── OutOfMemory           503 out_of_memory, retryable: the device has no room for this row
+│   └── OutOfMemory           503 out_of_memory, retryable: this row does not fit into the device's memory
 ├── DeadlineExceeded          504 deadline_exceeded
-├── InferenceFailed           500 inference_failed: the forward itself failed on this row
-└── StartupError              no status: the process cannot start (bad setting, bad checkpoint)
-    ├── SettingError          a setting has a bad value
-    ├── DatasetError          a data set is not there or cannot be read
-    └── CheckpointError       a model cannot be found, read or understood
+├── InferenceFailed           500 inference_failed: the forward pass failed on this row
+└── StartupError              not sent to clients: the process cannot start
+    ├── SettingError          a setting is invalid
+    ├── DatasetError          a data set is missing or cannot be read
+    └── CheckpointError       a checkpoint is missing, invalid or unsupported
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One thing wrong with one field of a request; `field` is its path, as in `inputs[3].text`."""
+    """One problem of one field of a request; `field` is its path, as in `inputs[3].text`."""
 
     field: str
     message: str
 
 
 class ServiceError(Exception):
-    """Base of all errors that callers see. `detail` is safe to show: it never holds a request's text."""
+    """Base of all errors that clients receive. `detail` is safe to show: it never contains a request's text."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -63,7 +63,7 @@ class InvalidRequest(ServiceError):
 
     @classmethod
     def of(cls, field: str, message: str) -> InvalidRequest:
-        """The usual case: one field, one problem."""
+        """An error with one problem of one field."""
         return cls(f"{field}: {message}", errors=[FieldError(field, message)])
 
 
@@ -183,4 +183,4 @@ class CheckpointError(StartupError):
 
 
 class Died(Exception):
-    """No caller meets this one: a process computes no more as it should, and a new one has a better chance."""
+    """A worker process can no longer compute correctly and must be replaced. Never reaches a client."""

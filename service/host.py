@@ -1,6 +1,6 @@
-"""This process's control groups, and what the kernel writes in them: limits and counts, in version 1 and version 2.
+"""Reads what this machine provides: cores, memory, control groups (v1 and v2), devices, CPU features, open files.
 
-Knows not what the numbers are for. Whatever is not there reads as empty: many systems have no control groups.
+A missing file reads as empty: many systems have no control groups.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.domain import Memory
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
-    """A folder of the kernel's, that may not be there: a container does not see the path of its own group."""
+    """The folder of a control group. It may not exist: a container cannot see the path of its own group."""
 
     folder: Path
     is_v1: bool
@@ -29,7 +29,7 @@ class Cgroup:
 
 
 def cgroups(controller: str, root: Path = Path("/")) -> Iterator[Cgroup]:
-    """This process's group and every group above it, of version 1's hierarchy with this controller and of version 2."""
+    """The control group of this process and all its parents, in the v1 hierarchy of `controller` and in v2."""
     mounts = root / "sys/fs/cgroup"
     for controllers, path in _memberships(root / "proc/self/cgroup", controller):
         swapped = ",".join(reversed(controllers.split(",")))
@@ -40,7 +40,7 @@ def cgroups(controller: str, root: Path = Path("/")) -> Iterator[Cgroup]:
 
 
 def number_of(text: str, key: str) -> int | None:
-    """The number behind `key` in lines of keys and numbers."""
+    """The number after `key` in a text with one key and number per line; None if there is none."""
     found = dict(line.split()[:2] for line in text.splitlines() if " " in line).get(key, "")
     return int(found) if found.isdecimal() else None
 
@@ -53,7 +53,7 @@ def read_text(file: Path) -> str:
 
 
 def _memberships(file: Path, controller: str) -> Iterator[tuple[str, PurePosixPath]]:
-    """(controllers, group); of version 2 there are no controllers."""
+    """Pairs of (controllers, path); controllers is empty for v2."""
     for line in read_text(file).splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
@@ -61,13 +61,16 @@ def _memberships(file: Path, controller: str) -> Iterator[tuple[str, PurePosixPa
 
 
 def num_cores(root: Path = Path("/"), num_allowed: int | None = None) -> int:
-    """At least 1; a quota of 2.5 cores counts as 2. `num_allowed` is the size of the affinity mask."""
+    """The number of cores that this process may use, at least 1; a quota of 2.5 cores counts as 2.
+
+    `num_allowed` is the size of the affinity mask.
+    """
     allowed = len(os.sched_getaffinity(0)) if num_allowed is None else num_allowed
     return max(1, int(min([allowed, *_quotas(root)])))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The limits of this process's control group and of every group above it, in cores."""
+    """The CPU quotas of this process's control group and all its parents, in cores."""
     for group in cgroups("cpu", root):
         quota = _quota_v1(group) if group.is_v1 else _quota_v2(group)
         if quota is not None:
@@ -89,32 +92,32 @@ def _quota_v1(group: Cgroup) -> float | None:
 
 
 UNLIMITED = 1 << 60
-"""Above this a limit is version 1's way to say that there is none."""
+"""Control groups v1 report a limit above this if there is none."""
 
 
 def process_memory(root: Path = Path("/")) -> Memory:
-    """What this process holds, of what its control group or else the machine allows all of its processes."""
+    """Resident memory of this process, and the limit of its control group, or else the memory of the machine."""
     held = int(read_text(root / "proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     machine = (number_of(read_text(root / "proc/meminfo"), "MemTotal:") or 0) * 1024
     return Memory(allocated=held, total=min([machine, *_memory_limits(root)]))
 
 
 class OomKills:
-    """The kernel's out-of-memory kills of which it is not known yet whom they hit; shared by all that may be."""
+    """Out-of-memory kills by the kernel that are not yet attributed to a worker process; shared by all replicas."""
 
     def __init__(self, count: Callable[[], int] | None = None) -> None:
         self._count = count or oom_kills
-        self._num_known = self._count()
+        self._num_taken = self._count()
 
     def take(self) -> bool:
-        """Whether there is one; then it is known now."""
-        has_one = self._count() > self._num_known
-        self._num_known += has_one
+        """Takes one kill; False if there is none."""
+        has_one = self._count() > self._num_taken
+        self._num_taken += has_one
         return has_one
 
 
 def oom_kills(root: Path = Path("/")) -> int:
-    """How many processes the kernel's out-of-memory killer has ended: in this control group, or else on the machine."""
+    """The number of out-of-memory kills in this control group, or else on the machine."""
     for group in cgroups("memory", root):
         count = number_of(group.read("memory.oom_control" if group.is_v1 else "memory.events"), "oom_kill")
         if count is not None:
@@ -134,14 +137,14 @@ SUCCESS = 0
 
 
 def resolve_devices(devices: Sequence[str], count: Callable[[], int] | None = None) -> tuple[str, ...]:
-    """ "auto" becomes every CUDA device, or the CPU where there is none; other names stay as they are."""
+    """Replaces "auto" by all CUDA devices, or by the CPU if there are none; other names are unchanged."""
     if tuple(devices) != ("auto",):
         return tuple(devices)
     return tuple(f"cuda:{index}" for index in range((count or num_cuda_devices)())) or ("cpu",)
 
 
 def num_cuda_devices(driver: str = DRIVER) -> int:
-    """0 without a driver or a device. The driver itself honours CUDA_VISIBLE_DEVICES."""
+    """The number of CUDA devices; 0 without a driver. The driver applies CUDA_VISIBLE_DEVICES."""
     try:
         cuda = ctypes.CDLL(driver)
     except OSError:
@@ -153,11 +156,11 @@ def num_cuda_devices(driver: str = DRIVER) -> int:
 
 
 _ARITHMETIC = ("avx", "amx", "fma", "sse", "asimd", "sve", "sme", "bf16", "i8mm")
-"""How the abilities begin on which a matrix product depends."""
+"""Prefixes of the CPU features that affect matrix products."""
 
 
 def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Its sets of instructions for arithmetic (x86 `flags`, Arm `Features`); none where the kernel does not tell."""
+    """The CPU's instruction sets for arithmetic (x86 `flags`, Arm `Features`); empty if none are listed."""
     if not path.is_file():
         return frozenset()
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -167,23 +170,27 @@ def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 logger = logging.getLogger(__name__)
 
-OTHERS = 256
-"""Descriptors that are not connections: pipes to replicas, files, libraries; and connections about to be refused."""
+RESERVED_FILES = 256
+"""File descriptors for other uses than connections: pipes to replicas, files, libraries, connections to be refused."""
 
 
 def fit_connections(connections: int) -> int:
-    """Raises the soft limit to the hard one; fewer than were asked for are told of in the log."""
+    """Raises the soft limit of open files to the hard limit. Returns the number of connections that fit, at most
+    `connections`, and logs a warning if it is less."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY or hard >= connections + OTHERS:
+    if hard == resource.RLIM_INFINITY or hard >= connections + RESERVED_FILES:
         return connections
-    allowed = max(1, hard - OTHERS)
-    logger.warning("fewer connections than set: the hard limit of open files is low", extra={"connections": allowed})
+    allowed = max(1, hard - RESERVED_FILES)
+    logger.warning(
+        "max_connections lowered to fit the hard limit of open files; raise it with ulimit -Hn",
+        extra={"connections": allowed},
+    )
     return allowed
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether only this machine can reach the address; other names than localhost are not resolved."""
+    """Whether only this machine can reach the address. Host names other than localhost are not resolved."""
     try:
         return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:
@@ -191,5 +198,5 @@ def is_loopback(host: str | None) -> bool:
 
 
 def local_address(host: str) -> str:
-    """The address at which this machine reaches a server that listens on `host`."""
+    """The address with which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

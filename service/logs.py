@@ -1,7 +1,7 @@
-"""Log lines: JSON with the ids of request and trace for machines, plain text for a person at a terminal.
+"""Log format: JSON lines with the ids of request and trace, or plain text on a terminal.
 
-Messages are constant; what varies comes as fields (`extra={...}`). Users' text is never logged: a traceback is written
-without the exception's message, which may quote it. Called again in every child process.
+Messages are constant; variable data are fields (`extra={...}`). Users' text is never logged: a traceback is logged
+without the exception's message, which may quote text. Worker processes call `configure` as well.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from service.tracing import trace
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-# They say on every request or download what our own lines say better.
+# They log every request and download, which the log lines of this service cover.
 _QUIET = ("httpx", "httpcore", "huggingface_hub", "filelock", "urllib3")
 
 
 def new_request_id() -> str:
-    """Nobody has to be kept from guessing it: a secret number would cost a system call."""
+    """A random id. It need not be secret: a secure random number would cost a system call."""
     return f"{random.getrandbits(128):032x}"
 
 
 def configure(level: str = "info", format: str = "auto") -> None:
-    """Route every logger of the process, uvicorn's too, through one writer to stderr."""
-    _leave_out_what_no_line_shows()
+    """Routes all loggers of the process, including uvicorn's, through one handler to stderr."""
+    _disable_unused_fields()
     as_text = sys.stderr.isatty() if format == "auto" else format == "text"
-    writer = logging.StreamHandler(sys.stderr)
-    writer.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     root = logging.getLogger()
-    root.handlers[:] = [writer]
+    root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logger = logging.getLogger(name)
@@ -48,15 +48,15 @@ def configure(level: str = "info", format: str = "auto") -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _leave_out_what_no_line_shows() -> None:
-    """File and line, thread and process: to find them out costs as much as to write the line (Python's logging HOWTO,
-    "Optimization")."""
+def _disable_unused_fields() -> None:
+    """Disables file, line, thread and process, which cost as much as writing the line. Source: Python's logging HOWTO,
+    "Optimization"."""
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -70,7 +70,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, message and the fields behind it."""
+    """Time, level, message and fields on one line, followed by the stack of an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
@@ -93,5 +93,5 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def stack_of(frames: TracebackType | None) -> str:
-    """Where an exception came from, without its message."""
+    """The stack of an exception, without its message."""
     return "".join(traceback.format_tb(frames)).rstrip()

@@ -1,6 +1,6 @@
-"""The values that the labels of the metrics take, and the bounds of their buckets.
+"""Label values and histogram buckets of the metrics.
 
-Names that callers send are never among them: what they may be is written here, or in the configuration.
+Label values come from this file or from the configuration, never from a request.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 NO_MODEL = "none"
-"""The `model` label of a request that was refused before it was routed: names sent by callers never become labels."""
+"""The `model` label of a request that was refused before a model was chosen."""
 OTHER_LABEL = "other"
-"""The `label` label of a prediction in a caller's own words."""
+"""The `label` label of a prediction whose label came from the request."""
 
 NO_KEY = "none"
-"""The `key` label of a request that brought no key, or one that is not known."""
+"""The `key` label of a request whose API key is missing or unknown."""
 
 DropReason = Literal["cancelled", "expired", "abandoned"]
 RefusalReason = Literal["queue_full", "wait_too_long", "deadline", "draining"]

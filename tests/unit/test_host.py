@@ -12,7 +12,7 @@ import pytest
 
 from service.domain import Memory
 from service.host import (
-    OTHERS,
+    RESERVED_FILES,
     cpu_features,
     fit_connections,
     num_cores,
@@ -197,13 +197,13 @@ def hard() -> Iterator[int]:
 
 def test_the_soft_limit_becomes_the_hard_one(hard: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert fit_connections(hard - OTHERS) == hard - OTHERS
+        assert fit_connections(hard - RESERVED_FILES) == hard - RESERVED_FILES
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     assert caplog.records == []
 
 
 def test_where_there_is_less_room_than_wanted_it_is_told(hard: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert fit_connections(hard) == hard - OTHERS
+        assert fit_connections(hard) == hard - RESERVED_FILES
     (record,) = caplog.records
-    assert record.connections == hard - OTHERS  # type: ignore[attr-defined]
+    assert record.connections == hard - RESERVED_FILES  # type: ignore[attr-defined]
