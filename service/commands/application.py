@@ -1,4 +1,4 @@
-"""The composition root: everything that one server is made of, and its life: fetch, start, announce, drain, stop."""
+"""Composition root: creates the parts of the service, and runs their lifecycle: fetch, start, announce, drain, stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.batching.result_cache import ResultCache
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.converted import files_to_read, form_of
 from service.checkpoints.files import read_ahead, weight_files
-from service.commands.models import fetch_checkpoint, first_request, loading_progress, specs_of
+from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
 from service.errors import StartupError
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
@@ -44,8 +44,8 @@ STOPPING = "the service is stopping"
 class Application:
     """Implements the `ServiceState` of the HTTP layer and the `Drainable` of the server.
 
-    `begin` once, then `lifespan` around the server; `failure` is why it stopped by itself. `load` is how a worker
-    process loads an engine, where it is not the usual way.
+    Call `begin` once, and run the server inside `lifespan`. `failure` is set if the start failed. `load` replaces the
+    function with which worker processes load an engine.
     """
 
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
@@ -62,7 +62,7 @@ class Application:
         self._load = load or partial(
             load_engine, quantization=settings.replicas.quantization, weight_cache=self._weight_cache
         )
-        self._specs = specs_of(settings.models)
+        self._specs = parse_specs(settings.models)
         self._devices = host.resolve_devices(settings.replicas.devices)
         self._threads = settings.replicas.threads or max(1, host.num_cores() // len(self._devices))
         self._checkpoints: list[Checkpoint] = []
@@ -109,14 +109,14 @@ class Application:
 
     async def _start(self) -> None:
         try:
-            await in_daemon_thread(self._fetch)
+            await run_in_daemon_thread(self._fetch)
             self._pool = self._make_pool()
             await self._pool.start(self._batcher.feed)
         except StartupError as error:
             self._fail(error)
-        except Exception as error:  # the edge of the start: whatever it is, the process must end and say so
+        except Exception as error:  # whatever the start raises, the process must exit with an error message
             logger.exception("start failed")
-            self._fail(StartupError(f"the start failed: {type(error).__name__}"))
+            self._fail(StartupError(f"the start failed: {type(error).__name__}; the log has its stack"))
         else:
             self._announce()
 
@@ -125,7 +125,7 @@ class Application:
         self._on_failure()
 
     def _fetch(self) -> None:
-        """Finds or downloads every checkpoint and reads its vocabulary. Runs in a thread: downloads take minutes."""
+        """Finds or downloads each checkpoint, and reads its vocabulary. Runs in a thread, as downloads take minutes."""
         models = self._settings.models
         for spec in self._specs:
             checkpoint = fetch_checkpoint(spec, models)
@@ -144,12 +144,12 @@ class Application:
                 self.metrics.declare_predictions(name, model.name, TASKS[name].own_labels(model))
 
     def _read_ahead(self) -> None:
-        """Keeps the disk busy while the children import torch."""
+        """Reads weights into the page cache while the worker processes import torch."""
         precision, quantization = self._settings.replicas.precision, self._settings.replicas.quantization
         device = self._devices[0].partition(":")[0]
         guesses = ("bfloat16", "float32") if precision == "auto" else (precision,)
         forms = [form_of(device, each, quantization) for each in guesses]
-        with suppress(OSError):  # who needs the files will tell what is wrong with them
+        with suppress(OSError):  # loading the files reports errors
             files = [
                 files_to_read(self._weight_cache, checkpoint.origin, weight_files(checkpoint.path), forms)
                 for checkpoint in self._checkpoints
@@ -186,13 +186,13 @@ class Application:
             precision=replicas.precision,
             load=self._load,
             set_up_logs=partial(logs.configure, self._settings.log.level, self._settings.log.format),
-            on_progress=loading_progress(),
+            on_progress=make_progress(),
             on_profile=self._latency_models.calibrate,
             on_wrong_answer=self._batcher.distrust_results,
         )
 
     def _announce(self) -> None:
-        # What was made so far stays: the garbage collector need not look at it again, which would halt all requests.
+        # All objects so far are permanent: excluded from collections, which would pause all requests to traverse them.
         gc.collect()
         gc.freeze()
         served = ", ".join(self._models)
@@ -206,7 +206,7 @@ class Application:
             flush=True,
         )
 
-    # the state that the HTTP layer asks for
+    # ServiceState
 
     def why_not_ready(self) -> str | None:
         return STOPPING if self.is_stopping else self.why_not_accepting()
@@ -215,7 +215,6 @@ class Application:
         return self._pool.why_not_alive() if self._pool else None
 
     def why_not_accepting(self) -> str | None:
-        """Requests are still accepted for a while after readiness is gone."""
         if self.is_closed:
             return STOPPING
         if self._pool is None:
@@ -257,7 +256,7 @@ class Application:
     # stopping
 
     def give_up(self) -> None:
-        """Running requests had their time: what still waits fails now, while there is a connection to say so."""
+        """Fails the waiting requests at the end of the drain, while their connections can still send a response."""
         self._batcher.close()
 
     async def _stop(self) -> None:
@@ -269,15 +268,15 @@ class Application:
         logger.info("stopped")
 
 
-async def in_daemon_thread(call: Callable[[], None]) -> None:
-    """Like asyncio.to_thread, but a process that has to end does not wait for the thread."""
+async def run_in_daemon_thread(call: Callable[[], None]) -> None:
+    """Like asyncio.to_thread, but the process can exit while the thread is running."""
     done: Future[None] = Future()
     done.set_running_or_notify_cancel()
 
     def body() -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001 - handed over to whoever awaits
+        except Exception as error:  # noqa: BLE001 - raised by the await
             done.set_exception(error)
         else:
             done.set_result(None)

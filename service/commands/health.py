@@ -1,6 +1,6 @@
-"""`python -m service health`: 0 when the server with these settings is ready, for whoever watches a container.
+"""`python -m service health`: exits with 0 if the server is ready, else with 1; the health check of a container.
 
-Knows of the server what the settings tell: where it listens, and whether it speaks TLS.
+The settings must be those of the server: address, port and TLS.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ TIMEOUT_S = 4.0
 
 
 def run(argv: Sequence[str]) -> int:
-    parser = ArgumentParser(
-        prog="python -m service health", description="Ask the server of these settings if it is ready."
-    )
+    parser = ArgumentParser(prog="python -m service health", description="Check whether the server is ready.")
     add_setting_flags(parser)
     reason = why_not_ready(settings_from(parser.parse_args(argv)))
     if reason is None:
@@ -31,21 +29,21 @@ def run(argv: Sequence[str]) -> int:
 
 
 def why_not_ready(settings: Settings) -> str | None:
-    """None when /readyz says 200."""
+    """The reason why the server is not ready; None if /readyz returns 200."""
     connection = _connection(settings)
     try:
         connection.request("GET", "/readyz")
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:
-        return f"no answer: {type(error).__name__}"
+        return f"no response from {connection.host}:{connection.port}: {type(error).__name__}"
     finally:
         connection.close()
-    return None if status == OK else f"/readyz says {status}"
+    return None if status == OK else f"/readyz returned {status}"
 
 
 def _connection(settings: Settings) -> HTTPConnection:
     host, port = local_address(settings.server.host), settings.server.port
     if settings.security.tls_cert is None:
         return HTTPConnection(host, port, timeout=TIMEOUT_S)
-    # It asks this machine whether it is ready, not who it is: the certificate is made out to another name.
+    # Without verification: this connects to a local address, and the certificate is issued for the public name.
     return HTTPSConnection(host, port, timeout=TIMEOUT_S, context=ssl._create_unverified_context())

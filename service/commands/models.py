@@ -1,4 +1,4 @@
-"""Which models were asked for, where the one that ships lies, and what a newcomer should ask them first."""
+"""The models to serve: parses their settings, fetches their checkpoints, and shows the progress of loading."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ from service.tasks.text_model import TextModel
 SHIPPED = "mini"
 
 
-def specs_of(models: Models) -> list[ModelSpec]:
-    """What to serve; SettingError for two models of one name, or labels for a model that is not served."""
+def parse_specs(models: Models) -> list[ModelSpec]:
+    """The models to serve, from the settings.
+
+    Raises:
+        SettingError: two models have the same name, or labels are set for a model that is not served.
+    """
     specs = [parse_spec(text) for text in models.specs or (SHIPPED,)]
     served = [spec.name for spec in specs]
     for name in served:
         if served.count(name) > 1:
-            raise SettingError(f"models.specs: two models are called {name}; name one with --model NAME=SOURCE")
+            raise SettingError(f"models.specs: two models are called {name}; rename one with --model NAME=SOURCE")
     for name in models.labels:
         if name not in served:
             raise SettingError(f"models.labels: {name} is not served; there is {', '.join(served)}")
@@ -36,21 +40,21 @@ def specs_of(models: Models) -> list[ModelSpec]:
 
 
 def fetch_checkpoint(spec: ModelSpec, models: Models) -> Checkpoint:
-    """The checkpoint in a local folder, after a download where that is needed and allowed; called as the user did."""
+    """The checkpoint in a local folder, downloaded if necessary and allowed. `source` is as in the settings."""
     labels = models.labels.get(spec.name, ())
-    found = resolve(locate_shipped(spec), labels=labels, cache_dir=models.cache_dir, offline=models.offline)
-    return replace(found, source=spec.source)
+    checkpoint = resolve(locate_shipped(spec), labels=labels, cache_dir=models.cache_dir, offline=models.offline)
+    return replace(checkpoint, source=spec.source)
 
 
 def locate_shipped(spec: ModelSpec) -> ModelSpec:
-    """A model called `mini` and nothing else is the one that ships inside the package."""
+    """Replaces the source `mini` by the folder of the model that ships with the package."""
     if spec.source != SHIPPED or Path(SHIPPED).is_dir():
         return spec
     return replace(spec, source=str(Path(service.__file__).parent / "models" / SHIPPED))
 
 
 def first_request(models: Iterable[TextModel]) -> tuple[str, dict[str, Any]]:
-    """A task and a body that one of these models answers: what a newcomer should try first."""
+    """A task and a request body that one of these models can answer, as an example to start with."""
     body = next(iter(EXAMPLES["classify"].requests.values()))
     for model in models:
         if model.can_choose:
@@ -63,11 +67,11 @@ def first_request(models: Iterable[TextModel]) -> tuple[str, dict[str, Any]]:
 logger = logging.getLogger(__name__)
 
 STEPS = 4
-"""Log lines for one model on one replica."""
+"""Number of log lines while a replica loads a model."""
 
 
 class LoadingBars:
-    """One bar for each model on each replica."""
+    """Shows a progress bar for each model on each replica."""
 
     def __init__(self) -> None:
         self._bars: dict[tuple[str, str], tqdm[None]] = {}
@@ -85,7 +89,7 @@ class LoadingBars:
 
 
 class LoadingLines:
-    """A line at every quarter; from the start again when a second pass follows, as reading does on converting."""
+    """Logs a line per quarter of each model on each replica, again for a second pass (converting, then reading)."""
 
     def __init__(self) -> None:
         self._steps: dict[tuple[str, str], int] = {}
@@ -98,5 +102,5 @@ class LoadingLines:
             logger.info("loading model", extra={"model": loading.model, "replica": replica, "percent": percent})
 
 
-def loading_progress() -> LoadingBars | LoadingLines:
+def make_progress() -> LoadingBars | LoadingLines:
     return LoadingBars() if sys.stderr.isatty() else LoadingLines()

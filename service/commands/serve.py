@@ -1,6 +1,6 @@
-"""`python -m service serve`: the composition root. Settings in, a running server out.
+"""`python -m service serve`: runs the HTTP server.
 
-The HTTP server is up at once and says 503 while models are fetched and loaded; SIGTERM drains and ends with 0.
+The server listens at once, and responds with 503 until the models are loaded. SIGTERM drains it; the exit code is 0.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from service.server.security import check_certificate, make_key_store, make_relo
 from service.server.uvicorn_server import Server
 from service.settings import Settings
 
-LAST_ANSWERS_S = 5
-"""From the failing of what still waits to the closing of its connections."""
+LAST_RESPONSES_S = 5
+"""Time for the last responses: from the end of the drain, when waiting requests fail, to closing their connections."""
 
 
 def run(argv: Sequence[str]) -> int:
-    parser = ArgumentParser(prog="python -m service serve", description="Answer requests over HTTP.")
+    parser = ArgumentParser(prog="python -m service serve", description="Run the HTTP server.")
     add_setting_flags(parser)
     settings = settings_from(parser.parse_args(argv))
     logs.configure(settings.log.level, settings.log.format)
@@ -72,6 +72,6 @@ def make_server(application: Application, settings: Settings) -> Server:
         ssl_certfile=settings.security.tls_cert,
         ssl_keyfile=settings.security.tls_key,
         timeout_keep_alive=round(limits.keep_alive_s),
-        timeout_graceful_shutdown=LAST_ANSWERS_S,
+        timeout_graceful_shutdown=LAST_RESPONSES_S,
     )
     return Server(config, application, connection_limits, make_reload(settings.security, key_store, config))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from service.cli import COMMANDS
-from service.commands.serve import LAST_ANSWERS_S
+from service.commands.serve import LAST_RESPONSES_S
 from service.settings import VERSION
 from service.settings_sources import load
 from tests.deploy.manifests import DOCKERFILE, K8S, ROOT, image_environment
@@ -94,7 +94,7 @@ def test_compose_sets_settings_that_there_are(compose: tuple[dict[str, Any], ...
 def test_compose_waits_for_the_drain() -> None:
     server = load(environ=service_environment(COMPOSE)).server
     patience = int(COMPOSE["services"]["erlangshen"]["stop_grace_period"].removesuffix("s"))
-    assert patience > server.drain_delay_s + server.drain_timeout_s + LAST_ANSWERS_S
+    assert patience > server.drain_delay_s + server.drain_timeout_s + LAST_RESPONSES_S
 
 
 def test_what_compose_mounts_is_there() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.api.auth import PROBES
-from service.commands.serve import LAST_ANSWERS_S
+from service.commands.serve import LAST_RESPONSES_S
 from service.settings import Settings
 from service.settings_sources import ENV_PREFIX, load
 from tests.deploy.manifests import (
@@ -115,7 +115,7 @@ def test_a_pod_has_as_long_to_end_as_the_service_takes(overlay: str) -> None:
     server = settings(overlay).server
     command = container(overlay)["lifecycle"]["preStop"]["exec"]["command"]
     assert command[:-1] == ["sleep"]
-    longest = float(command[-1]) + server.drain_delay_s + server.drain_timeout_s + LAST_ANSWERS_S
+    longest = float(command[-1]) + server.drain_delay_s + server.drain_timeout_s + LAST_RESPONSES_S
     assert longest < pod(overlay)["terminationGracePeriodSeconds"] <= 2 * longest
 
 

@@ -55,13 +55,13 @@ def test_a_server_that_is_not_ready_is_not_healthy(
     with answering(503) as port:
         monkeypatch.setenv("ERLANGSHEN_SERVER__PORT", str(port))
         assert cli.main(["health"]) == 1
-    assert capsys.readouterr().err == "/readyz says 503\n"
+    assert capsys.readouterr().err == "/readyz returned 503\n"
 
 
 def test_silence_is_not_healthy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    assert why_not_ready(settings(port)) == "no answer: ConnectionRefusedError"
+    assert why_not_ready(settings(port)) == f"no response from 127.0.0.1:{port}: ConnectionRefusedError"
 
 
 def test_a_server_with_a_certificate_is_asked_over_tls_whoever_it_says_to_be(tmp_path: Path) -> None:

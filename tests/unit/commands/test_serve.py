@@ -11,8 +11,8 @@ import pytest
 
 import service
 from service.api.schemas import ClassifyRequest, EmbedRequest
-from service.commands.application import in_daemon_thread
-from service.commands.models import LoadingBars, LoadingLines, first_request, locate_shipped, specs_of
+from service.commands.application import run_in_daemon_thread
+from service.commands.models import LoadingBars, LoadingLines, first_request, locate_shipped, parse_specs
 from service.errors import CheckpointError, SettingError
 from service.replicas.protocol import Loading
 from service.server.listener import bind, url_of
@@ -21,11 +21,11 @@ from tests.contract.fakes import text_model
 
 
 def test_without_a_model_the_shipped_one_is_served() -> None:
-    (spec,) = specs_of(Models())
+    (spec,) = parse_specs(Models())
     assert (spec.name, spec.source) == ("mini", "mini")
     assert Path(locate_shipped(spec).source) == Path(service.__file__).parent / "models" / "mini"
-    assert specs_of(Models(specs=("mini", "other=x")))[0] == spec
-    (small,) = specs_of(Models(specs=("small=mini",)))
+    assert parse_specs(Models(specs=("mini", "other=x")))[0] == spec
+    (small,) = parse_specs(Models(specs=("small=mini",)))
     assert locate_shipped(small).source == locate_shipped(spec).source
 
 
@@ -39,7 +39,7 @@ def test_without_a_model_the_shipped_one_is_served() -> None:
 )
 def test_models_that_cannot_be_served_together(models: Models, words: str) -> None:
     with pytest.raises(SettingError, match=words):
-        specs_of(models)
+        parse_specs(models)
 
 
 def test_the_first_request_is_one_that_the_models_answer() -> None:
@@ -73,14 +73,14 @@ def test_an_address_that_is_not_ours_is_told() -> None:
 
 async def test_a_thread_hands_over_its_error_or_its_end() -> None:
     threads = []
-    await in_daemon_thread(lambda: threads.append(threading.current_thread()))
+    await run_in_daemon_thread(lambda: threads.append(threading.current_thread()))
     assert threads[0].daemon
 
     def fail() -> None:
         raise CheckpointError("no such model")
 
     with pytest.raises(CheckpointError, match="no such model"):
-        await in_daemon_thread(fail)
+        await run_in_daemon_thread(fail)
 
 
 async def test_nobody_waits_for_a_thread_that_is_not_wanted_any_more() -> None:
@@ -91,7 +91,7 @@ async def test_nobody_waits_for_a_thread_that_is_not_wanted_any_more() -> None:
         loop.call_soon_threadsafe(began.set)
         gate.wait()
 
-    waiting = asyncio.create_task(in_daemon_thread(fetch))
+    waiting = asyncio.create_task(run_in_daemon_thread(fetch))
     await began.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
