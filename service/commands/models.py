@@ -35,7 +35,7 @@ def parse_specs(models: Models) -> list[ModelSpec]:
             raise SettingError(f"models.specs: two models are called {name}; rename one with --model NAME=SOURCE")
     for name in models.labels:
         if name not in served:
-            raise SettingError(f"models.labels: {name} is not served; there is {', '.join(served)}")
+            raise SettingError(f"models.labels: {name} is not served; the served models are {', '.join(served)}")
     return specs
 
 

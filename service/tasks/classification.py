@@ -92,7 +92,7 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task(
     can,
     encode,
     decode,
-    needs="`labels` in the request for a masked LM (UniMC), and none for a fine-tuned classifier",
+    needs="a masked LM (UniMC) and `labels` in the request, or a fine-tuned classifier and no `labels`",
     predict=predict,
     own_labels=lambda model: model.labels,
 )

@@ -29,14 +29,14 @@ def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str
         return _find(models, task, query, name)
     able = [model for model in models.values() if task.can(model, query)]
     if not able:
-        raise InvalidRequest.of("model", f"no model served here can do this; {task.name} needs {task.needs}")
+        raise InvalidRequest.of("model", f"no served model can do this; {task.name} needs {task.needs}")
     return next((model for model in able if task.name in model.tasks), able[0])
 
 
 def _find(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str) -> TextModel:
     model = models.get(name)
     if model is None:
-        raise ModelNotFound(f"model: not served here; there is {', '.join(models)}")
+        raise ModelNotFound(f"model: not served; the served models are {', '.join(models)}")
     if not task.can(model, query):
         raise InvalidRequest.of("model", f"{model.name} ({model.kind}) cannot do this; {task.name} needs {task.needs}")
     return model

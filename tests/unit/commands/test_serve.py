@@ -33,7 +33,7 @@ def test_without_a_model_the_shipped_one_is_served() -> None:
     ("models", "words"),
     [
         (Models(specs=("a=x", "a=y")), "two models are called a"),
-        (Models(specs=("a=x",), labels={"b": ("p", "q")}), "b is not served; there is a"),
+        (Models(specs=("a=x",), labels={"b": ("p", "q")}), "b is not served; the served models are a"),
         (Models(specs=("@x",)), "wanted SOURCE"),
     ],
 )

@@ -48,7 +48,7 @@ def test_the_named_model_answers() -> None:
 
 
 def test_an_unknown_name_is_not_found_and_the_known_ones_are_told() -> None:
-    with pytest.raises(ModelNotFound, match=r"^model: not served here; there is zero-shot, sentiment$") as caught:
+    with pytest.raises(ModelNotFound, match=r"^model: not served; the served models are zero-shot") as caught:
         route(served(ZERO_SHOT, SENTIMENT), TASKS["classify"], PLAIN, "1.3b")
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
@@ -69,7 +69,7 @@ def test_where_no_model_can_what_could_is_told(name: str) -> None:
         route(served(ENCODER), task, QUERIES[name], None)
     [error] = caught.value.errors
     assert error.field == "model"
-    assert error.message == f"no model served here can do this; {name} needs {task.needs}"
+    assert error.message == f"no served model can do this; {name} needs {task.needs}"
 
 
 def test_classification_goes_by_its_labels() -> None:

@@ -214,7 +214,7 @@ async def test_an_input_that_is_refused_does_not_cost_its_neighbours() -> None:
     assert (answers[3].chosen, answers[3].reason) == (None, "inputs[0]: too long")
 
 
-@pytest.mark.parametrize("reply", [problem(404, "model: not served here"), problem(422, "cannot do", "model")])
+@pytest.mark.parametrize("reply", [problem(404, "model: not served"), problem(422, "cannot do", "model")])
 async def test_a_model_that_cannot_do_it_ends_the_evaluation(reply: httpx.Response) -> None:
     with pytest.raises(EvaluationError, match=r"/v1/classify answers 4"):
         await server(lambda _: reply).evaluate(examples(40), id)
