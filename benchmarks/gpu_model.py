@@ -77,7 +77,8 @@ def make_engine(
     source: torch.device | None = None,
 ) -> Engine:
     """`source` is where the numbers are drawn: two engines are of one model if it is the same for both."""
-    draw = Draw(source or device, device, DTYPES[precision], linear.choose(device, quantization))
+    dtype = DTYPES[precision]
+    draw = Draw(source or device, device, dtype, linear.choose(device, dtype, quantization))
     return Engine(
         Checkpoint("random", "random", None, Path(), "megatron-bert", "encoder", shape),
         draw.weights(shape),

@@ -77,7 +77,7 @@ def on(device: torch.device) -> list[Quantization]:
 
 def _is_on(device: torch.device, quantization: Quantization) -> bool:
     try:
-        choose(device, quantization)
+        choose(device, torch.bfloat16, quantization)
     except SettingError as error:
         print(f"{quantization}: {error.detail}")
         return False

@@ -25,7 +25,7 @@ from service.domain import Quantization
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Counts up when files of before must not be read any more."""
 
 SPARE_BYTES = 1 << 28

@@ -100,7 +100,7 @@ class Engine:
         """
         place = resolve_device(device)
         resolved = resolve_precision(precision, place)
-        kind = linear.choose(place, quantization)
+        kind = linear.choose(place, DTYPES[resolved], quantization)
         wanted = Wanted(checkpoint, place, DTYPES[resolved], kind, progress or (lambda done, total: None))
         weights = load_weights(wanted, weight_cache, form_of(place.type, resolved, quantization))
         resolved = resolved if quantization == "none" else quantization

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from service.domain import Quantization
 from service.engine import ops
-from service.engine.device import check_capability
+from service.engine.device import check_capability, int8_weight_limit
 from service.engine.ops import HALF, Gelu, Norm, quantize_channels, quantize_tokens
+from service.engine.torch_private import has_onednn
 from service.errors import SettingError
 
 
@@ -169,8 +170,11 @@ class OneDnn:
 
 @dataclass(frozen=True, slots=True)
 class OneDnnInt8:
-    """8-bit weights with a scale per output channel, 8-bit inputs with a scale per token; sums in 32 bits. oneDNN is
-    quick with unsigned inputs only, and takes the offset out again."""
+    """8-bit weights with a scale per output channel, 8-bit inputs with a scale per token.
+
+    oneDNN is fast for unsigned inputs only; it subtracts their offset from the sums. On a CPU without VNNI it adds
+    pairs of products in 16 bits, so the weights have 7 bits there (see `int8_weight_limit`).
+    """
 
     weight: Tensor  # opaque
     scales: Tensor  # [out] float32
@@ -179,16 +183,18 @@ class OneDnnInt8:
 
     @classmethod
     def of(cls, plain: Plain) -> Self:
-        weight, scales = quantize_channels(plain.weight)
+        weight, scales = quantize_channels(plain.weight, largest=int8_weight_limit())
         zeros = torch.zeros(len(scales), dtype=torch.int32)
         return cls(torch.ops.onednn.qlinear_prepack(weight, None), scales, zeros, plain.bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         codes, scales = quantize_tokens(hidden)
+        # Where the CPU has no bfloat16, oneDNN has only its reference code for that output: thousands of times slower.
+        out_dtype = hidden.dtype if has_onednn(hidden.dtype) else torch.float32
         out = torch.ops.onednn.qlinear_pointwise.default(
-            codes, 1.0, HALF, self.weight, self.scales, self.zeros, None, 1.0, 0, hidden.dtype, "none", [], ""
+            codes, 1.0, HALF, self.weight, self.scales, self.zeros, None, 1.0, 0, out_dtype, "none", [], ""
         )
-        return torch.addcmul(self.bias, out, scales.to(hidden.dtype))
+        return torch.addcmul(self.bias, out.to(hidden.dtype), scales.to(hidden.dtype))
 
     def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
         return F.gelu(self(hidden), approximate=gelu)
@@ -226,8 +232,10 @@ class LinearType:
 PLAIN = LinearType(keep, Plain)
 
 
-def choose(device: torch.device, quantization: Quantization) -> LinearType:
-    """The maps for this device; SettingError when it cannot compute in that quantization."""
+def choose(device: torch.device, dtype: torch.dtype, quantization: Quantization) -> LinearType:
+    """The maps for this device and precision; SettingError when the device does not support the quantization."""
+    if device.type == "cpu" and quantization == "none" and not has_onednn(dtype):
+        return PLAIN
     kind = _KINDS.get((device.type, quantization))
     if kind is None:
         raise SettingError(f"quantization {quantization!r}: not on {device.type}")
@@ -236,7 +244,7 @@ def choose(device: torch.device, quantization: Quantization) -> LinearType:
 
 
 _KINDS: dict[tuple[str, Quantization], LinearType] = {
-    ("cpu", "none"): LinearType(OneDnn.of, OneDnn) if torch.backends.mkldnn.is_available() else PLAIN,
+    ("cpu", "none"): LinearType(OneDnn.of, OneDnn),
     ("cpu", "int8"): LinearType(OneDnnInt8.of, OneDnnInt8),
     ("cuda", "none"): LinearType(lambda plain: Cuda(plain.weight, plain.bias), Cuda),
     ("cuda", "int8"): LinearType(lambda plain: CudaInt8.of(plain.weight, plain.bias), CudaInt8),

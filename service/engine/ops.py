@@ -39,9 +39,11 @@ _CHUNK_BYTES = 1 << 20
 """Of float32 made at a time while quantising: it stays in the second-level cache."""
 
 
-def quantize_channels(weight: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
-    """[out, in] -> codes of the same shape and float32 scales [out]."""
-    scales = weight.abs().amax(dim=1).float().clamp_(min=_LEAST).div_(LARGEST[dtype])
+def quantize_channels(
+    weight: Tensor, dtype: torch.dtype = torch.int8, largest: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """[out, in] -> codes of the same shape and float32 scales [out]. `largest` is the largest code, default LARGEST."""
+    scales = weight.abs().amax(dim=1).float().clamp_(min=_LEAST).div_(largest or LARGEST[dtype])
     codes = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     for rows in _chunks(weight):  # float32 of the whole matrix would be a second copy of it, and more
         codes[rows] = to_codes(weight[rows] / scales[rows, None], dtype)

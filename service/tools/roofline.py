@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
+from service.engine.torch_private import has_onednn
+
 Product = Callable[[Tensor], Tensor]
 """Of [tokens, in] to [tokens, out]."""
 Way = Callable[[Tensor], Product]
@@ -30,14 +32,16 @@ Way = Callable[[Tensor], Product]
 
 def ways_of(device: torch.device, precision: str) -> Mapping[str, Way]:
     """Every way there is on this device, by name."""
-    has_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    is_cpu = device.type == "cpu"
     match precision:
         case "int8":
-            return {"int_mm": _int_mm, "onednn": _onednn_int8} if has_onednn else {"int_mm": _int_mm}
+            has_int8 = is_cpu and has_onednn(torch.float32)
+            return {"int_mm": _int_mm, "onednn": _onednn_int8} if has_int8 else {"int_mm": _int_mm}
         case "fp8":
             return {"scaled_mm": _scaled_mm}
         case _:
-            return {"linear": _linear, "onednn": _onednn} if has_onednn else {"linear": _linear}
+            is_packed = is_cpu and has_onednn(DTYPES[precision])
+            return {"linear": _linear, "onednn": _onednn} if is_packed else {"linear": _linear}
 
 
 def _linear(weight: Tensor) -> Product:
@@ -58,7 +62,7 @@ def _onednn_int8(weight: Tensor) -> Product:
     """Of unsigned codes, which oneDNN is quicker with."""
     scales, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    dtype = torch.bfloat16
+    dtype = torch.bfloat16 if has_onednn(torch.bfloat16) else torch.float32
     return lambda hidden: torch.ops.onednn.qlinear_pointwise(
         hidden.view(torch.uint8), 1.0, 128, packed, scales, zeros, None, 1.0, 0, dtype, "none", [], ""
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
-from service.engine.device import DTYPES
+from service.engine.device import DTYPES, int8_weight_limit
 from service.engine.engine import Engine
 from service.engine.linear import PLAIN, Linear, LinearType, OneDnn, OneDnnInt8, Plain, choose
 from service.engine.ops import Gelu, Norm, quantize_channels, quantize_tokens
@@ -70,6 +70,42 @@ def test_eight_bits_are_near(tokens: int, num_out: int, num_in: int, dtype: torc
     assert relative_error(quantized.added(hidden, residual, make_norm(num_out, dtype))[0], exact + residual) < 0.02
 
 
+@pytest.mark.parametrize(("num_in", "sign"), [(64, 1), (64, -1)])
+def test_the_largest_codes_do_not_saturate(num_in: int, sign: int) -> None:
+    """Every input and every weight at the end of its range: the sums of a CPU that adds in 16 bits are largest here."""
+    plain = Plain(torch.full((16, num_in), float(sign)), torch.zeros(16))
+    sums = OneDnnInt8.of(plain)(torch.ones(8, num_in))
+    assert torch.allclose(sums, torch.full((8, 16), float(sign * num_in)), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("features", "limit"),
+    [
+        ({"sse2", "avx2", "fma"}, 63),
+        ({"sse2", "avx2", "avx512f", "avx512bw"}, 63),
+        ({"sse2", "avx2", "avx_vnni"}, 127),
+        ({"sse2", "avx2", "avx512_vnni"}, 127),
+        ({"sse2", "avx512f", "amx_int8"}, 127),
+        ({"asimd", "asimddp"}, 127),
+        (set(), 127),
+    ],
+)
+def test_weights_have_seven_bits_on_x86_without_vnni(
+    monkeypatch: pytest.MonkeyPatch, features: set[str], limit: int
+) -> None:
+    monkeypatch.setattr("service.host.cpu_features", lambda: frozenset(features))
+    assert int8_weight_limit() == limit
+    codes, scales = quantize_channels(torch.tensor([[2.0, -2.0]]), largest=int8_weight_limit())
+    assert codes.tolist() == [[limit, -limit]]
+    assert torch.allclose(scales, torch.tensor([2.0 / limit]))
+
+
+def test_a_cpu_without_bfloat16_in_onednn_gets_the_plain_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine.linear.has_onednn", lambda dtype: dtype == torch.float32)
+    assert choose(CPU, torch.bfloat16, "none") is PLAIN
+    assert choose(CPU, torch.float32, "none") is not PLAIN
+
+
 def test_maps_leave_their_inputs_alone() -> None:
     for make in (OneDnn.of, OneDnnInt8.of, lambda plain: plain):
         hidden, residual = random(9, 16), random(9, 8)
@@ -107,7 +143,7 @@ def read(checkpoint: Checkpoint, kind: LinearType) -> Weights:
 
 def test_maps_are_made_while_the_weights_are_read(tmp_path: Path) -> None:
     checkpoint = describe(make_checkpoint(tmp_path), "test")
-    for layer in read(checkpoint, choose(CPU, "int8")).layers:
+    for layer in read(checkpoint, choose(CPU, torch.float32, "int8")).layers:
         assert all(
             isinstance(made, OneDnnInt8) for made in (layer.qkv, layer.attention_out, layer.ffn_in, layer.ffn_out)
         )
@@ -146,7 +182,7 @@ def test_a_quantised_model_points_the_same_way(tmp_path: Path, family: str) -> N
 
 def test_unknown_arithmetic_is_refused() -> None:
     with pytest.raises(SettingError, match="quantization 'fp8'"):
-        choose(CPU, "fp8")
+        choose(CPU, torch.float32, "fp8")
 
 
 def test_buckets_are_few_and_near() -> None:

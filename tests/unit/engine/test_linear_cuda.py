@@ -127,8 +127,8 @@ def test_a_model_of_such_maps_points_the_same_way(
     checkpoint = describe(make_checkpoint(tmp_path, family=family), "test")
     exact = Engine.load(checkpoint, precision="float32").run(mean_rows())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    make = choose(GPU, quantization)
-    monkeypatch.setattr("service.engine.linear.choose", lambda device, quantization: make)
+    make = choose(GPU, torch.float32, quantization)
+    monkeypatch.setattr("service.engine.linear.choose", lambda *of: make)
     engine = Engine.load(checkpoint, precision="float32", quantization=quantization)
     assert isinstance(engine.weights.layers[0].qkv, kind)
     for one, other in zip(exact, engine.run(mean_rows()), strict=True):

@@ -92,7 +92,7 @@ def test_converted_weights_are_those_of_the_pickle(
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_what_is_mapped_is_not_copied(checkpoint: Path, tmp_path: Path, quantization: Quantization) -> None:
     weights(checkpoint, tmp_path)
-    kind = choose(torch.device("cpu"), quantization)
+    kind = choose(torch.device("cpu"), torch.float32, quantization)
     assert kind.tensors[0] == "weight"
     described = describe(checkpoint, "test")
     loaded = [
@@ -111,7 +111,7 @@ def test_what_a_gpu_wants_is_kept_as_it_wants_it(
 ) -> None:
     """Its maps, on a CPU."""
     monkeypatch.setattr("service.engine.linear.check_capability", lambda *of: None)
-    kind = choose(torch.device("cuda"), quantization)
+    kind = choose(torch.device("cuda"), torch.bfloat16, quantization)
     wanted = Wanted(describe(checkpoint, "test"), torch.device("cpu"), torch.bfloat16, kind, lambda done, total: None)
     direct, made, opened = (load_weights(wanted, folder, "gpu") for folder in (None, tmp_path, tmp_path))
     for one in (made, opened):
