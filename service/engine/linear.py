@@ -15,10 +15,9 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.domain import Quantization
-from service.engine import ops
+from service.engine import ops, torch_private
 from service.engine.device import check_capability, int8_weight_limit
 from service.engine.ops import HALF, Gelu, Norm, quantize_channels, quantize_tokens
-from service.engine.torch_private import has_onednn
 from service.errors import SettingError
 
 
@@ -35,7 +34,7 @@ class Cuda:
     def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
         # cuBLAS has the approximation by tanh only, and computes it with fewer digits than float32 has.
         if gelu == "tanh" and hidden.dtype == torch.bfloat16 and hidden.is_cuda:
-            return torch._addmm_activation(self.bias, hidden, self.weight.t(), use_gelu=True)
+            return torch_private.addmm_gelu_tanh(hidden, self.weight, self.bias)
         return F.gelu(self(hidden), approximate=gelu)
 
     def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -71,7 +70,7 @@ class CudaInt8:
         """The product of the codes, and the scales of the tokens."""
         codes, scales = ops.quantize_fused(hidden, torch.int8)
         missing = max(0, LEAST_TOKENS - len(codes))
-        sums = torch._int_mm(F.pad(codes, (0, 0, 0, missing)) if missing else codes, self.weight.t())
+        sums = torch_private.int_mm(F.pad(codes, (0, 0, 0, missing)) if missing else codes, self.weight)
         return sums[: len(codes)], scales
 
 
@@ -91,9 +90,7 @@ class CudaFp8:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         codes, scales = ops.quantize_fused(hidden, torch.float8_e4m3fn)
-        weight, kind = self.weight.t(), torch.bfloat16
-        out = torch._scaled_mm(codes, weight, scales, self.scales, self.bias, out_dtype=kind, use_fast_accum=True)
-        return out.to(hidden.dtype)
+        return torch_private.scaled_mm(codes, self.weight, scales, self.scales, self.bias).to(hidden.dtype)
 
     def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
         return F.gelu(self(hidden), approximate=gelu)
@@ -139,10 +136,6 @@ class Plain:
         return out, norm(out)
 
 
-_POINTWISE = torch.ops.mkldnn._linear_pointwise
-"""Called by overload: to find the overload, torch would print the tensors into a message for each that does not fit."""
-
-
 @dataclass(frozen=True, slots=True)
 class OneDnn:
     """oneDNN's blocked layout, reordered once instead of in every call; bias, GELU and residual are added while the
@@ -153,18 +146,16 @@ class OneDnn:
 
     @classmethod
     def of(cls, plain: Plain) -> Self:
-        return cls(torch.ops.mkldnn._reorder_linear_weight(plain.weight, None), plain.bias)
+        return cls(torch_private.pack(plain.weight), plain.bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        out: Tensor = _POINTWISE.default(hidden, self.weight, self.bias, "none", [], "")
-        return out
+        return torch_private.linear(hidden, self.weight, self.bias)
 
     def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
-        out: Tensor = _POINTWISE.default(hidden, self.weight, self.bias, "gelu", [], gelu)
-        return out
+        return torch_private.linear_gelu(hidden, self.weight, self.bias, gelu)
 
     def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        out: Tensor = _POINTWISE.binary(hidden, residual, self.weight, self.bias, "add")
+        out = torch_private.linear_add(hidden, residual, self.weight, self.bias)
         return out, norm(out)
 
 
@@ -185,15 +176,11 @@ class OneDnnInt8:
     def of(cls, plain: Plain) -> Self:
         weight, scales = quantize_channels(plain.weight, largest=int8_weight_limit())
         zeros = torch.zeros(len(scales), dtype=torch.int32)
-        return cls(torch.ops.onednn.qlinear_prepack(weight, None), scales, zeros, plain.bias)
+        return cls(torch_private.pack_int8(weight), scales, zeros, plain.bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         codes, scales = quantize_tokens(hidden)
-        # Where the CPU has no bfloat16, oneDNN has only its reference code for that output: thousands of times slower.
-        out_dtype = hidden.dtype if has_onednn(hidden.dtype) else torch.float32
-        out = torch.ops.onednn.qlinear_pointwise.default(
-            codes, 1.0, HALF, self.weight, self.scales, self.zeros, None, 1.0, 0, out_dtype, "none", [], ""
-        )
+        out = torch_private.linear_int8(codes, HALF, self.weight, self.scales, self.zeros, hidden.dtype)
         return torch.addcmul(self.bias, out.to(hidden.dtype), scales.to(hidden.dtype))
 
     def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
@@ -234,7 +221,7 @@ PLAIN = LinearType(keep, Plain)
 
 def choose(device: torch.device, dtype: torch.dtype, quantization: Quantization) -> LinearType:
     """The maps for this device and precision; SettingError when the device does not support the quantization."""
-    if device.type == "cpu" and quantization == "none" and not has_onednn(dtype):
+    if device.type == "cpu" and quantization == "none" and not torch_private.has_onednn(dtype):
         return PLAIN
     kind = _KINDS.get((device.type, quantization))
     if kind is None:

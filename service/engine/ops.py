@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
+from service.engine import torch_private
+
 Gelu = Literal["none", "tanh"]
 """How torch calls the exact GELU and its approximation by tanh."""
 
@@ -107,7 +109,7 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         if not first.is_cuda:
             return function(*args, **kwargs)
         run = kernels()
-        torch._dynamo.mark_static(first, 1)  # widths are few, and each is worth a kernel of its own
+        torch_private.mark_static(first, 1)  # widths are few, and each is worth a kernel of its own
         return run(*args, **kwargs)
 
     return call

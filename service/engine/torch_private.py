@@ -1,17 +1,163 @@
-"""The private APIs of torch that the engine uses, in one file.
+"""The private APIs of torch that the engine and the roofline use, in one file.
 
-None of them is documented; each was checked with torch 2.13. `tests/unit/engine/test_torch_private.py` fails where one
-is missing or has another signature.
+None of them is documented. Each was checked with torch 2.13.0; `tests/unit/engine/test_torch_private.py` fails where
+one of them has disappeared or has another signature.
+
+A packed weight is an mkldnn tensor: a matrix in oneDNN's own memory layout, which depends on the CPU. torch cannot save
+such a tensor. `packed_values` and `packed_layout` return its content and the description of its layout as plain
+tensors, and `map_packed` makes a packed weight of the two without a copy.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
 import torch
+from torch import Tensor
+
+_LINEAR = torch.ops.mkldnn._linear_pointwise
+_INT8_LINEAR = torch.ops.onednn.qlinear_pointwise
+"""Called by overload: where torch has to find the overload, it prints all arguments into an error message first."""
 
 
+@cache
 def has_onednn(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs and multiplies float matrices of this type on this CPU."""
     if not torch.backends.mkldnn.is_available():
         return False
     # Without AVX-512 or AVX-NE-CONVERT, packing raises an error, where torch's public linear still computes.
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The weight [out, in], float32 or bfloat16, in oneDNN's layout."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return packed
+
+
+def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """The product [tokens, out] plus the bias."""
+    out: Tensor = _LINEAR.default(hidden, packed, bias, "none", [], "")
+    return out
+
+
+def linear_gelu(hidden: Tensor, packed: Tensor, bias: Tensor, approximate: Literal["none", "tanh"]) -> Tensor:
+    """The GELU of `linear`, computed before the sums are rounded to the type of `hidden`."""
+    out: Tensor = _LINEAR.default(hidden, packed, bias, "gelu", [], approximate)
+    return out
+
+
+def linear_add(hidden: Tensor, residual: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
+    """`linear` plus `residual`, added before the sums are rounded to the type of `hidden`."""
+    out: Tensor = _LINEAR.binary(hidden, residual, packed, bias, "add")
+    return out
+
+
+def pack_int8(codes: Tensor) -> Tensor:
+    """The int8 weight [out, in] in oneDNN's layout."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
+
+
+def linear_int8(
+    codes: Tensor, zero_point: int, packed: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The product of uint8 codes [tokens, in], less their zero point, and int8 weights, by the scales [out] of these.
+
+    `zeros` are the zero points of the weights, int32 [out]. The result is [tokens, out] in `dtype`, or in float32 where
+    the CPU has no such arithmetic: oneDNN has only its reference code there, which is thousands of times slower.
+    """
+    out_dtype = dtype if has_onednn(dtype) else torch.float32
+    out: Tensor = _INT8_LINEAR.default(
+        codes, 1.0, zero_point, packed, scales, zeros, None, 1.0, 0, out_dtype, "none", [], ""
+    )
+    return out
+
+
+def packed_values(packed: Tensor) -> Tensor:
+    """The content of a packed weight, 1-D in its number format, as it lies in memory. Valid while `packed` exists."""
+    buffer = (ctypes.c_byte * torch.ops.mkldnn._nbytes(packed)).from_address(torch.ops.mkldnn.data_ptr(packed))
+    return torch.frombuffer(buffer, dtype=packed.dtype)
+
+
+def packed_layout(packed: Tensor) -> Tensor:
+    """The description of its layout, as bytes."""
+    return cast("Tensor", torch.ops.mkldnn._get_mkldnn_serialized_md(packed))
+
+
+def map_packed(values: Tensor, layout: Tensor, shape: Sequence[int]) -> Tensor:
+    """The packed weight of this shape [out, in] that reads `values` in place and keeps them in memory.
+
+    Raises OSError where torch has no such function, or refuses the values.
+    """
+    num_out, num_in = shape
+    handle = ctypes.c_void_p()
+    description = layout.numpy().tobytes()
+    failed = _c_function("create_tensor_from_blob_v2")(
+        ctypes.c_void_p(values.data_ptr()),
+        ctypes.c_int64(2),  # dimensions, then sizes and strides
+        (ctypes.c_int64 * 2)(num_out, num_in),
+        (ctypes.c_int64 * 2)(num_in, 1),
+        ctypes.c_int64(0),  # storage offset
+        ctypes.c_int32(_c_code(str(values.dtype).replace("torch.", "dtype_"))),
+        ctypes.c_int32(_c_code("device_type_cpu")),
+        ctypes.c_int32(0),  # device index
+        ctypes.byref(handle),
+        ctypes.c_int32(_c_code("layout__mkldnn")),
+        description,
+        ctypes.c_int64(len(description)),
+    )
+    if failed:
+        raise OSError(errno.EINVAL, "torch refuses to map packed weights")
+    packed = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(handle.value, None, None))
+    packed.mapped_values = values  # type: ignore[attr-defined]  # keeps them in memory
+    return packed
+
+
+_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+
+
+def _c_code(name: str) -> int:
+    """The number of a dtype, a device type or a layout in torch's C interface."""
+    return cast("int", _c_function(name)())
+
+
+@cache
+def _c_function(name: str) -> Any:
+    try:
+        return getattr(ctypes.CDLL(str(_LIBRARY)), f"aoti_torch_{name}")
+    except AttributeError:
+        raise OSError(errno.ENOSYS, f"torch {torch.__version__} has no {name}") from None
+
+
+_capsule = cast("Callable[[int | None, None, None], ctypes.c_void_p]", ctypes.pythonapi.PyCapsule_New)
+"""Wraps a pointer; `torch._C._aoti` takes a capsule, although its stubs declare a c_void_p."""
+ctypes.pythonapi.PyCapsule_New.restype = ctypes.py_object
+ctypes.pythonapi.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+
+
+def addmm_gelu_tanh(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The GELU, approximated by tanh, of the linear map by `weight` [out, in]: one kernel of cuBLAS."""
+    return torch._addmm_activation(bias, hidden, weight.t(), use_gelu=True)
+
+
+def int_mm(codes: Tensor, weight: Tensor) -> Tensor:
+    """The int32 sums [tokens, out] of int8 codes [tokens, in] and weights [out, in]."""
+    return torch._int_mm(codes, weight.t())
+
+
+def scaled_mm(codes: Tensor, weight: Tensor, scales: Tensor, weight_scales: Tensor, bias: Tensor | None) -> Tensor:
+    """The product of float8 codes [tokens, in] and weights [out, in] times both scales, in bfloat16 [tokens, out]."""
+    return torch._scaled_mm(
+        codes, weight.t(), scales, weight_scales, bias, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+def mark_static(tensor: Tensor, dimension: int) -> None:
+    """Compiled functions get a variant of their own for every size of this dimension."""
+    torch._dynamo.mark_static(tensor, dimension)

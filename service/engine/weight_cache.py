@@ -6,16 +6,13 @@ written is no reason not to serve: then the weights are converted at every start
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,68 +23,9 @@ from service.checkpoints.files import require_checksums, weight_files
 from service.engine import safetensors_writer
 from service.engine.linear import Linear, LinearType
 from service.engine.tensor_files import Progress, TensorFiles
+from service.engine.torch_private import map_packed, packed_layout, packed_values
 from service.engine.weights import Weights, assemble, read_weights
 from service.errors import CheckpointError
-
-_TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-
-
-def numbers_of(opaque: Tensor) -> Tensor:
-    """What it holds, in one dimension and in its number format. Valid while `opaque` is there."""
-    buffer = (ctypes.c_byte * torch.ops.mkldnn._nbytes(opaque)).from_address(torch.ops.mkldnn.data_ptr(opaque))
-    return torch.frombuffer(buffer, dtype=opaque.dtype)
-
-
-def layout_of(opaque: Tensor) -> Tensor:
-    """How these numbers are arranged, as bytes."""
-    return cast("Tensor", torch.ops.mkldnn._get_mkldnn_serialized_md(opaque))
-
-
-def opaque_of(numbers: Tensor, layout: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The tensor of these `sizes`; it reads `numbers` where they are and keeps them there. OSError where this torch
-    makes none of such numbers."""
-    rows, columns = sizes
-    found = ctypes.c_void_p()
-    description = layout.numpy().tobytes()
-    failed = _function("create_tensor_from_blob_v2")(
-        ctypes.c_void_p(numbers.data_ptr()),
-        ctypes.c_int64(2),
-        (ctypes.c_int64 * 2)(rows, columns),
-        (ctypes.c_int64 * 2)(columns, 1),
-        ctypes.c_int64(0),  # storage offset
-        ctypes.c_int32(_code(str(numbers.dtype).replace("torch.", "dtype_"))),
-        ctypes.c_int32(_code("device_type_cpu")),
-        ctypes.c_int32(0),  # device index
-        ctypes.byref(found),
-        ctypes.c_int32(_code("layout__mkldnn")),
-        description,
-        ctypes.c_int64(len(description)),
-    )
-    if failed:
-        raise OSError(errno.EINVAL, "torch makes no tensor of such numbers")
-    opaque = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(found.value, None, None))
-    opaque.numbers = numbers  # type: ignore[attr-defined]
-    return opaque
-
-
-def _code(name: str) -> int:
-    """What torch's C interface calls a number format, a kind of device or a layout."""
-    return cast("int", _function(name)())
-
-
-@cache
-def _function(name: str) -> Any:
-    try:
-        return getattr(ctypes.CDLL(str(_TORCH)), f"aoti_torch_{name}")
-    except AttributeError:
-        raise OSError(errno.ENOSYS, f"torch {torch.__version__} has no {name}") from None
-
-
-_capsule = cast("Callable[[int | None, None, None], ctypes.c_void_p]", ctypes.pythonapi.PyCapsule_New)
-"""A pointer as torch's Python wants it, whatever its stubs say."""
-ctypes.pythonapi.PyCapsule_New.restype = ctypes.py_object
-ctypes.pythonapi.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +110,8 @@ def _convert(wanted: Wanted, entry: CacheEntry, sources: Sequence[Path]) -> None
 def _to_keep(taken: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in taken.items():
         if tensor.is_mkldnn:
-            yield name, numbers_of(tensor)
-            yield name + _LAYOUT, layout_of(tensor)
+            yield name, packed_values(tensor)
+            yield name + _LAYOUT, packed_layout(tensor)
         else:
             yield name, tensor
 
@@ -196,7 +134,7 @@ class _Kept:
     def _part(self, name: str, num_out: int, num_in: int) -> Tensor:
         if name + _LAYOUT not in self._files:
             return self._there(name)
-        return opaque_of(self._files.mapped(name), self._files.mapped(name + _LAYOUT), (num_out, num_in))
+        return map_packed(self._files.mapped(name), self._files.mapped(name + _LAYOUT), (num_out, num_in))
 
     def _there(self, name: str) -> Tensor:
         return self._files.mapped(name).to(self._device)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
+from service.engine import torch_private
 from service.engine.torch_private import has_onednn
 
 Product = Callable[[Tensor], Tensor]
@@ -50,27 +51,26 @@ def _linear(weight: Tensor) -> Product:
 
 def _onednn(weight: Tensor) -> Product:
     """The weight in oneDNN's own layout."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return lambda hidden: torch.ops.mkldnn._linear_pointwise(hidden, packed, None, "none", [], "")
+    packed = torch_private.pack(weight)
+    return lambda hidden: torch_private.linear(hidden, packed, None)
 
 
 def _int_mm(weight: Tensor) -> Product:
-    return lambda hidden: torch._int_mm(hidden, weight.t())
+    return lambda hidden: torch_private.int_mm(hidden, weight)
 
 
 def _onednn_int8(weight: Tensor) -> Product:
     """Of unsigned codes, which oneDNN is quicker with."""
     scales, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
-    packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    dtype = torch.bfloat16 if has_onednn(torch.bfloat16) else torch.float32
-    return lambda hidden: torch.ops.onednn.qlinear_pointwise(
-        hidden.view(torch.uint8), 1.0, 128, packed, scales, zeros, None, 1.0, 0, dtype, "none", [], ""
+    packed = torch_private.pack_int8(weight)
+    return lambda hidden: torch_private.linear_int8(
+        hidden.view(torch.uint8), 128, packed, scales, zeros, torch.bfloat16
     )
 
 
 def _scaled_mm(weight: Tensor) -> Product:
     one = torch.ones((), device=weight.device)
-    return lambda hidden: torch._scaled_mm(hidden, weight.t(), one, one, out_dtype=torch.bfloat16)
+    return lambda hidden: torch_private.scaled_mm(hidden, weight, one, one, None)
 
 
 MAX_WEIGHT_BYTES = 2**30

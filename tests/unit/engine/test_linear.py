@@ -101,7 +101,7 @@ def test_weights_have_seven_bits_on_x86_without_vnni(
 
 
 def test_a_cpu_without_bfloat16_in_onednn_gets_the_plain_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.linear.has_onednn", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr("service.engine.torch_private.has_onednn", lambda dtype: dtype == torch.float32)
     assert choose(CPU, torch.bfloat16, "none") is PLAIN
     assert choose(CPU, torch.float32, "none") is not PLAIN
 

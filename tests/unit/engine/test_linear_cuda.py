@@ -90,7 +90,7 @@ def test_only_what_lies_on_a_gpu_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
 
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", compiles)
-    monkeypatch.setattr("torch._dynamo.mark_static", lambda tensor, dimension: None)
+    monkeypatch.setattr("service.engine.torch_private.mark_static", lambda tensor, dimension: None)
     called = ops.fused(lambda first: "as written")
     assert [called(torch.ones(1)), called(OnGpu()), called(OnGpu())] == ["as written", "compiled", "compiled"]
     assert len(compiled) == 1

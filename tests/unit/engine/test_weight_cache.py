@@ -21,7 +21,7 @@ from service.checkpoints import converted
 from service.checkpoints.checkpoint import describe
 from service.checkpoints.converted import lock
 from service.domain import Quantization
-from service.engine import weight_cache
+from service.engine import torch_private
 from service.engine.engine import Engine
 from service.engine.linear import choose
 from service.engine.weight_cache import Wanted, load_weights
@@ -102,7 +102,7 @@ def test_what_is_mapped_is_not_copied(checkpoint: Path, tmp_path: Path, quantiza
     (file,) = tmp_path.glob("*-int8-*" if quantization == "int8" else "*-float32-*")
     for each in loaded:
         assert str(file) in mapping_of(each.words.data_ptr())
-        assert str(file) in mapping_of(torch.ops.mkldnn.data_ptr(each.layers[0].qkv.weight))
+        assert str(file) in mapping_of(torch_private.packed_values(each.layers[0].qkv.weight).data_ptr())
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "fp8"])
@@ -318,12 +318,12 @@ def test_a_folder_that_cannot_be_is_no_reason_either(
 def test_a_torch_that_cannot_map_them_is_no_reason_either(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_cache, "_TORCH", Path("libc.so.6"))
-    weight_cache._function.cache_clear()
+    monkeypatch.setattr(torch_private, "_LIBRARY", Path("libc.so.6"))
+    torch_private._c_function.cache_clear()
     try:
         assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "cache"))
     finally:
-        weight_cache._function.cache_clear()
+        torch_private._c_function.cache_clear()
     (warning,) = caplog.records
     assert (warning.message, vars(warning)["reason"]) == (
         "weights are not cached",

@@ -1,0 +1,87 @@
+"""torch's private APIs are those that the engine was written for: a new torch that changes one of them fails here."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import service
+from service.engine import torch_private
+
+CHECKED = "2.13.0"
+ROOT = Path(service.__file__).parent
+
+SCHEMAS = {
+    "mkldnn::_is_mkldnn_bf16_supported": "() -> bool",
+    "mkldnn::_reorder_linear_weight": "(Tensor self, int? batch_size=None) -> Tensor",
+    "mkldnn::_linear_pointwise": "(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, "
+    "str? algorithm) -> Tensor",
+    "mkldnn::_linear_pointwise.binary": "(Tensor X, Tensor other, Tensor W, Tensor? B, str attr) -> Tensor",
+    "mkldnn::_nbytes": "(Tensor mkldnn_tensor) -> int",
+    "mkldnn::data_ptr": "(Tensor mkldnn_tensor) -> int",
+    "mkldnn::_get_mkldnn_serialized_md": "(Tensor mkldnn_tensor) -> Tensor",
+    "onednn::qlinear_prepack": "(Tensor weight, int[]? x_shape) -> Tensor",
+    "onednn::qlinear_pointwise": "(Tensor qx, float x_scale, int x_zero_point, Tensor qw, Tensor w_scale, "
+    "Tensor w_zero_point, Tensor? bias, float output_scale, int output_zero_point, ScalarType? output_dtype, "
+    "str post_op_name, Scalar?[] post_op_args, str post_op_algorithm) -> Tensor",
+    "aten::_int_mm": "(Tensor self, Tensor mat2) -> Tensor",
+    "aten::_scaled_mm": "(Tensor self, Tensor mat2, Tensor scale_a, Tensor scale_b, Tensor? bias=None, "
+    "Tensor? scale_result=None, ScalarType? out_dtype=None, bool use_fast_accum=False) -> Tensor",
+    "aten::_addmm_activation": "(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1, "
+    "bool use_gelu=False) -> Tensor",
+}
+
+
+def schema_of(name: str) -> str:
+    """Without the names of the results."""
+    qualified, _, overload = name.partition(".")
+    namespace, _, operator = qualified.partition("::")
+    schema = getattr(getattr(getattr(torch.ops, namespace), operator), overload or "default")._schema
+    return re.sub(r"(-> \w+) \w+$", r"\1", str(schema)).removeprefix(name)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_operators_have_the_schemas_they_were_checked_with(name: str) -> None:
+    assert schema_of(name) == SCHEMAS[name]
+
+
+def test_functions_have_the_parameters_they_were_checked_with() -> None:
+    assert list(inspect.signature(torch._dynamo.mark_static).parameters) == ["t", "index"]
+    assert callable(torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr)
+    for name in ("create_tensor_from_blob_v2", "device_type_cpu", "layout__mkldnn", "dtype_float32", "dtype_bfloat16"):
+        assert torch_private._c_function(name)
+
+
+def test_the_file_names_the_version_it_was_checked_with() -> None:
+    assert CHECKED in (torch_private.__doc__ or "")
+    assert torch.__version__.partition("+")[0] == CHECKED, "run these tests, then note the new version in both files"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_weight_goes_through_plain_tensors_and_back(dtype: torch.dtype) -> None:
+    if not torch_private.has_onednn(dtype):
+        pytest.skip("oneDNN packs no such weights on this CPU")
+    hidden, weight, bias = (torch.randn(sizes).to(dtype) for sizes in ((5, 48), (32, 48), (32,)))
+    packed = torch_private.pack(weight)
+    values, layout = torch_private.packed_values(packed), torch_private.packed_layout(packed)
+    mapped = torch_private.map_packed(values, layout, weight.shape)
+    assert torch_private.packed_values(mapped).data_ptr() == values.data_ptr()
+    assert torch.equal(torch_private.linear(hidden, mapped, bias), torch_private.linear(hidden, packed, bias))
+
+
+def test_private_names_of_torch_stand_in_no_other_file() -> None:
+    private = re.compile(r"torch\.(ops\.(mkldnn|onednn)\b|(\w+\.)*_[a-z])")
+    files = [*(ROOT / "engine").glob("*.py"), ROOT / "tools/roofline.py"]
+    found = {
+        f"{file.name}: {ast.unparse(node)}"
+        for file in files
+        if file.name != "torch_private.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and private.match(ast.unparse(node))
+    }
+    assert not found
