@@ -15,7 +15,7 @@ from service.domain import Cls, Encoding, Quantization
 from service.engine import linear
 from service.engine.device import DTYPES
 from service.engine.engine import Engine
-from service.engine.linear import Linear, Make, Plain
+from service.engine.linear import Linear
 from service.engine.ops import Norm
 from service.engine.weights import Layer, Weights
 
@@ -29,19 +29,21 @@ TINY = Shape(2, 64, 2, 128, 1000, 512, 2, 1e-12, "gelu_new")
 class Draw:
     """Tensors of a model, one after the other; the same from one seed, whatever they become."""
 
-    def __init__(self, source: torch.device, device: torch.device, dtype: torch.dtype, make: Make) -> None:
+    def __init__(
+        self, source: torch.device, device: torch.device, dtype: torch.dtype, linear_class: type[Linear]
+    ) -> None:
         self._source = source
         self._generator = torch.Generator(source).manual_seed(1)
         self._device = device
         self._dtype = dtype
-        self._make = make
+        self._linear_class = linear_class
 
     def normal(self, *sizes: int, deviation: float = 1.0) -> Tensor:
         drawn = torch.randn(sizes, generator=self._generator, device=self._source) * deviation
         return drawn.to(self._device, self._dtype)
 
     def map(self, num_out: int, num_in: int) -> Linear:
-        return self._make(Plain(self.normal(num_out, num_in, deviation=num_in**-0.5), self.normal(num_out) / 10))
+        return self._linear_class.of(self.normal(num_out, num_in, deviation=num_in**-0.5), self.normal(num_out) / 10)
 
     def norm(self, size: int) -> Norm:
         return Norm(1 + self.normal(size) / 10, self.normal(size) / 10, 1e-12)

@@ -139,7 +139,7 @@ def memory(engine: Engine) -> Figures:
 def maps(setting: Setting) -> Figures:
     """Milliseconds of the two ends of a feed-forward layer, as torch has them and as the engine computes them."""
     shape, figures = setting.shape, Figures()
-    draw = Draw(setting.device, setting.device, torch.bfloat16, lambda plain: plain)
+    draw = Draw(setting.device, setting.device, torch.bfloat16, Plain)
     size, ffn = shape.hidden_size, shape.ffn_size
     hidden, inner = draw.normal(setting.batch_tokens, size), draw.normal(setting.batch_tokens, ffn)
     wide, narrow, norm = draw.normal(ffn, size), draw.normal(size, ffn), draw.norm(size)
@@ -147,8 +147,8 @@ def maps(setting: Setting) -> Figures:
         first, last = kind(wide, draw.normal(ffn)), kind(narrow, draw.normal(size))
         runs: dict[str, Callable[[], object]] = {
             "product ms": partial(first, hidden),
-            "with GELU ms": partial(first.activated, hidden, "tanh"),
-            "with residual and norm ms": partial(last.added, inner, hidden, norm),
+            "with GELU ms": partial(first.gelu, hidden, "tanh"),
+            "with residual and norm ms": partial(last.add_norm, inner, hidden, norm),
         }
         figures[kind.__name__] = {name: 1000 * repeated(setting, run) for name, run in runs.items()}
     return figures

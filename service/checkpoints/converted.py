@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from service import host
 from service.checkpoints.files import are_pickled
@@ -35,6 +36,7 @@ WORTHWHILE_BYTES = 1 << 30
 """Smaller ones are converted in less than a second at every start, and take no room on the disk."""
 
 _SUFFIX = ".safetensors"
+_PART = f"{_SUFFIX}.part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,15 @@ class CacheEntry:
 
         Raises OSError (ENOSPC) when the disk has too little room, before anything is written.
         """
-        for leftover in self.file.parent.glob(f"*{_SUFFIX}.part"):
-            leftover.unlink(missing_ok=True)  # of a process that died: while we hold the lock, nobody writes
-        _require_space(self.file.parent, num_bytes)
-        temporary = self.file.with_name(f"{self.file.name}.part")
-        try:
-            yield temporary
-            temporary.replace(self.file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(self.file.parent)
+        folder = self.file.parent
+        for leftover in folder.glob(f"*{_PART}"):  # of a process that was killed: under the lock, no other one writes
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        _require_space(folder, num_bytes)
+        # A folder and not a file, because save_file makes a temporary file of its own beside the one it writes.
+        with TemporaryDirectory(prefix=f"{self.file.stem}-", suffix=_PART, dir=folder) as temporary:
+            yield Path(temporary) / self.file.name
+            (Path(temporary) / self.file.name).replace(self.file)
+        _sync_folder(folder)
         self._remove_older()
 
     def _remove_older(self) -> None:

@@ -40,18 +40,18 @@ def _pre_norm_layers(
     normed = layers[0].attention_norm(hidden)
     for layer, next_norm in zip(layers, following, strict=True):
         context = _attention(normed, layer, shape, attend)
-        hidden, normed = layer.attention_out.added(context, hidden, layer.ffn_norm)
-        inner = layer.ffn_in.activated(normed, gelu_of(shape))
-        hidden, normed = layer.ffn_out.added(inner, hidden, next_norm)
+        hidden, normed = layer.attention_out.add_norm(context, hidden, layer.ffn_norm)
+        inner = layer.ffn_in.gelu(normed, gelu_of(shape))
+        hidden, normed = layer.ffn_out.add_norm(inner, hidden, next_norm)
     return normed
 
 
 def _post_norm_layers(hidden: Tensor, layers: tuple[Layer, ...], shape: Shape, attend: Attend) -> Tensor:
     for layer in layers:
         context = _attention(hidden, layer, shape, attend)
-        _, hidden = layer.attention_out.added(context, hidden, layer.attention_norm)
-        inner = layer.ffn_in.activated(hidden, gelu_of(shape))
-        _, hidden = layer.ffn_out.added(inner, hidden, layer.ffn_norm)
+        _, hidden = layer.attention_out.add_norm(context, hidden, layer.attention_norm)
+        inner = layer.ffn_in.gelu(hidden, gelu_of(shape))
+        _, hidden = layer.ffn_out.add_norm(inner, hidden, layer.ffn_norm)
     return hidden
 
 

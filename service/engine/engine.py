@@ -36,8 +36,8 @@ from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forw
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.encoder import encode
 from service.engine.tensor_files import Progress
-from service.engine.weight_cache import Wanted, load_weights
-from service.engine.weights import Weights
+from service.engine.weight_cache import load_weights
+from service.engine.weights import WeightFormat, Weights
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -100,9 +100,10 @@ class Engine:
         """
         place = resolve_device(device)
         resolved = resolve_precision(precision, place)
-        kind = linear.choose(place, DTYPES[resolved], quantization)
-        wanted = Wanted(checkpoint, place, DTYPES[resolved], kind, progress or (lambda done, total: None))
-        weights = load_weights(wanted, weight_cache, form_of(place.type, resolved, quantization))
+        dtype = DTYPES[resolved]
+        weight_format = WeightFormat(place, dtype, linear.choose(place, dtype, quantization))
+        form = form_of(place.type, resolved, quantization)
+        weights = load_weights(checkpoint, weight_format, progress or (lambda done, total: None), weight_cache, form)
         resolved = resolved if quantization == "none" else quantization
         engine = cls(checkpoint, weights, device=place, precision=resolved, backend=backend)
         fields = {"model": checkpoint.name, "device": str(place), "precision": resolved, "attention": engine.backend}

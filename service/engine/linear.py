@@ -1,14 +1,15 @@
-"""Linear maps of the encoder, each in the layout and the arithmetic that its device is quickest in.
+"""Linear maps of the encoder, each in the layout and the arithmetic that is fastest on its device.
 
-Knows no layers: a map takes hidden states [tokens, in] to [tokens, out], alone, with the activation behind it, or with
-a residual on top and the norm of that. `choose` says how they are made of what was loaded, or of what was kept.
+A map takes hidden states [tokens, in] to [tokens, out]: alone, with GELU, or added to a residual and normalized.
+`choose` returns the class for a device, a precision and a quantization.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -17,37 +18,146 @@ from torch import Tensor
 from service.domain import Quantization
 from service.engine import ops, torch_private
 from service.engine.device import check_capability, int8_weight_limit
-from service.engine.ops import HALF, Gelu, Norm, quantize_channels, quantize_tokens
+from service.engine.ops import UINT8_ZERO, Gelu, Norm, quantize_channels, quantize_tokens
 from service.errors import SettingError
 
 
+class Linear(ABC):
+    """A linear map. Subclasses are dataclasses whose fields are all tensors, so a map can be saved and mapped again."""
+
+    __slots__ = ()
+
+    weight: Tensor
+    """In the layout of the subclass: only the map itself can use it."""
+    bias: Tensor
+
+    @classmethod
+    @abstractmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+        """Converts a weight [out, in] and a bias [out]. The map may keep `weight` itself."""
+
+    @abstractmethod
+    def __call__(self, hidden: Tensor) -> Tensor: ...
+
+    def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
+        """The GELU of the map."""
+        return F.gelu(self(hidden), approximate=approximate)
+
+    def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        """The map plus `residual` [tokens, out], and the layer norm of this sum."""
+        out = self(hidden).add_(residual)
+        return out, norm(out)
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cast("Any", cls)))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of `tensors`."""
+        return cast("Any", cls)(**tensors)  # type: ignore[no-any-return]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields by name."""
+        return {name: getattr(self, name) for name in self.field_names()}
+
+
 @dataclass(frozen=True, slots=True)
-class Cuda:
-    """In the precision of the weights."""
+class Plain(Linear):
+    """torch's own linear, with the weight [out, in] as it was loaded. Runs anywhere."""
 
     weight: Tensor
     bias: Tensor
 
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+        return cls(weight, bias)
+
     def __call__(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight, self.bias)
 
-    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
-        # cuBLAS has the approximation by tanh only, and computes it with fewer digits than float32 has.
-        if gelu == "tanh" and hidden.dtype == torch.bfloat16 and hidden.is_cuda:
-            return torch_private.addmm_gelu_tanh(hidden, self.weight, self.bias)
-        return F.gelu(self(hidden), approximate=gelu)
 
-    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        return ops.add_norm(self(hidden), residual, norm)
+@dataclass(frozen=True, slots=True)
+class OneDnn(Linear):
+    """oneDNN on a CPU, with a packed weight: reordered once and not in every call.
 
+    Bias, GELU and residual are added while the sums are still in registers, in float32.
+    """
 
-LEAST_TOKENS = 17
-"""torch._int_mm takes no fewer on a GPU; here they come in eights."""
+    weight: Tensor  # packed
+    bias: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+        return cls(torch_private.pack(weight), bias)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return torch_private.linear(hidden, self.weight, self.bias)
+
+    def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
+        return torch_private.linear_gelu(hidden, self.weight, self.bias, approximate)
+
+    def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        out = torch_private.linear_add(hidden, residual, self.weight, self.bias)
+        return out, norm(out)
 
 
 @dataclass(frozen=True, slots=True)
-class CudaInt8:
-    """8-bit weights with a scale per output channel, 8-bit inputs with a scale per token; sums in 32 bits."""
+class OneDnnInt8(Linear):
+    """oneDNN on a CPU: 8-bit weights with a scale per output channel, 8-bit inputs with a scale per token, 32-bit sums.
+
+    oneDNN is fast for unsigned inputs only; it subtracts their zero point from the sums. On a CPU without VNNI it adds
+    pairs of products in 16 bits, so the weights have 7 bits there (see `int8_weight_limit`).
+    """
+
+    weight: Tensor  # packed
+    scales: Tensor  # [out] float32
+    zeros: Tensor  # [out] int32
+    bias: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+        codes, scales = quantize_channels(weight, largest=int8_weight_limit())
+        zeros = torch.zeros(len(scales), dtype=torch.int32)
+        return cls(torch_private.pack_int8(codes), scales, zeros, bias)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        codes, scales = quantize_tokens(hidden)
+        out = torch_private.linear_int8(codes, UINT8_ZERO, self.weight, self.scales, self.zeros, hidden.dtype)
+        return torch.addcmul(self.bias, out.to(hidden.dtype), scales.to(hidden.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Cuda(Linear):
+    """A GPU, in the precision of the weights."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+        return cls(weight, bias)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight, self.bias)
+
+    def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
+        # cuBLAS has the approximation by tanh only, and computes it with fewer digits than float32 has.
+        if approximate == "tanh" and hidden.dtype == torch.bfloat16 and hidden.is_cuda:
+            return torch_private.addmm_gelu_tanh(hidden, self.weight, self.bias)
+        return F.gelu(self(hidden), approximate=approximate)
+
+    def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        return ops.add_norm(self(hidden), residual, norm)
+
+
+MIN_INT_MM_TOKENS = 17
+"""The fewest rows that `torch._int_mm` takes on a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class CudaInt8(Linear):
+    """A GPU: 8-bit weights with a scale per output channel, 8-bit inputs with a scale per token, 32-bit sums."""
 
     weight: Tensor  # [out, in] int8
     scales: Tensor  # [out] float32
@@ -58,26 +168,29 @@ class CudaInt8:
         return cls(*quantize_channels(weight), bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return ops.rescale(*self._sums(hidden), self.scales, self.bias)
+        return ops.rescale(*self._multiply(hidden), self.scales, self.bias)
 
-    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
-        return ops.rescale_gelu(*self._sums(hidden), self.scales, self.bias, gelu)
+    def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
+        return ops.rescale_gelu(*self._multiply(hidden), self.scales, self.bias, approximate)
 
-    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        return ops.rescale_add_norm(*self._sums(hidden), self.scales, self.bias, residual, norm)
+    def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        return ops.rescale_add_norm(*self._multiply(hidden), self.scales, self.bias, residual, norm)
 
-    def _sums(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The product of the codes, and the scales of the tokens."""
+    def _multiply(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The product of the codes, int32 [tokens, out], and the scales of the tokens [tokens, 1]."""
         codes, scales = ops.quantize_fused(hidden, torch.int8)
-        missing = max(0, LEAST_TOKENS - len(codes))
+        missing = max(0, MIN_INT_MM_TOKENS - len(codes))
+        # The number of tokens is a multiple of 8, and `torch._int_mm` takes 24 but not 17 rows.
         sums = torch_private.int_mm(F.pad(codes, (0, 0, 0, missing)) if missing else codes, self.weight)
         return sums[: len(codes)], scales
 
 
 @dataclass(frozen=True, slots=True)
-class CudaFp8:
-    """Weights and inputs in 8-bit floats (e4m3), scaled per output channel and per token; the kernel scales back, and
-    its results are bfloat16 whatever they become afterwards."""
+class CudaFp8(Linear):
+    """A GPU: 8-bit float (e4m3) weights and inputs, with a scale per output channel and per token.
+
+    The kernel applies the scales. Its results are bfloat16, whatever the type of `hidden` is.
+    """
 
     weight: Tensor  # [out, in] float8_e4m3fn
     scales: Tensor  # [1, out] float32
@@ -92,148 +205,28 @@ class CudaFp8:
         codes, scales = ops.quantize_fused(hidden, torch.float8_e4m3fn)
         return torch_private.scaled_mm(codes, self.weight, scales, self.scales, self.bias).to(hidden.dtype)
 
-    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
-        return F.gelu(self(hidden), approximate=gelu)
-
-    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         return ops.add_norm(self(hidden), residual, norm)
 
 
-class Linear(Protocol):
-    """What the encoder asks of a map."""
+def choose(device: torch.device, dtype: torch.dtype, quantization: Quantization) -> type[Linear]:
+    """The class of map for this device, precision and quantization.
 
-    @property
-    def weight(self) -> Tensor:
-        """As the map keeps it; nobody else can read it."""
-        ...
-
-    def __call__(self, hidden: Tensor) -> Tensor: ...
-
-    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
-        """The GELU of the map."""
-        ...
-
-    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        """The map plus `residual`, [tokens, out], and the layer norm of that: the two are one kernel on a GPU."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """As it was loaded: weight [out, in], bias [out]. Runs anywhere."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight, self.bias)
-
-    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
-        return F.gelu(self(hidden), approximate=gelu)
-
-    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        out = self(hidden).add_(residual)
-        return out, norm(out)
-
-
-@dataclass(frozen=True, slots=True)
-class OneDnn:
-    """oneDNN's blocked layout, reordered once instead of in every call; bias, GELU and residual are added while the
-    sums are still in registers, in float32."""
-
-    weight: Tensor  # opaque
-    bias: Tensor
-
-    @classmethod
-    def of(cls, plain: Plain) -> Self:
-        return cls(torch_private.pack(plain.weight), plain.bias)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return torch_private.linear(hidden, self.weight, self.bias)
-
-    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
-        return torch_private.linear_gelu(hidden, self.weight, self.bias, gelu)
-
-    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        out = torch_private.linear_add(hidden, residual, self.weight, self.bias)
-        return out, norm(out)
-
-
-@dataclass(frozen=True, slots=True)
-class OneDnnInt8:
-    """8-bit weights with a scale per output channel, 8-bit inputs with a scale per token.
-
-    oneDNN is fast for unsigned inputs only; it subtracts their offset from the sums. On a CPU without VNNI it adds
-    pairs of products in 16 bits, so the weights have 7 bits there (see `int8_weight_limit`).
+    Raises SettingError when the device does not support the quantization.
     """
-
-    weight: Tensor  # opaque
-    scales: Tensor  # [out] float32
-    zeros: Tensor  # [out] int32
-    bias: Tensor
-
-    @classmethod
-    def of(cls, plain: Plain) -> Self:
-        weight, scales = quantize_channels(plain.weight, largest=int8_weight_limit())
-        zeros = torch.zeros(len(scales), dtype=torch.int32)
-        return cls(torch_private.pack_int8(weight), scales, zeros, plain.bias)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        codes, scales = quantize_tokens(hidden)
-        out = torch_private.linear_int8(codes, HALF, self.weight, self.scales, self.zeros, hidden.dtype)
-        return torch.addcmul(self.bias, out.to(hidden.dtype), scales.to(hidden.dtype))
-
-    def activated(self, hidden: Tensor, gelu: Gelu) -> Tensor:
-        return F.gelu(self(hidden), approximate=gelu)
-
-    def added(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        out = self(hidden).add_(residual)
-        return out, norm(out)
-
-
-Make = Callable[[Plain], Linear]
-
-
-def keep(plain: Plain) -> Linear:
-    """As it was loaded."""
-    return plain
-
-
-@dataclass(frozen=True, slots=True)
-class LinearType:
-    """A sort of maps: how one is made of what was loaded, and the class of those that are, all of whose fields are
-    tensors."""
-
-    make: Make
-    made: Callable[..., Linear]
-
-    def __call__(self, plain: Plain) -> Linear:
-        return self.make(plain)
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """The names of the fields."""
-        return tuple(field.name for field in fields(cast("Any", self.made)))
-
-
-PLAIN = LinearType(keep, Plain)
-
-
-def choose(device: torch.device, dtype: torch.dtype, quantization: Quantization) -> LinearType:
-    """The maps for this device and precision; SettingError when the device does not support the quantization."""
     if device.type == "cpu" and quantization == "none" and not torch_private.has_onednn(dtype):
-        return PLAIN
-    kind = _KINDS.get((device.type, quantization))
-    if kind is None:
+        return Plain
+    linear_class = _CLASSES.get((device.type, quantization))
+    if linear_class is None:
         raise SettingError(f"quantization {quantization!r}: not on {device.type}")
     check_capability(quantization, device)
-    return kind
+    return linear_class
 
 
-_KINDS: dict[tuple[str, Quantization], LinearType] = {
-    ("cpu", "none"): LinearType(OneDnn.of, OneDnn),
-    ("cpu", "int8"): LinearType(OneDnnInt8.of, OneDnnInt8),
-    ("cuda", "none"): LinearType(lambda plain: Cuda(plain.weight, plain.bias), Cuda),
-    ("cuda", "int8"): LinearType(lambda plain: CudaInt8.of(plain.weight, plain.bias), CudaInt8),
-    ("cuda", "fp8"): LinearType(lambda plain: CudaFp8.of(plain.weight, plain.bias), CudaFp8),
+_CLASSES: dict[tuple[str, Quantization], type[Linear]] = {
+    ("cpu", "none"): OneDnn,
+    ("cpu", "int8"): OneDnnInt8,
+    ("cuda", "none"): Cuda,
+    ("cuda", "int8"): CudaInt8,
+    ("cuda", "fp8"): CudaFp8,
 }

@@ -32,8 +32,8 @@ class Norm:
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """The largest number of each kind of code."""
 
-HALF = 128
-"""What an unsigned byte calls zero."""
+UINT8_ZERO = 128
+"""The zero point of unsigned codes."""
 
 _LEAST = 1e-12
 """A channel or token of zeros keeps a scale that can be divided by."""
@@ -56,9 +56,9 @@ def quantize_tokens(hidden: Tensor) -> tuple[Tensor, Tensor]:
     """[tokens, in] -> uint8 codes, of which 128 is zero, and float32 scales [tokens, 1]. On a CPU."""
     scales = hidden.abs().amax(dim=1, keepdim=True).float().clamp_(min=_LEAST).div_(127)
     codes = torch.empty(hidden.shape, dtype=torch.uint8)
-    half = torch.tensor(HALF + 0.5)  # the cast to an integer cuts: half more, and it rounds
+    zero = torch.tensor(UINT8_ZERO + 0.5)  # the cast to an integer truncates: with 0.5 more it rounds
     for rows in _chunks(hidden):
-        codes[rows] = torch.addcmul(half, hidden[rows], scales[rows].reciprocal())
+        codes[rows] = torch.addcmul(zero, hidden[rows], scales[rows].reciprocal())
     return codes, scales
 
 

@@ -178,7 +178,7 @@ def _mlm_states(batch: _Batch) -> tuple[MlmHead, Tensor]:
     assert head
     pairs = zip(batch.readouts, batch.spans, strict=True)
     tokens = [start + position for readout, (start, _) in pairs for position in readout.positions]
-    states = head.transform.activated(batch.at(tokens), gelu_of(batch.shape))
+    states = head.transform.gelu(batch.at(tokens), gelu_of(batch.shape))
     return head, head.norm(states).float()
 
 

@@ -1,11 +1,12 @@
-"""Weights files as a mapping from canonical tensor name to tensor, whatever the format and the number of files.
+"""Weights files as a mapping from canonical tensor name to tensor, for any format and number of files.
 
-The files are mapped into memory, so a tensor that is looked at costs no memory of our own. Names lose their `bert.`
-prefix, and norms their old names gamma and beta. Nothing in a file is ever executed.
+The files are mapped into memory, so reading a tensor takes no private memory. Canonical names have no `bert.` prefix
+and no old norm names (gamma, beta). Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -19,39 +20,37 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from service.checkpoints.files import described_bytes, require_stored
+from service.checkpoints.files import require_stored
 from service.errors import CheckpointError
 
 Progress = Callable[[int, int], None]
-"""Bytes done, bytes in all."""
+"""Called with the bytes that are done and the total bytes."""
 
 WORDS = "embeddings.word_embeddings.weight"
 DECODER = "cls.predictions.decoder.weight"
-"""Tied to the words in most checkpoints: one tensor that goes by two names."""
+"""Tied to the words in most checkpoints: one tensor with two names."""
 
-_CHUNK = 1 << 24  # elements compared at a time
+_COMPARED_ELEMENTS = 1 << 24
 _FLOATING = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
+"""8-bit floats are left out: without their scales they have no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    file: Path
-    name: str  # as it stands in the file
-    shape: tuple[int, ...]
-    kind: str  # its number format, as the file calls it
-    read: Callable[[], Tensor]
+    """One tensor of one file; its name and number format (`kind`) are those of the file."""
 
-    @property
-    def is_floating(self) -> bool:
-        """Numbers of 8 bits and less are floating, too, but do not mean anything without their scales."""
-        return self.kind in _FLOATING
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    read: Callable[[], Tensor]
 
     def __str__(self) -> str:
         return f"{self.file}: tensor {self.name}"
 
 
 class TensorFiles:
-    """Open with `open`, use as a context."""
+    """The tensors of one model. Created by `open`, used as a context manager."""
 
     def __init__(self, paths: Sequence[Path], stack: ExitStack) -> None:
         self.paths = tuple(paths)
@@ -60,7 +59,7 @@ class TensorFiles:
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> TensorFiles:
-        """Maps the weights files of one model; CheckpointError when one cannot be read, or should not be."""
+        """Maps the weights files of one model; CheckpointError when one is damaged or unsafe."""
         with ExitStack() as stack:
             files = cls(paths, stack)
             for path in paths:
@@ -81,6 +80,7 @@ class TensorFiles:
         return name in self._sources
 
     def names(self) -> Iterable[str]:
+        """In the order of the files."""
         return self._sources.keys()
 
     def where(self, name: str) -> Path:
@@ -91,41 +91,41 @@ class TensorFiles:
         return self._source(name).shape
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
-        """CheckpointError when the tensor is not there, has another shape, or is not of floating point numbers."""
+        """CheckpointError when the tensor is missing, has another shape, or is not of floating point numbers."""
         if name not in self:
             raise self._missing(name, f"; wanted shape {list(shape)}")
         source = self._sources[name]
         if source.shape != shape:
             raise CheckpointError(f"{source} has shape {list(source.shape)}; wanted {list(shape)}")
-        if not source.is_floating:
+        if source.kind not in _FLOATING:
             raise CheckpointError(f"{source} has type {source.kind}; wanted floating point numbers of 16 bits or more")
 
-    def copy_into(self, name: str, slot: Tensor) -> None:
-        """Casts the tensor into `slot`, which must have its shape; CheckpointError for numbers not finite there."""
-        slot.copy_(self._source(name).read())
-        # A sum is not finite when a term is not, and costs next to nothing; of sound numbers it may overflow, too.
-        if not slot.sum().isfinite() and not slot.isfinite().all():
-            raise CheckpointError(f"{self._sources[name]} holds NaN or infinity as {slot.dtype}; wanted finite numbers")
+    def copy_into(self, name: str, out: Tensor) -> None:
+        """Casts the tensor into `out`, which must have its shape; CheckpointError when a number is not finite there."""
+        out.copy_(self._source(name).read())
+        # The sum is not finite when a term is not, and is cheap; of large finite numbers it may overflow, too.
+        if not out.sum().isfinite() and not out.isfinite().all():
+            raise CheckpointError(f"{self._sources[name]} holds NaN or infinity as {out.dtype}; wanted finite numbers")
 
-    def mapped(self, name: str) -> Tensor:
-        """As it stands in the file, to be read only; it outlives this."""
+    def map(self, name: str) -> Tensor:
+        """The tensor in the file's own format, read-only; it may be used after this object is closed."""
         return self._source(name).read()
 
     @cached_property
     def is_tied(self) -> bool:
-        """Whether the decoder is the words, be it left out or there a second time."""
+        """Whether the decoder is the word embedding: left out of the file, or in it as an equal tensor."""
         return DECODER not in self or (WORDS in self and self._are_equal(DECODER, WORDS))
 
     def _are_equal(self, name: str, other: str) -> bool:
-        """Compared in pieces, so that no copy of a whole tensor is made."""
+        """Compares in pieces, so that no whole tensor is copied."""
         ours, theirs = self._source(name), self._source(other)
         if ours.shape != theirs.shape:
             return False
         one, two = ours.read(), theirs.read()
         if one.is_set_to(two):
             return True
-        pairs = zip(_pieces(one), _pieces(two), strict=True)
-        return all(torch.equal(a, b) for a, b in pairs)
+        pieces = (torch.split(tensor.flatten(), _COMPARED_ELEMENTS) for tensor in (one, two))
+        return all(torch.equal(a, b) for a, b in zip(*pieces, strict=True))
 
     def _source(self, name: str) -> _Source:
         if name not in self._sources:
@@ -145,10 +145,6 @@ class TensorFiles:
             self._sources[name] = source
 
 
-def _pieces(tensor: Tensor) -> Iterable[Tensor]:
-    return torch.split(tensor.flatten(), _CHUNK)
-
-
 def _canonical(name: str) -> str:
     name = name.removeprefix("bert.")
     if name.endswith(".gamma"):
@@ -160,7 +156,7 @@ def _open_safetensors(file: Path, stack: ExitStack) -> list[_Source]:
     try:
         opened = stack.enter_context(safe_open(file, framework="pt"))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a safetensors file ({_length_wrong(file) or error})") from error
+        raise CheckpointError(f"{file}: not a safetensors file ({_wrong_length(file) or error})") from error
 
     def source(name: str) -> _Source:
         part = opened.get_slice(name)
@@ -169,24 +165,36 @@ def _open_safetensors(file: Path, stack: ExitStack) -> list[_Source]:
     return [source(name) for name in opened.offset_keys()]
 
 
-def _length_wrong(file: Path) -> str | None:
-    """A file that was cut off, in plainer words than the library's."""
+def _wrong_length(file: Path) -> str | None:
+    """Describes a file that was cut off, in plainer words than the library's; None where the header is unreadable."""
     try:
-        size, wanted = file.stat().st_size, described_bytes(file)
-    except Exception:  # noqa: BLE001 - its header is wrong, and the library has said how
+        with file.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            if header_bytes > file.stat().st_size:
+                return None
+            header = json.loads(stream.read(header_bytes))
+        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        size, wanted = file.stat().st_size, 8 + header_bytes + max(ends, default=0)
+    except Exception:  # noqa: BLE001 - the header of a damaged file may raise anything; the library's words remain
         return None
     return f"it has {size} bytes; wanted {wanted}, by its header" if size != wanted else None
 
 
 def _open_bin(file: Path) -> list[_Source]:
-    tensors = _loaded(file)
+    tensors = _load_bin(file)
     if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
         raise CheckpointError(f"{file}: wanted a state dict, that is tensor names and tensors only")
-    return [_of_bin(file, str(name), tensor) for name, tensor in tensors.items()]
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
+            raise CheckpointError(f"{file}: tensor {name} is sparse, nested or without numbers; wanted a plain one")
+    return [
+        _Source(file, str(name), tuple(tensor.shape), str(tensor.dtype), tensor.detach)
+        for name, tensor in tensors.items()
+    ]
 
 
-def _loaded(file: Path) -> object:
-    # A file from before torch 1.6 is no zip archive and cannot be mapped: it is read whole, in its own precision.
+def _load_bin(file: Path) -> object:
+    # The format before torch 1.6 is no zip archive and cannot be mapped: it is read as a whole, in its own precision.
     can_map = zipfile.is_zipfile(file)
     try:
         if can_map:
@@ -198,14 +206,7 @@ def _loaded(file: Path) -> object:
         raise CheckpointError(
             f"{file}: refused: it is corrupt, or holds more than tensors, and running a pickle is not safe"
         ) from error
-    except Exception as error:  # bytes of a stranger may make a parser raise whatever there is
+    except Exception as error:  # a damaged or hostile file may make a parser raise anything
         raise CheckpointError(
             f"{file}: not a whole weights file of torch ({type(error).__name__}); wanted what torch.save writes"
         ) from error
-
-
-def _of_bin(file: Path, name: str, tensor: Tensor) -> _Source:
-    kind = str(tensor.dtype)
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
-        raise CheckpointError(f"{file}: tensor {name} is sparse, nested or without numbers; wanted a plain one")
-    return _Source(file, name, tuple(tensor.shape), kind, tensor.detach)

@@ -1,6 +1,6 @@
-"""What the weights of a model are, and under which names they go; where they come from is not known here.
+"""The weights of a model: their names and shapes, and how they are read from a checkpoint.
 
-Names are the upstream ones, in their canonical form (see `tensor_files`).
+Names are the upstream ones in their canonical form (see `tensor_files`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import weight_files
-from service.engine.linear import PLAIN, Linear, LinearType, Plain
+from service.engine.linear import Linear, Plain
 from service.engine.ops import Norm
 from service.engine.tensor_files import DECODER, WORDS, Progress, TensorFiles
 from service.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One encoder layer; the norms stand before their blocks in MegatronBert, after them in BERT."""
+    """One encoder layer; the norms come before their blocks in MegatronBert and after them in BERT."""
 
     attention_norm: Norm
     qkv: Linear
@@ -35,7 +37,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class MlmHead:
-    """decoder.weight is the word embedding itself, unless the checkpoint has untied them."""
+    """`decoder.weight` is the word embedding itself, unless the checkpoint has a decoder of its own."""
 
     transform: Plain
     norm: Norm
@@ -50,7 +52,7 @@ class LabelHead:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """embedding_norm is BERT's only, final_norm MegatronBert's only."""
+    """Only BERT has an `embedding_norm`, only MegatronBert a `final_norm`."""
 
     words: Tensor
     positions: Tensor
@@ -62,49 +64,58 @@ class Weights:
     labels: LabelHead | None = None
 
 
-class Take(Protocol):
-    """How one gets at them. Both verbs raise CheckpointError for what is not there or is not as it should be."""
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """The form in which a device needs the weights."""
 
-    def tensor(self, name: str, *sizes: int) -> Tensor: ...
+    device: torch.device
+    dtype: torch.dtype
+    linear_class: type[Linear]
+
+
+class WeightReader(Protocol):
+    """Where `build_weights` gets the tensors. Both methods raise CheckpointError for what is missing or wrong."""
+
+    def tensor(self, name: str, *shape: int) -> Tensor: ...
 
     def linear(self, name: str, parts: Sequence[str], num_out: int, num_in: int) -> Linear:
         """A map of the encoder; upstream it is the maps of the names `parts`, one on top of the other."""
         ...
 
 
-def assemble(checkpoint: Checkpoint, files: TensorFiles, take: Take) -> Weights:
-    """Takes every tensor of the model once; `files` are where they are, and what is not there is not asked for."""
-    return _Assembly(checkpoint, files, take).weights()
+def build_weights(checkpoint: Checkpoint, files: TensorFiles, reader: WeightReader) -> Weights:
+    """Reads every tensor of the model once. Optional tensors that are not in `files` are left out."""
+    return _Builder(checkpoint, files, reader).build()
 
 
-class _Assembly:
-    def __init__(self, checkpoint: Checkpoint, files: TensorFiles, take: Take) -> None:
+class _Builder:
+    def __init__(self, checkpoint: Checkpoint, files: TensorFiles, reader: WeightReader) -> None:
         self._checkpoint = checkpoint
         self._shape = checkpoint.shape
         self._files = files
-        self._take = take
+        self._reader = reader
 
-    def weights(self) -> Weights:
-        shape, kind, take = self._shape, self._checkpoint.kind, self._take.tensor
+    def build(self) -> Weights:
+        shape, kind, read = self._shape, self._checkpoint.kind, self._reader.tensor
         is_megatron = self._checkpoint.family == "megatron-bert"
-        words = take(WORDS, shape.vocab_size, shape.hidden_size)
+        words = read(WORDS, shape.vocab_size, shape.hidden_size)
         return Weights(
             words=words,
-            positions=take("embeddings.position_embeddings.weight", shape.max_positions, shape.hidden_size),
-            segments=take("embeddings.token_type_embeddings.weight", shape.num_segments, shape.hidden_size),
+            positions=read("embeddings.position_embeddings.weight", shape.max_positions, shape.hidden_size),
+            segments=read("embeddings.token_type_embeddings.weight", shape.num_segments, shape.hidden_size),
             layers=self._layers(is_megatron),
             embedding_norm=None if is_megatron else self._norm("embeddings.LayerNorm"),
             final_norm=self._norm("encoder.ln") if is_megatron else None,
-            mlm=self._mlm(words) if kind == "masked-lm" else None,
-            labels=self._labels() if kind == "sequence-classification" else None,
+            mlm=self._mlm_head(words) if kind == "masked-lm" else None,
+            labels=self._label_head() if kind == "sequence-classification" else None,
         )
 
     def _layers(self, is_megatron: bool) -> tuple[Layer, ...]:
-        """In the order of the file, which may count 0, 1, 10, 11: disks are quickest that way."""
-        places = {name: place for place, name in enumerate(self._files.names())}
+        """Read in the order of the file, which may be 0, 1, 10, 11, ...: disks are fastest that way."""
+        ranks = {name: rank for rank, name in enumerate(self._files.names())}
         names = [f"encoder.layer.{index}" for index in range(self._shape.num_layers)]
-        in_file = sorted(names, key=lambda name: places.get(f"{name}.attention.self.query.weight", 0))
-        layers = {name: self._layer(name, is_megatron) for name in in_file}
+        in_file_order = sorted(names, key=lambda name: ranks.get(f"{name}.attention.self.query.weight", 0))
+        layers = {name: self._layer(name, is_megatron) for name in in_file_order}
         return tuple(layers[name] for name in names)
 
     def _layer(self, name: str, is_megatron: bool) -> Layer:
@@ -113,135 +124,133 @@ class _Assembly:
         parts = [f"{attention}.{part}" for part in ("query", "key", "value")]
         return Layer(
             attention_norm=self._norm(f"{name}.attention.ln" if is_megatron else f"{name}.attention.output.LayerNorm"),
-            qkv=self._take.linear(f"{attention}.qkv", parts, 3 * hidden, hidden),
-            attention_out=self._map(f"{name}.attention.output.dense", hidden, hidden),
+            qkv=self._reader.linear(f"{attention}.qkv", parts, 3 * hidden, hidden),
+            attention_out=self._linear(f"{name}.attention.output.dense", hidden, hidden),
             ffn_norm=self._norm(f"{name}.ln" if is_megatron else f"{name}.output.LayerNorm"),
-            ffn_in=self._map(f"{name}.intermediate.dense", ffn, hidden),
-            ffn_out=self._map(f"{name}.output.dense", hidden, ffn),
+            ffn_in=self._linear(f"{name}.intermediate.dense", ffn, hidden),
+            ffn_out=self._linear(f"{name}.output.dense", hidden, ffn),
         )
 
-    def _map(self, name: str, num_out: int, num_in: int) -> Linear:
-        return self._take.linear(name, [name], num_out, num_in)
-
-    def _mlm(self, words: Tensor) -> MlmHead:
+    def _mlm_head(self, words: Tensor) -> MlmHead:
         size, vocab_size, name = self._shape.hidden_size, self._shape.vocab_size, "cls.predictions"
-        # The bias goes by two names that are one parameter; a file holds either or both.
+        # The bias has two names that are one parameter; a file holds either or both.
         has_other_name_only = f"{name}.decoder.bias" in self._files and f"{name}.bias" not in self._files
         bias_name = f"{name}.decoder.bias" if has_other_name_only else f"{name}.bias"
-        decoder = words if self._files.is_tied else self._take.tensor(DECODER, vocab_size, size)
+        decoder = words if self._files.is_tied else self._reader.tensor(DECODER, vocab_size, size)
         return MlmHead(
             transform=self._plain(f"{name}.transform.dense", size, size),
             norm=self._norm(f"{name}.transform.LayerNorm"),
-            decoder=Plain(decoder, self._take.tensor(bias_name, vocab_size)),
+            decoder=Plain(decoder, self._reader.tensor(bias_name, vocab_size)),
         )
 
-    def _labels(self) -> LabelHead:
+    def _label_head(self) -> LabelHead:
         size = self._shape.hidden_size
         num_labels = len(self._checkpoint.labels) or next(iter(self._files.shape("classifier.weight")), 0)
         return LabelHead(
             pooler=self._plain("pooler.dense", size, size), classifier=self._plain("classifier", num_labels, size)
         )
 
+    def _linear(self, name: str, num_out: int, num_in: int) -> Linear:
+        return self._reader.linear(name, [name], num_out, num_in)
+
     def _plain(self, name: str, num_out: int, num_in: int) -> Plain:
-        take = self._take.tensor
-        return Plain(take(f"{name}.weight", num_out, num_in), take(f"{name}.bias", num_out))
+        read = self._reader.tensor
+        return Plain(read(f"{name}.weight", num_out, num_in), read(f"{name}.bias", num_out))
 
     def _norm(self, name: str) -> Norm:
-        take, size = self._take.tensor, self._shape.hidden_size
-        return Norm(take(f"{name}.weight", size), take(f"{name}.bias", size), self._shape.norm_eps)
+        read, size = self._reader.tensor, self._shape.hidden_size
+        return Norm(read(f"{name}.weight", size), read(f"{name}.bias", size), self._shape.norm_eps)
 
 
-logger = logging.getLogger(__name__)
+_IGNORED_PREFIXES = ("embeddings.position_ids", "embeddings.token_type_ids", "cls.", "pooler.", "classifier.")
+"""What a checkpoint may hold in addition to what its kind needs.
 
-# What a checkpoint may hold beside what its kind needs. Anything else that is unknown is an error: a model that is
-# silently not the one in the file answers nonsense.
-_IGNORED = ("embeddings.position_ids", "embeddings.token_type_ids", "cls.", "pooler.", "classifier.")
-
-_Fill = Callable[[str, Tensor], None]  # puts the tensor of this canonical name there
+Any other unknown tensor is an error: a model that silently differs from the file computes wrong answers.
+"""
 
 
 def read_weights(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kind: LinearType, progress: Progress
+    checkpoint: Checkpoint, weight_format: WeightFormat, progress: Progress
 ) -> tuple[Weights, dict[str, Tensor]]:
-    """The weights, and the tensors that they are made of by name.
+    """Reads the weights of the checkpoint; returns them, and the tensors that they consist of by name.
 
-    CheckpointError names the file, the tensor and what was wanted of it.
+    Raises CheckpointError, which names the file, the tensor and what was expected.
     """
     with TensorFiles.open(weight_files(checkpoint.path)) as files:
         logger.info("reading weights", extra={"model": checkpoint.name, "files": ", ".join(map(str, files.paths))})
-        total, done = num_weights(checkpoint, files) * dtype.itemsize, 0
-
-        def fill(name: str, slot: Tensor) -> None:
-            nonlocal done
-            files.copy_into(name, slot)
-            done += slot.nbytes
-            progress(done, total)
-
-        reading = _Reading(files, device, dtype, kind, fill)
-        return assemble(checkpoint, files, reading), reading.taken
+        total_bytes = count_numbers(checkpoint, files) * weight_format.dtype.itemsize
+        reader = _CheckpointReader(files, weight_format, lambda done_bytes: progress(done_bytes, total_bytes))
+        return build_weights(checkpoint, files, reader), reader.tensors
 
 
-def num_weights(checkpoint: Checkpoint, files: TensorFiles) -> int:
-    """How many numbers the model has; CheckpointError when the files do not hold just them."""
-    sizes: dict[str, int] = {}
-
-    def note(name: str, slot: Tensor) -> None:
-        sizes[name] = slot.numel()
-
-    assemble(checkpoint, files, _Reading(files, torch.device("meta"), torch.float32, PLAIN, note))
-    unknown = sorted(name for name in files.names() if name not in sizes and not name.startswith(_IGNORED))
+def count_numbers(checkpoint: Checkpoint, files: TensorFiles) -> int:
+    """The number of weights of the model; CheckpointError when the files hold too few or unknown tensors."""
+    on_meta = WeightFormat(torch.device("meta"), torch.float32, Plain)
+    reader = _CheckpointReader(files, on_meta, lambda done_bytes: None)
+    build_weights(checkpoint, files, reader)
+    unknown = sorted(
+        name for name in files.names() if name not in reader.sizes and not name.startswith(_IGNORED_PREFIXES)
+    )
     if unknown:
         raise CheckpointError(
             f"{files.where(unknown[0])}: tensor {unknown[0]} has no place in the model that config.json describes "
             f"({len(unknown)} such tensors)"
         )
-    return sum(sizes.values())
+    return sum(reader.sizes.values())
 
 
-class _Reading:
-    """Makes the tensors one after another, each once the file is known to hold it, and has them filled."""
+def cached_prefix(name: str, linear_class: type[Linear]) -> str:
+    """How the names of a map's tensors in a cached file start: tensors of one class are never taken for another's."""
+    return f"{name}.{linear_class.__name__}"
 
-    def __init__(
-        self, files: TensorFiles, device: torch.device, dtype: torch.dtype, kind: LinearType, fill: _Fill
-    ) -> None:
-        self.taken: dict[str, Tensor] = {}
+
+class _CheckpointReader:
+    """Allocates each tensor once the file is known to hold it, fills it, and converts the linear maps.
+
+    On the meta device, shapes are checked and nothing is allocated or read.
+    """
+
+    def __init__(self, files: TensorFiles, weight_format: WeightFormat, on_bytes: Callable[[int], None]) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        """What the weights consist of, by the name in a cached file."""
+        self.sizes: dict[str, int] = {}
+        """The number of elements of each tensor of the checkpoint that was read."""
         self._files = files
-        self._device = device
-        self._dtype = dtype
-        self._kind = kind
-        self._fill = fill
-        self._spare: dict[tuple[int, ...], Tensor] = {}
+        self._format = weight_format
+        self._on_bytes = on_bytes
+        self._done_bytes = 0
+        self._free: dict[tuple[int, ...], Tensor] = {}
 
-    def tensor(self, name: str, *sizes: int) -> Tensor:
-        tensor = self._empty(*sizes)
-        self._read(name, tensor)
-        self.taken[name] = tensor
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        tensor = self._empty(*shape)
+        self._fill(name, tensor)
+        self.tensors[name] = tensor
         return tensor
 
     def linear(self, name: str, parts: Sequence[str], num_out: int, num_in: int) -> Linear:
-        plain = Plain(self._room(num_out, num_in), self._empty(num_out))
-        pieces = zip(parts, plain.weight.chunk(len(parts)), plain.bias.chunk(len(parts)), strict=True)
-        for part, weight, bias in pieces:
-            self._read(f"{part}.weight", weight)
-            self._read(f"{part}.bias", bias)
-        made = self._made(plain)
-        self.taken |= {f"{name}.{each}": getattr(made, each) for each in self._kind.tensors}
-        return made
+        # There are never two copies of all weights, and memory that is new to the process is slow to write: a weight
+        # that the converted map does not keep is the buffer of the next one.
+        shape = (num_out, num_in)
+        weight = self._free.pop(shape) if shape in self._free else self._empty(*shape)
+        bias = self._empty(num_out)
+        for part, weight_rows, bias_rows in zip(parts, weight.chunk(len(parts)), bias.chunk(len(parts)), strict=True):
+            self._fill(f"{part}.weight", weight_rows)
+            self._fill(f"{part}.bias", bias_rows)
+        linear = self._format.linear_class.of(weight, bias)
+        if linear.weight is not weight:
+            self._free[shape] = weight
+        prefix = cached_prefix(name, self._format.linear_class)
+        self.tensors |= {f"{prefix}.{field}": tensor for field, tensor in linear.tensors().items()}
+        return linear
 
-    def _made(self, plain: Plain) -> Linear:
-        """What was loaded is room for the next one, unless it is still in use: there are never two copies, and memory
-        that is new to the process is slow."""
-        made = self._kind(plain)
-        if made.weight is not plain.weight:
-            self._spare[plain.weight.shape] = plain.weight
-        return made
+    def _fill(self, name: str, out: Tensor) -> None:
+        self._files.expect(name, tuple(out.shape))
+        self.sizes[name] = out.numel()
+        if out.is_meta:
+            return
+        self._files.copy_into(name, out)
+        self._done_bytes += out.nbytes
+        self._on_bytes(self._done_bytes)
 
-    def _room(self, *sizes: int) -> Tensor:
-        return self._spare.pop(sizes) if sizes in self._spare else self._empty(*sizes)
-
-    def _read(self, name: str, slot: Tensor) -> None:
-        self._files.expect(name, tuple(slot.shape))
-        self._fill(name, slot)
-
-    def _empty(self, *sizes: int) -> Tensor:
-        return torch.empty(sizes, device=self._device, dtype=self._dtype)
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, device=self._format.device, dtype=self._format.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
 from service.engine.device import DTYPES, int8_weight_limit
 from service.engine.engine import Engine
-from service.engine.linear import PLAIN, Linear, LinearType, OneDnn, OneDnnInt8, Plain, choose
+from service.engine.linear import Linear, OneDnn, OneDnnInt8, Plain, choose
 from service.engine.ops import Gelu, Norm, quantize_channels, quantize_tokens
 from service.engine.packing import bucket
-from service.engine.weights import Weights, read_weights
+from service.engine.weights import WeightFormat, Weights, read_weights
 from service.errors import SettingError
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
@@ -48,11 +49,11 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize("gelu", ["none", "tanh"])
 def test_prepacked_is_plain(tokens: int, num_out: int, num_in: int, gelu: Gelu) -> None:
     plain = make_plain(num_out, num_in)
-    packed = OneDnn.of(plain)
+    packed = OneDnn.of(plain.weight, plain.bias)
     hidden, residual = random(tokens, num_in), random(tokens, num_out)
     torch.testing.assert_close(packed(hidden), plain(hidden), atol=1e-5, rtol=0)
-    torch.testing.assert_close(packed.activated(hidden, gelu), plain.activated(hidden, gelu), atol=1e-5, rtol=0)
-    added, normed = packed.added(hidden, residual, make_norm(num_out))
+    torch.testing.assert_close(packed.gelu(hidden, gelu), plain.gelu(hidden, gelu), atol=1e-5, rtol=0)
+    added, normed = packed.add_norm(hidden, residual, make_norm(num_out))
     torch.testing.assert_close(added, plain(hidden) + residual, atol=1e-5, rtol=0)
     torch.testing.assert_close(normed, make_norm(num_out)(added), atol=1e-5, rtol=0)
 
@@ -61,20 +62,20 @@ def test_prepacked_is_plain(tokens: int, num_out: int, num_in: int, gelu: Gelu) 
 @pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
 def test_eight_bits_are_near(tokens: int, num_out: int, num_in: int, dtype: torch.dtype) -> None:
     plain = make_plain(num_out, num_in, dtype)
-    quantized = OneDnnInt8.of(plain)
+    quantized = OneDnnInt8.of(plain.weight, plain.bias)
     hidden, residual = random(tokens, num_in, dtype=dtype), random(tokens, num_out, dtype=dtype)
     exact = F.linear(hidden.double(), plain.weight.double(), plain.bias.double())
     assert quantized(hidden).dtype == dtype
     assert relative_error(quantized(hidden), exact) < 0.02
-    assert relative_error(quantized.activated(hidden, "tanh"), F.gelu(exact, approximate="tanh")) < 0.03
-    assert relative_error(quantized.added(hidden, residual, make_norm(num_out, dtype))[0], exact + residual) < 0.02
+    assert relative_error(quantized.gelu(hidden, "tanh"), F.gelu(exact, approximate="tanh")) < 0.03
+    assert relative_error(quantized.add_norm(hidden, residual, make_norm(num_out, dtype))[0], exact + residual) < 0.02
 
 
 @pytest.mark.parametrize(("num_in", "sign"), [(64, 1), (64, -1)])
 def test_the_largest_codes_do_not_saturate(num_in: int, sign: int) -> None:
     """Every input and every weight at the end of its range: the sums of a CPU that adds in 16 bits are largest here."""
     plain = Plain(torch.full((16, num_in), float(sign)), torch.zeros(16))
-    sums = OneDnnInt8.of(plain)(torch.ones(8, num_in))
+    sums = OneDnnInt8.of(plain.weight, plain.bias)(torch.ones(8, num_in))
     assert torch.allclose(sums, torch.full((8, 16), float(sign * num_in)), rtol=0.01)
 
 
@@ -102,14 +103,15 @@ def test_weights_have_seven_bits_on_x86_without_vnni(
 
 def test_a_cpu_without_bfloat16_in_onednn_gets_the_plain_map(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.torch_private.has_onednn", lambda dtype: dtype == torch.float32)
-    assert choose(CPU, torch.bfloat16, "none") is PLAIN
-    assert choose(CPU, torch.float32, "none") is not PLAIN
+    assert choose(CPU, torch.bfloat16, "none") is Plain
+    assert choose(CPU, torch.float32, "none") is OneDnn
 
 
 def test_maps_leave_their_inputs_alone() -> None:
-    for make in (OneDnn.of, OneDnnInt8.of, lambda plain: plain):
+    plain = make_plain(8, 16)
+    for linear_class in (OneDnn, OneDnnInt8, Plain):
         hidden, residual = random(9, 16), random(9, 8)
-        make(make_plain(8, 16)).added(hidden, residual, make_norm(8))
+        linear_class.of(plain.weight, plain.bias).add_norm(hidden, residual, make_norm(8))
         assert torch.equal(hidden, random(9, 16))
         assert torch.equal(residual, random(9, 8))
 
@@ -137,8 +139,8 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     assert torch.isfinite(scales).all()
 
 
-def read(checkpoint: Checkpoint, kind: LinearType) -> Weights:
-    return read_weights(checkpoint, CPU, torch.float32, kind, lambda done, total: None)[0]
+def read(checkpoint: Checkpoint, linear_class: type[Linear]) -> Weights:
+    return read_weights(checkpoint, WeightFormat(CPU, torch.float32, linear_class), lambda done, total: None)[0]
 
 
 def test_maps_are_made_while_the_weights_are_read(tmp_path: Path) -> None:
@@ -153,11 +155,13 @@ def test_loaded_memory_is_used_again_unless_a_map_keeps_it(tmp_path: Path) -> No
     checkpoint = describe(make_checkpoint(tmp_path, num_layers=2), "test")
     loaded: list[torch.Tensor] = []
 
-    def copied(plain: Plain) -> Linear:
-        loaded.append(plain.weight)
-        return Plain(plain.weight.clone(), plain.bias)
+    class Copied(Plain):
+        @classmethod
+        def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> Self:
+            loaded.append(weight)
+            return cls(weight.clone(), bias)
 
-    made, kept = (read(checkpoint, kind) for kind in (LinearType(copied, Plain), PLAIN))
+    made, kept = (read(checkpoint, linear_class) for linear_class in (Copied, Plain))
     assert loaded[0] is loaded[4]
     for one, other in zip(made.layers, kept.layers, strict=True):
         assert torch.equal(one.qkv.weight, other.qkv.weight)

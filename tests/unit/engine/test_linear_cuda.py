@@ -23,7 +23,7 @@ from tests.unit.engine.rows import mean_rows
 
 GPU = torch.device("cuda", 0)
 SIZES = ((8, 16, 32), (16, 32, 16), (24, 48, 64), (136, 64, 48))  # tokens, out, in: fewer than _int_mm takes, and more
-KINDS = {"none": (Cuda, 1e-6), "int8": (CudaInt8.of, 0.02), "fp8": (CudaFp8.of, 0.06)}
+KINDS = {"none": (Cuda.of, 1e-6), "int8": (CudaInt8.of, 0.02), "fp8": (CudaFp8.of, 0.06)}
 
 
 def random(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -48,8 +48,8 @@ def test_maps_compute_nearly_what_they_should(
     norm = Norm(torch.full_like(bias, 2.0), torch.ones_like(bias), 1e-12)
     exact = F.linear(hidden.double(), weight.double(), bias.double())
     made: Linear = make(weight, bias)
-    added, normed = made.added(hidden, residual, norm)
-    outs = (made(hidden), made.activated(hidden, gelu), added, normed)
+    added, normed = made.add_norm(hidden, residual, norm)
+    outs = (made(hidden), made.gelu(hidden, gelu), added, normed)
     assert {out.dtype for out in outs} == {dtype}
     assert {out.shape for out in outs} == {(tokens, num_out)}
     assert relative_error(outs[0], exact) < limit

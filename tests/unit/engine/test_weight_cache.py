@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from service.checkpoints import converted
@@ -23,8 +24,9 @@ from service.checkpoints.converted import lock
 from service.domain import Quantization
 from service.engine import torch_private
 from service.engine.engine import Engine
-from service.engine.linear import choose
-from service.engine.weight_cache import Wanted, load_weights
+from service.engine.linear import Linear, OneDnn, Plain, choose
+from service.engine.weight_cache import is_sound, load_weights, save_tensors
+from service.engine.weights import WeightFormat
 from service.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
 
@@ -93,7 +95,7 @@ def test_converted_weights_are_those_of_the_pickle(
 def test_what_is_mapped_is_not_copied(checkpoint: Path, tmp_path: Path, quantization: Quantization) -> None:
     weights(checkpoint, tmp_path)
     kind = choose(torch.device("cpu"), torch.float32, quantization)
-    assert kind.tensors[0] == "weight"
+    assert kind.field_names()[0] == "weight"
     described = describe(checkpoint, "test")
     loaded = [
         Engine.load(described, precision="float32", quantization=quantization, weight_cache=tmp_path).weights
@@ -112,10 +114,13 @@ def test_what_a_gpu_wants_is_kept_as_it_wants_it(
     """Its maps, on a CPU."""
     monkeypatch.setattr("service.engine.linear.check_capability", lambda *of: None)
     kind = choose(torch.device("cuda"), torch.bfloat16, quantization)
-    wanted = Wanted(describe(checkpoint, "test"), torch.device("cpu"), torch.bfloat16, kind, lambda done, total: None)
-    direct, made, opened = (load_weights(wanted, folder, "gpu") for folder in (None, tmp_path, tmp_path))
+    described, wanted = describe(checkpoint, "test"), WeightFormat(torch.device("cpu"), torch.bfloat16, kind)
+    direct, made, opened = (
+        load_weights(described, wanted, lambda done, total: None, folder, "gpu")
+        for folder in (None, tmp_path, tmp_path)
+    )
     for one in (made, opened):
-        for name in kind.tensors:
+        for name in kind.field_names():
             kept, known = (getattr(each.layers[0].qkv, name) for each in (one, direct))
             assert kept.dtype == known.dtype
             assert torch.equal(kept.float(), known.float())
@@ -378,3 +383,54 @@ def test_whoever_waits_takes_what_the_other_has_made(
     thread.join()
     assert_same(direct, *loaded)
     assert messages(caplog).count("weights converted") == 1
+
+
+def test_tensors_of_one_class_of_maps_are_never_taken_for_those_of_another(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when torch is told to use another part of the same CPU: the name of the file stays the same."""
+    described = describe(checkpoint, "test")
+
+    def load(linear_class: type[Linear]) -> type[Linear]:
+        wanted = WeightFormat(torch.device("cpu"), torch.float32, linear_class)
+        return type(load_weights(described, wanted, lambda done, total: None, tmp_path / "cache", "cpu").layers[0].qkv)
+
+    assert [load(each) for each in (OneDnn, Plain, OneDnn)] == [OneDnn, Plain, OneDnn]
+    assert set(messages(caplog)) == {"cached weights are broken"}
+
+
+TENSORS = {
+    "matrix": torch.arange(6.0).view(2, 3),
+    "half": torch.tensor([0.5, -0.25], dtype=torch.bfloat16),
+    "scalar": torch.tensor(3.0),
+    "empty": torch.empty(0, 4),
+    "名字": torch.ones(5),
+    "codes": torch.arange(-64, 64, dtype=torch.int8),
+    "bytes": torch.arange(7, dtype=torch.uint8),
+    "zeros": torch.zeros(3, dtype=torch.int32),
+    "small": torch.tensor([0.5, -2.0]).to(torch.float8_e4m3fn),
+}
+
+
+def test_saved_tensors_are_those_that_the_library_reads(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    assert save_tensors(file, TENSORS) == file.stat().st_size
+    assert file.stat().st_mode & 0o777 == 0o644, "replicas of another user map it, too"
+    read = load_file(file)
+    assert read.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name].float(), tensor.float())
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    save_tensors(file, TENSORS)
+    sound = file.read_bytes()
+    assert is_sound(file)
+    checksum = sound.index(b'"crc32":"') + len(b'"crc32":"')
+    for place in (checksum, sound.index(b"matrix"), sound.index(b"BF16"), sound.index(b"[2,3]") + 1, len(sound) - 1):
+        file.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        assert not is_sound(file)
+    file.write_bytes(sound[:-1])
+    assert not is_sound(file)
