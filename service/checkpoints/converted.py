@@ -1,7 +1,4 @@
-"""Where the weights of a checkpoint lie once they have been converted: one safetensors file per source and form.
-
-Knows names, the lock and the disk's free space; knows no torch, no tensor and not how a file is written.
-"""
+"""The files of the weight cache: one safetensors file for each checkpoint and form, its name, lock and disk space."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ from service.domain import Quantization
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-"""Counts up when files of before must not be read any more."""
+"""Increases when files of earlier versions must not be read any more."""
 
 SPARE_BYTES = 1 << 28
-"""What is left free on the disk, for others."""
+"""The disk space that stays free."""
 
 WORTHWHILE_BYTES = 1 << 30
-"""Smaller ones are converted in less than a second at every start, and take no room on the disk."""
+"""Smaller checkpoints are converted in less than a second at every start and need no cache."""
 
 _SUFFIX = ".safetensors"
 _PART = f"{_SUFFIX}.part"
@@ -41,17 +38,17 @@ _PART = f"{_SUFFIX}.part"
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One file of the cache, which need not be there yet, and the start of the names of those that it replaces."""
+    """One file of the cache, which may not exist yet, and the common prefix of the file names that it replaces."""
 
     file: Path
     prefix: str
 
     @classmethod
     def of(cls, folder: Path, origin: str, sources: Sequence[Path], form: str) -> CacheEntry:
-        """`origin` is what the user calls the checkpoint; the file's name changes whenever a source file or the library
-        that computes does.
+        """The entry for a checkpoint and a form; `origin` is the folder or the repository of the checkpoint.
 
-        Raises OSError when a source cannot be looked at.
+        The file's name changes when a source file or the version of torch does. Raises OSError when a source cannot be
+        accessed.
         """
         readable = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(origin).name)
         prefix = f"{readable}-{_hash(origin)[:8]}-{form}-"
@@ -60,15 +57,15 @@ class CacheEntry:
 
     @contextmanager
     def write_entry(self, num_bytes: int) -> Iterator[Path]:
-        """A temporary file to fill with `num_bytes`; it takes the entry's name if all goes well. Call under `lock`.
+        """Yields the path of a temporary file, which replaces the entry's file at the end. Call under `lock`.
 
-        Raises OSError (ENOSPC) when the disk has too little room, before anything is written.
+        Raises OSError (ENOSPC) before anything is written when `num_bytes` do not fit on the disk.
         """
         folder = self.file.parent
         for leftover in folder.glob(f"*{_PART}"):  # of a process that was killed: under the lock, no other one writes
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         _require_space(folder, num_bytes)
-        # A folder and not a file, because save_file makes a temporary file of its own beside the one it writes.
+        # A folder and not a file, because save_file makes a temporary file of its own next to the one it writes.
         with TemporaryDirectory(prefix=f"{self.file.stem}-", suffix=_PART, dir=folder) as temporary:
             yield Path(temporary) / self.file.name
             (Path(temporary) / self.file.name).replace(self.file)
@@ -83,19 +80,19 @@ class CacheEntry:
 
 
 def form_of(device: str, precision: str, quantization: Quantization) -> str:
-    """How weights are wanted. CPUs of other abilities want them arranged in other ways."""
+    """The name of the form in which a device needs the weights. The layout on a CPU depends on its features."""
     arithmetic = precision if quantization == "none" else f"{quantization}-{precision}"
     return f"{arithmetic}-cpu-{_hash(sorted(host.cpu_features()))[:6]}" if device == "cpu" else f"{arithmetic}-gpu"
 
 
 def is_worthwhile(sources: Sequence[Path], device: str) -> bool:
-    """Whether these are kept: pickles, and what is large and is arranged anew, as a CPU wants it."""
+    """Whether converted weights are cached: for pickles, and on a CPU for large checkpoints, which are packed."""
     is_large = sum(file.stat().st_size for file in sources) >= WORTHWHILE_BYTES
     return are_pickled(sources) or (device == "cpu" and is_large)
 
 
 def files_to_read(folder: Path | None, origin: str, sources: Sequence[Path], forms: Iterable[str]) -> Sequence[Path]:
-    """What a start will read: the cached file of one of these forms, else the sources."""
+    """The files that a start will read: the cached file of the first of these forms that has one, else the sources."""
     if folder is None:
         return sources
     cached = [CacheEntry.of(folder, origin, sources, form).file for form in forms]
@@ -104,7 +101,7 @@ def files_to_read(folder: Path | None, origin: str, sources: Sequence[Path], for
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Makes the folder, and keeps all other processes that write into it waiting; it ends with this process."""
+    """Creates the folder and locks it against other writers, which wait. The lock ends with the process."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as stream:
         try:
@@ -116,7 +113,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _identity(file: Path) -> list[str | int]:
-    """A blob of the hub's cache resolves to a name that is the hash of its content."""
+    """Path, size and time of a file. A file of the hub's cache resolves to a name that is the hash of its content."""
     status = file.stat()
     return [str(file.resolve()), status.st_size, status.st_mtime_ns]
 
@@ -128,12 +125,12 @@ def _hash(value: object) -> str:
 def _require_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes + SPARE_BYTES:
-        wanted = f"{num_bytes / 1e9:.1f} GB and {SPARE_BYTES / 1e9:.1f} GB to spare are wanted"
-        raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free, {wanted}")
+        needed = f"the weights need {num_bytes / 1e9:.1f} GB, and {SPARE_BYTES / 1e9:.1f} GB must stay free"
+        raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free; {needed}")
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name has to outlast a loss of power, as the content does."""
+    """Makes the new file name survive a power loss, as the content does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
