@@ -19,7 +19,7 @@ from benchmarks.gpu_model import TINY, Draw, make_engine, rows
 from benchmarks.gpu_setting import ROW_TOKENS, Figures, Setting, release, repeated, reset_peak, seconds
 from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
-from service.engine.attention import BACKENDS, TYPICAL, Backend, Place, trial
+from service.engine.attention import BACKENDS, TYPICAL, AttentionConfig, Backend, trial
 from service.engine.engine import Engine
 from service.engine.linear import Cuda, Plain
 
@@ -59,7 +59,7 @@ def difference(outputs: Sequence[Output], wanted: Sequence[Output]) -> Figures:
 
 
 def fitting(setting: Setting, shape: Shape, dtype: torch.dtype) -> Mapping[str, Backend]:
-    place = Place(setting.device, dtype, shape.num_heads, shape.head_size)
+    place = AttentionConfig(setting.device, dtype, shape.num_heads, shape.head_size)
     return {name: backend for name, backend in BACKENDS.items() if backend.runs_on(place)}
 
 

@@ -1,6 +1,6 @@
-"""What a checkpoint is, told by its name and its config.json: family, kind, shape, labels.
+"""The description of a checkpoint: family, kind, shape and labels, from its name and its config.json.
 
-Knows no torch and reads no tensor; where the config does not say which heads there are, the tensors' names do.
+No tensor is read. Where config.json does not say which heads there are, the names of the tensors do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CLASS_KINDS: dict[str, Kind] = {
 }
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
 
-# Smallest and largest sensible value of each size; the largest are some ten times those of any published model.
+# The smallest and largest valid value of each size; the largest are about ten times those of any published model.
 _LIMITS = {
     "num_hidden_layers": (1, 256),
     "hidden_size": (1, 65_536),
@@ -38,7 +38,7 @@ _LIMITS = {
 }
 _MAX_LABELS = 10_000
 
-# Upstream's fine-tuned repositories carry no useful id2label; their cards say what the labels mean.
+# The fine-tuned repositories of upstream have no useful id2label; their model cards say what the labels mean.
 _KNOWN_LABELS = {
     "-Similarity": ("不相似", "相似"),
     "-NLI": ("矛盾", "中立", "蕴含"),
@@ -50,10 +50,10 @@ _TASKS_OF_LABELS: dict[frozenset[str], tuple[str, ...]] = {
     frozenset(("矛盾", "中立", "蕴含")): ("nli",),
     frozenset(("contradiction", "neutral", "entailment")): ("nli",),
 }
-"""A copy in a folder of any name is what its labels say."""
+"""The tasks of a copy in a folder of any name, by its labels."""
 
 TASKS_KEY = "erlangshen_tasks"
-"""In config.json: the tasks beyond plain classification that a fine-tuned classifier was made for."""
+"""The key in config.json for the tasks, beyond plain classification, that a classifier was fine-tuned for."""
 _PURPOSES = {"similarity", "nli"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -61,7 +61,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a user asked for: NAME=SOURCE@REVISION."""
+    """A model as the user names it: NAME=SOURCE@REVISION."""
 
     name: str
     source: str
@@ -88,7 +88,7 @@ class Shape:
 
     @property
     def num_parameters(self) -> int:
-        """Of embeddings and encoder, without any head."""
+        """The parameters of embeddings and encoder, without the heads."""
         hidden, ffn = self.hidden_size, self.ffn_size
         tables = (self.vocab_size + self.max_positions + self.num_segments) * hidden
         layer = 4 * (hidden + 1) * hidden + 2 * hidden * ffn + ffn + hidden + 4 * hidden
@@ -97,8 +97,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that lies in a local folder. `labels` is empty when nobody has named them; `tasks` are the purposes
-    known beyond its kind."""
+    """A checkpoint in a local folder. `labels` is empty when they have no names; `tasks` are those beyond its kind."""
 
     name: str
     source: str
@@ -112,13 +111,13 @@ class Checkpoint:
 
     @property
     def origin(self) -> str:
-        """Where it came from; stays the same when newer files take the place of these."""
+        """The folder or the hub repository and revision; it stays the same when the files are updated."""
         is_local = Path(self.source).expanduser().is_dir()
         return str(self.path) if is_local else f"{self.source}@{self.revision or 'main'}"
 
 
 def parse_spec(text: str) -> ModelSpec:
-    """Reads `SOURCE`, `NAME=SOURCE` or either with `@REVISION`; a source that is a directory has no revision."""
+    """Parses `SOURCE`, `NAME=SOURCE` or either with `@REVISION`; a source that is a directory has no revision."""
     name, equals, source = (part.strip() for part in text.partition("="))
     if not equals or not _NAME.fullmatch(name):
         name, source = "", text.strip()
@@ -134,7 +133,10 @@ def parse_spec(text: str) -> ModelSpec:
 def resolve(
     spec: ModelSpec, *, labels: Sequence[str] = (), cache_dir: Path | None = None, offline: bool = False
 ) -> Checkpoint:
-    """Finds the checkpoint in a local directory, or downloads it from the hub, and describes it."""
+    """Finds the checkpoint in a local directory, or downloads it from the hub, and describes it.
+
+    Raises CheckpointError when there is none, or when its config.json is invalid.
+    """
     local = Path(spec.source).expanduser()
     if local.is_dir():
         path = local.resolve()
@@ -150,7 +152,7 @@ def resolve(
 def describe(
     path: Path, name: str, source: str | None = None, revision: str | None = None, *, labels: Sequence[str] = ()
 ) -> Checkpoint:
-    """Reads config.json of the folder `path`. `labels` win over those of the config."""
+    """Reads config.json of the folder `path`. `labels` override those of the config."""
     file = path / "config.json"
     config = read_json(file)
     family, kind = _family_and_kind(file, config)
@@ -234,14 +236,14 @@ def _size(file: Path, config: dict[str, Any], key: str) -> int:
 
 
 def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
-    """Variants that would load and then compute something else."""
+    """Refuses variants of the architecture that would load, but compute wrong answers."""
     for key, plain in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
         if config.get(key, plain) != plain:
             raise _wrong(file, key, config[key], str(plain))
 
 
 def _tasks(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    """What our own fine-tuning noted that a classifier is for."""
+    """The tasks of a classifier, as `finetune` writes them."""
     value = config.get(TASKS_KEY, [])
     if not isinstance(value, list) or not set(value) <= _PURPOSES:
         raise _wrong(file, TASKS_KEY, value, "a list of " + ", ".join(sorted(_PURPOSES)))

@@ -1,7 +1,4 @@
-"""Brings the few files of a checkpoint from the hub, or from the cache of earlier downloads.
-
-Knows the names of the files, not what is in them.
-"""
+"""Downloads the files of a checkpoint from the hub, or finds them in the cache of earlier downloads."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from service.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _SMALL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-# One weights format is enough, so the second is asked for only when the repository has nothing of the first.
+# One weights format is enough, so the second is requested only when the repository has no files of the first.
 _WEIGHTS = ((*SAFETENSORS_FILES, "model-*-of-*.safetensors"), (*BIN_FILES, "pytorch_model-*-of-*.bin"))
 
 
@@ -36,10 +33,10 @@ def fetch(
     offline: bool = False,
     endpoint: str | None = None,
 ) -> Path:
-    """The local folder that holds the files of the hub repository `repo`, after downloading what is missing.
+    """The local folder of the files of the hub repository `repo`, after downloading the missing ones.
 
-    huggingface_hub draws the progress bars, on a terminal only. Without a network the cache serves. Raises
-    CheckpointError when neither has the files.
+    huggingface_hub draws progress bars, on a terminal only. Without a network, the files come from the cache. Raises
+    CheckpointError when neither has them.
     """
     is_offline = offline or constants.is_offline_mode()
     logger.info("fetching model", extra={"repo": repo, "revision": revision, "offline": is_offline})

@@ -1,7 +1,6 @@
-"""The ways to compute attention over packed rows, and which of them is taken.
+"""The attention backends, and the choice between them.
 
-A way is one function in a file of its own and one entry in BACKENDS; the parity tests find it there. Knows no layers
-and no weights.
+A backend is a function in `attention_backends` and an entry in BACKENDS, where the parity tests find it.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from service.errors import SettingError
 
 logger = logging.getLogger(__name__)
 
-# From fused queries, keys and values [tokens, 3, heads, head size] to [tokens, heads * head size]: one layer.
 Attend = Callable[[Tensor], Tensor]
+"""The attention of one layer: fused queries, keys and values [tokens, 3, heads, head size] to [tokens, hidden]."""
 
-# What a batch needs once, whatever the number of layers.
 Prepare = Callable[[Layout, torch.device, torch.dtype], Attend]
+"""Computes once for a batch what all layers need, such as masks."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where attention is computed, and of what size."""
+class AttentionConfig:
+    """The device, number format and sizes of an attention."""
 
     device: torch.device
     dtype: torch.dtype
@@ -41,11 +40,11 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Backend:
     prepare: Prepare
-    runs_on: Callable[[Place], bool]
+    runs_on: Callable[[AttentionConfig], bool]
 
 
-def plain_beside_masked(plain: Prepare, masked: Prepare) -> Prepare:
-    """One way for the rows that see all of themselves, another for the rows with blocks, in one batch."""
+def split_by_mask(plain: Prepare, masked: Prepare) -> Prepare:
+    """Two backends in one batch: `plain` for rows without blocks, `masked` for rows with blocks."""
 
     def prepare(layout: Layout, device: torch.device, dtype: torch.dtype) -> Attend:
         first, second = layout.split()
@@ -60,34 +59,32 @@ def plain_beside_masked(plain: Prepare, masked: Prepare) -> Prepare:
     return prepare
 
 
-def _has_varlen(place: Place) -> bool:
-    return attention_backends.varlen_runs_on(place.device, place.dtype, place.head_size)
+def _has_varlen(config: AttentionConfig) -> bool:
+    return attention_backends.varlen_runs_on(config.device, config.dtype, config.head_size)
 
 
 BACKENDS: dict[str, Backend] = {
-    "sdpa": Backend(attention_backends.prepare_sdpa, runs_on=lambda place: True),
-    "flex": Backend(attention_backends.prepare_flex, runs_on=lambda place: True),
-    "varlen": Backend(
-        plain_beside_masked(attention_backends.prepare_varlen, attention_backends.prepare_sdpa), _has_varlen
-    ),
+    "sdpa": Backend(attention_backends.prepare_sdpa, runs_on=lambda config: True),
+    "flex": Backend(attention_backends.prepare_flex, runs_on=lambda config: True),
+    "varlen": Backend(split_by_mask(attention_backends.prepare_varlen, attention_backends.prepare_sdpa), _has_varlen),
     "varlen+flex": Backend(
-        plain_beside_masked(attention_backends.prepare_varlen, attention_backends.prepare_flex), _has_varlen
+        split_by_mask(attention_backends.prepare_varlen, attention_backends.prepare_flex), _has_varlen
     ),
 }
 
 
-def choose(name: str, place: Place, num_layers: int = 1) -> tuple[str, Prepare]:
-    """The backend of that name. `auto` is the quickest on a GPU; on a CPU it is sdpa, which alone is made for it.
+def choose(name: str, config: AttentionConfig, num_layers: int = 1) -> tuple[str, Prepare]:
+    """The backend of this name. `auto` is the fastest one on a GPU, by measurement, and sdpa on a CPU.
 
-    Raises SettingError when the backend does not run in that place.
+    Raises SettingError when the backend does not support the configuration.
     """
-    attention_backends.leave_out_cudnn()
-    fitting = {each: backend for each, backend in BACKENDS.items() if backend.runs_on(place)}
+    attention_backends.disable_cudnn()
+    fitting = {each: backend for each, backend in BACKENDS.items() if backend.runs_on(config)}
     if name == "auto":
-        name = _quickest_on(place, fitting, num_layers) if place.device.type == "cuda" else "sdpa"
+        name = _measure_fastest(config, fitting, num_layers) if config.device.type == "cuda" else "sdpa"
     if name not in fitting:
         wanted = ", ".join(fitting)
-        raise SettingError(f"attention backend {name!r} does not run on {place.device}; wanted auto, {wanted}")
+        raise SettingError(f"attention backend {name!r} does not run on {config.device}; wanted auto, {wanted}")
     return name, fitting[name].prepare
 
 
@@ -96,23 +93,23 @@ TYPICAL = Layout(
     rows=(*((length, ()) for length in _PLAIN), *((length, ((1, 4), (4, 8))) for length in _CHOICES)),
     num_tokens=bucket(sum(_PLAIN) + sum(_CHOICES)),
 )
-"""What the backends are compared on: short and middling rows, some of them choices, and no two of one length. Lengths
-that repeat would flatter the way that takes them together, and in traffic few do."""
+"""The batch on which backends are compared: short and medium rows, some of them choices, all of different lengths.
+Repeated lengths would favour the backend that computes them together, and in traffic few lengths repeat."""
 
-TIMES = 5
-"""So often each is tried; the shortest time counts."""
+NUM_TRIALS = 5
+"""The number of measurements of each backend; the shortest time counts."""
 
 
-def _quickest_on(place: Place, fitting: Mapping[str, Backend], num_layers: int) -> str:
-    sizes = (TYPICAL.num_tokens, 3, place.num_heads, place.head_size)
-    qkv = torch.randn(sizes, device=place.device, dtype=place.dtype)
+def _measure_fastest(config: AttentionConfig, fitting: Mapping[str, Backend], num_layers: int) -> str:
+    sizes = (TYPICAL.num_tokens, 3, config.num_heads, config.head_size)
+    qkv = torch.randn(sizes, device=config.device, dtype=config.dtype)
     runs = {name: partial(trial, backend.prepare, qkv, num_layers) for name, backend in fitting.items()}
-    return quickest(runs)
+    return fastest(runs)
 
 
 @torch.inference_mode()
 def trial(prepare: Prepare, qkv: Tensor, num_layers: int) -> None:
-    """The attention of one typical batch, from what is made once to the last layer."""
+    """The attention of the typical batch, from the preparation to the last layer."""
     attend = prepare(TYPICAL, qkv.device, qkv.dtype)
     for _ in range(num_layers):
         attend(qkv)
@@ -120,17 +117,17 @@ def trial(prepare: Prepare, qkv: Tensor, num_layers: int) -> None:
         torch.cuda.synchronize(qkv.device)
 
 
-def quickest(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> str:
-    """The name of what took the least time; what fails is left out. SettingError when everything fails."""
+def fastest(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> str:
+    """The name of the backend that takes the least time; SettingError when all of them fail."""
     seconds: dict[str, float] = {}
     for name, run in runs.items():
         try:
-            run()  # what is made once, code above all, does not count
-            seconds[name] = min(_seconds(run, clock) for _ in range(TIMES))
-        except Exception as error:  # noqa: BLE001 - a compiler or a kernel that is not there is no reason not to serve
-            logger.warning("attention does not run here", extra={"attention": name, "reason": _first_line(error)})
+            run()  # compiles kernels, which does not count
+            seconds[name] = min(_seconds(run, clock) for _ in range(NUM_TRIALS))
+        except Exception as error:  # noqa: BLE001 - a missing compiler or kernel must not stop the service
+            logger.warning("attention backend failed", extra={"attention": name, "reason": _first_line(error)})
     if not seconds:
-        raise SettingError("no attention backend runs on this device")
+        raise SettingError("every attention backend failed on this device; see the warnings in the log")
     logger.info("attention measured", extra={name: round(1000 * each, 3) for name, each in seconds.items()})
     return min(seconds, key=seconds.__getitem__)
 

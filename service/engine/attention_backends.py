@@ -1,6 +1,11 @@
-"""Attention by torch's scaled dot product, one call per group of rows of one length and one mask. Runs anywhere.
+"""The attention backends over packed rows.
 
-Of the kernels that torch has for it on a GPU, cuDNN's is left out (`leave_out_cudnn`).
+- sdpa: torch's scaled dot product, one call per group of rows with one length and one mask. Runs anywhere.
+- dense: all rows in one call under one mask; for CUDA graphs.
+- flex: FlexAttention, all rows in one compiled kernel with a block mask. On a CPU, a reference of it.
+- varlen: FlashAttention over rows of different lengths, without blocks. Runs on GPUs from Ampere on.
+
+Each `prepare_` function computes once for a batch what its layers share.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from service.engine.packing import Blocks, Layout
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one length and one mask that lie side by side, from token `start` on."""
+    """Adjacent rows with one length and one mask; the first one starts at token `start`."""
 
     start: int
     num_rows: int
@@ -36,11 +41,11 @@ class Group:
         return self.start + self.num_rows * self.length
 
 
-def leave_out_cudnn() -> None:
-    """torch asks cuDNN first on Hopper, and cuDNN makes a plan for each number and length of rows, in each thread.
+def disable_cudnn() -> None:
+    """Excludes cuDNN's kernel, which torch prefers on Hopper, from the scaled dot product.
 
-    A plan takes the host tens of milliseconds, the kernel a fraction of one, and the batches of a server are hardly
-    ever of sizes that it had before.
+    cuDNN makes a plan for each number and length of rows, in each thread. A plan takes the host tens of milliseconds,
+    the kernel a fraction of one, and the batches of a server hardly ever repeat a size.
     Source: check_prefer_cudnn_attention in torch's sdp_utils.cpp, and the cache of its MHA.cpp.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -57,7 +62,7 @@ def prepare_sdpa(layout: Layout, device: torch.device, dtype: torch.dtype) -> Ca
             query, key, value = rows.permute(2, 0, 3, 1, 4)
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
             context[group.start : group.end] = out.transpose(1, 2).reshape(-1, num_heads, head_size)
-        context[groups[-1].end :] = 0  # what fills the bucket: anything but what happens to lie in memory
+        context[groups[-1].end :] = 0  # the padding must not be uninitialized memory
         return context.view(num_tokens, num_heads * head_size)
 
     return attend
@@ -74,9 +79,9 @@ def make_groups(layout: Layout, device: torch.device, dtype: torch.dtype) -> lis
 
 
 def block_mask(length: int, blocks: Blocks, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """UniMC's mask: 0 where a token sees another, -inf between two different blocks; None when all see all.
+    """UniMC's mask: 0 where a token attends to another, -inf between two blocks; None when nothing is masked.
 
-    Tokens of a block see their own block and all that is outside of blocks; the others see everything.
+    Tokens of a block attend to their own block and to all tokens outside of blocks; the others attend to every token.
     Source: Yang et al., arXiv 2210.08590.
     """
     if len(blocks) < 2:
@@ -86,7 +91,7 @@ def block_mask(length: int, blocks: Blocks, device: torch.device, dtype: torch.d
 
 
 def added_mask(owners: Tensor, dtype: torch.dtype) -> Tensor:
-    """[tokens, tokens] from the owners [2, tokens] of a layout: 0 where a token sees another, else -inf."""
+    """[tokens, tokens] from the owners [2, tokens] of a layout: 0 where a token attends to another, else -inf."""
     rows, blocks = owners
     is_same_block = (blocks[:, None] == 0) | (blocks == 0) | (blocks[:, None] == blocks)
     is_seen = (rows[:, None] == rows) & is_same_block
@@ -94,8 +99,10 @@ def added_mask(owners: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dense(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """All rows in one call under one mask [tokens, tokens]: the work is the square of the tokens, so for few of them,
-    but its shapes depend on nothing else."""
+    """All rows in one call under one mask [tokens, tokens].
+
+    The work grows with the square of the tokens, so it is for few tokens, but its shapes depend only on their number.
+    """
 
     def attend(qkv: Tensor) -> Tensor:
         query, key, value = qkv.permute(1, 2, 0, 3)[:, None]
@@ -108,23 +115,23 @@ def dense(mask: Tensor) -> Callable[[Tensor], Tensor]:
 FLEX_BLOCK = 128
 
 FLEX_OPTIONS = {
-    "BACKEND": "TRITON",  # not another kernel for fewer than 128 tokens, compiled when the first such batch comes
-    "BLOCKS_ARE_CONTIGUOUS": True,  # see squares
+    "BACKEND": "TRITON",  # no second kernel for fewer than 128 tokens, compiled when the first such batch arrives
+    "BLOCKS_ARE_CONTIGUOUS": True,  # see flex_blocks
 }
 
 
 def prepare_flex(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    from torch.nn.attention.flex_attention import BlockMask  # brings the compiler along, which is slow to import
+    from torch.nn.attention.flex_attention import BlockMask  # imports the compiler, which is slow
 
     owners = to_device(torch.from_numpy(layout.owners(layout.num_tokens)), device)
-    counts, indices = (to_device(torch.from_numpy(each), device) for each in flex_squares(layout))
+    counts, indices = (to_device(torch.from_numpy(each), device) for each in flex_blocks(layout))
     mask = BlockMask.from_kv_blocks(
         counts[None, None],
         indices[None, None],
         BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=flex_visible(owners[0], owners[1]),
         seq_lengths=(layout.num_tokens, layout.num_tokens),
-        compute_q_blocks=False,  # only the way back needs them
+        compute_q_blocks=False,  # only the backward pass needs them
     )
     kernel = _flex_kernel(device.type)
 
@@ -146,9 +153,9 @@ def flex_visible(rows: Tensor, blocks: Tensor) -> Callable[[Tensor, Tensor, Tens
     return sees
 
 
-def flex_squares(layout: Layout) -> tuple[IdArray, IdArray]:
-    """For each 128 queries, how many blocks of 128 keys they have to look at [blocks], and all blocks of keys with
-    these in front [blocks, blocks]. Rows are whole, so the blocks that matter lie side by side."""
+def flex_blocks(layout: Layout) -> tuple[IdArray, IdArray]:
+    """For each block of 128 queries, the number of 128-key blocks that it attends to, [blocks], and the indices of all
+    key blocks with these first, [blocks, blocks]. Rows are contiguous, so the relevant blocks are adjacent."""
     ends = np.array(layout.ends)
     first = np.arange(0, layout.num_tokens, FLEX_BLOCK)
     last = np.minimum(first + FLEX_BLOCK, layout.num_tokens) - 1
@@ -168,32 +175,30 @@ def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
 
 
 def flex_reference(query: Tensor, key: Tensor, value: Tensor, block_mask: Any) -> Tensor:
-    """What the kernel computes, with all pairs of tokens written out: those of squares that it skips see nothing."""
+    """What the kernel computes, for all pairs of tokens: those in key blocks that it skips are masked."""
     token = torch.arange(query.shape[2])
-    square = token // FLEX_BLOCK
-    is_looked_at = block_mask.to_dense()[0, 0].bool()[square[:, None], square]
-    is_seen = block_mask.mask_mod(token, token, token[:, None], token) & is_looked_at
+    block = token // FLEX_BLOCK
+    is_computed = block_mask.to_dense()[0, 0].bool()[block[:, None], block]
+    is_seen = block_mask.mask_mod(token, token, token[:, None], token) & is_computed
     return F.scaled_dot_product_attention(query, key, value, attn_mask=is_seen)
 
 
 MAX_HEAD_SIZE = 256
-LEAST_CAPABILITY = (8, 0)  # Ampere
+MIN_CAPABILITY = (8, 0)  # Ampere
 
 
 def varlen_runs_on(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return (
-        head_size <= MAX_HEAD_SIZE
-        and head_size % 8 == 0
-        and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+        head_size <= MAX_HEAD_SIZE and head_size % 8 == 0 and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
     )
 
 
 def prepare_varlen(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    from torch.nn.attention.varlen import varlen_attn  # registers kernels: not on a CPU, where nobody asks for them
+    from torch.nn.attention.varlen import varlen_attn  # registers kernels, which a CPU does not need
 
-    ends = layout.ends  # the filling is a row like others: so it is written, and finite
+    ends = layout.ends  # the padding is a row like the others, so it is written and finite
     offsets = to_device(torch.tensor(ends, dtype=torch.int32), device)
     longest = max(end - start for start, end in pairwise(ends))
 

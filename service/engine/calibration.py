@@ -1,7 +1,7 @@
-"""How long forwards of many sizes take on this device: what the latency model of the batcher starts from.
+"""Calibration: measures forwards of many sizes on this device, the first data of the batcher's latency model.
 
-Knows no model: it is given something to run and something that makes rows. Sizes double until a forward is slow or all
-together were; each is tried in long rows and in short ones: so what a row costs can be told from what a token costs.
+Sizes double until one forward, or all of them together, took too long. Each size is measured in long and in short rows,
+which separates the cost of a row from the cost of a token.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 from service.domain import Encoding, Step
 
-LEAST_TOKENS, MOST_TOKENS = 16, 16_384
+MIN_TOKENS, MAX_TOKENS = 16, 16_384
 ROW_LENGTHS = (128, 32)
 
 LONGEST_STEP_S = 0.3
-"""Larger sizes than the first that takes so long are left out."""
+"""The calibration ends with the first forward that takes longer."""
 LONGEST_S = 1.5
-"""In all: this is done while nobody asks for anything, but somebody may."""
+"""The limit of all forwards together: requests may arrive meanwhile."""
 SHORT_S = 0.05
-"""A forward this short is measured twice, and the shorter time counts."""
-SURPRISING = 3.0
-"""So many times the forward before, which had half the tokens: something was made for the new size, once. Again."""
+"""A shorter forward is measured twice, and the lower time counts."""
+OUTLIER_FACTOR = 3.0
+"""A forward that takes this many times as long as the one before, which had half the tokens, is measured again: kernels
+may have been compiled for the new size."""
 
 
 def measure(
@@ -30,9 +31,9 @@ def measure(
     max_length: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Step]:
-    """Seconds of forwards with rows of `make_row(length)`, one after the other; `run` returns when the device is done.
+    """Measures forwards of rows of `make_row(length)`, one for each step; `run` returns when the device has finished.
 
-    Time that passes between two steps is not counted. OutOfMemory of `run` ends it, and is the caller's to hear.
+    Time that passes between two steps is not counted. OutOfMemory of `run` is raised to the caller.
     """
     before_s = spent_s = 0.0
     for tokens, length in sizes(max_length):
@@ -46,9 +47,9 @@ def measure(
 
 
 def sizes(max_length: int) -> Iterator[tuple[int, int]]:
-    """Tokens of a batch and tokens of each of its rows, in the order of measuring."""
-    tokens = LEAST_TOKENS
-    while tokens <= MOST_TOKENS:
+    """(tokens of the batch, tokens of each of its rows), in the order in which they are measured."""
+    tokens = MIN_TOKENS
+    while tokens <= MAX_TOKENS:
         lengths = {min(tokens, length) for length in ROW_LENGTHS}
         yield from ((tokens, length) for length in sorted(lengths, reverse=True) if length <= max_length)
         tokens *= 2
@@ -58,7 +59,7 @@ def _time(
     run: Callable[[Sequence[Encoding]], object], rows: list[Encoding], before_s: float, clock: Callable[[], float]
 ) -> float:
     seconds = _once(run, rows, clock)
-    if seconds < SHORT_S or seconds > SURPRISING * before_s:
+    if seconds < SHORT_S or seconds > OUTLIER_FACTOR * before_s:
         seconds = min(seconds, _once(run, rows, clock))
     return seconds
 

@@ -1,9 +1,9 @@
-"""CUDA graphs for small batches: the whole forward recorded once for each of a few numbers of tokens, then replayed.
+"""CUDA graphs for small batches: the forward is recorded once for each of a few numbers of tokens, then replayed.
 
-Launching the kernels of a small forward one by one takes the host longer than the GPU needs to run them. What a graph
-does depends on its bucket alone: ids and owners of the tokens lie in buffers of that size, and all rows, choices too,
-go through one attention under a mask that is made of the owners inside the graph. The square that this costs is small
-where graphs are used. Knows no encodings; recording is handed in, so that all else runs where there is no GPU.
+Launching the kernels of a small forward one by one takes the host longer than the GPU needs to run them. The work of a
+graph depends on its bucket alone: ids and owners of the tokens are in buffers of that size, and all rows go through one
+dense attention under a mask that is computed from the owners inside the graph. Its quadratic cost is small for so few
+tokens. The recorder is a parameter, so that everything else runs without a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 
 Call = Callable[[], Tensor]
 Record = Callable[[Call], Call]
-"""Takes a call down; what comes back does the same work on the same buffers."""
+"""Records a call; the returned function repeats its work on the same buffers."""
 
 BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 
@@ -47,7 +47,7 @@ class _Graph:
 
 
 class Graphs:
-    """Empty until `record`: then every pack goes through the smallest bucket that holds it."""
+    """No graphs until `record`; from then on a batch goes through the smallest bucket that holds it."""
 
     def __init__(
         self, forward: Forward, record: Record, device: torch.device, buckets: Sequence[int] = BUCKETS
@@ -63,18 +63,20 @@ class Graphs:
         return bool(self._buckets)
 
     def record(self) -> None:
-        """Before requests come: nothing else may use the GPU meanwhile. Largest first, whose memory the others share.
-        What is recorded already stays."""
+        """Records the graphs that are missing. Nothing else may use the GPU meanwhile.
+
+        The largest one comes first, because the others share its memory.
+        """
         for bucket in reversed(self._buckets):
             if bucket not in self._graphs:
-                self._graphs[bucket] = self._recorded(bucket)
+                self._graphs[bucket] = self._record_bucket(bucket)
 
     def run(self, tokens: Tensor, layout: Layout) -> Tensor | None:
-        """The hidden states, [bucket, hidden], good until the next run; None when the pack is too large."""
+        """The hidden states [bucket, hidden], valid until the next run; None when the batch is too large."""
         graph = self._fitting(layout.num_tokens)
         if graph is None:
             return None
-        # What is left of earlier tokens behind these is a row of its own, which nobody reads.
+        # Tokens of an earlier batch that remain behind these are a row of their own, which is never read.
         graph.tokens[:, : layout.num_tokens].copy_(tokens)
         owners = torch.from_numpy(layout.owners(graph.owners.shape[1]))
         graph.owners.copy_(to_device(owners, self._device))
@@ -84,16 +86,16 @@ class Graphs:
         bucket = next((each for each in self._buckets if each >= num_tokens), None)
         return None if bucket is None else self._graphs.get(bucket)
 
-    def _recorded(self, bucket: int) -> _Graph:
+    def _record_bucket(self, bucket: int) -> _Graph:
         tokens, owners = (torch.zeros(lines, bucket, dtype=torch.int32, device=self._device) for lines in (3, 2))
         return _Graph(tokens, owners, self._record(lambda: self._forward(tokens, owners)))
 
 
 class CudaRecorder:
-    """Records into one pool of memory: graphs are replayed one after the other, on one stream."""
+    """Records all graphs into one memory pool, because they are replayed one after the other on one stream."""
 
-    _WARM_UPS = 3
-    """Kernels are made and libraries set up in these, which must not happen while a graph is recorded."""
+    _NUM_WARM_UPS = 3
+    """These calls compile kernels and set up libraries, which must not happen while a graph is recorded."""
 
     def __init__(self) -> None:
         self._pool: Any = None
@@ -115,6 +117,6 @@ class CudaRecorder:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(self._WARM_UPS):
+            for _ in range(self._NUM_WARM_UPS):
                 call()
         torch.cuda.current_stream().wait_stream(stream)

@@ -1,7 +1,4 @@
-"""Which number format the weights and the arithmetic take: resolves the settings `device` and `precision`.
-
-Knows the hardware's abilities, not the models.
-"""
+"""The device: its name and precision from the settings, its capabilities, its memory, and copies to and from it."""
 
 from __future__ import annotations
 
@@ -18,15 +15,15 @@ from service.errors import Died, OutOfMemory, SettingError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_LEAST_CAPABILITIES: dict[Quantization, tuple[int, int]] = {"int8": (8, 0), "fp8": (8, 9)}
-"""Of a GPU: Ampere is the first that is quicker in int8 for what it loses, Ada and Hopper compute in fp8."""
+_MIN_CAPABILITIES: dict[Quantization, tuple[int, int]] = {"int8": (8, 0), "fp8": (8, 9)}
+"""The compute capability of a GPU that a quantization needs: Ampere for int8, Ada and Hopper for fp8."""
 
-# Without these a CPU computes bfloat16 by widening it, which is slower than float32.
-_CPU_ABILITIES = {"avx512_bf16", "amx_bf16", "bf16"}
+# Without these a CPU computes bfloat16 by converting it to float32, which is slower than float32.
+_CPU_BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def resolve_device(name: str) -> torch.device:
-    """`cpu`, `cuda` or `cuda:N`; SettingError when there is no such device."""
+    """Parses `cpu`, `cuda` or `cuda:N`; SettingError when there is no such device."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -40,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where the hardware computes in it, else float32."""
+    """Replaces `auto` by bfloat16 where the hardware computes in it, else by float32; SettingError when unknown."""
     if precision == "auto":
         has_bf16 = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_has_bf16()
         return "bfloat16" if has_bf16 else "float32"
@@ -50,21 +47,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def check_capability(quantization: Quantization, device: torch.device) -> None:
-    """SettingError when the GPU has no arithmetic for it; whatever is no GPU passes."""
-    least = _LEAST_CAPABILITIES.get(quantization)
-    if device.type != "cuda" or least is None:
+    """SettingError when the GPU does not support the quantization. Other devices pass."""
+    wanted = _MIN_CAPABILITIES.get(quantization)
+    if device.type != "cuda" or wanted is None:
         return
     found = torch.cuda.get_device_capability(device)
-    if found >= least:
+    if found >= wanted:
         return
     raise SettingError(
-        f"quantization {quantization!r}: needs compute capability {least[0]}.{least[1]}, "
+        f"quantization {quantization!r}: needs compute capability {wanted[0]}.{wanted[1]}, "
         f"and {device} has {found[0]}.{found[1]}"
     )
 
 
 def _cpu_has_bf16() -> bool:
-    return not _CPU_ABILITIES.isdisjoint(host.cpu_features())
+    return not _CPU_BF16_FEATURES.isdisjoint(host.cpu_features())
 
 
 _X86_INT8_DOT = {"avx512_vnni", "avx_vnni", "amx_int8"}
@@ -84,45 +81,49 @@ def int8_weight_limit() -> float:
 
 T = TypeVar("T")
 
-_SIGNS = (
-    "can't allocate memory",  # torch, of a CPU
+_OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory",  # torch, on a CPU
     "std::bad_alloc",
     "CUDA error: out of memory",
-    "CUDA driver error: out of memory",  # torch, where its memory may grow
-    "Triton Error [CUDA]: out of memory",  # for the code of a kernel, which is loaded when it is first launched
+    "CUDA driver error: out of memory",  # torch, with expandable segments
+    "Triton Error [CUDA]: out of memory",  # for the code of a kernel, which is loaded at its first launch
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""In a RuntimeError, which is all that it is to these libraries."""
+"""These libraries report a lack of memory as a plain RuntimeError with one of these texts."""
 
-
-_LASTING_SIGN = "could not create a primitive"
-"""oneDNN: it says no more where there is no room for the code that it makes, and it does not get over it: from then on
-it may refuse every size of batch that is new to it, room or not, or end the process."""
+_PERMANENT_FAILURE_TEXT = "could not create a primitive"
+"""oneDNN raises this when memory for the code that it generates is missing, and does not recover: afterwards it may
+fail for every new batch size, even with free memory, or end the process."""
 
 
 def or_out_of_memory(call: Callable[[], T], device: torch.device) -> T:
-    """What the call returns; OutOfMemory, with all that it held let go, when there is none for it; Died where that is
-    the end of this process."""
+    """Returns the result of the call.
+
+    Raises OutOfMemory when memory is missing; the memory of the call is free again then. Raises Died when the process
+    cannot recover from it.
+    """
     try:
         return call()
     except (RuntimeError, MemoryError) as error:
-        if _LASTING_SIGN in str(error):
+        if _PERMANENT_FAILURE_TEXT in str(error):
             raise Died(str(error)) from error
         if not is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-    # Out here the error is gone, and with its traceback the tensors of the forward.
+    # Outside of the handler the error is released, and with its traceback the tensors of the forward.
     if device.type == "cuda":
         torch.cuda.empty_cache()
     raise OutOfMemory(reason)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in _OUT_OF_MEMORY_TEXTS
+    )
 
 
 def device_memory(device: torch.device) -> Memory | None:
-    """All that is taken of a GPU, by whomever; None for a CPU, whose memory is the process's."""
+    """The memory of a GPU that all processes together have allocated, and its total; None for a CPU."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -130,7 +131,7 @@ def device_memory(device: torch.device) -> Memory | None:
 
 
 def device_guard(device: torch.device) -> AbstractContextManager[object]:
-    """Makes the device this thread's own: a thread starts with the first GPU, and would take memory there."""
+    """Makes the device current in this thread. A thread starts with the first GPU and would allocate memory there."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -139,7 +140,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Holds its numbers only when a `fence` made afterwards has been passed."""
+    """Starts a copy to the host; it is complete when a `wait_event` that was made afterwards returns."""
     if not tensor.is_cuda:
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -147,7 +148,7 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def wait_event(device: torch.device) -> Callable[[], None]:
-    """Waits, when it is called, for all that the device had been given when it was made."""
+    """A function that waits for all work that was launched on the device before this call."""
     if device.type != "cuda":
         return lambda: None
     event = torch.cuda.Event()

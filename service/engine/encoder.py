@@ -1,7 +1,6 @@
 """The forward pass over packed rows: pre-norm MegatronBert and post-norm BERT, from ids to final hidden states.
 
-Knows nothing of how attention is computed, nor of what is read from the hidden states. Compare transformers'
-modeling_megatron_bert.py and modeling_bert.py.
+Source: modeling_megatron_bert.py and modeling_bert.py of transformers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from service.engine.weights import Layer, Weights
 
 
 def encode(weights: Weights, shape: Shape, tokens: Tensor, attend: Attend) -> Tensor:
-    """The final hidden states, [tokens, hidden], of ids, segment ids and positions, [3, tokens]."""
+    """The final hidden states [tokens, hidden] of ids, segment ids and positions, [3, tokens]."""
     ids, segment_ids, positions = tokens
     hidden = F.embedding(ids, weights.words)
     hidden += F.embedding(segment_ids, weights.segments)
@@ -35,7 +34,7 @@ def gelu_of(shape: Shape) -> Gelu:
 def _pre_norm_layers(
     hidden: Tensor, layers: tuple[Layer, ...], final_norm: Norm, shape: Shape, attend: Attend
 ) -> Tensor:
-    """Every sum is normed for what comes next: the end of a layer for the layer behind it, the last for the reader."""
+    """Each residual sum is normalized for its consumer: the next layer, or for the last layer the readouts."""
     following = (*(layer.attention_norm for layer in layers[1:]), final_norm)
     normed = layers[0].attention_norm(hidden)
     for layer, next_norm in zip(layers, following, strict=True):
@@ -56,5 +55,5 @@ def _post_norm_layers(hidden: Tensor, layers: tuple[Layer, ...], shape: Shape, a
 
 
 def _attention(hidden: Tensor, layer: Layer, shape: Shape, attend: Attend) -> Tensor:
-    """What the heads see, [tokens, hidden], before the map that brings them together."""
+    """The context of all heads, [tokens, hidden], before the output projection."""
     return attend(layer.qkv(hidden).view(-1, 3, shape.num_heads, shape.head_size))

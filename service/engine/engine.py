@@ -1,7 +1,4 @@
-"""The engine: one checkpoint, in one precision, on one device. Pack, encode, read.
-
-Knows encodings and outputs; knows no text, no tasks, no queue and no processes.
-"""
+"""The engine: one checkpoint, in one precision, on one device. It packs encodings, runs the encoder, reads outputs."""
 
 from __future__ import annotations
 
@@ -42,20 +39,20 @@ from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# A short row, two rows of one length and a longer one: every path of the attention is taken once, at little cost. A row
-# of 128 tokens would be a second of the start, with the 1.3B shape on two cores; larger ones follow in the profile.
+# A short row, two rows of one length and a longer one take every path of the attention at little cost. A row of 128
+# tokens would add a second to the start, with the 1.3B shape on two cores; larger ones follow in the calibration.
 _WARM_UP_LENGTHS = (1, 4, 4, 8)
 _WARM_UP_BLOCKS = ((1, 2), (2, 3))
 
-# Of choices. Kernels that are compiled tell apart up to 128 tokens and more, multiples of 128 and the rest.
+# Lengths of choice rows. Compiled kernels distinguish up to 128 tokens from more, and multiples of 128 from the rest.
 _GPU_WARM_UP_LENGTHS = ((32,), (128,), (128, 128), (128, 128, 64))
 
 _CANARY_TOKENS = 4
-"""Enough to tell: every weight of the encoder has its part in each."""
+"""Few are enough: every weight of the encoder contributes to each token."""
 
 
 class Engine:
-    """Made by `load`. One thread may prepare batches while another finishes those prepared before."""
+    """Created by `load`. One thread may prepare batches while another one finishes those prepared before."""
 
     def __init__(
         self,
@@ -71,9 +68,9 @@ class Engine:
         self.device = device
         self.precision = precision
         shape = checkpoint.shape
-        place = attention.Place(device, weights.words.dtype, shape.num_heads, shape.head_size)
+        config = attention.AttentionConfig(device, weights.words.dtype, shape.num_heads, shape.head_size)
         with device_guard(device):
-            self.backend, self._prepare_attention = attention.choose(backend, place, shape.num_layers)
+            self.backend, self._prepare_attention = attention.choose(backend, config, shape.num_layers)
         self._graphs = Graphs(
             dense_forward(weights, shape), CudaRecorder(), device, BUCKETS if device.type == "cuda" else ()
         )
@@ -91,22 +88,22 @@ class Engine:
         progress: Progress | None = None,
         weight_cache: Path | None = None,
     ) -> Engine:
-        """Reads the weights; `progress` hears the bytes done and the bytes in all after every tensor.
+        """Loads the weights; `progress` is called with the bytes done and the total bytes after every tensor.
 
-        `weight_cache` is the folder that keeps them as the device wants them, None for none.
+        `weight_cache` is the folder of converted weights; None turns the cache off.
 
-        Raises SettingError for a device, precision, quantization or backend that is not to be had, CheckpointError
-        for bad weights.
+        Raises SettingError for a device, precision, quantization or backend that is not available, CheckpointError
+        for weights that are missing, damaged or of another model.
         """
-        place = resolve_device(device)
-        resolved = resolve_precision(precision, place)
+        target = resolve_device(device)
+        resolved = resolve_precision(precision, target)
         dtype = DTYPES[resolved]
-        weight_format = WeightFormat(place, dtype, linear.choose(place, dtype, quantization))
-        form = form_of(place.type, resolved, quantization)
+        weight_format = WeightFormat(target, dtype, linear.choose(target, dtype, quantization))
+        form = form_of(target.type, resolved, quantization)
         weights = load_weights(checkpoint, weight_format, progress or (lambda done, total: None), weight_cache, form)
         resolved = resolved if quantization == "none" else quantization
-        engine = cls(checkpoint, weights, device=place, precision=resolved, backend=backend)
-        fields = {"model": checkpoint.name, "device": str(place), "precision": resolved, "attention": engine.backend}
+        engine = cls(checkpoint, weights, device=target, precision=resolved, backend=backend)
+        fields = {"model": checkpoint.name, "device": str(target), "precision": resolved, "attention": engine.backend}
         logger.info("model loaded", extra=fields)
         return engine
 
@@ -115,50 +112,58 @@ class Engine:
         return self.checkpoint.shape
 
     def warm_up(self) -> None:
-        """Takes every path once, so that no request pays for it; CheckpointError when the weights make no numbers."""
+        """Runs every code path once, so that no request pays for it.
+
+        Raises CheckpointError when an output is NaN or infinity.
+        """
         rows = self._warm_up_rows()
         outputs = self.run(rows)
         if self._graphs.is_wanted:
             outputs += self._warm_up_gpu(rows)
         if not all(np.isfinite(output.scores).all() for output in outputs):
-            raise CheckpointError(f"{self.checkpoint.path}: the weights yield numbers that are not finite")
+            raise CheckpointError(
+                f"{self.checkpoint.path}: the outputs of the model are not finite; its weights are damaged"
+            )
 
     def profile(self) -> Iterator[Step]:
-        """Forwards of many sizes, each measured when it is asked for; `warm_up` first."""
+        """Measures forwards of many sizes, one for each step of the iterator. Call `warm_up` first."""
         name = self.checkpoint.name
         return calibration.measure(self.run, lambda length: _blank_row(name, length, Cls()), self.shape.max_positions)
 
     def canary(self) -> list[Encoding]:
-        """A row for each of the heads, with ids from all over the vocabulary."""
+        """One row for each readout, with ids spread over the vocabulary."""
         length = min(_CANARY_TOKENS, self.shape.max_positions)
         ids = np.linspace(0, self.shape.vocab_size - 1, length).astype(np.int32)
         blank = _blank_row(self.checkpoint.name, length, Cls())
         return [replace(blank, ids=ids, readout=readout) for readout in self._readouts()]
 
     def device_memory(self) -> Memory | None:
-        """None for a CPU, whose memory is the process's."""
+        """The memory of the GPU; None for a CPU, which has only the memory of the process."""
         return device.device_memory(self.device)
 
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
-        """The output of every row, in order. InferenceFailed when a row cannot be computed, OutOfMemory when there is
-        no room for all of them together; none is computed, then."""
+        """The output of every row, in order.
+
+        Raises InferenceFailed when a row cannot be computed, OutOfMemory when the batch does not fit into memory. In
+        both cases there is no output for any row.
+        """
         return self.prepare(encodings)()
 
-    def prepare(self, encodings: Sequence[Encoding]) -> readouts.Finish:
-        """`run`, but for what the caller has to wait for, which is the call that comes back.
+    def prepare(self, encodings: Sequence[Encoding]) -> readouts.Pending:
+        """Starts the batch; the returned function waits for the outputs and returns them, as `run` does.
 
-        A GPU is given the whole batch at once: it goes on with it when it is done with what it has. A CPU can do one
-        thing at a time, so the batch is only packed. InferenceFailed and OutOfMemory as in `run`.
+        On a GPU the whole batch is launched at once and queues behind earlier ones. On a CPU the batch is only packed,
+        and the returned function computes it. Raises InferenceFailed and OutOfMemory as `run` does.
         """
         for encoding in encodings:
             packing.check(encoding, self.shape)
             readouts.check(encoding, self.shape, self.weights)
         if not encodings:
             return list
-        finish = device.or_out_of_memory(partial(self._begin, encodings), self.device)
-        return lambda: device.or_out_of_memory(finish, self.device)
+        pending = device.or_out_of_memory(partial(self._start, encodings), self.device)
+        return lambda: device.or_out_of_memory(pending, self.device)
 
-    def _begin(self, encodings: Sequence[Encoding]) -> readouts.Finish:
+    def _start(self, encodings: Sequence[Encoding]) -> readouts.Pending:
         with device_guard(self.device):
             packed = packing.pack(encodings, self.device)
             if self.device.type == "cuda":
@@ -166,8 +171,9 @@ class Engine:
         return lambda: self._launch(packed)()
 
     @torch.inference_mode()
-    def _launch(self, packed: packing.Packed) -> readouts.Finish:
-        with self._launching:  # graphs have one set of buffers, and halves of a failed batch come from another thread
+    def _launch(self, packed: packing.Packed) -> readouts.Pending:
+        # CUDA graphs share one set of buffers, and the halves of a failed batch are launched by another thread.
+        with self._launching:
             outputs = readouts.read(self.weights, self.shape, self.hidden_states(packed), packed)
             wait = wait_event(self.device)
 
@@ -179,7 +185,7 @@ class Engine:
 
     @torch.inference_mode()
     def hidden_states(self, packed: packing.Packed) -> Tensor:
-        """The final hidden states of all tokens of the pack, [tokens or more, hidden]."""
+        """The final hidden states of the packed tokens, [at least tokens, hidden]."""
         if (hidden := self._graphs.run(packed.tokens, packed.layout)) is not None:
             return hidden
         attend = self._prepare_attention(packed.layout, self.device, self.weights.words.dtype)
@@ -187,7 +193,7 @@ class Engine:
 
     @torch.inference_mode()
     def _warm_up_gpu(self, rows: list[Encoding]) -> list[Output]:
-        """Compiles what large batches need and records graphs for small ones, which are none of these from then on."""
+        """Compiles the kernels of large batches, records graphs for small ones, and runs the small rows once more."""
         outputs = []
         for lengths in _GPU_WARM_UP_LENGTHS:
             blank = [_blank_row(self.checkpoint.name, min(each, self.shape.max_positions), Cls()) for each in lengths]
@@ -204,7 +210,7 @@ class Engine:
         return [*blank, replace(blank[1], blocks=_WARM_UP_BLOCKS)]
 
     def _readouts(self) -> tuple[Readout, ...]:
-        """Every kind of readout that the checkpoint has a head for."""
+        """One readout of every kind that the checkpoint has a head for."""
         masked_lm = (TokenScores((0,), (0,)), TopTokens((0,), 1)) if self.weights.mlm else ()
         return (Mean(), Cls(), *masked_lm, *((Labels(),) if self.weights.labels else ()))
 

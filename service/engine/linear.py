@@ -189,7 +189,7 @@ class CudaInt8(Linear):
 class CudaFp8(Linear):
     """A GPU: 8-bit float (e4m3) weights and inputs, with a scale per output channel and per token.
 
-    The kernel applies the scales. Its results are bfloat16, whatever the type of `hidden` is.
+    The kernel applies the scales. Its results are bfloat16 for every type of `hidden`.
     """
 
     weight: Tensor  # [out, in] float8_e4m3fn

@@ -1,4 +1,4 @@
-"""What is computed of each token alone between the linear maps: the layer norm, and which GELU."""
+"""Operations on each token alone: layer norm, quantization, and the kernels that are compiled for a GPU."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from service.engine import torch_private
 
 Gelu = Literal["none", "tanh"]
-"""How torch calls the exact GELU and its approximation by tanh."""
+"""torch's names of the exact GELU and its approximation by tanh."""
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """The layer norm over the last dimension, [size]; torch sums in float32 whatever the precision is."""
+    """The layer norm over the last dimension, [size]. torch sums in float32 in every precision."""
 
     weight: Tensor
     bias: Tensor
@@ -30,31 +30,31 @@ class Norm:
 
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""The largest number of each kind of code."""
+"""The largest code of each type."""
 
 UINT8_ZERO = 128
 """The zero point of unsigned codes."""
 
-_LEAST = 1e-12
-"""A channel or token of zeros keeps a scale that can be divided by."""
+_MIN_MAXIMUM = 1e-12
+"""The smallest maximum of a channel or token, so that the scale of zeros is not zero."""
 _CHUNK_BYTES = 1 << 20
-"""Of float32 made at a time while quantising: it stays in the second-level cache."""
+"""The float32 numbers that are computed at a time while quantizing: they stay in the second-level cache."""
 
 
 def quantize_channels(
     weight: Tensor, dtype: torch.dtype = torch.int8, largest: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """[out, in] -> codes of the same shape and float32 scales [out]. `largest` is the largest code, default LARGEST."""
-    scales = weight.abs().amax(dim=1).float().clamp_(min=_LEAST).div_(largest or LARGEST[dtype])
+    scales = weight.abs().amax(dim=1).float().clamp_(min=_MIN_MAXIMUM).div_(largest or LARGEST[dtype])
     codes = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for rows in _chunks(weight):  # float32 of the whole matrix would be a second copy of it, and more
+    for rows in _chunks(weight):  # the whole matrix in float32 would take more memory than the weight itself
         codes[rows] = to_codes(weight[rows] / scales[rows, None], dtype)
     return codes, scales
 
 
 def quantize_tokens(hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """[tokens, in] -> uint8 codes, of which 128 is zero, and float32 scales [tokens, 1]. On a CPU."""
-    scales = hidden.abs().amax(dim=1, keepdim=True).float().clamp_(min=_LEAST).div_(127)
+    """[tokens, in] -> uint8 codes with zero point 128 and float32 scales [tokens, 1]. For a CPU."""
+    scales = hidden.abs().amax(dim=1, keepdim=True).float().clamp_(min=_MIN_MAXIMUM).div_(127)
     codes = torch.empty(hidden.shape, dtype=torch.uint8)
     zero = torch.tensor(UINT8_ZERO + 0.5)  # the cast to an integer truncates: with 0.5 more it rounds
     for rows in _chunks(hidden):
@@ -63,13 +63,13 @@ def quantize_tokens(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_signed(hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """[tokens, in] -> codes of that kind and float32 scales [tokens, 1]: one expression, to be compiled for a GPU."""
-    scales = hidden.abs().amax(dim=1, keepdim=True).float().clamp(min=_LEAST) / LARGEST[dtype]
+    """[tokens, in] -> codes of this type and float32 scales [tokens, 1]: one expression, to be compiled for a GPU."""
+    scales = hidden.abs().amax(dim=1, keepdim=True).float().clamp(min=_MIN_MAXIMUM) / LARGEST[dtype]
     return to_codes(hidden.float() / scales, dtype), scales
 
 
 def to_codes(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """A cast to an integer cuts, so it needs rounding before; one to a float rounds by itself."""
+    """Rounds to codes. A cast to an integer truncates, so it needs rounding first; a cast to a float rounds."""
     return (numbers if dtype.is_floating_point else numbers.round()).to(dtype)
 
 
@@ -78,17 +78,17 @@ def _chunks(matrix: Tensor) -> list[slice]:
     return [slice(start, start + num_rows) for start in range(0, len(matrix), num_rows)]
 
 
-MOST_VARIANTS = 64
+MAX_VARIANTS = 64
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """The function, compiled at its first call; `options` are those of torch.compile.
 
-    The limit goes along with the function: torch's own setting for it holds in the thread that sets it alone, and
-    batches are launched by another than the one that warms up.
+    The limit of variants is an argument, because torch's global setting applies only to the thread that sets it, and
+    batches are launched by another thread than the warm-up.
     """
-    make: Any = torch.compile  # whose types leave out the limit
-    return make(function, recompile_limit=MOST_VARIANTS, **options)
+    make: Any = torch.compile  # the declared types lack recompile_limit
+    return make(function, recompile_limit=MAX_VARIANTS, **options)
 
 
 P = ParamSpec("P")
@@ -96,11 +96,11 @@ R = TypeVar("R")
 
 
 def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """Compiled where the first argument lies on a GPU."""
+    """Compiles the function for calls whose first argument is on a GPU."""
 
     @cache
     def kernels() -> Callable[P, R]:
-        made: Callable[P, R] = compiled(function)  # the first size is as it is, the second makes tokens a variable
+        made: Callable[P, R] = compiled(function)  # the second number of tokens makes this dimension a variable
         return made
 
     @wraps(function)
@@ -109,7 +109,7 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         if not first.is_cuda:
             return function(*args, **kwargs)
         run = kernels()
-        torch_private.mark_static(first, 1)  # widths are few, and each is worth a kernel of its own
+        torch_private.mark_static(first, 1)  # there are few widths, and each is worth a kernel of its own
         return run(*args, **kwargs)
 
     return call
@@ -123,7 +123,7 @@ def add_norm(product: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Ten
 def rescale_add_norm(
     sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor, residual: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """As add_norm, of the 32-bit sums of an 8-bit product."""
+    """As `add_norm`, for the 32-bit sums of an 8-bit product."""
     return _rescale_add_norm(sums, tokens, channels, bias, residual, norm.weight, norm.bias, norm.eps)
 
 
@@ -135,7 +135,7 @@ def quantize_fused(hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @fused
 def rescale(sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor) -> Tensor:
-    """The 32-bit sums of an 8-bit product [tokens, out], by the scales [tokens, 1] and [out]; in the bias's type."""
+    """The int32 sums of an 8-bit product [tokens, out] times the scales [tokens, 1] and [out]; in the type of bias."""
     return _rescaled(sums, tokens, channels, bias).to(bias.dtype)
 
 

@@ -1,8 +1,7 @@
-"""Rows packed end to end into flat tensors: a batch costs the sum of its tokens, rows are not padded to the longest.
+"""Packing: rows end to end in flat tensors, so that a batch costs the sum of its tokens; rows are not padded.
 
-Only the pack as a whole is filled up, to the next of few sizes (`bucket`): kernels are made and kept for one number of
-tokens, and a kernel that is there already is worth more than the few tokens. Knows no model: it checks encodings
-against limits, orders the rows and moves their ids to the device.
+Only the batch as a whole is padded, to the next of few sizes (`bucket`): kernels are compiled and cached for one number
+of tokens, and reusing one is worth more than the few tokens of padding.
 """
 
 from __future__ import annotations
@@ -22,29 +21,29 @@ from service.errors import InferenceFailed
 
 Blocks = tuple[tuple[int, int], ...]
 Row = tuple[int, Blocks]
-"""Length and blocks. Rows of which these are equal have one shape and one mask."""
+"""Length and blocks. Rows with the same length and blocks have the same attention mask."""
 
 
 def row_of(encoding: Encoding) -> Row:
-    """A single block hides nothing, so such a row is a plain one."""
+    """A single block masks nothing, so such a row is a plain one."""
     return encoding.num_tokens, encoding.blocks if len(encoding.blocks) > 1 else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Rows that lie side by side, plain ones before those with blocks, and after them what fills the bucket."""
+    """The rows of a batch, plain ones before those with blocks, followed by the padding."""
 
     rows: tuple[Row, ...]
-    num_tokens: int  # with the filling
+    num_tokens: int  # with the padding
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Where each row starts, and where the last one ends."""
+        """The start of each row, and the end of the last one."""
         return (0, *accumulate(length for length, _ in self.rows))
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """As offsets, with the filling as one more row: every token is in a row then."""
+        """As `offsets`, with the padding as one more row, so that every token is in a row."""
         offsets = self.offsets
         return offsets if offsets[-1] == self.num_tokens else (*offsets, self.num_tokens)
 
@@ -53,15 +52,15 @@ class Layout:
         return sum(not blocks for _, blocks in self.rows)
 
     def split(self) -> tuple[Layout, Layout]:
-        """The plain rows, and the others with the filling; the filling stays with the plain ones if these are all."""
+        """The plain rows, and those with blocks. The padding is in the second part, unless it has no rows."""
         plain, masked = self.rows[: self.num_plain], self.rows[self.num_plain :]
         num_tokens = sum(length for length, _ in plain) if masked else self.num_tokens
         return Layout(plain, num_tokens), Layout(masked, self.num_tokens - num_tokens)
 
     def owners(self, num_tokens: int) -> IdArray:
-        """[2, num_tokens]: the row of each token, and its block in there from 1 on, 0 outside of blocks.
+        """[2, num_tokens]: the row of each token, and its block in that row: from 1 on, 0 outside of all blocks.
 
-        `num_tokens` may be more than there are here; the filling counts as a row of its own.
+        `num_tokens` may exceed that of the layout. The padding is a row of its own.
         """
         owners = np.zeros((2, num_tokens), dtype=np.int32)
         owners[0] = len(self.rows)
@@ -76,15 +75,15 @@ class Layout:
 class Packed:
     """A batch as flat tensors.
 
-    The rows are in the order of `rows`: plain ones before those with blocks, then by length and blocks, so that rows of
-    one mask lie side by side. Row i of the pack is encoding `rows[i]`, and its tokens are `offsets[i]:offsets[i + 1]`.
-    What comes after the last of them fills the bucket: no row attends to it, and it is never read.
+    Plain rows come before those with blocks, then rows are sorted by length and blocks, so that rows with the same mask
+    are adjacent. Packed row i is encoding `rows[i]` of the batch, and its tokens are `offsets[i]:offsets[i + 1]`. The
+    padding comes last: no row attends to it, and it is never read.
     """
 
-    encodings: tuple[Encoding, ...]  # in pack order
+    encodings: tuple[Encoding, ...]  # in packed order
     rows: tuple[int, ...]
     offsets: tuple[int, ...]
-    tokens: Tensor  # [3, tokens with the filling] int32: ids, segment ids, positions
+    tokens: Tensor  # [3, tokens with the padding] int32: ids, segment ids, positions
     layout: Layout
 
 
@@ -95,7 +94,7 @@ def pack(encodings: Sequence[Encoding], device: torch.device) -> Packed:
     ordered = tuple(encodings[row] for row in rows)
     layout = Layout(tuple(layouts[row] for row in rows), bucket(sum(each.num_tokens for each in ordered)))
     offsets = layout.offsets
-    # One buffer, so one copy to the device.
+    # One buffer needs one copy to the device.
     flat = np.zeros((3, layout.num_tokens), dtype=np.int32)
     parts = [each.ids for each in ordered], [each.segment_ids for each in ordered], [each.positions for each in ordered]
     for line, part in zip(flat, parts, strict=True):
@@ -110,14 +109,14 @@ def pack(encodings: Sequence[Encoding], device: torch.device) -> Packed:
 
 
 def bucket(num_tokens: int) -> int:
-    """The next multiple of 8, or of a 32nd of the power of two below: at most 3 % more for large packs."""
+    """The next multiple of 8, or of a 32nd of the next lower power of two: at most 3 % more for large batches."""
     step = max(8, 1 << max(0, num_tokens.bit_length() - 6))
     return -(-num_tokens // step) * step
 
 
 def check(encoding: Encoding, shape: Shape) -> None:
-    """InferenceFailed when the row cannot be computed. Tasks never make such rows; a bad index would end in a crash on
-    a GPU, and take the whole batch with it."""
+    """InferenceFailed when the row cannot be computed. Tasks never create such rows; on a GPU, an index out of range
+    would crash the process and fail the whole batch."""
     size = encoding.num_tokens
     if not 0 < size <= shape.max_positions:
         raise InferenceFailed(f"a row of {size} tokens; wanted 1 to {shape.max_positions}")

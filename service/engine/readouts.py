@@ -1,8 +1,8 @@
-"""Heads: what is read from the hidden states of packed rows, one reader per kind of readout.
+"""Readouts: reads the outputs of rows from the hidden states, one reader per kind of readout.
 
-Logits, means and softmax are computed in float32 whatever the precision of the weights is. A head runs only on the
-tokens it is asked for. A reader gives the device its work and returns at once; what it returns makes the outputs, when
-the numbers have come from the device. Knows no tasks.
+Logits, means and softmax are computed in float32 for every precision of the weights. A head runs only on the tokens
+that the readouts name. A reader launches its work on the device and returns at once; the function that it returns
+builds the outputs after the numbers have arrived on the host.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _MAX_POSITIONS = 512  # full-vocabulary logits computed at a time: 512 x 21k x 4
 _MAX_TOKENS = 4096  # decoder rows in float32 at a time: 4096 x 2048 x 4 bytes = 34 MB
 
 
-Finish = Callable[[], list[Output]]
-"""Makes outputs of numbers that have come from the device."""
+Pending = Callable[[], list[Output]]
+"""Builds the outputs; call it after the device has finished."""
 
 Span = tuple[int, int]
-"""The first token of a row and the one behind its last."""
+"""The first token of a row and the end of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """The rows of one readout kind: the hidden states of all rows, and where these ones lie."""
+    """The rows of one kind of readout: the hidden states of all rows of the batch, and the spans of these rows."""
 
     weights: Weights
     shape: Shape
@@ -50,27 +50,27 @@ class _Batch:
         return self.hidden[to_device(torch.tensor(tokens, dtype=torch.int64), self.hidden.device)]
 
 
-def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> Finish:
-    """The output of every row, in the order in which the encodings came: behind a `fence` made after this."""
-    parts: list[tuple[list[int], Finish]] = []
+def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> Pending:
+    """The outputs of all rows in the order of the encodings, after a `wait_event` that is made after this call."""
+    parts: list[tuple[list[int], Pending]] = []
     for kind, reader in _READERS.items():
         members = [index for index, each in enumerate(packed.encodings) if isinstance(each.readout, kind)]
         if not members:
             continue
         readouts = tuple(packed.encodings[index].readout for index in members)
         spans = tuple((packed.offsets[index], packed.offsets[index + 1]) for index in members)
-        finish = reader(_Batch(weights, shape, hidden, readouts, spans))
-        parts.append(([packed.rows[index] for index in members], finish))
+        pending = reader(_Batch(weights, shape, hidden, readouts, spans))
+        parts.append(([packed.rows[index] for index in members], pending))
 
     def outputs() -> list[Output]:
-        by_row = {row: output for rows, finish in parts for row, output in zip(rows, finish(), strict=True)}
+        by_row = {row: output for rows, pending in parts for row, output in zip(rows, pending(), strict=True)}
         return [by_row[row] for row in range(len(packed.rows))]
 
     return outputs
 
 
 def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
-    """InferenceFailed when the readout asks for what the checkpoint or the row has not."""
+    """InferenceFailed when the checkpoint has no head for the readout, or the readout is out of range."""
     readout = encoding.readout
     if isinstance(readout, Labels) and not weights.labels:
         raise InferenceFailed("the checkpoint has no sequence-classification head")
@@ -81,44 +81,46 @@ def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
     if not all(0 <= position < encoding.num_tokens for position in readout.positions):
         raise InferenceFailed(f"a readout outside of its row of {encoding.num_tokens} tokens")
     if isinstance(readout, TopTokens) and not 0 < readout.k <= shape.vocab_size:
-        raise InferenceFailed(f"the {readout.k} best tokens asked for; wanted 1 to {shape.vocab_size}")
+        raise InferenceFailed(f"a readout of the {readout.k} best tokens; wanted 1 to {shape.vocab_size}")
     if isinstance(readout, TokenScores) and not all(0 <= each < shape.vocab_size for each in readout.token_ids):
-        raise InferenceFailed(f"scores of a token out of the vocabulary asked for; wanted 0 to {shape.vocab_size - 1}")
+        raise InferenceFailed(f"a readout of a token id outside of the vocabulary; wanted 0 to {shape.vocab_size - 1}")
 
 
-def _read_cls(batch: _Batch) -> Finish:
+def _read_cls(batch: _Batch) -> Pending:
     return _one_row_each(batch.at([start for start, _ in batch.spans]).float())
 
 
-def _read_mean(batch: _Batch) -> Finish:
+def _read_mean(batch: _Batch) -> Pending:
     means = means_at_once if batch.hidden.is_cuda else means_in_turn
     return _one_row_each(means(batch.hidden, batch.spans))
 
 
 def means_in_turn(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
-    """The mean of each span of tokens, [spans, hidden] in float32. On a CPU a call costs little, and a copy much."""
+    """The mean of each span of tokens, float32 [spans, hidden]. For a CPU, where a call is cheap and a copy is not."""
     return torch.stack([hidden[start:end].mean(0, dtype=torch.float32) for start, end in spans])
 
 
 def means_at_once(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
-    """The same in one kernel, whatever the number of spans: a GPU would wait for the launch of each. It sums one token
-    after the other, so the numbers are the same every time, and those of a span depend on no other."""
+    """The same in one kernel, because a GPU would wait for the launch of each.
+
+    It sums the tokens in order, so the result of a span is deterministic and does not depend on other spans.
+    """
     starts, ends = np.array(spans).T
-    firsts = np.cumsum(ends - starts) - (ends - starts)  # where each span starts when they lie side by side
+    firsts = np.cumsum(ends - starts) - (ends - starts)  # the start of each span when they are adjacent
     tokens = np.arange(firsts[-1] + ends[-1] - starts[-1]) + np.repeat(starts - firsts, ends - starts)
     which, where = (to_device(torch.from_numpy(each), hidden.device) for each in (tokens, firsts))
     return F.embedding_bag(which, hidden.float(), where, mode="mean")
 
 
-def _read_labels(batch: _Batch) -> Finish:
+def _read_labels(batch: _Batch) -> Pending:
     head = batch.weights.labels
     assert head
     pooled = torch.tanh(head.pooler(batch.at([start for start, _ in batch.spans])).float())
     return _one_row_each(F.linear(pooled, head.classifier.weight.float(), head.classifier.bias.float()))
 
 
-def _read_token_scores(batch: _Batch) -> Finish:
-    """Only the decoder rows of the wanted tokens are used; rows that want the same tokens share them."""
+def _read_token_scores(batch: _Batch) -> Pending:
+    """Uses the decoder rows of the named tokens only; rows with the same tokens are computed together."""
     head, states = _mlm_states(batch)
     counts = [len(readout.positions) for readout in batch.readouts]
     wanted: dict[tuple[int, ...], list[int]] = {}
@@ -140,20 +142,20 @@ def _read_token_scores(batch: _Batch) -> Finish:
 
 
 def _of_rows(states: Tensor, counts: Sequence[int], rows: Sequence[int]) -> Tensor:
-    """Of states that lie row after row, so many of each, those of these rows."""
+    """The states of the chosen rows; `counts` are the numbers of states of all rows, which are adjacent."""
     if len(rows) == len(counts):
-        return states  # nearly always: choices of one model all ask for the same tokens
+        return states  # nearly always: all choices of one model read the same tokens
     parts = torch.split(states, list(counts))
     return torch.cat([parts[row] for row in rows])
 
 
-def _read_top_tokens(batch: _Batch) -> Finish:
+def _read_top_tokens(batch: _Batch) -> Pending:
     head, states = _mlm_states(batch)
     k = max(readout.k for readout in batch.readouts)
     best = [_top(part, head, k) for part in torch.split(states, _MAX_POSITIONS)]
     scores = to_host(torch.cat([each[0] for each in best]))
     ids = to_host(torch.cat([each[1] for each in best]).to(torch.int32))
-    readouts = batch.readouts  # and not the batch, whose hidden states would be kept until the outputs are wanted
+    readouts = batch.readouts  # not the batch, which would keep the hidden states in memory until the outputs are built
     ends = np.cumsum([len(readout.positions) for readout in readouts])[:-1]
 
     def outputs() -> list[Output]:
@@ -163,7 +165,7 @@ def _read_top_tokens(batch: _Batch) -> Finish:
     return outputs
 
 
-_READERS: dict[type, Callable[[_Batch], Finish]] = {
+_READERS: dict[type, Callable[[_Batch], Pending]] = {
     Cls: _read_cls,
     Mean: _read_mean,
     Labels: _read_labels,
@@ -173,7 +175,7 @@ _READERS: dict[type, Callable[[_Batch], Finish]] = {
 
 
 def _mlm_states(batch: _Batch) -> tuple[MlmHead, Tensor]:
-    """The transformed hidden states at all wanted positions, row after row, in float32: [positions, hidden]."""
+    """The transformed hidden states at all positions of the readouts, row after row, float32 [positions, hidden]."""
     head = batch.weights.mlm
     assert head
     pairs = zip(batch.readouts, batch.spans, strict=True)
@@ -193,10 +195,10 @@ def _slices(num_tokens: int) -> Iterator[slice]:
 
 
 def _logits(states: Tensor, head: MlmHead, tokens: Tensor | slice) -> Tensor:
-    """In float32 even where the weights are bfloat16, whose 8 bits would tie tokens that differ."""
+    """In float32, because different tokens would often have equal logits in bfloat16."""
     return F.linear(states, head.decoder.weight[tokens].float(), head.decoder.bias[tokens].float())
 
 
-def _one_row_each(scores: Tensor) -> Finish:
+def _one_row_each(scores: Tensor) -> Pending:
     host = to_host(scores)
     return lambda: [Output(row) for row in host.numpy()[:, None, :]]

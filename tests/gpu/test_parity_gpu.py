@@ -12,7 +12,7 @@ import torch
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, Output, Quantization, TokenScores, TopTokens
-from service.engine.attention import BACKENDS, Place
+from service.engine.attention import BACKENDS, AttentionConfig
 from service.engine.device import check_capability
 from service.engine.engine import Engine
 from service.errors import SettingError
@@ -40,7 +40,7 @@ FAMILIES = ("megatron-bert", "bert")
 def backends(dtype: torch.dtype) -> list[str]:
     if not torch.cuda.is_available():
         return list(BACKENDS)
-    place = Place(torch.device("cuda"), dtype, num_heads=2, head_size=256)
+    place = AttentionConfig(torch.device("cuda"), dtype, num_heads=2, head_size=256)
     return [name for name, backend in BACKENDS.items() if backend.runs_on(place)]
 
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.engine import attention_backends
-from service.engine.attention import TYPICAL, Place, choose, plain_beside_masked, quickest, trial
+from service.engine.attention import TYPICAL, AttentionConfig, choose, fastest, split_by_mask, trial
 from service.engine.attention_backends import added_mask, dense, prepare_sdpa
 from service.engine.packing import Layout
 from service.errors import SettingError
 from tests.fakes import FakeClock
 
 CPU = torch.device("cpu")
-PLACE = Place(CPU, torch.float32, num_heads=2, head_size=8)
+CONFIG = AttentionConfig(CPU, torch.float32, num_heads=2, head_size=8)
 GPU = torch.device("cuda", 0)
 BLOCKS = ((1, 3), (3, 6))
 MIXED = Layout(((2, ()), (3, ()), (8, BLOCKS)), 16)
@@ -26,7 +26,7 @@ LONG = Layout(((100, ()), (29, ()), (300, ()), (200, ((1, 90), (90, 150))), (5, 
 
 def random_qkv(layout: Layout) -> torch.Tensor:
     generator = torch.Generator().manual_seed(layout.num_tokens)
-    return torch.randn(layout.num_tokens, 3, PLACE.num_heads, PLACE.head_size, generator=generator)
+    return torch.randn(layout.num_tokens, 3, CONFIG.num_heads, CONFIG.head_size, generator=generator)
 
 
 def wanted(qkv: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -57,7 +57,7 @@ def test_rows_with_blocks_are_split_off_and_take_the_filling() -> None:
 
 @pytest.mark.parametrize("layout", [MIXED, LONG, TYPICAL, Layout(((128, ()), (128, ())), 256), Layout(((1, ()),), 8)])
 def test_no_square_of_tokens_that_see_each_other_is_left_out(layout: Layout) -> None:
-    counts, indices = attention_backends.flex_squares(layout)
+    counts, indices = attention_backends.flex_blocks(layout)
     seen = added_mask(torch.from_numpy(layout.owners(layout.num_tokens)), torch.float32) == 0
     size = attention_backends.FLEX_BLOCK
     for number, (count, order) in enumerate(zip(counts, indices, strict=True)):
@@ -113,7 +113,7 @@ def test_plain_rows_go_through_the_packed_kernel_and_choices_beside_it(
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_reference)
     layout = Layout(rows, 8 * (sum(length for length, _ in rows) // 8 + 1))  # type: ignore[misc, arg-type]
     qkv = random_qkv(layout)
-    out = plain_beside_masked(attention_backends.prepare_varlen, masked)(layout, CPU, torch.float32)(qkv)  # type: ignore[arg-type]
+    out = split_by_mask(attention_backends.prepare_varlen, masked)(layout, CPU, torch.float32)(qkv)  # type: ignore[arg-type]
     end = layout.offsets[-1]
     torch.testing.assert_close(out[:end], wanted(qkv, layout)[:end], atol=1e-6, rtol=0)
     assert torch.isfinite(out).all()
@@ -156,12 +156,12 @@ def takes(clock: FakeClock, *seconds: float) -> Callable[[], None]:
 def test_the_quickest_is_kept_whatever_its_first_run_takes() -> None:
     clock = FakeClock()
     runs = {"slow": takes(clock, 3), "compiled": takes(clock, 60, 1), "steady": takes(clock, 2)}
-    assert quickest(runs, clock) == "compiled"
+    assert fastest(runs, clock) == "compiled"
 
 
 def test_one_unlucky_run_does_not_count() -> None:
     clock = FakeClock()
-    assert quickest({"a": takes(clock, 1, 9, 1), "b": takes(clock, 2)}, clock) == "a"
+    assert fastest({"a": takes(clock, 1, 9, 1), "b": takes(clock, 2)}, clock) == "a"
 
 
 def test_what_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -170,12 +170,12 @@ def test_what_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
 
     clock = FakeClock()
     with caplog.at_level(logging.INFO):
-        assert quickest({"broken": fail, "slow": takes(clock, 3)}, clock) == "slow"
+        assert fastest({"broken": fail, "slow": takes(clock, 3)}, clock) == "slow"
     [warning, measured] = caplog.records
     assert (warning.__dict__["attention"], warning.__dict__["reason"]) == ("broken", "no compiler")
     assert measured.__dict__["slow"] == 3000
-    with pytest.raises(SettingError, match="no attention backend runs"):
-        quickest({"broken": fail}, clock)
+    with pytest.raises(SettingError, match="every attention backend failed"):
+        fastest({"broken": fail}, clock)
 
 
 def test_the_trial_takes_every_layer_of_a_typical_batch() -> None:
@@ -192,16 +192,16 @@ def test_the_trial_takes_every_layer_of_a_typical_batch() -> None:
 
 
 def test_a_cpu_takes_sdpa_and_has_no_packed_kernel() -> None:
-    assert choose("auto", PLACE)[0] == "sdpa"
-    assert choose("flex", PLACE)[0] == "flex"
+    assert choose("auto", CONFIG)[0] == "sdpa"
+    assert choose("flex", CONFIG)[0] == "flex"
     with pytest.raises(SettingError, match="'varlen' does not run on cpu; wanted auto, sdpa, flex"):
-        choose("varlen", PLACE)
+        choose("varlen", CONFIG)
 
 
 def test_cudnn_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked.append)
-    choose("sdpa", PLACE)
+    choose("sdpa", CONFIG)
     assert asked == [False]
 
 
@@ -212,11 +212,11 @@ def test_a_gpu_takes_what_is_quickest_of_what_fits(monkeypatch: pytest.MonkeyPat
         asked.extend(runs)
         return asked[-1]
 
-    monkeypatch.setattr("service.engine.attention.quickest", last)
+    monkeypatch.setattr("service.engine.attention.fastest", last)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: torch.empty(0))
-    assert choose("auto", Place(GPU, torch.bfloat16, 8, 256))[0] == "varlen+flex"
+    assert choose("auto", AttentionConfig(GPU, torch.bfloat16, 8, 256))[0] == "varlen+flex"
     assert asked == ["sdpa", "flex", "varlen", "varlen+flex"]
     asked.clear()
-    choose("auto", Place(GPU, torch.float32, 8, 256))
+    choose("auto", AttentionConfig(GPU, torch.float32, 8, 256))
     assert asked == ["sdpa", "flex"]

@@ -81,7 +81,7 @@ def test_outputs_have_the_promised_shapes_and_types(masked_lm: Engine) -> None:
         (replace(ROW, blocks=((8, 11),)), "blocks overlap"),
         (replace(ROW, readout=Labels()), "no sequence-classification head"),
         (replace(ROW, readout=TokenScores((10,), (1,))), "outside of its row of 10"),
-        (replace(ROW, readout=TokenScores((1,), (VOCAB_SIZE,))), "out of the vocabulary"),
+        (replace(ROW, readout=TokenScores((1,), (VOCAB_SIZE,))), "outside of the vocabulary"),
         (replace(ROW, readout=TopTokens((1,), 0)), "the 0 best tokens"),
         (replace(ROW, readout=TopTokens((-1,), 1)), "outside of its row"),
     ],

@@ -12,7 +12,7 @@ import torch
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
-from service.engine.attention import BACKENDS, Place
+from service.engine.attention import BACKENDS, AttentionConfig
 from service.engine.engine import Engine
 from service.engine.packing import pack
 from tests.checkpoints import make_checkpoint
@@ -32,8 +32,8 @@ from tests.unit.engine.rows import (
 TOLERANCE = 2e-5
 FAMILIES = ("megatron-bert", "bert")
 KINDS = ("masked-lm", "sequence-classification")
-PLACE = Place(torch.device("cpu"), torch.float32, num_heads=4, head_size=16)
-CPU_BACKENDS = [name for name, backend in BACKENDS.items() if backend.runs_on(PLACE)]
+CONFIG = AttentionConfig(torch.device("cpu"), torch.float32, num_heads=4, head_size=16)
+CPU_BACKENDS = [name for name, backend in BACKENDS.items() if backend.runs_on(CONFIG)]
 
 
 @dataclass(frozen=True)
