@@ -97,6 +97,7 @@ WIDTH_IN, ROW_IN, HEAD_IN = 16.0, 0.38, 0.5
 CHINESE = ("WenQuanYi Micro Hei", "Noto Sans CJK SC", "PingFang SC")
 """Labels may be Chinese; the fonts of these that are installed are used."""
 MOST_NAMED = 6
+LABEL = re.compile(r"\{\{(\w+)\}\}")
 SCALED = {"s": "s", "bytes": "B"}
 RATES = {"reqps": "req/s", "rowsps": "rows/s", "ops": "ops/s"}
 
@@ -140,9 +141,13 @@ def query(stack: Stack, panel: Mapping[str, Any], span: Span) -> list[Series]:
             values, labels = np.full(span.num_steps + 1, np.nan), one["metric"]
             for moment, value in one["values"]:
                 values[round((float(moment) - span.start) / span.step)] = float(value)
-            name = re.sub(r"\{\{(\w+)\}\}", lambda match, labels=labels: labels.get(match[1], ""), legend)
-            found.append(Series(name.strip(), labels, np.where(np.isinf(values), np.nan, values)))
+            name = LABEL.sub(partial(_label, labels), legend).strip()
+            found.append(Series(name, labels, np.where(np.isinf(values), np.nan, values)))
     return found
+
+
+def _label(labels: Mapping[str, str], found: re.Match[str]) -> str:
+    return labels.get(found[1], "")
 
 
 def draw(dashboard: Mapping[str, Any], stack: Stack, span: Span, path: Path) -> None:

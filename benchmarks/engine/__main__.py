@@ -1,12 +1,14 @@
-"""The engine: its rate beside transformers and the bare matrix products, on a GPU, quantised, as served; start, memory.
+"""The engine: rate against transformers and bare matrix products, on a GPU, quantised, as served; start; memory.
 
-python -m benchmarks.engine cpu              # beside transformers and the bare matrix products
-python -m benchmarks.engine cuda             # every part of the GPU check; the same as python -m benchmarks.gpu
-python -m benchmarks.engine quantization     # accuracy with int8 and fp8; accuracy of `mini` on all data sets
-python -m benchmarks.engine speed            # latency models of common shapes, for python -m service plan
-python -m benchmarks.engine served           # the 1.3B shape over HTTP, beside transformers
-python -m benchmarks.engine start            # from the start of the process to ready
-python -m benchmarks.engine memory           # peak memory while a large checkpoint loads
+    python -m benchmarks.engine cpu              # against transformers and the bare matrix products
+    python -m benchmarks.engine cuda             # every part of the GPU check; the same as python -m benchmarks.gpu
+    python -m benchmarks.engine quantization     # accuracy with int8 and fp8; accuracy of `mini` on all data sets
+    python -m benchmarks.engine speed            # latency models of common shapes, for python -m service plan
+    python -m benchmarks.engine served           # the 1.3B shape over HTTP, against transformers
+    python -m benchmarks.engine start            # from the start of the process to ready
+    python -m benchmarks.engine memory           # peak memory while a large checkpoint loads
+
+Each command has its own --help, and its module's docstring is its method.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Measures the engine beside transformers' eager, padded forward and beside the bare matrix products of its tokens.
+"""Measures the engine against transformers' eager, padded forward and the bare matrix products of its tokens.
 
     python -m benchmarks.engine cpu --shape small --json benchmarks/results/engine_small.json
     python -m benchmarks.engine cpu --shape 1.3b --threads 2 --rounds 3 --json benchmarks/results/engine_1_3b.json
 
 Writes a checkpoint of random numbers, loads it with both, and lets them compute the same batches of 16 rows, lengths
 lognormal (median 31 tokens, 95 % below 152), in turn, round after round, in one process. The engine runs in each of the
-arithmetics asked for, transformers in bfloat16 (and in float32 for the small shape). Prints rows per second, the ratios
+arithmetics, transformers in bfloat16 (and in float32 for the small shape). Prints rows per second, the ratios
 with their spread over the rounds, and the share of the bare products' rate; the outputs are compared on the way.
 """
 
@@ -25,23 +25,20 @@ import numpy as np
 import torch
 from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
 
-from benchmarks.common import about, parser_of, save
+from benchmarks.common import about, auto_precision, parser_of, save
+from benchmarks.engine.models import SHAPES, VOCAB_SIZE
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Labels
 from service.engine.engine import Engine
 from service.tools import roofline
 from service.tools.bench.texts import Lengths
 
-SHAPES = {
-    "small": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
-    "1.3b": {"num_hidden_layers": 24, "hidden_size": 2048, "num_attention_heads": 8, "intermediate_size": 8192},
-}
+SIZES = {"small": SHAPES["small"], "1.3b": SHAPES["1.3B"]}
 NUM_ROWS = {"small": 192, "1.3b": 64}
 BATCH_SIZES = {"small": (1, 16), "1.3b": (16,)}
 BATCH_ROWS = 16
 LENGTHS = Lengths.parse("lognormal:31:152")
 """Median and 95th percentile of the tokens of a row."""
-VOCAB_SIZE = 21_248
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Forward = Callable[[Sequence[Encoding]], np.ndarray[Any, Any]]
@@ -73,7 +70,16 @@ def main(argv: Sequence[str]) -> int:
 def write_checkpoint(folder: Path, shape: str) -> None:
     """In bfloat16, so that both load the same numbers whatever they compute in."""
     torch.manual_seed(0)
-    config = MegatronBertConfig(vocab_size=VOCAB_SIZE, hidden_act="gelu_new", num_labels=3, **SHAPES[shape])
+    sizes = SIZES[shape]
+    config = MegatronBertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.ffn_size,
+        hidden_act="gelu_new",
+        id2label=dict(enumerate("abc")),
+    )
     torch.set_default_dtype(torch.bfloat16)
     model = MegatronBertForSequenceClassification(config)
     torch.set_default_dtype(torch.float32)
@@ -85,10 +91,12 @@ def make_contenders(folder: Path, shape: str) -> Iterator[Contender]:
     checkpoint = describe(folder, "engine")
     sizes = BATCH_SIZES[shape]
     precisions = ("float32", "bfloat16") if shape == "small" else ("bfloat16",)
+    if auto_precision() == "float32":  # the CPU has no bfloat16
+        precisions = ("float32",)
     for precision in precisions:
         engine = Engine.load(checkpoint, precision=precision)
         yield from (Contender("engine", precision, size, scores_of(engine)) for size in sizes)
-    quantized = Engine.load(checkpoint, precision="bfloat16", quantization="int8")
+    quantized = Engine.load(checkpoint, precision=precisions[-1], quantization="int8")
     yield from (Contender("engine", "int8", size, scores_of(quantized)) for size in sizes)
     for precision in precisions:
         model = MegatronBertForSequenceClassification.from_pretrained(
@@ -197,8 +205,8 @@ def report(
 
 def _share(arguments: argparse.Namespace, each: Contender, rows: Sequence[Encoding], seconds: float) -> float:
     """The share of the rate of the bare products of the same batches, multiplied in the quickest way."""
-    shape = SHAPES[arguments.shape]
-    sizes = roofline.Sizes(shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
+    shape = SIZES[arguments.shape]
+    sizes = roofline.Sizes(shape.num_layers, shape.hidden_size, shape.ffn_size)
     batches = [rows[start : start + each.batch_rows] for start in range(0, len(rows), each.batch_rows)]
     mean = max(1, round(sum(row.num_tokens for row in rows) / len(batches)))
     [bare] = roofline.limits(roofline.Question(sizes, (mean,), each.arithmetic, threads=arguments.threads))
@@ -218,7 +226,7 @@ def _ratios(contenders: Sequence[Contender], seconds: list[list[float]], index: 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("engine cpu", __doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--shape", choices=SIZES, default="small")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args(argv)

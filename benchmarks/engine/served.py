@@ -1,4 +1,4 @@
-"""Measures a model as it is served beside transformers' eager, padded forward, and beside the bare matrix products.
+"""Measures a model as it is served, against transformers' eager, padded forward and the bare matrix products.
 
     python -m benchmarks.engine served --threads 2 --json benchmarks/results/served_1_3b.json    # some 15 minutes
     python -m benchmarks.engine served --layers 2 --rounds 1 --seconds 5       # checks that it runs

@@ -1,8 +1,10 @@
 """Faults: kills, hangs, exhausted memory, wrong results, malformed clients, rolling restarts.
 
-python -m benchmarks.faults --json benchmarks/results/faults.json        # every fault, ten minutes
-python -m benchmarks.faults soak --minutes 30                            # a fault every minute
-python -m benchmarks.faults malformed                                    # malformed HTTP, a minute
+    python -m benchmarks.faults --json benchmarks/results/faults.json        # every fault, ten minutes
+    python -m benchmarks.faults soak --minutes 30                            # a fault every minute
+    python -m benchmarks.faults malformed                                    # malformed HTTP, a minute
+
+Each command has its own --help, and its module's docstring is its method.
 """
 
 from __future__ import annotations

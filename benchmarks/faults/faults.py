@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.faults.cgroups import MemoryGroup, memory_group
 from service.metric_labels import LossReason
 from tests.support.clients import Clients, Question
-from tests.support.engines import KILLER_TOKENS, POISON_TOKENS, Order, give, is_open
+from tests.support.engines import CRASH_TOKENS, POISON_TOKENS, Order, give, is_open
 from tests.support.servers import ENGINE_SERVER, Server, running, until
 
 OBEYED_S = 60.0
@@ -88,7 +88,7 @@ FAULTS = (
     Fault("NaN for good", "in all rows from then on", partial(order, what="nan for good"), "wrong", 1),
     Fault("wrong for good", "finite but wrong, raising nothing", partial(order, what="wrong for good"), "wrong", 1),
     Fault("poison row", "one row on which the forward raises", partial(ask_for, num_tokens=POISON_TOKENS)),
-    Fault("killer row", "one row that kills the process", partial(ask_for, num_tokens=KILLER_TOKENS), "killed", 2),
+    Fault("crashing row", "one row that kills the process", partial(ask_for, num_tokens=CRASH_TOKENS), "killed", 2),
 )
 
 

@@ -208,7 +208,3 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of one turn of each (default: %(default)s)")
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -108,12 +108,12 @@ async def compare(
     levels = sorted(int(level) for level in args.concurrency.split(","))
     with tqdm(total=args.rounds * len(levels) * len(agreeing), unit="run") as bar:
 
-        def tell(one: Measured) -> None:
+        def show(one: Measured) -> None:
             bar.set_postfix_str(f"{one.server} c={one.concurrency}: {one.rate:.1f} requests/s", refresh=False)
             bar.update()
 
         return await measure(
-            agreeing, texts, concurrencies=levels, rounds=args.rounds, min_seconds=args.seconds, report=tell
+            agreeing, texts, concurrencies=levels, rounds=args.rounds, min_seconds=args.seconds, report=show
         )
 
 

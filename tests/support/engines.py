@@ -21,7 +21,7 @@ ONCE: tuple[Order, ...] = ("raise", "nan", "exit", "abort", "eat")
 FOR_GOOD: tuple[Order, ...] = ("nan for good", "wrong for good", "little room")
 """In force until the process ends, as on a device that is broken."""
 
-POISON_TOKENS, KILLER_TOKENS = 401, 403
+POISON_TOKENS, CRASH_TOKENS = 401, 403
 """The forward raises on a row of 401 tokens; a row of 403 tokens kills the process."""
 
 ROOM_TOKENS = 360

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service.engine.engine import Engine
 from service.engine.packing import Packed
-from tests.support.engines import FOR_GOOD, KILLER_TOKENS, POISON_TOKENS, ROOM_TOKENS, Order, take
+from tests.support.engines import CRASH_TOKENS, FOR_GOOD, POISON_TOKENS, ROOM_TOKENS, Order, take
 
 CHUNK_BYTES = 1 << 26
 MOST_BYTES = 1 << 31
@@ -49,7 +49,7 @@ class FaultyEngine(Engine):
 
     def _fail(self, order: Order | None, packed: Packed) -> None:
         lengths = [encoding.num_tokens for encoding in packed.encodings]
-        if KILLER_TOKENS in lengths:
+        if CRASH_TOKENS in lengths:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._broken == "little room" and sum(lengths) > ROOM_TOKENS:
             raise torch.OutOfMemoryError("there is little room")
