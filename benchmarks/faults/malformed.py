@@ -17,7 +17,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -108,10 +108,26 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 PAUSE_S = 0.2
 REPLY_S = 120.0
-Call = Callable[[httpx.AsyncClient], Awaitable[int]]
-
 BUSY = {429, 503, 504}
 """Statuses that any request may get under overload."""
+
+
+def _embed(**fields: object) -> bytes:
+    return json.dumps({"inputs": "今天天气怎么样？", **fields}).encode()
+
+
+MANY = [f"第{number}篇文章，写得很长。" * 4 for number in range(32)]
+REQUESTS: Mapping[str, tuple[str, bytes, set[int]]] = {
+    "invalid JSON": ("/v1/embed", b'{"inputs": ', {400, 503}),
+    "unknown field": ("/v1/embed", _embed(colour="red"), {422, 503}),
+    "unknown model": ("/v1/embed", _embed(model="unknown"), {404, 503}),
+    "unknown path": ("/v1/nothing", _embed(), {404}),
+    "deadline of 1 ms": ("/v1/embed", _embed(timeout_ms=1), {200, *BUSY}),
+    "32 texts": ("/v1/embed", _embed(inputs=MANY, priority="bulk"), {200, *BUSY}),
+}
+"""Path, body and the statuses that are right."""
+
+DISCONNECT = "disconnect"
 
 
 class CarelessClients:
@@ -127,77 +143,29 @@ class CarelessClients:
         """One request at a time, of a random kind."""
         async with httpx.AsyncClient(base_url=self._url, timeout=REPLY_S, trust_env=False) as http:
             while not is_over.is_set():
-                name = self._rng.choice(tuple(KINDS))
-                call, expected = KINDS[name]
-                status = await _status(call, http)
-                self.answered[f"{name}: {status}"] += 1
-                if status not in expected:
-                    self.unexpected[f"{name}: {status}"] += 1
+                name = self._rng.choice((*REQUESTS, DISCONNECT))
+                if name == DISCONNECT:
+                    await disconnect(self._url)
+                    self.answered[name] += 1
+                else:
+                    await self._send(http, name)
                 await asyncio.sleep(PAUSE_S)
 
-
-async def _status(call: Call, http: httpx.AsyncClient) -> int | str:
-    try:
-        return await call(http)
-    except httpx.HTTPError as error:
-        return type(error).__name__
-
-
-async def _post(http: httpx.AsyncClient, body: bytes, path: str = "/v1/embed") -> int:
-    return (await http.post(path, content=body)).status_code
-
-
-def _embed(**fields: object) -> bytes:
-    return json.dumps({"inputs": "今天天气怎么样？", **fields}).encode()
+    async def _send(self, http: httpx.AsyncClient, name: str) -> None:
+        path, body, expected = REQUESTS[name]
+        try:
+            status: int | str = (await http.post(path, content=body)).status_code
+        except httpx.HTTPError as error:
+            status = type(error).__name__
+        self.answered[f"{name}: {status}"] += 1
+        if status not in expected:
+            self.unexpected[f"{name}: {status}"] += 1
 
 
-async def _no_json(http: httpx.AsyncClient) -> int:
-    return await _post(http, b'{"inputs": ')
-
-
-async def _unknown_field(http: httpx.AsyncClient) -> int:
-    return await _post(http, _embed(colour="red"))
-
-
-async def _unknown_model(http: httpx.AsyncClient) -> int:
-    return await _post(http, _embed(model="unknown"))
-
-
-async def _unknown_path(http: httpx.AsyncClient) -> int:
-    return await _post(http, _embed(), "/v1/nothing")
-
-
-async def _hasty(http: httpx.AsyncClient) -> int:
-    return await _post(http, _embed(timeout_ms=1))
-
-
-async def _bulk(http: httpx.AsyncClient) -> int:
-    texts = [f"第{number}篇文章，写得很长。" * 4 for number in range(32)]
-    return await _post(http, _embed(inputs=texts, priority="bulk"))
-
-
-async def _metrics(http: httpx.AsyncClient) -> int:
-    return (await http.get("/metrics")).status_code
-
-
-async def _disconnect(http: httpx.AsyncClient) -> int:
-    """Sends a whole request and disconnects; returns 0, as there is no answer to read."""
-    url = urlsplit(str(http.base_url))
-    _, writer = await asyncio.open_connection(url.hostname, url.port)
-    body = _embed(inputs="好" * 200)
+async def disconnect(url: str) -> None:
+    """Sends a whole request and closes the connection without reading."""
+    address, body = urlsplit(url), _embed(inputs="好" * 200)
+    _, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     await writer.drain()
     writer.close()
-    return 0
-
-
-KINDS: Mapping[str, tuple[Call, set[int]]] = {
-    "invalid JSON": (_no_json, {400, 503}),
-    "unknown field": (_unknown_field, {422, 503}),
-    "unknown model": (_unknown_model, {404, 503}),
-    "unknown path": (_unknown_path, {404}),
-    "deadline of 1 ms": (_hasty, {200, *BUSY}),
-    "32 texts": (_bulk, {200, *BUSY}),
-    "metrics": (_metrics, {200}),
-    "disconnects": (_disconnect, {0}),
-}
