@@ -185,7 +185,8 @@ def _formatter(unit: str) -> Callable[[float], str]:
         return "{:.1%}".format
     if unit in SCALED:
         return EngFormatter(SCALED[unit], places=1)
-    return lambda value: f"{value:.3g} {RATES.get(unit, '')}".strip()
+    name = RATES.get(unit, "")
+    return lambda value: (f"{value:,.0f} {name}" if abs(value) >= 100 else f"{value:.3g} {name}").strip()
 
 
 def _unit(panel: Mapping[str, Any]) -> str:
