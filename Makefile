@@ -75,7 +75,7 @@ dashboards: $(VENV)/dev.stamp ## write the dashboards and alert rules that docke
 
 check-monitoring: $(VENV)/dev.stamp ## try dashboards and alerts with a real Prometheus and Alertmanager, 7 minutes
 	$(BIN)/python -m pytest tests/monitoring
-	$(BIN)/python -m benchmarks.monitoring $(ARGS)
+	$(BIN)/python -m benchmarks.dashboards $(ARGS)
 
 audit: .audit/stamp ## ask what is known of the pinned packages; fails where they cannot all be asked about
 	.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \

@@ -127,7 +127,7 @@ def _rewrite(paths: Iterable[Path], change: Callable[[Path, str], str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.readme_examples", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--url", help="fill in the answers of this server")
-    parser.add_argument("--accuracy", action="store_true", help="fill in what python -m benchmarks.accuracy measured")
+    parser.add_argument("--accuracy", action="store_true", help="fill in benchmarks/results/accuracy_mini.json")
     args = parser.parse_args()
     if args.url:
         with httpx.Client(base_url=args.url, timeout=60, trust_env=False) as client:

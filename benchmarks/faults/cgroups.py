@@ -1,7 +1,4 @@
-"""A memory cgroup for a server and all that it starts, of version 1 or 2, so that the kernel can run out for it.
-
-Knows the kernel's files, no service.
-"""
+"""A memory cgroup, version 1 or 2, for a server and its children: the kernel's OOM killer acts in it alone."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class MemoryGroup:
-    """What is added stays in it with its children, until the last of them has ended."""
+    """Processes that are added stay in it with their children."""
 
     folder: Path
     is_v1: bool
@@ -28,7 +25,7 @@ class MemoryGroup:
         (self.folder / "cgroup.procs").write_text(str(pid))
 
     def allow(self, num_bytes: int) -> None:
-        """So many more than are taken now."""
+        """Limits the group to what it uses now and `num_bytes` more."""
         taken = int((self.folder / ("memory.usage_in_bytes" if self.is_v1 else "memory.current")).read_text())
         self._limit(str(taken + num_bytes))
 
@@ -41,7 +38,7 @@ class MemoryGroup:
 
 @contextmanager
 def memory_group() -> Iterator[MemoryGroup | None]:
-    """None where none can be made: that takes root and the memory controller. Leave it when all in it is to end."""
+    """None without root or without the memory controller. At its end every process in it has exited."""
     is_v1 = (ROOT / "memory").is_dir()
     group = MemoryGroup((ROOT / "memory" if is_v1 else ROOT) / f"erlangshen-faults-{os.getpid()}", is_v1)
     if not (is_v1 or "memory" in _controllers()) or not os.access(group.folder.parent, os.W_OK):
@@ -60,7 +57,7 @@ def _controllers() -> list[str]:
 
 
 def _remove(folder: Path) -> None:
-    """Busy until the last process in it is gone."""
+    """The folder is busy until the last process in it has exited."""
     until = time.monotonic() + END_S
     while True:
         try:

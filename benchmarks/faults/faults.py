@@ -1,34 +1,32 @@
-"""The faults that are injected into a server under load, and what each is: done to a process, or ordered from one.
-
-Knows the server as an `Instance` and a folder of orders; measures nothing.
-"""
+"""The table of faults: a signal to a process, an order to an engine, or a request that breaks the forward."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults.cgroups import MemoryGroup
-from benchmarks.faults.clients import Clients, Question
-from benchmarks.faults.orders import KILLER_TOKENS, POISON_TOKENS, Order, give, is_open
-from benchmarks.faults.running import Instance, until
+from benchmarks.faults.cgroups import MemoryGroup, memory_group
 from service.metric_labels import LossReason
+from tests.support.clients import Clients, Question
+from tests.support.engines import CRASH_TOKENS, POISON_TOKENS, Order, give, is_open
+from tests.support.servers import ENGINE_SERVER, Server, running, until
 
 OBEYED_S = 60.0
 OOM_BYTES = 1 << 28
-"""What a server may take beyond what it has, before the kernel ends one of its processes."""
+"""What a server may allocate beyond what it has, before the kernel kills one of its processes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class Target:
     """A server under load."""
 
-    server: Instance
+    server: Server
     orders: Path
     clients: Clients
     group: MemoryGroup | None
@@ -36,44 +34,44 @@ class Patient:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`losses` is how many replicas it costs, for the reason that the metrics should give."""
+    """`losses` is the number of replicas that it costs, 0 with a reason: all. `reason` is the label in the metrics."""
 
     name: str
     what: str
-    inject: Callable[[Patient], Awaitable[None]]
+    inject: Callable[[Target], Awaitable[None]]
     reason: LossReason | None = None
     losses: int = 0
 
 
-async def signal_one(patient: Patient, number: signal.Signals) -> None:
-    patient.server.replicas()[0].send_signal(number)
+async def signal_one(target: Target, number: signal.Signals) -> None:
+    target.server.replicas()[0].send_signal(number)
 
 
-async def kill_all(patient: Patient) -> None:
-    for replica in patient.server.replicas():
+async def kill_all(target: Target) -> None:
+    for replica in target.server.replicas():
         replica.kill()
 
 
-async def order(patient: Patient, what: Order) -> None:
+async def order(target: Target, what: Order) -> None:
     """Returns when a replica has taken it."""
-    give(patient.orders, what)
-    await until(lambda: not is_open(patient.orders, what), OBEYED_S)
+    give(target.orders, what)
+    await until(lambda: not is_open(target.orders, what), OBEYED_S)
 
 
-async def ask_for(patient: Patient, num_tokens: int) -> None:
-    """A client like the others, with one question that the forward cannot bear, beside theirs."""
+async def ask_for(target: Target, num_tokens: int) -> None:
+    """One more client sends a row on which the forward fails."""
     body = {"inputs": "好" * (num_tokens - 2)}  # and the two special tokens
-    await patient.clients.ask(Question("fault", "/v1/embed", json.dumps(body).encode()))
+    await target.clients.ask(Question("fault", "/v1/embed", json.dumps(body).encode()))
 
 
-async def run_out_of_memory(patient: Patient) -> None:
-    """A replica takes more than the cgroup of the whole server has, and the kernel ends the largest process in it."""
-    assert patient.group is not None, "where there is none, this is left out"
-    lost = await asyncio.to_thread(patient.server.metric, "replica_losses_total")
-    patient.group.allow(OOM_BYTES)
-    give(patient.orders, "eat")
-    await until(lambda: patient.server.metric("replica_losses_total") > lost, OBEYED_S)
-    patient.group.lift()
+async def run_out_of_memory(target: Target) -> None:
+    """A replica exceeds the memory cgroup of the server; the kernel kills the largest process in it."""
+    assert target.group is not None, "where there is none, this is left out"
+    lost = await asyncio.to_thread(target.server.metric, "replica_losses_total")
+    target.group.allow(OOM_BYTES)
+    give(target.orders, "eat")
+    await until(lambda: target.server.metric("replica_losses_total") > lost, OBEYED_S)
+    target.group.lift()
 
 
 FAULTS = (
@@ -90,11 +88,23 @@ FAULTS = (
     Fault("NaN for good", "in all rows from then on", partial(order, what="nan for good"), "wrong", 1),
     Fault("wrong for good", "finite but wrong, raising nothing", partial(order, what="wrong for good"), "wrong", 1),
     Fault("poison row", "one row on which the forward raises", partial(ask_for, num_tokens=POISON_TOKENS)),
-    Fault("killer row", "one row of which the process dies", partial(ask_for, num_tokens=KILLER_TOKENS), "killed", 2),
+    Fault("crashing row", "one row that kills the process", partial(ask_for, num_tokens=CRASH_TOKENS), "killed", 2),
 )
-"""`losses` of 0 with a reason: of every replica."""
 
 
 def possible(faults: Sequence[Fault], group: MemoryGroup | None) -> list[Fault]:
-    """Those that can be made here."""
+    """Those that can be injected on this machine."""
     return [fault for fault in faults if group is not None or fault.inject is not run_out_of_memory]
+
+
+@asynccontextmanager
+async def target(
+    folder: Path, flags: Sequence[str], asked: Sequence[Question], num_clients: int, deadline_s: float = 30.0
+) -> AsyncIterator[Target]:
+    """A server with the faulty engine, and clients that are not sending yet. `folder` takes orders and log."""
+    with memory_group() as group:
+        on_spawn = group.add if group is not None else None
+        server = Server(folder / "log", flags, (ENGINE_SERVER, f"faulty={folder}"), on_spawn=on_spawn)
+        with running(server):
+            async with Clients(server.url, asked, num_clients, deadline_s) as clients:
+                yield Target(server, folder, clients, group)

@@ -3,7 +3,7 @@
     python -m benchmarks.peers --json benchmarks/results/peers.json
 
 All run at once on this machine, each with the same number of compute threads, and all but the one that is measured are
-stopped in their tracks (SIGSTOP). Before the clock runs all have to agree on labels and scores. A peer that cannot be
+suspended (SIGSTOP). Before the clock runs all have to agree on labels and scores. A peer that cannot be
 installed, does not start or answers otherwise is left out, and the report says so.
 """
 
@@ -20,14 +20,12 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.about import about, parser_of, save
-from benchmarks.local_server import free_port
-from benchmarks.peers import environments
-from benchmarks.peers.checkpoint import make_checkpoint
+from benchmarks.common import about, parser_of, save
+from benchmarks.peers import processes
 from benchmarks.peers.peers import OUR_PYTHON, PEERS, Place, Server, chosen, ours
-from benchmarks.peers.ratios import Kind, summarize, table
-from benchmarks.peers.rounds import Measured, answers, make_texts, measure
-from benchmarks.peers.running import Running
+from benchmarks.peers.processes import Running
+from benchmarks.peers.rounds import Kind, Measured, answers, make_texts, measure, summarize, table
+from tests.support.servers import free_port
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """How far a score may be from the first server's."""
@@ -60,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
     peers = installed(chosen(args.peers.split(",")), args.peer_precisions.split(","), left_out)
     if args.setup_only:
         return 1 if left_out else 0
-    model = make_checkpoint(environments.FOLDER.absolute() / "checkpoint")
+    from benchmarks.peers.checkpoint import make_checkpoint  # imports torch and transformers
+
+    model = make_checkpoint(processes.FOLDER.absolute() / "checkpoint")
     texts = make_texts(args.lengths, args.requests, args.seed)
     with ExitStack() as stack:
         servers = [start(stack, entrant, model, args.threads) for entrant in (*mine, *peers)]
@@ -79,7 +79,7 @@ def installed(peers: Sequence[Server], precisions: Sequence[str], left_out: dict
     entrants = []
     for peer in peers:
         try:
-            python = environments.ensure(peer.name)
+            python = processes.ensure(peer.name)
         except RuntimeError as error:
             left_out[peer.name] = str(error)
             continue
@@ -92,7 +92,7 @@ def installed(peers: Sequence[Server], precisions: Sequence[str], left_out: dict
 
 def start(stack: ExitStack, entrant: Entrant, model: Path, threads: int) -> Running:
     place = Place(entrant.python, model, free_port(), threads, entrant.precision)
-    log = environments.FOLDER / f"{entrant.name.replace(' ', '-')}.log"
+    log = processes.FOLDER / f"{entrant.name.replace(' ', '-')}.log"
     running = Running(entrant.name, entrant.server, place, log)
     stack.callback(running.stop)
     return running
@@ -108,12 +108,12 @@ async def compare(
     levels = sorted(int(level) for level in args.concurrency.split(","))
     with tqdm(total=args.rounds * len(levels) * len(agreeing), unit="run") as bar:
 
-        def tell(one: Measured) -> None:
+        def show(one: Measured) -> None:
             bar.set_postfix_str(f"{one.server} c={one.concurrency}: {one.rate:.1f} requests/s", refresh=False)
             bar.update()
 
         return await measure(
-            agreeing, texts, concurrencies=levels, rounds=args.rounds, min_seconds=args.seconds, report=tell
+            agreeing, texts, concurrencies=levels, rounds=args.rounds, min_seconds=args.seconds, report=show
         )
 
 
@@ -156,10 +156,10 @@ def report(
     levels: Sequence[dict[str, Any]],
     measured: Sequence[Measured],
 ) -> dict[str, Any]:
-    """What one must know to repeat the run, and every number of it."""
+    """The setting of the run, and every number of it."""
     return {
         "what": "requests per second of this server and of others that serve the same checkpoint",
-        **about("peers", __doc__, args.machine, "torch", "uvicorn", "fastapi", method=METHOD, argv=argv),
+        **about(args, argv, "torch", "uvicorn", "fastapi", method=METHOD),
         "checkpoint": "MegatronBert classifier of random numbers: 6 layers, 384 wide, 6 heads, 21,128 words",
         "texts": {"lengths_in_tokens": args.lengths, "texts_in_a_pass": args.requests, "seed": args.seed},
         "threads": args.threads,
@@ -169,7 +169,7 @@ def report(
             peer.name: {
                 "how": peer.server.how,
                 "precision": peer.precision,
-                "versions": environments.versions(peer.python, peer.server.packages),
+                "versions": processes.versions(peer.python, peer.server.packages),
             }
             for peer in peers
         },

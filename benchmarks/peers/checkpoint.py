@@ -1,8 +1,8 @@
 """The model that all servers serve: a MegatronBert classifier of random numbers, 6 layers, 384 wide, 21,128 words.
 
 Its vocabulary is built on the spot, of the size and the kind of the published Chinese ones: every character of GB 2312
-and its continuation, more of Unicode's ideographs until it is full. A server knows it from a real one by its answers
-only.
+and its continuation, more of Unicode's ideographs until it is full. To a server it differs from a trained model in its
+answers only.
 """
 
 from __future__ import annotations

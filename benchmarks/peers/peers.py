@@ -1,7 +1,6 @@
-"""The servers that are compared: how each is started, asked and read. Ours is one of them.
+"""The servers that are compared, ours included: command, request and response of each.
 
-Every one computes with the same number of threads, and every peer in the best of its own ways: it batches dynamically,
-16 texts at most, where it can.
+All compute with the same number of threads. Every peer that can batches dynamically, 16 texts at most.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ class Server:
     body: Callable[[str], dict[str, Any]]
     read: Callable[[Reply], tuple[str, float]]
     packages: tuple[str, ...] = ()
-    """Whose versions are told, of the environment that is called like the server."""
+    """Packages whose versions are reported, in the environment of the server's name."""
     environment: dict[str, str] = field(default_factory=dict)
     is_batching: bool = True
     precisions: tuple[str, ...] = ("float32",)
-    """It computes in."""
+    """Those that it computes in."""
 
     def request(self, text: str) -> bytes:
         return json.dumps(self.body(text), ensure_ascii=False).encode()

@@ -1,9 +1,10 @@
-"""The measurement: every server in turn gets the same texts from so many clients, round after round.
+"""The measurement, every server in turn with the same texts, round after round; and the ratios of the rounds.
 
 A run is clocked from one answer to another while all clients go on sending: neither a start nor a tail is in it. It is
-whole passes over the same texts, four or more, until enough time has gone by. So no server is lucky with its texts.
-Lengths are drawn evenly from the distribution, so that a pass is long enough to be one. All rounds of few clients come
-before those of many: a server that learns how long to wait for a batch does not carry it from a high load to a low one.
+whole passes over the same texts, four or more, until enough time has gone by. No server gains from its share of the
+texts. Lengths are drawn evenly from the distribution, so that a pass is long enough to be one. All rounds of few
+clients come before those of many: a server that learns how long to wait for a batch does not carry it from a high load
+to a low one.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from statistics import median
+from typing import Any
 
-from benchmarks.peers.running import Running
+from benchmarks.peers.processes import Running
 from service.tools.bench.texts import Lengths, make_text
 
 SPECIAL_TOKENS = 2
 LEAST_PASSES = 4
 LEAST_LEAD = 8
-"""Answers before the clock starts: what stood still gets under way."""
+"""Answers before the clock starts."""
 TIMEOUT_S = 120.0
 
 
@@ -85,7 +88,7 @@ async def measure(
     measured = []
     for concurrency in concurrencies:
         for number in range(rounds):
-            # Another one goes first in every round: nobody always has the machine at its coolest.
+            # Another one goes first in every round: none always has the machine at its coolest.
             for server in (*servers[number % len(servers) :], *servers[: number % len(servers)]):
                 passes = Passes(max(LEAST_LEAD, 2 * concurrency), len(texts), min_seconds)
                 server.resume()
@@ -119,3 +122,73 @@ async def answers(server: Running, texts: Sequence[str]) -> list[tuple[str, floa
     """Label and score of each text, asked one by one."""
     replies = [await server.ask(server.server.request(text)) for text in texts]
     return [server.server.read(json.loads(reply.body)) for reply in replies]
+
+
+BEST = "best peer"
+BEST_BATCHING = "best batching peer"
+"""Without the server that computes one text at a time, which competes only where padding costs most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Ours in float32 is compared with peers in float32, ours in fewer bits with all."""
+
+    precision: str
+    is_batching: bool = True
+
+    def is_rival(self, peer: Kind) -> bool:
+        return self.precision != "float32" or peer.precision == "float32"
+
+
+def summarize(
+    measured: Sequence[Measured], ours: Mapping[str, Kind], peers: Mapping[str, Kind]
+) -> list[dict[str, Any]]:
+    """One entry for each concurrency."""
+    levels = dict.fromkeys(one.concurrency for one in measured)
+    return [_level([one for one in measured if one.concurrency == level], ours, peers) for level in levels]
+
+
+def _level(measured: Sequence[Measured], ours: Mapping[str, Kind], peers: Mapping[str, Kind]) -> dict[str, Any]:
+    rounds = [
+        {one.server: one.rate for one in measured if one.round == number}
+        for number in sorted({one.round for one in measured})
+    ]
+    return {
+        "concurrency": measured[0].concurrency,
+        "requests_per_s": {server: spread([rates[server] for rates in rounds]) for server in (*ours, *peers)},
+        "ours_over": {
+            server: _over(server, rounds, {name: peer for name, peer in peers.items() if kind.is_rival(peer)})
+            for server, kind in ours.items()
+        },
+    }
+
+
+def _over(server: str, rounds: Sequence[Mapping[str, float]], peers: Mapping[str, Kind]) -> dict[str, dict[str, float]]:
+    """Ratios of one round each: what slows the machine for a while slows both."""
+    rivals = {BEST: list(peers), BEST_BATCHING: [name for name, peer in peers.items() if peer.is_batching]}
+    rivals |= {name: [name] for name in peers}
+    return {
+        rival: spread([rates[server] / max(rates[name] for name in names) for rates in rounds])
+        for rival, names in rivals.items()
+        if names
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": round(min(values), 3), "median": round(median(values), 3), "max": round(max(values), 3)}
+
+
+def table(levels: Sequence[dict[str, Any]]) -> str:
+    """Median requests per second by server and concurrency, then ours over the best: median (least to most)."""
+    head = ["requests/s", *(f"c={level['concurrency']}" for level in levels)]
+    servers = levels[0]["requests_per_s"]
+    lines = [head, *([name, *(f"{one['requests_per_s'][name]['median']:.1f}" for one in levels)] for name in servers)]
+    for name, rivals in levels[0]["ours_over"].items():
+        shown = [rival for rival in (BEST, BEST_BATCHING) if rival in rivals]
+        lines += [[f"{name} / {rival}", *(_cell(one["ours_over"][name][rival]) for one in levels)] for rival in shown]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _cell(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"

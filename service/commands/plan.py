@@ -112,7 +112,7 @@ def parse_args(argv: Sequence[str]) -> Namespace:
         help="read the speed from this server's /metrics (default: %(default)s)",
     )
     source.add_argument(
-        "--speeds", type=Path, metavar="FILE", help="read the speed from a result of python -m benchmarks.speed"
+        "--speeds", type=Path, metavar="FILE", help="read the speed from a result of python -m benchmarks.engine speed"
     )
     add_key(parser)
     parser.add_argument("--model", metavar="NAME", help="the model to plan for (default: the first)")

@@ -7,12 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.monitoring.__main__ import SERVER, kill_replica
-from benchmarks.monitoring.callers import write_keys
-from benchmarks.monitoring.checks import unanswered
-from benchmarks.monitoring.load import loading
-from benchmarks.monitoring.panels import Variables
-from benchmarks.monitoring.stack import TOOLS, Stack, running
+from tests.support.monitoring import TOOLS, Stack, Variables, kill_replica, loading, monitored, unanswered
 from tests.system.test_serve import until
 
 absent = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -24,11 +19,7 @@ SHORT = Variables(window="10s", whole="1m", before="2s")
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("monitoring")
-    keys = write_keys(folder)
-    with (
-        running(folder, *SERVER, "--keys-file", str(keys), key=folder / "prometheus.key") as stack,
-        loading(stack.service, "--rate", "20", "--duration", "3600", key=folder / "web.key"),
-    ):
+    with monitored(folder) as stack, loading(stack.service, "--rate", "20", key=folder / "web.key"):
         yield stack
 
 
@@ -47,7 +38,7 @@ def test_every_expression_has_an_answer(stack: Stack) -> None:
 
 
 def test_a_killed_replica_is_an_alert_that_reaches_alertmanager(stack: Stack) -> None:
-    kill_replica(stack)
+    kill_replica(stack.service)
     until(lambda: "ErlangshenReplicaLost" in stack.alerts())
     told = stack.alerts()["ErlangshenReplicaLost"]
     assert (told["severity"], told["reason"], told["replica"]) == ("warning", "killed", "cpu")

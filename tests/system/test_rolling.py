@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.clients import RIGHT, counted, questions
-from benchmarks.faults.proxies import is_installed
-from benchmarks.faults.rolling import STEPS, behind
 from tests.checkpoints import make_checkpoint
+from tests.support.clients import RIGHT, counted, questions
+from tests.support.proxies import STEPS, behind, is_installed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.system]
 
@@ -21,6 +20,6 @@ async def test_a_rolling_restart_and_a_kill_lose_nothing(tmp_path: Path, proxy: 
     model = make_checkpoint(tmp_path / "model", num_layers=1)
     during = await behind(proxy, tmp_path, questions(4), 6, ("--model", f"uni={model}"))
     assert list(during) == list(STEPS)
-    for fits in during.values():
-        assert counted(fits) == {RIGHT: len(fits)}
-        assert len(fits) > 50
+    for exchanges in during.values():
+        assert counted(exchanges) == {RIGHT: len(exchanges)}
+        assert len(exchanges) > 50

@@ -18,7 +18,6 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from benchmarks.fuzz import broken
 from service.server import http_protocol
 from service.server.http_protocol import (
     CONTINUE,
@@ -31,6 +30,7 @@ from service.server.http_protocol import (
 )
 from service.settings import Server
 from tests.contract.fakes import FakeSubmit, Service, running
+from tests.support.malformed import malformed
 
 BODY = b'{"inputs": "a"}'
 LIMITS = Server(
@@ -607,7 +607,7 @@ async def test_broken_requests_end_with_an_answer_or_without_but_they_end() -> N
     async with house() as found:
         for seed in range(300):
             rng, peer = random.Random(seed), found.connect()
-            data = broken(rng)
+            data = malformed(rng)
             cuts = sorted(rng.choices(range(len(data)), k=3))
             for start, end in pairwise([0, *cuts, len(data)]):
                 if peer.transport.is_open:

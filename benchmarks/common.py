@@ -1,0 +1,79 @@
+"""What all benchmarks share: sub-commands, flags, and the provenance of a report.
+
+A report names command, day, commit, versions, machine class and, where something is computed, the precision. It is
+written only where `--json` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from service.cli_args import file_to_write
+from service.tools.bench.provenance import machine_class, provenance
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+PATIENT = ("--default-timeout-ms", "600000", "--max-wait-ms", "600000", "--max-queue-tokens", "4194304")
+"""Flags of a server that refuses nothing: throughput is measured, not admission."""
+
+
+def dispatch(name: str, doc: str | None, commands: Mapping[str, str], argv: Sequence[str], default: str = "") -> int:
+    """Runs `main` of the module that the first argument names; `default` where that is a flag or absent."""
+    words = list(argv)
+    if default and (not words or (words[0].startswith("-") and words[0] not in ("-h", "--help"))):
+        words.insert(0, default)
+    parser = ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
+    parser.add_argument("command", choices=commands, help="each has its own --help")
+    module = import_module(commands[parser.parse_args(words[:1]).command])
+    return int(module.main(words[1:]) or 0)
+
+
+def parser_of(name: str, doc: str | None) -> ArgumentParser:
+    """`name` is what follows `python -m benchmarks.`; `doc` is the module's docstring."""
+    parser = ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
+    parser.set_defaults(name=name, doc=doc)
+    parser.add_argument("--machine", default=machine_class(), help="words for the report (default: %(default)s)")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the report there")
+    return parser
+
+
+def about(
+    arguments: Namespace, argv: Sequence[str], *packages: str, method: str | None = None, precision: str | None = None
+) -> dict[str, Any]:
+    """`arguments` come from `parser_of`. `method` defaults to the docstring after its title and its commands."""
+    made = provenance(f"benchmarks.{arguments.name}", argv, *packages)
+    computed = {} if precision is None else {"precision": precision}
+    text = arguments.doc.split("\n\n", 2)[2].strip() if method is None else method
+    return {**made, "machine": arguments.machine, **computed, "method": text}
+
+
+def auto_precision() -> str:
+    """What a server on this CPU computes in by default."""
+    import torch  # most benchmarks do without: torch is in their servers
+
+    from service.engine.device import resolve_precision
+
+    return resolve_precision("auto", torch.device("cpu"))
+
+
+def save(report: dict[str, Any], file: Path | None) -> None:
+    if file:
+        file.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def service_report(*words: str) -> dict[str, Any]:
+    """The report of `python -m service` with these words, which has `--json`."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, "-m", "service", *words, "--json", file.name]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        report: dict[str, Any] = json.loads(Path(file.name).read_text(encoding="utf-8"))
+    return report

@@ -1,0 +1,157 @@
+"""Models of random weights: engines made in place, and checkpoints in the upstream layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.checkpoints.checkpoint import Checkpoint, Shape
+from service.domain import Cls, Encoding, Quantization
+from service.engine import linear
+from service.engine.device import DTYPES, resolve_precision
+from service.engine.engine import Engine
+from service.engine.linear import Linear
+from service.engine.ops import Norm
+from service.engine.weights import Layer, Weights
+
+VOCAB_SIZE = 21_248
+SHAPES = {
+    "tiny": Shape(2, 64, 2, 128, 1000, 512, 2, 1e-12, "gelu_new"),
+    "narrow": Shape(4, 512, 2, 2048, 1000, 512, 2, 1e-12, "gelu_new"),  # the head size of 1.3B, quick on a CPU
+    "mini": Shape(4, 256, 4, 1024, 7879, 512, 2, 1e-12, "gelu_new"),
+    "small": Shape(6, 384, 6, 1536, VOCAB_SIZE, 512, 2, 1e-12, "gelu_new"),
+    "110M": Shape(12, 768, 12, 3072, 21_128, 512, 2, 1e-12, "gelu"),
+    "330M": Shape(24, 1024, 16, 4096, 21_128, 512, 2, 1e-12, "gelu"),
+    "1.3B": Shape(24, 2048, 8, 8192, VOCAB_SIZE, 512, 2, 1e-12, "gelu_new"),
+}
+TINY, LARGE = SHAPES["tiny"], SHAPES["1.3B"]
+
+FileFormat = Literal["bin", "safetensors"]
+FILES: dict[FileFormat, str] = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CHARACTERS = tuple(chr(code) for code in range(0x4E00, 0x9FA6))
+"""All of them: texts of unknown tokens would be equal rows, which are computed once."""
+
+
+class Draw:
+    """Tensors of a model in a fixed order from one seed."""
+
+    def __init__(
+        self, source: torch.device, device: torch.device, dtype: torch.dtype, linear_class: type[Linear]
+    ) -> None:
+        self._source = source
+        self._generator = torch.Generator(source).manual_seed(1)
+        self._device = device
+        self._dtype = dtype
+        self._linear_class = linear_class
+
+    def normal(self, *sizes: int, deviation: float = 1.0) -> Tensor:
+        drawn = torch.randn(sizes, generator=self._generator, device=self._source) * deviation
+        return drawn.to(self._device, self._dtype)
+
+    def map(self, num_out: int, num_in: int) -> Linear:
+        return self._linear_class.of(self.normal(num_out, num_in, deviation=num_in**-0.5), self.normal(num_out) / 10)
+
+    def norm(self, size: int) -> Norm:
+        return Norm(1 + self.normal(size) / 10, self.normal(size) / 10, 1e-12)
+
+    def layer(self, shape: Shape) -> Layer:
+        hidden, ffn = shape.hidden_size, shape.ffn_size
+        return Layer(
+            attention_norm=self.norm(hidden),
+            qkv=self.map(3 * hidden, hidden),
+            attention_out=self.map(hidden, hidden),
+            ffn_norm=self.norm(hidden),
+            ffn_in=self.map(ffn, hidden),
+            ffn_out=self.map(hidden, ffn),
+        )
+
+    def weights(self, shape: Shape) -> Weights:
+        return Weights(
+            words=self.normal(shape.vocab_size, shape.hidden_size),
+            positions=self.normal(shape.max_positions, shape.hidden_size),
+            segments=self.normal(shape.num_segments, shape.hidden_size),
+            layers=tuple(self.layer(shape) for _ in range(shape.num_layers)),
+            final_norm=self.norm(shape.hidden_size),
+        )
+
+
+def make_engine(
+    shape: Shape,
+    device: torch.device,
+    precision: str = "auto",
+    *,
+    quantization: Quantization = "none",
+    backend: str = "auto",
+    source: torch.device | None = None,
+) -> Engine:
+    """`source` is the device that draws the numbers: two engines with the same one have the same weights. `auto` is
+    bfloat16 where the device has it: every GPU that is supported, not every CPU."""
+    precision = resolve_precision(precision, device)
+    dtype = DTYPES[precision]
+    draw = Draw(source or device, device, dtype, linear.choose(device, dtype, quantization))
+    return Engine(
+        Checkpoint("random", "random", None, Path(), "megatron-bert", "encoder", shape),
+        draw.weights(shape),
+        device=device,
+        precision=precision,
+        backend=backend,
+    )
+
+
+def rows(shape: Shape, lengths: Sequence[int], options: Sequence[int] = ()) -> list[Encoding]:
+    """Rows of these lengths; with `options`, each row is a choice between options of those lengths."""
+    random = np.random.default_rng(len(lengths))
+    ends = np.cumsum([1, *options]).tolist()
+    blocks = tuple(pairwise(ends))
+    return [
+        Encoding(
+            "random",
+            random.integers(0, shape.vocab_size, length, dtype=np.int32),
+            np.zeros(length, dtype=np.int32),
+            np.arange(length, dtype=np.int32),
+            Cls(),
+            blocks,
+        )
+        for length in lengths
+    ]
+
+
+def write_checkpoint(folder: Path, shape: Shape, file_format: FileFormat = "bin") -> Path:
+    """A float32 masked-LM checkpoint with its vocabulary, made in memory; returns the weights file."""
+    from safetensors.torch import save_file
+    from transformers import MegatronBertConfig, MegatronBertForMaskedLM
+
+    config = MegatronBertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.ffn_size,
+        hidden_act="gelu_new",
+        architectures=["MegatronBertForMaskedLM"],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
+    known = (*SPECIAL, *CHARACTERS)
+    words = (*known, *(f"[unused{number}]" for number in range(VOCAB_SIZE - len(known))))
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in MegatronBertForMaskedLM(config).state_dict().items()}
+    tensors = {
+        name: torch.empty(size).uniform_(-0.02, 0.02) for name, size in shapes.items() if ".decoder." not in name
+    }
+    file = folder / FILES[file_format]
+    if file_format == "bin":
+        tied = {"cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"]}
+        torch.save(tensors | tied, file)
+    else:
+        save_file(tensors, file)
+    return file

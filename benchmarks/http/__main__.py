@@ -1,0 +1,20 @@
+"""HTTP: cost of a request around the engine, rate over HTTP against the engine's, probes under load, tracing.
+
+    python -m benchmarks.http front         # cost of a request in the parent process, and where that process saturates
+    python -m benchmarks.http rates         # rows/s over HTTP, over those of the bare engine
+    python -m benchmarks.http probes        # latency of /livez and /readyz under full load
+    python -m benchmarks.http tracing       # what spans cost
+
+Each command has its own --help, and its module's docstring is its method.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.common import dispatch
+
+COMMANDS = {name: f"benchmarks.http.{name}" for name in ("front", "rates", "probes", "tracing")}
+
+if __name__ == "__main__":
+    sys.exit(dispatch("http", __doc__, COMMANDS, sys.argv[1:]))

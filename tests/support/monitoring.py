@@ -1,0 +1,253 @@
+"""The service under load, scraped by a real Prometheus with a real Alertmanager, all as processes on this machine.
+
+The committed configurations are used, with other addresses and a shorter interval. `unanswered` asks Prometheus for
+every expression of the committed dashboards and rules.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.api.accounts import hash_of, new_secret
+from tests.support.servers import Server, free_port
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ("prometheus", "prometheus-alertmanager")
+DASHBOARDS = ROOT / "docker/grafana/dashboards"
+SELECTOR = re.compile(r"(?<![\w:])(?:erlangshen[\w:]*|process_\w+|up)(?:\{[^}]*\})?")
+"""A metric with its labels, in an expression."""
+
+SERVICE = ("--threads", "1", "--cache-entries", "500", "--max-queue-tokens", "8000", "--canary-interval-s", "5")
+CALLERS = {
+    "web": "",
+    "nightly": 'priority = "bulk"\nweight = 0.5\n',
+    "batch": "requests_per_s = 3\n",
+    "prometheus": 'scopes = ["metrics"]\n',
+}
+"""API keys by name, with their permissions."""
+
+MIX = "zero-shot=4,similarity=3,nli=2,fill-mask=1,embed=1"
+READING = ",mrc=1"
+"""Needs texts that hold reading comprehension."""
+START_S = 120.0
+POLL_S = 0.1
+SCRAPE_S = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The addresses of the three, and queries of Prometheus and Alertmanager."""
+
+    service: Server
+    prometheus: str
+    alertmanager: str
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """The series that an expression answers with now. ValueError where Prometheus does not understand it."""
+        return self._ask("query", {"query": expr})
+
+    def query_range(self, expr: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
+        bounds = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        return self._ask("query_range", {"query": expr} | bounds)
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Every rule with its health."""
+        groups = get(f"{self.prometheus}/api/v1/rules")["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    def alerts(self) -> dict[str, dict[str, str]]:
+        """What has reached the Alertmanager: the labels by the alert's name."""
+        return {one["labels"]["alertname"]: one["labels"] for one in get(f"{self.alertmanager}/api/v2/alerts")}
+
+    def _ask(self, kind: str, parameters: Mapping[str, str]) -> list[dict[str, Any]]:
+        form = urllib.parse.urlencode(parameters).encode()
+        try:
+            answer = get(f"{self.prometheus}/api/v1/{kind}", form)
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"{parameters['query']}: {error.read().decode()}") from None
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+
+def get(url: str, form: bytes | None = None) -> Any:
+    with urllib.request.urlopen(url, form, timeout=30) as response:
+        return json.loads(response.read())
+
+
+@contextmanager
+def monitored(folder: Path, *flags: str) -> Iterator[Stack]:
+    """All three, ready. `folder` takes files, logs and a key NAME.key of each caller; `flags` go to the service."""
+    keys = write_keys(folder)
+    server = Server(folder / "service.log", (*SERVICE, "--keys-file", str(keys), *flags))
+    ports = {name: free_port() for name in ("prometheus", "alertmanager")}
+    write_configuration(folder, ports | {"service": server.port})
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        server.start(START_S)
+        for name, command in _commands(folder, ports).items():
+            stack.enter_context(_process(folder / f"{name}.log", command))
+            _until_answers(f"http://127.0.0.1:{ports[name]}/-/ready", folder / f"{name}.log")
+        yield Stack(server, *(f"http://127.0.0.1:{port}" for port in ports.values()))
+
+
+def write_keys(folder: Path) -> Path:
+    """Writes NAME.key for each caller and `keys.toml`, which the service reads; returns that."""
+    tables = []
+    for name, permissions in CALLERS.items():
+        secret = new_secret()
+        (folder / f"{name}.key").write_text(secret)
+        tables.append(f'[keys.{name}]\nhash = "{hash_of(secret)}"\n{permissions}')
+    (folder / "keys.toml").write_text("\n".join(tables))
+    return folder / "keys.toml"
+
+
+def write_configuration(folder: Path, ports: Mapping[str, int]) -> None:
+    """The committed files, with the addresses of this machine."""
+    text = (ROOT / "docker/prometheus/prometheus.yml").read_text()
+    for written, here in (
+        ("erlangshen:8000", f"127.0.0.1:{ports['service']}"),
+        ("alertmanager:9093", f"127.0.0.1:{ports['alertmanager']}"),
+        ("localhost:9090", f"127.0.0.1:{ports['prometheus']}"),
+        ("interval: 15s", f"interval: {SCRAPE_S}s"),
+        ("rules/*.yaml", str(ROOT / "docker/prometheus/rules/*.yaml")),
+        ("# authorization:", "authorization:"),
+        ("/etc/prometheus/erlangshen.key", f"{folder}/prometheus.key"),
+    ):
+        assert written in text, f"prometheus.yml has no {written} any more"
+        text = text.replace(written, here)
+    (folder / "prometheus.yml").write_text(text)
+
+
+def _commands(folder: Path, ports: Mapping[str, int]) -> dict[str, Sequence[str]]:
+    return {
+        "alertmanager": [
+            "prometheus-alertmanager",
+            f"--config.file={ROOT}/docker/alertmanager/alertmanager.yml",
+            f"--storage.path={folder}/alertmanager",
+            f"--web.listen-address=127.0.0.1:{ports['alertmanager']}",
+            "--cluster.listen-address=",
+        ],
+        "prometheus": [
+            "prometheus",
+            f"--config.file={folder}/prometheus.yml",
+            f"--storage.tsdb.path={folder}/prometheus",
+            f"--web.listen-address=127.0.0.1:{ports['prometheus']}",
+        ],
+    }
+
+
+@contextmanager
+def _process(log: Path, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _until_answers(url: str, log: Path) -> None:
+    until = time.monotonic() + START_S
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > until:
+                raise RuntimeError(f"{url}: {error}; {log.read_text()[-2000:]}") from None
+            time.sleep(POLL_S)
+        else:
+            return
+
+
+@contextmanager
+def loading(
+    server: Server, *flags: str, key: Path, texts: Path | None = None, mix: str = MIX
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m service bench` in a process of its own, until the block is left."""
+    source = ["--texts", str(texts), "--mix", mix + READING] if texts and mix == MIX else ["--mix", mix]
+    sent = ("--warm-up", "0", "--duration", "3600", "--key-file", str(key), *source, *flags)
+    command = [sys.executable, "-m", "service", "bench", "--url", server.url, *sent]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def kill_replica(server: Server) -> None:
+    """SIGKILL to the worker process: the child with the most memory."""
+    children = server.process.children(recursive=True)
+    os.kill(max(children, key=lambda child: child.memory_info().rss).pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """Values of Grafana's variables for a run of minutes."""
+
+    window: str = "20s"
+    whole: str = "2m"
+    over: str = "10s"
+    before: str = "10s"
+    low: str = "0.6"
+
+    def fill(self, expr: str) -> str:
+        named = {
+            "job": "erlangshen",
+            "__rate_interval": self.window,
+            "__range": self.whole,
+            "over": self.over,
+            "before": self.before,
+            "low": self.low,
+        }
+        return re.sub(r"\$(\w+)", lambda found: named.get(found[1], ".*"), expr)
+
+
+def dashboards() -> dict[str, dict[str, Any]]:
+    """By the name of the file."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(DASHBOARDS.glob("*.json"))}
+
+
+def expressions(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The title of a panel with each of its expressions."""
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            yield panel["title"], target["expr"]
+
+
+def selectors(expr: str) -> set[str]:
+    return set(SELECTOR.findall(expr))
+
+
+def unanswered(stack: Stack, variables: Variables) -> Iterator[str]:
+    """Panels whose expression has no number, and rules that fail or select nothing."""
+    for name, dashboard in dashboards().items():
+        for title, expr in expressions(dashboard):
+            if not _has_numbers(stack, variables.fill(expr)):
+                yield f"{name}, {title}: {variables.fill(expr)}"
+    for rule in stack.rules():
+        if rule["health"] != "ok":
+            yield f"{rule['name']}: {rule['health']} {rule.get('lastError', '')}"
+        yield from (f"{rule['name']}: {one}" for one in sorted(selectors(rule["query"])) if not stack.query(one))
+
+
+def _has_numbers(stack: Stack, expr: str) -> bool:
+    return any(not math.isnan(float(one["value"][1])) for one in stack.query(expr))
+
+
+def num_expressions() -> int:
+    return sum(len(list(expressions(dashboard))) for dashboard in dashboards().values())

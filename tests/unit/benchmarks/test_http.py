@@ -1,0 +1,36 @@
+"""The HTTP benchmarks: a tiny model over HTTP, in turns with its engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.http import rates
+from benchmarks.http.load import LABELS, NUM_TEXTS, make_texts
+from service.checkpoints.checkpoint import describe
+from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.text_model import TextModel
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.mark.parametrize("row_tokens", [32, 128])
+def test_every_text_is_a_distinct_row_of_equal_length(tmp_path: Path, row_tokens: int) -> None:
+    model = TextModel.load(describe(make_checkpoint(tmp_path), "m"))
+    texts = make_texts(model, row_tokens)
+    assert len(set(texts)) == len(texts) == NUM_TEXTS
+    rows = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts[:100])), LABELS))
+    assert {row.num_tokens for row in rows} == {row_tokens}
+
+
+@pytest.mark.system
+def test_rows_over_http_and_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda num: None)  # it would hold for the tests that follow
+    file = tmp_path / "rates.json"
+    short = ("--rounds", "1", "--seconds", "0.5", "--inputs", "4", "--clients", "2", "--row-tokens", "32")
+    assert rates.main(["--device", "cpu", "--shape", "tiny", *short, "--json", str(file)]) == 0
+    [load] = json.loads(file.read_text())["loads"]
+    assert load["http_rows_per_s"] > 0
+    assert load["engine_rows_per_s"] > 0
+    assert load["http_over_engine"] == pytest.approx(load["http_rows_per_s"] / load["engine_rows_per_s"], abs=0.01)
