@@ -22,11 +22,11 @@ FROM base-${VARIANT} AS packages
 ARG VARIANT
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m venv --without-pip /opt/venv
-COPY requirements.txt requirements-tracing.txt /opt/
+COPY requirements.txt requirements/tracing.txt /opt/requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     if [ "${VARIANT}" = cpu ]; then export PIP_EXTRA_INDEX_URL="${TORCH_INDEX}"; fi \
  && python -m pip --python /opt/venv/bin/python install \
-        -r /opt/requirements.txt -r /opt/requirements-tracing.txt
+        -r /opt/requirements/requirements.txt -r /opt/requirements/tracing.txt
 
 # What is inside, as CycloneDX. `--target sbom` builds this stage alone.
 FROM packages AS sbom

@@ -12,6 +12,8 @@ PYTHON ?= $(shell for candidate in python3.11 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 # Passed on to the command that a target starts, as in: make serve ARGS="--port 9000"
 ARGS ?=
+# What `make audit` and `make sbom` cover: all that `python -m service` can import, but for the plots of bench.
+SHIPPED := requirements.txt requirements/tracing.txt requirements/train.txt
 URL ?= http://127.0.0.1:8000
 DATA ?=
 OUT ?= runs/mini
@@ -45,7 +47,7 @@ format: $(VENV)/dev.stamp ## let ruff format and mend the code
 unit: $(VENV)/dev.stamp ## run the tests only: make unit ARGS="-k similarity"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
-mini: $(VENV)/serve.stamp ## train the model that ships: make mini DATA=folder-of-data-sets OUT=runs/mini
+mini: $(VENV)/train.stamp ## train the model that ships: make mini DATA=folder-of-data-sets OUT=runs/mini
 	@test -n "$(DATA)" || { echo 'Say where the data sets lie: make mini DATA=folder' >&2; exit 2; }
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
 		--recipe service/tools/training/recipes/mini.toml --output "$(OUT)/first"
@@ -55,7 +57,7 @@ mini: $(VENV)/serve.stamp ## train the model that ships: make mini DATA=folder-o
 bench: $(VENV)/bench.stamp ## load a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
 	$(BIN)/python -m service bench --url "$(URL)" $(if $(DATA),--texts "$(DATA)") $(ARGS)
 
-bench-peers: $(VENV)/bench.stamp ## install other servers in .peers/ and measure ours against them: make bench-peers ARGS="--json FILE"
+bench-peers: $(VENV)/train.stamp $(VENV)/bench.stamp ## install other servers in .peers/ and measure ours against them: make bench-peers ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 image: ## build the container image: make image VARIANT=cuda
@@ -79,12 +81,12 @@ check-monitoring: $(VENV)/dev.stamp ## try dashboards and alerts with a real Pro
 
 audit: .audit/stamp ## ask what is known of the pinned packages; fails where they cannot all be asked about
 	.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
-		-r requirements.txt -r requirements-tracing.txt $(ARGS)
+		$(addprefix -r ,$(SHIPPED)) $(ARGS)
 
-sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of requirements.txt
+sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of the same packages
 	mkdir -p dist
-	.audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
-		--output-file dist/sbom.cdx.json requirements.txt
+	cat $(SHIPPED) | .audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --output-file dist/sbom.cdx.json -
 
 clean: ## remove caches; the environments stay (rm -r .venv .peers .deploy removes them)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
@@ -97,23 +99,23 @@ $(VENV)/serve.stamp: requirements.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/bench.stamp: requirements-bench.txt $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-bench.txt
+$(VENV)/train.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: requirements/%.txt $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-bench.txt requirements-tracing.txt $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/dev.stamp: $(addprefix requirements/,dev.txt train.txt tracing.txt bench.txt) $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
 	touch $@
 
 # An environment of its own: checkov wants other versions of what the service and the tests use.
-.deploy/stamp: requirements-deploy.txt
+.deploy/stamp: requirements/deploy.txt
 	$(PYTHON) -m venv .deploy
-	.deploy/bin/python -m pip install --disable-pip-version-check -r requirements-deploy.txt
+	.deploy/bin/python -m pip install --disable-pip-version-check -r $<
 	touch $@
 
-.audit/stamp: requirements-audit.txt
+.audit/stamp: requirements/audit.txt
 	$(PYTHON) -m venv .audit
-	.audit/bin/python -m pip install --disable-pip-version-check -r requirements-audit.txt
+	.audit/bin/python -m pip install --disable-pip-version-check -r $<
 	touch $@
 
 $(BIN)/pip:

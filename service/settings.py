@@ -231,7 +231,7 @@ class Tracing(Section):
         None,
         pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
         description="OTLP/HTTP collector, such as http://localhost:4318; none given: no tracing. Needs "
-        "requirements-tracing.txt.",
+        "requirements/tracing.txt.",
         json_schema_extra={"flag": "--tracing-endpoint", "metavar": "URL"},
     )
     sample_ratio: float = Field(

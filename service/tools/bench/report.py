@@ -210,7 +210,7 @@ def _only(names: Sequence[str]) -> str:
 
 
 PLOTTED = ("p50", "p95", "p99")
-MISSING = "--plot needs matplotlib: pip install -r requirements-bench.txt"
+MISSING = "--plot needs matplotlib: pip install -r requirements/bench.txt"
 
 
 def require_matplotlib() -> None:

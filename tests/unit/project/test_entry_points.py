@@ -37,6 +37,20 @@ def test_from_nothing_a_target_installs_torch_first(target: str) -> None:
     assert "-r requirements.txt" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("target", "installed"),
+    [
+        ("serve", []),
+        ("mini", ["requirements/train.txt"]),
+        ("bench", ["requirements/bench.txt"]),
+        ("test", ["requirements/dev.txt"]),
+    ],
+)
+def test_a_target_installs_no_more_than_it_needs(target: str, installed: list[str]) -> None:
+    files = re.findall(r"pip install .*-r (\S+)", dry_run(target, "DATA=d"))
+    assert files == ["requirements.txt", *installed]
+
+
 def test_test_lints_and_runs_the_tests() -> None:
     output = dry_run("test")
     for tool in ("ruff check .", "ruff format --check .", "mypy --strict", "lint-imports", "-m pytest"):
@@ -48,7 +62,9 @@ def test_arguments_reach_the_server() -> None:
 
 
 def test_an_audit_that_could_not_ask_about_all_is_none() -> None:
-    assert "pip-audit --strict" in dry_run("audit")
+    output = dry_run("audit")
+    assert "pip-audit --strict" in output
+    assert "-r requirements.txt -r requirements/tracing.txt -r requirements/train.txt" in output
 
 
 def test_what_the_makefile_runs_is_there() -> None:

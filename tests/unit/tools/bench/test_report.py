@@ -106,5 +106,5 @@ def test_a_line_is_throughput_and_latency_in_the_order_of_the_sweep() -> None:
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"pip install -r requirements-bench\.txt"):
+    with pytest.raises(ValueError, match=r"pip install -r requirements/bench\.txt"):
         report.plot(made_report(), tmp_path / "sweep.png")
