@@ -6,7 +6,6 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := service tests benchmarks
 # The interpreter that makes $(VENV): the first of these that runs and is 3.11 or newer.
 PYTHON ?= $(shell for candidate in python3.11 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
@@ -72,8 +71,8 @@ check-deploy: $(VENV)/dev.stamp .deploy/stamp ## check Dockerfile, Compose and K
 	PATH="$(CURDIR)/.deploy/bin:$$PATH" $(if $(filter command,$(origin IMAGE)),ENGINE=$(ENGINE) ERLANGSHEN_IMAGE=$(IMAGE)) \
 		$(BIN)/python -m pytest tests/deploy $(ARGS)
 
-dashboards: $(VENV)/dev.stamp ## write the dashboards and alert rules that docker/monitoring describes
-	$(BIN)/python -m docker.monitoring
+dashboards: $(VENV)/dev.stamp ## write the dashboards and alert rules from monitoring/
+	$(BIN)/python -m monitoring
 
 check-monitoring: $(VENV)/dev.stamp ## try dashboards and alerts with a real Prometheus and Alertmanager, 7 minutes
 	$(BIN)/python -m pytest tests/monitoring
@@ -90,7 +89,7 @@ sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of
 
 clean: ## remove caches; the environments stay (rm -r .venv .peers .deploy removes them)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
-	find service tests benchmarks docker -type d -name __pycache__ -prune -exec rm -rf {} +
+	find service tests benchmarks monitoring -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp is older than its requirements when they have changed: then, and only then, pip runs again.
 # torch comes first and by its exact version, so that a build chosen by pip's own configuration is kept.

@@ -86,6 +86,10 @@ def test_one_version_everywhere() -> None:
 # Compose
 
 
+def test_the_folder_does_not_hide_the_python_package_of_its_name() -> None:
+    assert list((ROOT / "docker").rglob("*.py")) == []
+
+
 @pytest.mark.parametrize("compose", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
 def test_compose_sets_settings_that_there_are(compose: tuple[dict[str, Any], ...]) -> None:
     assert load(environ=service_environment(*compose)).log.format == "json"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from docker.monitoring.alerts import alerts
-from docker.monitoring.files import ROOT, RULES
-from docker.monitoring.slo import burn_alerts
+from monitoring.alerts import alerts
+from monitoring.files import ROOT, RULES
+from monitoring.slo import burn_alerts
 from tests.monitoring.cases import CASES, Case
 
 NAMES = {rule.name for group in (*alerts(), burn_alerts()) for rule in group.rules}

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
-OURS = {"service", "tests", "benchmarks", "docker"}
+OURS = {"service", "tests", "benchmarks", "monitoring"}
 PEERS = ROOT / "benchmarks" / "peers" / "servers"
 """They run in environments of their own, with requirements of their own."""
 TRAINING = [ROOT / "service" / "tools" / "training", ROOT / "service" / "commands" / "finetune.py"]
@@ -80,7 +80,7 @@ WITHOUT_TRAINING = [path for path in sources("service") if not is_training(path)
     [
         (WITHOUT_TRAINING, SERVING | EXTRAS["tracing"] | EXTRAS["bench"]),
         (sources("service"), SERVING | EXTRAS["train"] | EXTRAS["tracing"] | EXTRAS["bench"]),
-        (sources("benchmarks", "docker", "tests"), ALL),
+        (sources("benchmarks", "monitoring", "tests"), ALL),
     ],
     ids=["service without training", "service", "all else"],
 )

@@ -21,7 +21,8 @@ from grafana_foundation_sdk.builders.dashboard import (
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as model
 
-from docker.monitoring.panels import DATASOURCE, RED
+from monitoring.panels import DATASOURCE, RED
+from monitoring.rule import GENERATED
 
 TAG = "erlangshen"
 ALL = model.VariableOption(text="All", value="$__all", selected=True)
@@ -58,7 +59,7 @@ class Board:
         return JSONEncoder(sort_keys=True, indent=2).encode(self._build()) + "\n"
 
     def _build(self) -> model.Dashboard:
-        built = Dashboard(self.title).uid(self.uid).description(self.about).tags([TAG])
+        built = Dashboard(self.title).uid(self.uid).description(f"{self.about} {GENERATED}").tags([TAG])
         built.time("now-1h", "now").refresh("30s").timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR)
         for variable in (*_servers(), *map(_choice, self.choices)):
             built.with_variable(variable)

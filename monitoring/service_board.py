@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from docker.monitoring.board import Board, Section
-from docker.monitoring.objectives_section import PROMISED
-from docker.monitoring.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, YELLOW, Query, heat, lines, number, rows
-from docker.monitoring.promql import increase, mean, quantile, rate, select, share, total
-from docker.monitoring.slo import AVAILABILITY, LATENCY_S
+from monitoring.board import Board, Section
+from monitoring.objectives_section import PROMISED
+from monitoring.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, YELLOW, Query, heat, lines, number, rows
+from monitoring.promql import increase, mean, quantile, rate, select, share, total
+from monitoring.slo import AVAILABILITY, LATENCY_S
 
 CHOSEN = 'task=~"$task",model=~"$model"'
 REACHED = f'{CHOSEN},model!="none"'

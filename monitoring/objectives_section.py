@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import stat, timeseries
 
-from docker.monitoring.board import Section
-from docker.monitoring.panels import GREEN, ORANGE, RED, Query, lines, number
-from docker.monitoring.slo import BURNS, MONTH, OBJECTIVES, Objective
+from monitoring.board import Section
+from monitoring.panels import GREEN, ORANGE, RED, Query, lines, number
+from monitoring.slo import BURNS, MONTH, OBJECTIVES, Objective
 
 CALLED = BURNS[0].rate
 

@@ -5,8 +5,8 @@ Knows the metrics of the service; the alerts on the error budgets are in `slo`.
 
 from __future__ import annotations
 
-from docker.monitoring.drift import low_confidence, moved, truncated
-from docker.monitoring.rule import Alert, Group
+from monitoring.drift import low_confidence, moved, truncated
+from monitoring.rule import Alert, Group
 
 UP = 'up{job="erlangshen"}'
 REPLICA = "job, instance, replica"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from docker.monitoring.board import Board, Section
-from docker.monitoring.panels import BLUE, GREEN, ORANGE, RED, YELLOW, Query, heat, lines, number, timeline
-from docker.monitoring.promql import HERE, WINDOW, increase, mean, quantile, rate, select, share, total
+from monitoring.board import Board, Section
+from monitoring.panels import BLUE, GREEN, ORANGE, RED, YELLOW, Query, heat, lines, number, timeline
+from monitoring.promql import HERE, WINDOW, increase, mean, quantile, rate, select, share, total
 
 MODEL = 'model=~"$model"'
 REPLICA = "instance, replica"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from docker.monitoring.board import Board, Choice, Section
-from docker.monitoring.drift import low_confidence, moved, own_label_share, truncated
-from docker.monitoring.panels import GREEN, ORANGE, RED, Query, bars, heat, lines, number
-from docker.monitoring.promql import HERE, buckets, mean, rate, share
+from monitoring.board import Board, Choice, Section
+from monitoring.drift import low_confidence, moved, own_label_share, truncated
+from monitoring.panels import GREEN, ORANGE, RED, Query, bars, heat, lines, number
+from monitoring.promql import HERE, buckets, mean, rate, share
 
 CHOSEN = f'{HERE},task=~"$task",model=~"$model"'
 MATCH = 'task=~"$task",model=~"$model"'

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from docker.monitoring.rule import Alert, Group, Recording, Severity
+from monitoring.rule import Alert, Group, Recording, Severity
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 MONTH = "30d"
