@@ -1,5 +1,5 @@
-"""What is made, and where it lies: for Compose under docker/, and again for Kubernetes, whose kustomize reads no files
-outside its own folder.
+"""The generated files and their paths: for Compose under docker/, and a copy for Kubernetes, because kustomize reads no
+files outside its own folder.
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ def test_what_an_alert_says(tmp_path: Path) -> None:
     expected = {
         "exp_labels": {"severity": "warning", "job": "erlangshen", "instance": "a", "replica": "cuda:0"},
         "exp_annotations": {
-            "summary": "Replica cuda:0 of a does not compute",
-            "description": "It has not been ready for ten minutes: it cannot start, or loads very slowly. "
-            "The others carry its load.",
+            "summary": "Replica cuda:0 of a is not ready",
+            "description": "It has not been ready for ten minutes: it fails to start, or loads very slowly. "
+            "Other replicas take its load.",
             "runbook_url": "docs/runbooks.md#erlangshenreplicadown",
         },
     }
