@@ -100,6 +100,11 @@ def test_what_is_written_on_the_image() -> None:
     assert healthcheck["Test"] == ["CMD", "python", "-m", "service", "health"]
 
 
+def test_the_cpu_image_stays_small() -> None:
+    (image,) = json.loads(engine("image", "inspect", IMAGE))
+    assert image["Size"] <= 1_100_000_000
+
+
 def test_no_compiler_and_a_list_of_what_is_inside() -> None:
     with running() as container:
         container.wait_until("ready")
