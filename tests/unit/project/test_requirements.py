@@ -1,4 +1,4 @@
-"""The pinned requirements hold everything that is imported, and everything that those packages need in turn."""
+"""The requirements pin every imported package and its dependencies, each in the file that needs it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[3]
 OURS = {"service", "tests", "benchmarks", "monitoring"}
 PEERS = ROOT / "benchmarks" / "peers" / "servers"
-"""They run in environments of their own, with requirements of their own."""
+"""They run in their own environments with their own requirements."""
 TRAINING = [ROOT / "service" / "tools" / "training", ROOT / "service" / "commands" / "finetune.py"]
 UNPINNED = re.compile(r"nvidia-|cuda-|triton|setuptools")
-"""What torch brings differs from build to build (CPU, CUDA versions), and setuptools is the environment's own."""
+"""The dependencies of torch differ between builds (CPU, CUDA versions); setuptools comes with the environment."""
 
 
 def canonical(name: str) -> str:
@@ -32,7 +32,7 @@ def pins(file: str) -> dict[str, str]:
 
 
 def imported(*paths: Path) -> dict[str, Path]:
-    """Top-level modules of others, each with a file that imports it."""
+    """Imported top-level modules of other packages, each with a file that imports it."""
     found = {}
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
