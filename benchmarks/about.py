@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cli_args import file_to_write
-from service.tools.bench.provenance import machine_class, origin
+from service.tools.bench.provenance import machine_class, provenance
 
 
 def parser_of(name: str, doc: str | None) -> ArgumentParser:
@@ -37,7 +37,7 @@ def about(
     """Of the module `name`. `method` is what its docstring tells behind its title and its commands, unless it is given;
     `precision` is None where nothing is computed, or where the results themselves name it; `argv` is that of the
     process, unless the benchmark was called with one."""
-    made = origin(f"benchmarks.{name}", sys.argv[1:] if argv is None else argv, *packages)
+    made = provenance(f"benchmarks.{name}", sys.argv[1:] if argv is None else argv, *packages)
     computed = {} if precision is None else {"precision": precision}
     told = (doc or "").split("\n\n", 2)[2].strip() if method is None else method
     return {**made, "machine": machine, **computed, "method": told}

@@ -41,7 +41,7 @@ from service.domain import Encoding, Quantization
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
 from service.tasks.text_model import TextModel
-from service.tools.bench.measure import SECONDS, per_batch, totals
+from service.tools.bench.server_metrics import SECONDS, per_batch, sum_totals
 
 SHAPES: dict[str, dict[str, int]] = {
     "1.3B": {},
@@ -190,7 +190,7 @@ def make_texts(model: TextModel, row_tokens: int) -> list[str]:
 
 def _totals(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-        return totals(page.read().decode().splitlines()) | {SECONDS: time.perf_counter()}
+        return sum_totals(page.read().decode()) | {SECONDS: time.perf_counter()}
 
 
 def _entry(load: Load, precision: str, turns: Sequence[Turn]) -> dict[str, Any]:

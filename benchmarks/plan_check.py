@@ -15,7 +15,7 @@ from benchmarks.about import about, auto_precision, parser_of, save
 from benchmarks.local_server import serving
 from service.commands import bench, plan
 from service.tools.bench.texts import Lengths
-from service.tools.capacity import Traffic, point
+from service.tools.capacity import Traffic, simulate_point
 
 SHAPE = "lognormal:31:152"
 SPECIAL_TOKENS = 2
@@ -31,7 +31,7 @@ def main() -> None:
         measured(url, 20.0, 10.0)  # until the model has been measured
         for rate in arguments.rates:
             [speed] = plan.ask(url, None)
-            said = point(speed, Traffic(rate, 1, lengths), 1)
+            said = simulate_point(speed, Traffic(rate, 1, lengths), 1)
             found = measured(url, rate, arguments.seconds)
             points.append(_entry(rate, said.used, (said.p50, said.p95), (found["p50"], found["p95"])))
             print(" ".join(f"{key} {value}" for key, value in points[-1].items()), flush=True)

@@ -34,7 +34,7 @@ from service.batching.jobs import Job, PendingRequest
 from service.batching.latency_model import Cost
 from service.batching.queue import Queue
 from service.domain import Cls, Encoding, Output
-from service.tools.capacity import chosen, from_file
+from service.tools.capacity import choose_speed, read_speeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ OUTPUT = Output(np.zeros((1, 1), dtype=np.float32))
 
 
 def cases() -> tuple[Case, Case]:
-    cpu = chosen(from_file(CPU_SPEEDS), "1.3B").cost
+    cpu = choose_speed(read_speeds(CPU_SPEEDS), "1.3B").cost
     return (
         Case("1.3B on a 2-core CPU, measured", cpu, huge_rows=64, huge_length=64, num_requests=10_000),
         Case("1.3B on a large GPU, assumed", GPU_COST, huge_rows=256, huge_length=288, num_requests=80_000),

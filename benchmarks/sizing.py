@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import fill
 
 from service.tools.bench.texts import Lengths
-from service.tools.capacity import Speed, Traffic, fewest, from_file
+from service.tools.capacity import Speed, Traffic, find_fewest, read_speeds
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,7 +56,7 @@ def words(results: Path) -> str:
 
 def _of(file: Path) -> Iterator[tuple[str, Speed]]:
     machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
-    return ((machine, speed) for speed in from_file(file))
+    return ((machine, speed) for speed in read_speeds(file))
 
 
 def _line(machine: str, speed: Speed, lengths: list[int]) -> str:
@@ -68,8 +68,8 @@ def _line(machine: str, speed: Speed, lengths: list[int]) -> str:
 
 
 def _replicas(speed: Speed, traffic: Traffic) -> str:
-    best = fewest(speed, traffic, P95_S)
-    return f"{best.replicas:,}" if best.keeps(P95_S) else "-"
+    best = find_fewest(speed, traffic, P95_S)
+    return f"{best.replicas:,}" if best.meets(P95_S) else "-"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""The command line: finds the command, runs it, and turns what it cannot start with into one line.
+"""The command line: finds the command, runs it, and prints a startup error as one line.
 
-Knows the commands by name only: each is imported when it is run, so that `--help` needs no torch.
+A command is imported when it is run, so that `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from service.errors import StartupError
 from service.settings import VERSION
 
 COMMANDS = {
-    "serve": "answer requests over HTTP (the default command)",
-    "bench": "load a running server and measure its speed",
+    "serve": "serve models over HTTP (the default command)",
+    "bench": "send load to a running server and measure its speed",
     "evaluate": "measure the accuracy of a running server on a data set",
-    "fetch": "download the models, and end",
-    "finetune": "train a model of your own",
-    "health": "0 when the server with these settings is ready",
-    "key": "make an API key",
-    "plan": "how many replicas a load needs, from measured speeds",
-    "settings": "print the settings in effect, or their documentation",
+    "fetch": "download the models and exit",
+    "finetune": "train or fine-tune a model",
+    "health": "exit with 0 if the server with these settings is ready",
+    "key": "create an API key",
+    "plan": "compute how many replicas a load needs",
+    "settings": "print the effective settings, or their documentation",
 }
 DEFAULT = "serve"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 2 for what the user has to mend."""
+    """Runs one command and returns its exit code: 2 for an error that the user can fix."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # Chinese on a terminal that has none; \uXXXX is JSON, too
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal without Chinese; \uXXXX is valid JSON
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-h"], ["--help"]):
         print(usage())
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = words.pop(0) if words and not words[0].startswith("-") else DEFAULT
     if name not in COMMANDS:
-        print(f"error: {name} is no command\n\n{usage()}", file=sys.stderr)
+        print(f"error: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
     return _run(name, words)
 
@@ -50,7 +50,7 @@ def usage() -> str:
     return (
         "usage: python -m service [command] [flags]\n\n"
         f"commands:\n{commands}\n\n"
-        "`python -m service COMMAND --help` lists the flags of a command; --version tells the version."
+        "`python -m service COMMAND --help` lists the flags of a command; --version prints the version."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the text of a flag may be: numbers above zero, lists of them, files, and whatever a parser of ours refuses."""
+"""Types of flags, checked while the command line is parsed, and the flags that several commands share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptiona
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from service.settings import Settings
 from service.settings_sources import ENV_CONFIG, SettingRow, load, section_help, setting_rows
@@ -14,7 +15,7 @@ T = TypeVar("T")
 
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """The ValueError of a parser as argparse's own, which is shown as it is written."""
+    """A flag type that shows the message of `parse`'s ValueError; argparse alone would drop it."""
 
     def type_of_flag(text: str) -> T:
         try:
@@ -41,26 +42,34 @@ def whole_above_zero(text: str) -> int:
 
 @checked
 def file_to_write(text: str) -> Path:
-    """Refused before a long run rather than after it."""
+    """Checked before a long run instead of after it; `-`, where a command accepts it, passes too."""
     file = Path(text)
     if file.is_dir() or not file.parent.is_dir():
-        raise ValueError(f"{text}: wanted a file in a folder that is there")
+        raise ValueError(f"{text}: wanted a file in an existing folder")
     return file
 
 
+@checked
+def server_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError(f"{text}: wanted http://HOST:PORT")
+    return text
+
+
 def list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """Comma-separated."""
+    """A comma-separated list of `one`."""
     return lambda text: tuple(one(part) for part in text.split(","))
 
 
 def add_key(parser: ArgumentParser) -> None:
-    """`args.key`: None where none is given."""
-    text = "a file that holds the API key to ask with"
-    parser.add_argument("--key-file", dest="key", type=key_in, metavar="FILE", help=text)
+    """Adds --key-file; `args.key` is the key, or None without the flag."""
+    text = "file with the API key to send"
+    parser.add_argument("--key-file", dest="key", type=read_key, metavar="FILE", help=text)
 
 
-def key_in(file: str) -> str:
-    """The API key that a file holds; the command line of a process is there for everybody to read."""
+def read_key(file: str) -> str:
+    """The API key in a file. There is no flag for the key itself: every user can read a process's command line."""
     try:
         return Path(file).read_text(encoding="utf-8").strip()
     except OSError as error:
@@ -68,7 +77,7 @@ def key_in(file: str) -> str:
 
 
 def add_setting_flags(parser: ArgumentParser) -> None:
-    """Add `--config` and one flag for each setting, in the settings' sections."""
+    """Adds `--config` and one flag for each setting, grouped by section."""
     parser.add_argument("--config", metavar="FILE", help=f"TOML file with settings [{ENV_CONFIG}]")
     for section, purpose in section_help().items():
         group = parser.add_argument_group(section, purpose)
@@ -89,7 +98,7 @@ def _add(group: object, row: SettingRow) -> None:
 
 
 def settings_from(arguments: Namespace) -> Settings:
-    """The settings of all layers, with the flags that were typed on top."""
+    """The settings of all sources; the flags take precedence."""
     known = {row.key for row in setting_rows()}
     typed = {key: value for key, value in vars(arguments).items() if key in known}
     return load(typed, config=arguments.config)

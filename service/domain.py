@@ -1,12 +1,11 @@
-"""What flows through the service: encodings down, outputs and timings up.
+"""What flows through the service: encodings and request options down, outputs and timings up.
 
-Knows no torch, no HTTP and no text: an encoding is ids, an output is numbers, and both cross the process border as they
-are.
+An encoding is ids, an output is numbers: both cross the process boundary as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ IdArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 
 Quantization = Literal["none", "int8", "fp8"]
-"""What the encoder's linear maps compute in, where that is less than the precision of all else."""
+"""Arithmetic of the encoder's linear maps, where it is less precise than the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,33 +68,33 @@ class Encoding:
     readout: Readout
     blocks: tuple[tuple[int, int], ...] = ()
     truncated: bool = False
+    num_tokens: int = field(init=False)
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_tokens", len(self.ids))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
-    """The numbers read from one row; the shapes are told by its `Readout`."""
+    """The numbers read from one row; the shapes follow from its `Readout`."""
 
     scores: FloatArray
     ids: IdArray | None = None
 
 
 Failure = Literal["failed", "out_of_memory"]
-"""What a row has in place of an output: the forward failed on it, or found no memory for it even alone."""
+"""In place of an output: the forward failed on this row, or ran out of memory on it even alone."""
 
 
 Priority = Literal["interactive", "bulk"]
 RANKS: dict[Priority, int] = {"interactive": 0, "bulk": -1}
-"""What a caller calls it, and the `priority` of the terms."""
+"""From the name in the API to `RequestOptions.priority`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
     """How a request waits: until when (a time of the batcher's clock), before which others (a higher priority goes
-    first), and on whose account, which has a share of the device by its weight among those that ask at the time."""
+    first), and for which account, whose share of the device is its weight among the accounts that wait."""
 
     deadline: float | None = None
     priority: int = 0
@@ -104,12 +103,12 @@ class RequestOptions:
 
 
 DEFAULT_OPTIONS = RequestOptions()
-"""Of who names none."""
+"""Of a request that names none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time of one request went, in seconds."""
+    """Seconds of one request by stage."""
 
     tokenize: float = 0.0
     queue: float = 0.0
@@ -119,7 +118,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of a device: what is taken, and what there is."""
+    """Bytes of a device."""
 
     allocated: int
     total: int
@@ -127,7 +126,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One measured forward: so many tokens in so many rows took so many seconds."""
+    """One measured forward."""
 
     tokens: int
     rows: int

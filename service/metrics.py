@@ -15,11 +15,27 @@ from functools import cache
 from itertools import product
 from typing import Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from service import metric_labels as known
 from service.domain import Memory, Timing
-from service.metric_labels import CanaryResult, DropReason, RefusalReason, ReplicaState
+from service.metric_labels import (
+    CanaryResult,
+    DropReason,
+    EvictionReason,
+    KeyRefusal,
+    LossReason,
+    RefusalReason,
+    ReplicaState,
+)
 
 PREFIX = "erlangshen"
 
@@ -129,6 +145,15 @@ class Metrics(Declared):
         self.requests.labels(task, model or known.NO_MODEL, str(code)).inc()
         self.request_duration.labels(task, model or known.NO_MODEL).observe(seconds, exemplar)
 
+    def connection_opened(self) -> None:
+        self.connections.inc()
+
+    def connection_closed(self) -> None:
+        self.connections.dec()
+
+    def connection_refused(self, reason: str) -> None:
+        self.connections_refused.labels(reason).inc()
+
     def in_progress(self, task: str) -> AbstractContextManager[None]:
         return self.requests_in_progress.labels(task).track_inprogress()
 
@@ -138,10 +163,16 @@ class Metrics(Declared):
         self.truncated_inputs.labels(task).inc(truncated)
         self.tokenize_duration.observe(seconds)
 
-    def answered(self, task: str, inputs: int, timing: Timing) -> None:
+    def answered(
+        self, task: str, model: str, inputs: int, timing: Timing, decisions: Sequence[tuple[str | None, float]]
+    ) -> None:
+        """A request was answered. `decisions` are the label and score of each result, for tasks that decide; a label is
+        the task's or the model's own, never a caller's word."""
         self.request_inputs.labels(task).observe(inputs)
         for stage, seconds in zip(known.STAGES, (timing.tokenize, timing.queue, timing.compute), strict=True):
             self.request_stage.labels(task, stage).inc(seconds)
+        if decisions:
+            self._decided(task, model, decisions)
 
     # what the models decide
 
@@ -151,8 +182,7 @@ class Metrics(Declared):
             "prediction_score", "How sure the model is of a result, 0 to 1.", known.SCORES, ("task", "model")
         )
 
-    def decided(self, task: str, model: str, decisions: Sequence[tuple[str | None, float]]) -> None:
-        """Label and score of each result; a label is the task's or the model's own, never a caller's word."""
+    def _decided(self, task: str, model: str, decisions: Sequence[tuple[str | None, float]]) -> None:
         scores = self.prediction_score.labels(task, model)
         for _, score in decisions:
             scores.observe(score)
@@ -178,6 +208,9 @@ class Metrics(Declared):
         make(self.key_tokens, keys)
         make(self.key_refused, keys, known.KEY_REFUSALS[1:])
         make(self.key_refused, (known.NO_KEY,), known.KEY_REFUSALS[:1])
+
+    def key_denied(self, key: str, reason: KeyRefusal) -> None:
+        self.key_refused.labels(key, reason).inc()
 
     def key_done(self, key: str, code: int, tokens: int) -> None:
         self.key_requests.labels(key, str(code)).inc()
@@ -233,24 +266,33 @@ class Metrics(Declared):
     def refused(self, reason: RefusalReason, jobs: int) -> None:
         self.jobs_refused.labels(reason).inc(jobs)
 
-    def taken(self, waited_s: Iterable[float], tokens: int) -> None:
-        """A batch was taken: one wait per row."""
+    def batch_taken(self, waited_s: Iterable[float], tokens: int) -> None:
+        """A batch was taken; `waited_s` has one wait per row."""
         for seconds in waited_s:
             self.queue_duration.observe(seconds)
         self.batches_in_flight.inc()
         self.tokens_in_flight.inc(tokens)
 
-    def landed(self, tokens: int) -> None:
+    def batch_finished(self, tokens: int) -> None:
         """A batch that was taken is no longer in flight, whatever became of it."""
         self.batches_in_flight.dec()
         self.tokens_in_flight.dec(tokens)
 
-    def computed(self, model: str, *, rows: int, failed_rows: int, tokens: int, seconds: float) -> None:
+    def batch_computed(
+        self, model: str, replica: str, *, rows: int, failed_rows: int, tokens: int, seconds: float
+    ) -> None:
         self.batches.labels(model).inc()
         self.batch_rows.labels(model).observe(rows)
         self.batch_tokens.labels(model).observe(tokens)
         self.compute_duration.labels(model).observe(seconds)
         self.failed_rows.labels(model).inc(failed_rows)
+        self.replica_busy.labels(replica).inc(seconds)
+
+    def ran_out_of_memory(self, model: str) -> None:
+        self.out_of_memory.labels(model).inc()
+
+    def given_back(self, jobs: int) -> None:
+        self.jobs_given_back.inc(jobs)
 
     # how long batches take
 
@@ -292,8 +334,14 @@ class Metrics(Declared):
         self.cache_size = self._gauge("cache_size", "Memory of the outputs that are kept.", unit="bytes")
         make(self.cache_evicted, known.EVICTION_REASONS)
 
+    def shared(self, model: str, rows: int) -> None:
+        self.shared_rows.labels(model).inc(rows)
+
     def looked_up(self, model: str, *, is_hit: bool) -> None:
         (self.cache_hits if is_hit else self.cache_misses).labels(model).inc()
+
+    def cache_evicts(self, reason: EvictionReason) -> None:
+        self.cache_evicted.labels(reason).inc()
 
     def cache_holds(self, entries: int, size: int) -> None:
         self.cache_entries.set(entries)
@@ -359,6 +407,12 @@ class Metrics(Declared):
     def declare_build(self, *, version: str, python: str) -> None:
         self.build.labels(version, python).set(1)
 
+    def replica_lost(self, replica: str, reason: LossReason) -> None:
+        self.replica_losses.labels(replica, reason).inc()
+
+    def replica_restarted(self, replica: str) -> None:
+        self.replica_restarts.labels(replica).inc()
+
     def replica_is(self, replica: str, state: ReplicaState) -> None:
         self.replica_up.labels(replica).set(state == "ready")
         for each in known.REPLICA_STATES:
@@ -376,3 +430,11 @@ class Metrics(Declared):
         self.replica_memory.labels(replica).set(memory_bytes)
         for model, precision in precisions.items():
             self.replica_model.labels(replica, model, device, precision).set(1)
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry with the memory, CPU and open files of this process."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry

@@ -1,7 +1,4 @@
-"""One request from query to reply: encode, submit, decode; and where its time went.
-
-Knows no HTTP, no queue and no process: it gets a `submit` and an executor to tokenise in.
-"""
+"""One request from query to answer: encode, compute, decode; and the timing of each stage."""
 
 from __future__ import annotations
 
@@ -30,9 +27,20 @@ R = TypeVar("R")
 
 
 class Submit(Protocol):
-    """The batcher's face."""
+    """`Batcher.submit`."""
 
     async def __call__(self, encodings: Sequence[Encoding], options: RequestOptions) -> RequestResult: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A query as rows for one model; `num_tokens` is the sum over all rows, `seconds` the time that it took."""
+
+    model: TextModel
+    rows: Sequence[Encoding]
+    num_tokens: int
+    started: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,7 @@ class Answer(Generic[R]):
 
 
 class Pipeline:
-    """Answers queries of every task with the models at hand."""
+    """Answers queries of every task with the `models` that are served."""
 
     def __init__(
         self,
@@ -56,17 +64,13 @@ class Pipeline:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._models = models
+        self.models = models
         self._submit = submit
         self._tokenizers = tokenizers
         self._metrics = metrics
         self._clock = clock
 
-    @property
-    def models(self) -> Mapping[str, TextModel]:
-        return self._models
-
-    async def answer(
+    async def encode(
         self,
         task: Task[Q, R],
         query: Q,
@@ -74,32 +78,45 @@ class Pipeline:
         model: str | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
         num_bytes: int | None = None,
-        on_encoded: Callable[[int, int], None] = lambda rows, tokens: None,
-    ) -> Answer[R]:
-        """The deadline of `terms` is a time of the pipeline's clock; `num_bytes`, where it is known, the size of the
-        query's text. `on_encoded` is told the rows and tokens before they are submitted.
+    ) -> Encoded:
+        """Chooses the model and tokenises. `num_bytes` is the size of the query's text, where it is known.
 
-        Raises what routing, encoding and batching raise.
+        Raises what routing and encoding raise, and DeadlineExceeded.
         """
         started = self._clock()
-        chosen = route(self._models, task, query, model)
-        is_small = num_bytes is not None and num_bytes <= INLINE_BYTES
-        encodings = (
-            task.encode(chosen, query) if is_small else await self._encode(task, chosen, query, options.deadline)
+        chosen = route(self.models, task, query, model)
+        if num_bytes is not None and num_bytes <= INLINE_BYTES:
+            rows = task.encode(chosen, query)
+        else:
+            rows = await self._encode_in_thread(task, chosen, query, options.deadline)
+        seconds = self._clock() - started
+        num_tokens, num_truncated = sum([row.num_tokens for row in rows]), sum([row.truncated for row in rows])
+        trace.current.get().stage("tokenize", seconds)
+        self._metrics.encoded(
+            task.name,
+            chosen.name,
+            inputs=len(rows),
+            tokens=num_tokens,
+            truncated=num_truncated,
+            seconds=seconds,
         )
-        encoded = self._clock()
-        trace.current.get().stage("tokenize", encoded - started)
-        tokens = self._count(task.name, chosen.name, encodings, encoded - started)
-        on_encoded(len(encodings), tokens)
-        settled = await self._submit(encodings, options)
-        results = task.decode(chosen, query, encodings, settled.outputs)
-        timing = Timing(encoded - started, settled.queue_s, settled.compute_s, self._clock() - started)
-        self._metrics.answered(task.name, len(results), timing)
-        self._count_decisions(task, chosen.name, query, results)
-        return Answer(chosen.name, results, tokens, timing)
+        return Encoded(chosen, rows, num_tokens, started, seconds)
 
-    async def _encode(self, task: Task[Q, R], model: TextModel, query: Q, deadline: float | None) -> list[Encoding]:
-        """Tokenises off the event loop: the tokenizer lets go of the GIL, so other requests are read meanwhile."""
+    async def compute(
+        self, task: Task[Q, R], query: Q, encoded: Encoded, options: RequestOptions = DEFAULT_OPTIONS
+    ) -> Answer[R]:
+        """Computes the rows and decodes them. Raises what batching raises."""
+        result = await self._submit(encoded.rows, options)
+        results = task.decode(encoded.model, query, encoded.rows, result.outputs)
+        decisions = [] if task.predict is None else [task.predict(query, each) for each in results]
+        timing = Timing(encoded.seconds, result.queue_s, result.compute_s, self._clock() - encoded.started)
+        self._metrics.answered(task.name, encoded.model.name, len(results), timing, decisions)
+        return Answer(encoded.model.name, results, encoded.num_tokens, timing)
+
+    async def _encode_in_thread(
+        self, task: Task[Q, R], model: TextModel, query: Q, deadline: float | None
+    ) -> list[Encoding]:
+        """Tokenises off the event loop: the tokenizer releases the GIL, so other requests are read meanwhile."""
         loop = asyncio.get_running_loop()
         encoding = loop.run_in_executor(self._tokenizers, task.encode, model, query)
         try:
@@ -107,16 +124,3 @@ class Pipeline:
                 return await encoding
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the text was tokenised") from None
-
-    def _count(self, task: str, model: str, encodings: Sequence[Encoding], seconds: float) -> int:
-        """The tokens of all rows."""
-        tokens = sum(row.num_tokens for row in encodings)
-        truncated = sum(row.truncated for row in encodings)
-        inputs = len(encodings)
-        self._metrics.encoded(task, model, inputs=inputs, tokens=tokens, truncated=truncated, seconds=seconds)
-        return tokens
-
-    def _count_decisions(self, task: Task[Q, R], model: str, query: Q, results: Sequence[R]) -> None:
-        if task.predict is not None:
-            decided = [task.predict(query, result) for result in results]
-            self._metrics.decided(task.name, model, [(each.label, each.score) for each in decided])

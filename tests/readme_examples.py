@@ -1,4 +1,4 @@
-"""Reads the examples of the READMEs, and fills in their answers from a running server.
+"""Reads the examples of the README and docs/tasks.md, and fills in their answers from a running server.
 
     python -m tests.readme_examples --url http://127.0.0.1:8000     # the answers below each curl
     python -m tests.readme_examples --accuracy                      # the accuracy table, of the committed result
@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import httpx
 
 ROOT = Path(__file__).parents[1]
-READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+ENGLISH = (ROOT / "README.md", ROOT / "docs" / "tasks.md")
+CHINESE = tuple(page.with_suffix(".zh-CN.md") for page in ENGLISH)
 ACCURACY_RESULT = ROOT / "benchmarks" / "results" / "accuracy_mini.json"
 MODEL_CARD = ROOT / "service" / "models" / "mini" / "README.md"
 WIDTH = 100
@@ -29,15 +30,16 @@ LONGEST_VECTOR = 8
 EXAMPLE = re.compile(r"<!-- example:(?P<name>[\w-]+) -->\n```bash\n(?P<command>.*?)\n```\n", re.DOTALL)
 ANSWER = re.compile(r"<!-- answer:(?P<name>[\w-]+) -->\n(?:```json\n(?P<json>.*?)\n```\n)?", re.DOTALL)
 ACCURACY = re.compile(r"(<!-- accuracy:begin -->\n).*?(<!-- accuracy:end -->)", re.DOTALL)
-HEADS = {
-    "README.md": ("data set", "examples", "accuracy", "95 % interval", "chance"),
-    "README.zh-CN.md": ("数据集", "样本数", "准确率", "95 % 置信区间", "随机猜测"),
+ACCURACY_HEADS = {
+    MODEL_CARD: ("data set", "examples", "accuracy", "95 % interval", "chance"),
+    ROOT / "docs" / "models.zh-CN.md": ("数据集", "样本数", "准确率", "95% 置信区间", "随机猜测"),
 }
+"""The pages that show the accuracy of `mini`, and the head of the table there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A curl command of a README; `body` is None for a GET."""
+    """A curl command of a page; `body` is None for a GET."""
 
     name: str
     path: str
@@ -54,6 +56,10 @@ class Example:
         if self.body is None:
             return client.get(self.path).json()
         return client.post(self.path, content=self.body.encode()).json()
+
+
+def read(pages: Iterable[Path]) -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages)
 
 
 def examples(text: str) -> dict[str, Example]:
@@ -125,12 +131,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.url:
         with httpx.Client(base_url=args.url, timeout=60, trust_env=False) as client:
-            asked = examples(READMES[0].read_text(encoding="utf-8"))
-            replies = {name: example.send(client) for name, example in asked.items()}
-        _rewrite(READMES, lambda path, text: fill_answers(text, replies))
+            replies = {name: example.send(client) for name, example in examples(read(ENGLISH)).items()}
+        _rewrite((*ENGLISH, *CHINESE), lambda path, text: fill_answers(text, replies))
     if args.accuracy:
         reports = measured()
-        _rewrite((*READMES, MODEL_CARD), lambda path, text: fill_accuracy(text, HEADS[path.name], reports))
+        _rewrite(ACCURACY_HEADS, lambda path, text: fill_accuracy(text, ACCURACY_HEADS[path], reports))
 
 
 if __name__ == "__main__":

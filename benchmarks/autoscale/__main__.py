@@ -21,7 +21,7 @@ from benchmarks.about import about, parser_of, save
 from benchmarks.autoscale.hpa import Spec
 from benchmarks.autoscale.recording import read, record, write
 from benchmarks.autoscale.replay import Second, replay
-from service.tools.bench.load import endless
+from service.tools.bench.load import mixed_requests
 from service.tools.bench.texts import Lengths, make_corpus
 
 MANIFEST = Path(__file__).parents[2] / "k8s/components/autoscale/autoscaler.yaml"
@@ -49,7 +49,7 @@ def main() -> None:
 
 def _record(arguments: argparse.Namespace) -> None:
     corpus = make_corpus(Lengths.parse("lognormal:31:152"), seed=1)
-    requests = endless(corpus, {"zero-shot": 1.0}, 1, None, 1)
+    requests = mixed_requests(corpus, {"zero-shot": 1.0}, 1, None, 1)
     write(arguments.file, asyncio.run(record(arguments.port, requests, arguments.peak_rate, arguments.day_s)))
 
 

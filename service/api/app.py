@@ -1,8 +1,5 @@
-"""The HTTP application: the fronts, the operators' routes and the docs behind one edge.
-
-Knows no replica and no torch: it gets a pipeline, and callables such as `alive` and `ready` (the reason why not, or
-None) and `info`.
-"""
+"""The HTTP application: the routes of the protocols and of operations, the docs page, and the middleware around
+them."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -24,14 +21,12 @@ from starlette.responses import HTMLResponse, Response
 
 from service.api import openapi, operations
 from service.api.auth import AuthMiddleware, KeyStore
-from service.api.middleware import RequestMiddleware, context_of, reply_to
+from service.api.middleware import RequestMiddleware, error_response
+from service.api.operations import OperationRoutes
 from service.api.protocols import native
-from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER
-from service.api.shortcut import Shortcut
-from service.metrics import Metrics
-from service.pipeline import Pipeline
+from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER, context_of
+from service.api.state import ServiceState
 from service.settings import VERSION, Security, Server
-from service.tracing.trace import NO_TRACER, Tracer
 
 FILES = "/static-offline-docs"
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -40,7 +35,7 @@ _SENT = ("Authorization", "Content-Type", "X-API-Key", "X-Request-ID", PRIORITY_
 
 
 def add_docs(app: FastAPI) -> None:
-    """GET /docs."""
+    """Adds GET /docs."""
     page = get_swagger_ui_html(
         openapi_url=app.openapi_url or "",
         title=app.title,
@@ -62,8 +57,8 @@ def add_docs(app: FastAPI) -> None:
 
 
 def content_policy(page: str) -> str:
-    """Only what the page came with: its script by its hash, its own files and calls to this server. Swagger UI sets
-    styles by attribute and draws its icons from data."""
+    """Content-Security-Policy of the docs page: its script by its hash, its own files, and calls to this server.
+    Swagger UI sets styles by attribute and loads its icons from data URLs."""
     scripts = " ".join(f"'sha256-{_sha256(script)}'" for script in _INLINE_SCRIPT.findall(page))
     return (
         f"default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -76,7 +71,7 @@ def _sha256(script: str) -> str:
 
 
 def cors(origins: Sequence[str]) -> dict[str, Any]:
-    """For starlette's CORSMiddleware. No cookies: a key is sent by whoever has it, never by the browser itself."""
+    """Arguments of starlette's CORSMiddleware. No cookies: a page sends its key itself, the browser never does."""
     return {
         "allow_origins": origins,
         "allow_methods": ("GET", "POST"),
@@ -87,7 +82,7 @@ def cors(origins: Sequence[str]) -> dict[str, Any]:
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-_UNGUARDED = Security()
+_DEFAULT_SECURITY = Security()
 
 _ABOUT = """Chinese text understanding with Erlangshen (MegatronBert, BERT) encoder models: classification with or
 without labels of your own, similarity, reading comprehension, inference, masks and embeddings.
@@ -96,28 +91,17 @@ Every error has one shape, `application/problem+json`, with a stable `code`. Eve
 
 
 def create_app(
-    pipeline: Pipeline,
+    state: ServiceState,
+    server: Server,
+    security: Security = _DEFAULT_SECURITY,
     *,
-    info: Callable[[], operations.ModelsReply],
-    ready: Callable[[], str | None],
-    alive: Callable[[], str | None] = lambda: None,
-    settings: Server,
-    metrics: Metrics,
-    tracer: Tracer = NO_TRACER,
     key_store: KeyStore | None = None,
-    security: Security = _UNGUARDED,
-    accepting: Callable[[], str | None] | None = None,
-    admit: native.Admit = lambda terms: None,
     lifespan: Lifespan | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
-    """`accepting` is to tasks what `ready` is to /readyz: a service that is about to stop still answers.
-
-    `admit` refuses a request before it is read, where it would be refused anyway. `clock` is the pipeline's: deadlines
-    are times of it. Without a `ring` of keys everybody is answered.
-    """
-    # FastAPI's own /docs loads its scripts from the internet; this one brings them along. Its own telemetry would look
-    # for OpenTelemetry at every request, and count and trace what is counted and traced here.
+    """The HTTP application. `clock` is that of the pipeline's deadlines. Without a `key_store` no key is needed."""
+    # FastAPI's own /docs loads its scripts from the internet; this class brings them along. FastAPI's own telemetry
+    # would look for OpenTelemetry at every request, and count and trace a second time.
     app = FastAPIOffline(
         title="Erlangshen Service",
         version=VERSION,
@@ -128,24 +112,25 @@ def create_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    front = native.TaskRoutes(pipeline, accepting or ready, settings, metrics, admit, clock)
-    endpoints = native.endpoints(front)
-    app.include_router(native.router(endpoints, settings))
-    probes = operations.probes(alive, ready)
-    app.include_router(operations.router(probes, info, metrics))
+    app.router.routes[:0] = [*native.TaskRoutes(state, server, clock).routes(), *OperationRoutes(state).routes()]
     add_docs(app)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_middleware(Shortcut, endpoints={"POST": endpoints, "GET": probes})
     if key_store is not None:
+        tasks = [route.path for route in native.ROUTES]
         app.add_middleware(
-            AuthMiddleware, key_store=key_store, metrics=metrics, tasks=endpoints, open_docs=security.open_docs
+            AuthMiddleware, key_store=key_store, metrics=state.metrics, tasks=tasks, open_docs=security.open_docs
         )
-    app.add_middleware(RequestMiddleware, metrics=metrics, tracer=tracer)
+    app.add_middleware(RequestMiddleware, metrics=state.metrics, tracer=state.tracer)
     if security.cors_origins:
         app.add_middleware(CORSMiddleware, **cors(security.cors_origins))
-    openapi.install(app, [route.request for route in native.ROUTES], settings, with_keys=key_store is not None)
+    documented = APIRouter()
+    native.document(documented, server)
+    operations.document(documented)
+    openapi.install(
+        app, documented, [route.request for route in native.ROUTES], server, with_keys=key_store is not None
+    )
     return app
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    return reply_to(error, context_of(request))
+    return error_response(error, context_of(request))

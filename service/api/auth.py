@@ -16,7 +16,7 @@ from typing import cast
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.accounts import Account, Key, Keys, KeyScope, digest_of, keys_of_file
-from service.api.middleware import SCOPE_KEY, RequestContext
+from service.api.request import CONTEXT_KEY, RequestContext
 from service.errors import Forbidden, RateLimited, SettingError, Unauthorized
 from service.metric_labels import NO_KEY
 from service.metrics import Metrics
@@ -130,7 +130,7 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         account = self._account(scope)
-        cast("RequestContext", scope[SCOPE_KEY]).caller = account
+        cast("RequestContext", scope[CONTEXT_KEY]).account = account
         self._check_scope(account, scope["path"])
         if scope["path"] not in self._tasks:
             await self._app(scope, receive, send)
@@ -149,7 +149,7 @@ class AuthMiddleware:
         secret = secret_of(scope["headers"])
         if secret and (account := self._key_store.find(secret)):
             return account
-        self._metrics.key_refused.labels(NO_KEY, "unauthorized").inc()
+        self._metrics.key_denied(NO_KEY, "unauthorized")
         if secret:
             raise Unauthorized("this API key is not known")
         raise Unauthorized("an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
@@ -157,12 +157,12 @@ class AuthMiddleware:
     def _check_scope(self, account: Account, path: str) -> None:
         needed = self._needed.get(path, _ADMIN)
         if needed.isdisjoint(account.permissions.scopes):
-            self._metrics.key_refused.labels(account.name, "forbidden").inc()
+            self._metrics.key_denied(account.name, "forbidden")
             raise Forbidden(f"this route needs a key with the scope {' or '.join(sorted(needed))}")
 
     def _check_limits(self, account: Account) -> None:
         if refusal := account.refusal():
-            self._metrics.key_refused.labels(account.name, refusal.reason).inc()
+            self._metrics.key_denied(account.name, refusal.reason)
             raise RateLimited(refusal.detail, retry_after_s=refusal.wait_s)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -204,8 +204,20 @@ def request_body(model: type[BaseModel], examples: dict[str, dict[str, Any]], li
     return {"requestBody": body, "parameters": _parameters(limits)}
 
 
-def install(app: FastAPI, requests: list[type[BaseModel]], limits: Server, *, with_keys: bool) -> None:
-    """Make `app.openapi()` hold the schemas of the hand-read requests and of the problem, and that keys are needed."""
+async def described_elsewhere() -> None:
+    # The endpoint of the routes in the document; requests go to plain Starlette routes of the same paths. A docstring
+    # would be their description.
+    pass
+
+
+def install(
+    app: FastAPI, documented: APIRouter, requests: list[type[BaseModel]], limits: Server, *, with_keys: bool
+) -> None:
+    """Makes `app.openapi()` describe the `documented` routes, the schemas of the requests, the problem, and the keys.
+
+    The served routes read their bodies themselves: FastAPI's own body and response handling costs a request 90 us of
+    about 230 us of CPU. A router of their descriptions gives FastAPI what it needs for the document.
+    """
     models = [(model, "validation") for model in (*requests, Problem)]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     for model in requests:
@@ -217,7 +229,7 @@ def install(app: FastAPI, requests: list[type[BaseModel]], limits: Server, *, wi
                 title=app.title,
                 version=app.version,
                 description=app.description,
-                routes=app.routes,
+                routes=documented.routes,
                 tags=app.openapi_tags,
             )
             schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])

@@ -1,93 +1,56 @@
-"""What operators and their machines ask: alive, ready, metrics, models."""
+"""Operations: liveness, readiness, metrics and the models that are served. All answer while models load, too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from fastapi import APIRouter
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.openapi import NO_KEY, NOT_READY
-from service.api.request import require_ready
-from service.api.shortcut import Endpoint
+from service.api.openapi import NO_KEY, NOT_READY, described_elsewhere
+from service.api.request import LoggedRoute, not_ready
+from service.api.schemas import ModelsReply
+from service.api.state import ServiceState
 from service.errors import Unavailable
-from service.metrics import Metrics
-from service.tasks.classification import ClassifyQuery
-from service.tasks.embedding import EmbedQuery
-from service.tasks.fill_mask import FillMaskQuery
-from service.tasks.mrc import MrcQuery
-from service.tasks.nli import NliQuery
 from service.tasks.registry import TASKS
-from service.tasks.similarity import SimilarityQuery
-from service.tasks.text_model import TextModel
-
-_PROBES = {
-    "classify": (ClassifyQuery((), labels=("",)), ClassifyQuery(())),
-    "similarity": (SimilarityQuery(()),),
-    "mrc": (MrcQuery(()),),
-    "nli": (NliQuery(()),),
-    "fill-mask": (FillMaskQuery(()),),
-    "embed": (EmbedQuery(()),),
-}
 
 
-class ModelInfo(BaseModel):
-    """One model that is served."""
+@dataclass(frozen=True, slots=True)
+class OperationRoutes:
+    state: ServiceState
 
-    model_config = ConfigDict(frozen=True)
+    async def livez(self, request: Request) -> Response:
+        if reason := self.state.why_not_alive():
+            raise Unavailable(f"not alive: {reason}")
+        return _json({"status": "alive"})
 
-    name: str = Field(description="What `model` in a request calls it.")
-    source: str = Field(description="Where it came from: a directory or a hub id.")
-    revision: str | None = None
-    family: str = Field(description="`megatron-bert` or `bert`.")
-    kind: str = Field(description="`masked-lm`, `sequence-classification` or `encoder`.")
-    tasks: list[str] = Field(description="The tasks it can do.")
-    zero_shot: bool = Field(description="Whether a request may bring its own labels.")
-    labels: list[str] = Field(description="The labels of its own head; empty when it has none.")
-    max_length: int = Field(description="Tokens of one row, special ones included.")
-    num_parameters: int = Field(description="Of embeddings and encoder; a head adds a little.")
-    num_layers: int
-    hidden_size: int
-    ffn_size: int = Field(description="Width inside the feed-forward of a layer.")
-    precision: list[str] = Field(description="Arithmetic in use, by replica where they differ; empty until loaded.")
+    async def readyz(self, request: Request) -> Response:
+        if reason := self.state.why_not_ready():
+            raise not_ready(reason)
+        return _json({"status": "ready"})
 
+    async def models(self, request: Request) -> Response:
+        return _json(self.state.models().model_dump())
 
-class ReplicaInfo(BaseModel):
-    """One process that computes."""
+    async def metrics(self, request: Request) -> Response:
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self.state.metrics.registry), media_type=media_type)
 
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    device: str
-    threads: int = Field(description="CPU threads that it computes with.")
-    state: str = Field(description="starting, loading, ready, restarting or stopped.")
+    def routes(self) -> list[LoggedRoute]:
+        return [
+            LoggedRoute("/livez", self.livez),
+            LoggedRoute("/readyz", self.readyz),
+            LoggedRoute("/v1/models", self.models),
+            LoggedRoute("/metrics", self.metrics),
+        ]
 
 
-class ModelsReply(BaseModel):
-    """What is served, and by whom."""
-
-    models: list[ModelInfo]
-    replicas: list[ReplicaInfo]
-
-
-def abilities(model: TextModel) -> list[str]:
-    """Names of the tasks that a model can do in at least one way."""
-    return [name for name, task in TASKS.items() if any(task.can(model, query) for query in _PROBES[name])]
-
-
-def new_registry() -> CollectorRegistry:
-    """A registry that already holds the process's own memory, CPU and descriptors."""
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    return registry
-
+Answers = dict[int | str, dict[str, Any]]
 
 _EXAMPLE = {
     "models": [
@@ -111,51 +74,31 @@ _EXAMPLE = {
     "replicas": [{"name": "cpu", "device": "cpu", "threads": 2, "state": "ready"}],
 }
 
-
-_PROBED = {"/livez": ("Is it worth keeping", "alive"), "/readyz": ("Can it answer requests", "ready")}
-
-Answers = dict[int | str, dict[str, Any]]
-
-
-def probes(alive: Callable[[], str | None], ready: Callable[[], str | None]) -> dict[str, Endpoint]:
-    """What machines ask all the time, by path. `alive` and `ready` give the reason why not, or None."""
-
-    async def livez(request: Request) -> Response:
-        if reason := alive():
-            raise Unavailable(f"not alive: {reason}")
-        return _json({"status": "alive"})
-
-    async def readyz(request: Request) -> Response:
-        require_ready(ready)
-        return _json({"status": "ready"})
-
-    return {"/livez": livez, "/readyz": readyz}
-
-
-def router(probes: Mapping[str, Endpoint], info: Callable[[], ModelsReply], metrics: Metrics) -> APIRouter:
-    """The GET routes; they answer while models load, too."""
-    routes = APIRouter(tags=["operations"], default_response_class=Response)
-    for path, (summary, status) in _PROBED.items():
-        routes.get(path, summary=summary, responses=_ok({"status": status}) | NOT_READY)(probes[path])
-
-    @routes.get("/v1/models", summary="What is served", responses=_ok(_EXAMPLE, ModelsReply) | NO_KEY)
-    async def models() -> Response:
-        return _json(info().model_dump())
-
-    @routes.get("/metrics", summary="Metrics for Prometheus", responses=_METRICS_TEXT | NO_KEY)
-    async def measurements(request: Request) -> Response:
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics.registry), media_type=media_type)
-
-    return routes
-
-
 _METRICS_TEXT: Answers = {
     200: {
         "description": "Every metric, in Prometheus' text format.",
         "content": {"text/plain": {"example": "erlangshen_queue_jobs 0.0\n"}},
     }
 }
+
+
+def document(router: APIRouter) -> None:
+    """Adds the routes to those that the OpenAPI document describes."""
+    for path, operation_id, summary, responses in (
+        ("/livez", "livez_livez_get", "Is it worth keeping", _ok({"status": "alive"}) | NOT_READY),
+        ("/readyz", "readyz_readyz_get", "Can it answer requests", _ok({"status": "ready"}) | NOT_READY),
+        ("/v1/models", "models_v1_models_get", "What is served", _ok(_EXAMPLE, ModelsReply) | NO_KEY),
+        ("/metrics", "measurements_metrics_get", "Metrics for Prometheus", _METRICS_TEXT | NO_KEY),
+    ):
+        router.add_api_route(
+            path,
+            described_elsewhere,
+            operation_id=operation_id,
+            summary=summary,
+            responses=responses,
+            tags=["operations"],
+            response_class=Response,
+        )
 
 
 def _ok(example: dict[str, Any], model: type[BaseModel] | None = None) -> Answers:

@@ -1,7 +1,4 @@
-"""What may refuse a request before it is understood: readiness, size, JSON, deadline; and who has gone away.
-
-Knows no protocol: every front reads its body and waits for its answer through here.
-"""
+"""Reading one request: its headers, once, into options; its body and JSON; and whether its client is still there."""
 
 from __future__ import annotations
 
@@ -9,54 +6,164 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import orjson
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from service.api.problems import MAX_LISTED, invalid, path_of
-from service.domain import RANKS, Priority
-from service.errors import BodyTooLarge, FieldError, InvalidRequest, MalformedBody, Unavailable, UnsupportedEncoding
+from service.api.accounts import ANYONE, Account
+from service.api.problems import MAX_LISTED, from_validation_error, invalid, path_of
+from service.domain import RANKS, Priority, RequestOptions, Timing
+from service.errors import (
+    BodyTooLarge,
+    FieldError,
+    InvalidRequest,
+    MalformedBody,
+    Unavailable,
+    UnsupportedEncoding,
+)
 from service.settings import Server
+from service.tracing.trace import NO_TRACE, Trace
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 FieldPath = tuple[str | int, ...]
+
+CONTEXT_KEY = "erlangshen.context"
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 PRIORITY_HEADER = "X-Request-Priority"
-_TIMEOUT = TIMEOUT_HEADER.lower().encode()
-_PRIORITY = PRIORITY_HEADER.lower().encode()
 BODY_ERROR = "erlangshen.body_error"
-"""In the state of a request's scope: the connection's word that the rest of the body will not come, and why."""
+"""In the state of a request's scope: set by the connection when the rest of the body will not come, to the reason."""
 GONE = "erlangshen.gone"
-"""There, too: a future that is done when the client has gone."""
+"""In the state, too: a future that the connection resolves when the client has disconnected."""
 MAX_SEARCHED = 100_000
 """Values (about) of a body that is searched for a lone surrogate: more than a request within the limits holds."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 STARTING_RETRY_S = 5.0
 
 
-def require_ready(ready: Callable[[], str | None]) -> None:
-    """`ready` gives the reason why not, or None."""
-    if reason := ready():
-        raise Unavailable(f"not ready: {reason}", retry_after_s=STARTING_RETRY_S)
+@dataclass(slots=True)
+class RequestContext:
+    """What is known of a request so far; `status` is 0 until a response starts, `code` is an error's."""
+
+    request_id: str
+    started: float
+    trace: Trace = NO_TRACE
+    account: Account = ANYONE
+    task: str | None = None
+    model: str | None = None
+    priority: Priority | None = None
+    inputs: int | None = None
+    tokens: int | None = None
+    timing: Timing | None = None
+    status: int = 0
+    code: str | None = None
+
+    def encoded(self, inputs: int, tokens: int) -> None:
+        """The texts were tokenised: from now on the tokens count for the account, whatever becomes of the request."""
+        self.inputs = inputs
+        self.tokens = tokens
+        self.account.spend(tokens)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+def context_of(request: Request) -> RequestContext:
+    return cast("RequestContext", request.scope[CONTEXT_KEY])
+
+
+class LoggedRoute(Route):
+    """A Starlette route that leaves itself in the scope, as FastAPI's do: the access log shows the path of the route,
+    not that of the caller."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self
+        await super().handle(scope, receive, send)
+
+
+def not_ready(reason: str) -> Unavailable:
+    return Unavailable(f"not ready: {reason}", retry_after_s=STARTING_RETRY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """The headers that the API reads, of each the first. starlette's `headers` costs most where they are absent."""
+
+    timeout_ms: int | None = None
+    priority: Priority = "interactive"
+    content_encoding: str = "identity"
+    content_length: int = 0
+
+    @classmethod
+    def read(cls, request: Request, limits: Server) -> Headers:
+        """Raises InvalidRequest."""
+        found: dict[str, Any] = {}
+        for name, value in request.scope["headers"]:
+            if name in _READERS and (field := _READERS[name][0]) not in found:
+                found[field] = _READERS[name][1](str(value, "latin-1"), limits)
+        return cls(**found)
+
+    def options(self, account: Account, started: float, limits: Server) -> RequestOptions:
+        """What is known before the body is read: the latest deadline, and the highest priority."""
+        priority = account.priority(self.priority)
+        timeout_ms = self.timeout_ms or limits.max_timeout_ms
+        return RequestOptions(started + timeout_ms / 1000, RANKS[priority], account.name, account.permissions.weight)
+
+    def narrow(
+        self,
+        options: RequestOptions,
+        started: float,
+        limits: Server,
+        *,
+        timeout_ms: int | None,
+        priority: Priority | None,
+    ) -> RequestOptions:
+        """With what the body says: the shorter of the two time-outs, or the default without any; `bulk` in one of the
+        two is enough, so that a proxy can make a request wait, and not make it go first."""
+        given = [ms for ms in (timeout_ms, self.timeout_ms) if ms is not None]
+        rank = options.priority if priority is None else min(options.priority, RANKS[priority])
+        deadline = started + min(given, default=limits.default_timeout_ms) / 1000
+        return replace(options, deadline=deadline, priority=rank)
+
+
+def _timeout_ms(text: str, limits: Server) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= limits.max_timeout_ms):
+        raise InvalidRequest.of(TIMEOUT_HEADER, f"must be a whole number from 1 to {limits.max_timeout_ms}")
+    return int(text)
+
+
+def _priority(text: str, limits: Server) -> str:
+    if text not in RANKS:
+        raise InvalidRequest.of(PRIORITY_HEADER, f"must be {' or '.join(RANKS)}")
+    return text
+
+
+_READERS: dict[bytes, tuple[str, Callable[[str, Server], Any]]] = {
+    TIMEOUT_HEADER.lower().encode(): ("timeout_ms", _timeout_ms),
+    PRIORITY_HEADER.lower().encode(): ("priority", _priority),
+    b"content-encoding": ("content_encoding", lambda text, limits: text.lower() or "identity"),
+    b"content-length": ("content_length", lambda text, limits: int(text) if text.isdecimal() else 0),
+}
+
+
+async def read_body(request: Request, headers: Headers, max_bytes: int) -> bytes:
     """The body, whatever its content type says.
 
     Raises:
         BodyTooLarge: announced or counted above `max_bytes`; reading stops there.
         UnsupportedEncoding: compressed.
         RequestTimeout, MalformedRequest: the rest of it does not come, or is not HTTP.
+        ClientDisconnect: the client has gone.
     """
-    if (_header(request, b"content-encoding") or "identity").lower() != "identity":
+    if headers.content_encoding != "identity":
         raise UnsupportedEncoding("the body is compressed; send it as it is")
-    announced = _header(request, b"content-length") or ""
-    if announced.isdecimal() and int(announced) > max_bytes:
+    if headers.content_length > max_bytes:
         _refuse_size(max_bytes)
-    chunks, size, is_whole = [], 0, False
-    while not is_whole:
+    chunks, size, is_complete = [], 0, False
+    while not is_complete:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -64,30 +171,38 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         size += len(chunks[-1])
         if size > max_bytes:
             _refuse_size(max_bytes)
-        is_whole = not message.get("more_body", False)
-        if not is_whole and (error := request.scope.get("state", {}).get(BODY_ERROR)):
+        is_complete = not message.get("more_body", False)
+        if not is_complete and (error := request.scope.get("state", {}).get(BODY_ERROR)):
             raise error
     return b"".join(chunks)
-
-
-def _header(request: Request, name: bytes) -> str | None:
-    """The first of this name, which is in small letters. Most are not there, which costs starlette's `headers` most."""
-    for known, value in request.scope["headers"]:
-        if known == name:
-            return str(value, "latin-1")
-    return None
 
 
 def _refuse_size(max_bytes: int) -> NoReturn:
     raise BodyTooLarge(f"the body is larger than {max_bytes} bytes; send fewer inputs in one request")
 
 
-def parse_json(body: bytes) -> Any:
-    """What a body holds.
+def parse(body: bytes, model: type[M], limits: Server) -> M:
+    """The body as a wire model.
 
     Raises:
         MalformedBody: not UTF-8, not JSON, or nested too deep.
-        InvalidRequest: JSON of no more than MAX_SEARCHED values that holds a lone surrogate, which is no text.
+        InvalidRequest: names every field that is wrong.
+    """
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    try:
+        return model.model_validate(value, context=limits)
+    except ValidationError as error:
+        raise from_validation_error(error, model) from None
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a body.
+
+    Raises:
+        MalformedBody: not UTF-8, not JSON, or nested too deep.
+        InvalidRequest: JSON of at most MAX_SEARCHED values that holds a lone surrogate, which is not text.
     """
     try:
         return orjson.loads(body)
@@ -107,7 +222,7 @@ def _reason(body: bytes, error: orjson.JSONDecodeError) -> str:
 
 
 def _refuse_surrogates(body: bytes) -> None:
-    """orjson calls "\\ud800" malformed; it is well-formed JSON, and the caller wants to know the field it is in."""
+    """orjson calls "\\ud800" malformed; it is well-formed JSON, and the error should name the field that holds it."""
     num_values = sum(map(body.count, (b",", b"[", b"{")))
     if num_values > MAX_SEARCHED or not _SURROGATE.search(body):
         return
@@ -126,16 +241,16 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _surrogates(value: Any) -> Iterator[str]:
-    """Paths of the strings that UTF-8 cannot write."""
+    """Paths of the strings that UTF-8 cannot encode."""
     for path, one in _values(value):
         if isinstance(one, str) and _is_broken(one):
             yield path_of(path) or "body"
 
 
 def _values(value: Any) -> Iterator[tuple[FieldPath, Any]]:
-    """Everything in a JSON value with its path, in order; for a broken name the name itself, in its value's place.
+    """Every value in a JSON value with its path, in order; for a name that UTF-8 cannot encode, the name.
 
-    Without recursion: a hostile body is deep.
+    Without recursion: a hostile body is deeply nested.
     """
     open_ones: list[Iterator[tuple[FieldPath, Any]]] = [iter([((), value)])]
     while open_ones:
@@ -162,39 +277,11 @@ def _is_broken(text: str) -> bool:
     return False
 
 
-def seconds_allowed(request: Request, in_body_ms: int | None, limits: Server) -> float:
-    """How long this request may take: the shorter of `timeout_ms` and the header, else the default."""
-    asked = [ms for ms in (in_body_ms, _header_ms(request, limits)) if ms is not None]
-    return min(asked, default=limits.default_timeout_ms) / 1000
-
-
-def seconds_at_most(request: Request, limits: Server) -> float:
-    """What is known of it before the body is read, which may ask for less."""
-    return (_header_ms(request, limits) or limits.max_timeout_ms) / 1000
-
-
-def _header_ms(request: Request, limits: Server) -> int | None:
-    text = _header(request, _TIMEOUT)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= limits.max_timeout_ms):
-        raise InvalidRequest.of(TIMEOUT_HEADER, f"must be a whole number from 1 to {limits.max_timeout_ms}")
-    return int(text)
-
-
-def priority_asked(request: Request, in_body: Priority | None) -> Priority:
-    """`bulk` where the body or the header says so: a proxy can make a request wait, and not make it go first."""
-    in_header = _header(request, _PRIORITY)
-    if in_header not in (None, *RANKS):
-        raise InvalidRequest.of(PRIORITY_HEADER, f"must be {' or '.join(RANKS)}")
-    return "bulk" if "bulk" in (in_body, in_header) else "interactive"
-
-
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """Waits for the answer and cancels it when the client goes away first (ClientDisconnect).
+    """Awaits the answer, and cancels it when the client disconnects first (ClientDisconnect).
 
-    As asyncio.timeout does it: the answer is computed in this task. Our own connection tells who goes; behind another,
-    a task of its own watches for it, which costs more.
+    The answer is computed in this task, cancelled and un-cancelled as asyncio.timeout does it. Our own connection
+    signals a disconnect; behind another server a task watches for it, which costs more.
     """
     waiting = asyncio.current_task()
     assert waiting is not None, "a request is served in a task"
@@ -206,8 +293,8 @@ async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
             has_gone = True
             waiting.cancel()
 
-    told = request.scope.get("state", {}).get(GONE)
-    leaving: asyncio.Future[None] = told or asyncio.ensure_future(_leave(request))
+    signal = request.scope.get("state", {}).get(GONE)
+    leaving: asyncio.Future[None] = signal or asyncio.ensure_future(_leave(request))
     leaving.add_done_callback(cancel)
     try:
         return await answer
@@ -221,6 +308,6 @@ async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
 
 
 async def _leave(request: Request) -> None:
-    """Returns when the client has gone; the body has been read before."""
+    """Returns when the client has disconnected; the body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

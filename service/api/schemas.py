@@ -217,3 +217,42 @@ class FillMaskReply(TaskReply[FillMaskResult]):
 
 class EmbedReply(TaskReply[EmbedResult]):
     """One vector for each text."""
+
+
+class ModelInfo(BaseModel):
+    """One model that is served."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="What `model` in a request calls it.")
+    source: str = Field(description="Where it came from: a directory or a hub id.")
+    revision: str | None = None
+    family: str = Field(description="`megatron-bert` or `bert`.")
+    kind: str = Field(description="`masked-lm`, `sequence-classification` or `encoder`.")
+    tasks: list[str] = Field(description="The tasks it can do.")
+    zero_shot: bool = Field(description="Whether a request may bring its own labels.")
+    labels: list[str] = Field(description="The labels of its own head; empty when it has none.")
+    max_length: int = Field(description="Tokens of one row, special ones included.")
+    num_parameters: int = Field(description="Of embeddings and encoder; a head adds a little.")
+    num_layers: int
+    hidden_size: int
+    ffn_size: int = Field(description="Width inside the feed-forward of a layer.")
+    precision: list[str] = Field(description="Arithmetic in use, by replica where they differ; empty until loaded.")
+
+
+class ReplicaInfo(BaseModel):
+    """One process that computes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    device: str
+    threads: int = Field(description="CPU threads that it computes with.")
+    state: str = Field(description="starting, loading, ready, restarting or stopped.")
+
+
+class ModelsReply(BaseModel):
+    """What is served, and by whom."""
+
+    models: list[ModelInfo]
+    replicas: list[ReplicaInfo]

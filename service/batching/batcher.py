@@ -1,7 +1,7 @@
-"""The batcher: requests put jobs into one queue, feeders take batches out of it the moment they have room.
+"""The batcher: requests put jobs into one queue, and feeders take batches out of it as soon as their replica has room.
 
-Knows no process, no engine and no HTTP. There is no timer: while a batch is computed the next one grows. A batch is
-wholly answered, but for rows that fail alone, or given back once, or failed. Rows that are equal are computed once.
+There is no timer: while one batch is computed the next one grows. A batch is answered as a whole, except rows that fail
+alone, or it is given back once, or it fails. Rows that are equal are computed once.
 """
 
 from __future__ import annotations
@@ -9,59 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 from service.batching.admission import Admission, InFlightBatches
-from service.batching.batch import BatchNotStarted, BatchResult, Run
-from service.batching.jobs import InFlightRows, Job, PendingRequest, RequestResult
+from service.batching.batch import Batch, BatchNotStarted, BatchResult, Replica
+from service.batching.jobs import InFlightRows, Job, PendingRequest, RequestResult, deadline_exceeded
 from service.batching.latency_model import LatencyModels
 from service.batching.queue import Queue
-from service.batching.result_cache import Cache, NoCache
+from service.batching.result_cache import ResultCache
 from service.domain import DEFAULT_OPTIONS, Encoding, Failure, Output, RequestOptions
-from service.errors import DeadlineExceeded, InferenceFailed, OutOfMemory, ReplicaLost, ServiceError, Unavailable
+from service.errors import InferenceFailed, OutOfMemory, ReplicaLost, ServiceError, Unavailable
 from service.metric_labels import DropReason
 from service.metrics import Metrics
-from service.tracing.trace import NO_TRACER, BatchTrace, Trace, Tracer, current, replica
-
-
-async def traced(
-    tracer: Tracer, clock: Callable[[], float], run: Run, batch: Sequence[Job], tokens: int
-) -> BatchResult:
-    """Raises what `run` raises."""
-    taken, compute_s, error = clock(), 0.0, ""
-    try:
-        ran = await run([job.encoding for job in batch])
-        compute_s = ran.compute_s
-        return ran
-    except BaseException as raised:
-        error = type(raised).__name__
-        raise
-    finally:
-        now = clock()
-        fields = {
-            "model": batch[0].encoding.model,
-            "rows": len(batch),
-            "tokens": tokens,
-            "replica": replica.get(),
-        }
-        tracer.batch(BatchTrace(now - taken, compute_s, error, fields), _waiting(batch, now))
-
-
-def _waiting(batch: Sequence[Job], now: float) -> Iterator[tuple[Trace, float]]:
-    return ((pending.trace, now - pending.arrived) for job in batch for pending, _ in job.waiters)
-
+from service.tracing.trace import NO_TRACER, BatchTrace, Tracer, current
 
 logger = logging.getLogger(__name__)
-
-Result = RequestResult | ServiceError
 
 
 class Batcher:
     """One queue, any number of feeders. Lives on one event loop.
 
-    `pace` bounds a batch (a longer row goes alone), `max_queue_tokens` and `max_wait_s` what may wait, and every fourth
-    batch is for who has waited `max_age_s`. `num_replicas` tells how many compute at the moment.
+    `latency_models` bound the tokens of a batch (a longer row goes alone), `max_queue_tokens` and `max_wait_s` what may
+    wait; every fourth batch is for jobs older than `max_age_s`.
     """
 
     def __init__(
@@ -73,17 +42,16 @@ class Batcher:
         tracer: Tracer = NO_TRACER,
         max_wait_s: float = 30.0,
         max_age_s: float = 2.0,
-        cache: Cache | None = None,
-        num_replicas: Callable[[], int] = lambda: 1,
+        cache: ResultCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._latency_models = latency_models
         self._metrics = metrics
         self._tracer = tracer
-        self._cache = NoCache() if cache is None else cache
+        self._cache = cache
         self._clock = clock
-        self._queue = Queue(max_age_s=max_age_s, budget=latency_models.budget, dropped=self._on_dropped)
-        self._flights = InFlightRows()
+        self._queue = Queue(latency_models=latency_models, max_age_s=max_age_s, on_dropped=self._on_dropped)
+        self._in_flight_rows = InFlightRows()
         self._in_flight = InFlightBatches()
         self._admission = Admission(
             self._queue,
@@ -91,7 +59,6 @@ class Batcher:
             self._in_flight,
             max_queue_tokens=max_queue_tokens,
             max_wait_s=max_wait_s,
-            num_replicas=num_replicas,
             metrics=metrics,
         )
         self._is_closed = False
@@ -104,175 +71,219 @@ class Batcher:
         )
 
     def admit(self, options: RequestOptions) -> None:
-        """Raises what `submit` would, for a request of which nothing else is known yet: to read it would be in vain."""
+        """Raises what `submit` would raise for a request that is not read yet, so that it need not be read.
+
+        With a result cache every request is admitted here: cached rows are answered however much waits.
+        """
+        if self._cache is not None:
+            return
         if self._is_closed:
             self._metrics.refused("draining", 1)
             raise Unavailable("the service is stopping")
-        self._admission.check(options, (), self._clock())
+        self._admission.check(options, self._clock())
 
     async def submit(self, encodings: Sequence[Encoding], options: RequestOptions = DEFAULT_OPTIONS) -> RequestResult:
         """Waits until all rows are computed.
 
-        Raises QueueFull, DeadlineUnreachable, Unavailable, DeadlineExceeded, ReplicaLost, InferenceFailed. When the
-        caller is cancelled or the deadline passes, its jobs that still wait, and that nobody else waits for, are never
-        computed.
+        When the caller is cancelled or the deadline passes, those of its jobs that still wait, and that no other
+        request waits for, are never computed.
+
+        Raises:
+            QueueFull, DeadlineUnreachable, Unavailable: not admitted.
+            DeadlineExceeded, ReplicaLost, InferenceFailed, OutOfMemory: admitted, and not answered.
         """
         if not encodings:
             return RequestResult([], 0.0, 0.0)
+        if self._is_closed:
+            self._metrics.refused("draining", len(encodings))
+            raise Unavailable("the service is stopping")
         now = self._clock()
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[RequestResult] = loop.create_future()
-        pending = PendingRequest(encodings, now, partial(_resolve, answer), options, current.get())
-        jobs = self._enter(pending)
-        # asyncio.timeout would do, and take several times as long.
-        late = None if options.deadline is None else loop.call_later(options.deadline - now, _expire, pending)
+        cached = self._cached(encodings)
+        missing = [row for row in range(len(encodings)) if row not in cached]
+        if missing:
+            self._check_admission([encodings[row] for row in missing], options, now)
+        future: asyncio.Future[RequestResult] = asyncio.get_running_loop().create_future()
+        pending = PendingRequest(encodings, now, options, future, current.get())
+        jobs = self._enqueue(pending, missing)
+        for row, output in cached.items():
+            pending.settle(row, output, 0.0, now)
         try:
-            return await answer
+            return await future
         finally:
-            if late is not None:
-                late.cancel()
-            closed = pending.close("cancelled")
-            if closed != "answered":
-                self._queue.remove([job for job in jobs if job.is_deserted], closed)
+            if pending.closed != "answered":
+                self._abandon(pending, jobs)
 
-    async def feed(self, run: Run) -> None:
-        """Takes and computes batches, one at a time, until `run` is lost or there will be no more jobs."""
-        while batch := await self._take():
-            taken = self._in_flight.take(run, self._expected_s(batch), self._clock())
-            try:
-                if not await self._compute(run, batch):
+    async def feed(self, replica: Replica) -> None:
+        """Takes batches for the replica, one at a time, until the replica is lost or the batcher is closed."""
+        self._in_flight.attach(replica.name)
+        try:
+            while batch := await self._take():
+                if not await self._compute(replica, batch):
                     return
-            finally:
-                self._in_flight.land(taken, self._clock())
+        finally:
+            self._in_flight.detach(replica.name)
 
     def close(self) -> None:
-        """Ends the feeders, fails whoever still waits, and lets no job in any more."""
+        """Ends the feeders, fails the requests that wait, and admits no more."""
         self._is_closed = True
-        self._fail(self._queue.drain(), lambda row: Unavailable("the service is stopping"))
+        self._in_flight_rows.fail(self._queue.drain(), _stopping)
         self._filled.set()
 
-    def _enter(self, pending: PendingRequest) -> list[Job]:
-        """Answers what was kept, and puts a job for every other row into the queue, unless one is in flight already."""
-        if self._is_closed:
-            self._metrics.refused("draining", len(pending.encodings))
-            raise Unavailable("the service is stopping")
-        kept = [self._cache.get(encoding) for encoding in pending.encodings]
-        rows = [row for row, output in enumerate(kept) if output is None]
-        if rows:
-            self._admission.check(pending.options, [pending.encodings[row] for row in rows], pending.arrived)
-        for row, output in enumerate(kept):
-            if output is not None:
-                pending.settle(row, output, 0.0, pending.arrived)
-        jobs = self._flights.board(pending, rows)
-        num_shared = len(rows) - sum(job.is_new for job in jobs)
-        if num_shared:
-            self._metrics.shared_rows.labels(pending.encodings[0].model).inc(num_shared)
+    # requests
+
+    def _cached(self, encodings: Sequence[Encoding]) -> dict[int, Output]:
+        """Outputs from the result cache, by row."""
+        if self._cache is None:
+            return {}
+        found = [self._cache.get(encoding) for encoding in encodings]
+        return {row: output for row, output in enumerate(found) if output is not None}
+
+    def _check_admission(self, encodings: Sequence[Encoding], options: RequestOptions, now: float) -> None:
+        num_tokens, num_rows = sum([encoding.num_tokens for encoding in encodings]), len(encodings)
+        expected_s = self._latency_models.predict(encodings[0].model, num_tokens, num_rows)
+        self._admission.check(options, now, num_tokens=num_tokens, num_rows=num_rows, expected_s=expected_s)
+
+    def _enqueue(self, pending: PendingRequest, rows: Sequence[int]) -> list[Job]:
+        """Queues a job for each of the rows, unless an equal row is in flight already."""
+        if not rows:
+            return []
+        jobs = self._in_flight_rows.add(pending, rows)
+        if num_shared := len(rows) - sum([job.number < 0 for job in jobs]):
+            self._metrics.shared(pending.encodings[0].model, num_shared)
         self._queue.push(jobs, pending.options)
         self._filled.set()
         return jobs
 
-    def _expected_s(self, batch: Sequence[Job]) -> float:
-        tokens = sum(job.num_tokens for job in batch)
-        return self._latency_models.predict(batch[0].encoding.model, tokens, len(batch)) or 0.0
+    def _abandon(self, pending: PendingRequest, jobs: Sequence[Job]) -> None:
+        """The request failed, expired or was cancelled: drops the jobs that only it waited for."""
+        reason = pending.closed or "cancelled"
+        pending.close(reason)
+        if reason != "answered":
+            self._queue.remove([job for job in jobs if job.is_deserted], reason)
 
-    async def _take(self) -> list[Job]:
-        """The next batch, as soon as there is one; empty when there will be none."""
-        while True:
-            batch = self._queue.take(self._clock())
-            if batch or self._is_closed:
-                return batch
+    # batches
+
+    async def _take(self) -> Batch | None:
+        """The next batch, as soon as there is one; None once the batcher is closed."""
+        while not (batch := self._queue.take(self._clock())) and not self._is_closed:
             self._filled.clear()
             await self._filled.wait()
+        return batch
 
-    async def _compute(self, run: Run, batch: list[Job]) -> bool:
-        """Settles the batch; False when `run` is lost."""
-        taken, tokens = self._clock(), sum(job.num_tokens for job in batch)
-        self._metrics.taken((taken - job.arrived for job in batch), tokens)
+    async def _compute(self, replica: Replica, batch: Batch) -> bool:
+        """Runs the batch and settles it. False when the replica is lost."""
+        taken_at = self._clock()
+        taken = self._in_flight.take(replica.name, batch, taken_at)
+        self._metrics.batch_taken([taken_at - job.arrived for job in batch.jobs], batch.num_tokens)
+        result: BatchResult | None = None
+        error: BaseException | None = None
         try:
-            self._settle(batch, await traced(self._tracer, self._clock, run, batch, tokens), tokens)
-        except BatchNotStarted:
-            self._give_back(batch)
-            return False
-        except ReplicaLost:
-            self._blame(batch)
-            return False
-        except asyncio.CancelledError:
-            self._give_back(batch)
+            result = await replica.run(batch)
+            self._settle(replica, batch, result)
+        except BatchNotStarted as lost:
+            error = lost
+            self._give_back(batch.jobs)
+        except ReplicaLost as lost:
+            error = lost
+            self._blame(batch.jobs)
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+            self._give_back(batch.jobs)
             raise
-        except Exception:  # the loop's edge: one bad batch must not end the feeder
-            logger.exception("batch failed", extra={"rows": len(batch), "tokens": tokens})
-            self._fail(batch, lambda row: InferenceFailed("the batch of this request could not be computed"))
+        except Exception as failed:  # the edge of the loop: one bad batch must not end the feeder
+            error = failed
+            logger.exception("batch failed", extra={"rows": len(batch.jobs), "tokens": batch.num_tokens})
+            self._in_flight_rows.fail(
+                batch.jobs, lambda row: InferenceFailed("the batch of this request could not be computed")
+            )
         finally:
-            self._metrics.landed(tokens)
-        return True
+            self._metrics.batch_finished(batch.num_tokens)
+            self._in_flight.finish(taken, self._clock())
+            if self._tracer.is_enabled:
+                self._trace(replica, batch, taken_at, result, error)
+        return not isinstance(error, ReplicaLost)
 
-    def _settle(self, batch: list[Job], ran: BatchResult, tokens: int) -> None:
-        if len(ran.outputs) != len(batch):
-            raise ValueError(f"{len(ran.outputs)} outputs for a batch of {len(batch)}")
-        now, model = self._clock(), batch[0].encoding.model
-        num_failed = sum(not isinstance(output, Output) for output in ran.outputs)
-        self._metrics.computed(model, rows=len(batch), failed_rows=num_failed, tokens=tokens, seconds=ran.compute_s)
-        if ran.fitting_tokens is not None:
-            self._metrics.out_of_memory.labels(model).inc()
-            self._latency_models.ran_out(model, ran.fitting_tokens)
-        elif not num_failed:  # the search for a bad row takes longer than a batch does
-            self._latency_models.note(model, tokens, len(batch), ran.compute_s)
-        self._flights.land(batch)
-        for job, output in zip(batch, ran.outputs, strict=True):
+    def _settle(self, replica: Replica, batch: Batch, result: BatchResult) -> None:
+        if len(result.outputs) != len(batch.jobs):
+            raise ValueError(f"{len(result.outputs)} outputs for a batch of {len(batch.jobs)}")
+        now, num_rows = self._clock(), len(batch.jobs)
+        num_failed = sum([not isinstance(output, Output) for output in result.outputs])
+        if result.fitting_tokens is not None:
+            self._metrics.ran_out_of_memory(batch.model)
+            self._latency_models.limit_memory(batch.model, result.fitting_tokens)
+        elif not num_failed:  # the search for a row that fails takes longer than the batch
+            self._latency_models.note(batch.model, batch.num_tokens, num_rows, result.compute_s)
+        self._metrics.batch_computed(
+            batch.model,
+            replica.name,
+            rows=num_rows,
+            failed_rows=num_failed,
+            tokens=batch.num_tokens,
+            seconds=result.compute_s,
+        )
+        if self._cache is not None:
+            for job, output in zip(batch.jobs, result.outputs, strict=True):
+                if isinstance(output, Output):
+                    self._cache.put(job.encoding, output)
+        self._in_flight_rows.remove(batch.jobs)
+        for job, output in zip(batch.jobs, result.outputs, strict=True):
             if isinstance(output, Output):
-                self._cache.put(job.encoding, output)
-                job.settle(output, ran.compute_s, now)
+                job.settle(output, result.compute_s, now)
             else:
                 job.fail(_FAILURES[output])
 
-    def _blame(self, batch: list[Job]) -> None:
-        """A job's first loss sends it back to the head of the queue, its second is its callers' to know."""
-        self._fail([job for job in batch if job.is_suspect], lambda row: ReplicaLost("the replica was lost twice"))
-        first = [job for job in batch if not job.is_suspect]
-        for job in batch:
+    def _blame(self, jobs: Sequence[Job]) -> None:
+        """The replica was lost while it computed these jobs: the first loss sends a job back to the head of the queue,
+        the second fails its requests."""
+        self._in_flight_rows.fail(
+            [job for job in jobs if job.num_losses], lambda row: ReplicaLost("the replica was lost twice")
+        )
+        first_loss = [job for job in jobs if not job.num_losses]
+        for job in jobs:
             job.num_losses += 1
-        self._give_back(first)
+        self._give_back(first_loss)
 
-    def _give_back(self, batch: list[Job]) -> None:
-        over = [job for job in batch if self._is_closed or job.is_deserted]
-        self._fail(over, lambda row: Unavailable("the service is stopping"))
-        again = [job for job in batch if not (self._is_closed or job.is_deserted)]
-        self._queue.give_back(again)
-        self._metrics.jobs_given_back.inc(len(again))
+    def _give_back(self, jobs: Sequence[Job]) -> None:
+        wanted = [job for job in jobs if not (self._is_closed or job.is_deserted)]
+        self._in_flight_rows.fail([job for job in jobs if self._is_closed or job.is_deserted], _stopping)
+        self._queue.give_back(wanted)
+        self._metrics.given_back(len(wanted))
         self._filled.set()
 
-    def _fail(self, jobs: Sequence[Job], error: Callable[[int], ServiceError]) -> None:
-        self._flights.land(jobs)
-        for job in jobs:
-            job.fail(error)
+    def _trace(
+        self,
+        replica: Replica,
+        batch: Batch,
+        taken_at: float,
+        result: BatchResult | None,
+        error: BaseException | None,
+    ) -> None:
+        now = self._clock()
+        fields = {
+            "model": batch.model,
+            "rows": len(batch.jobs),
+            "tokens": batch.num_tokens,
+            "replica": replica.name,
+        }
+        name = type(error).__name__ if error else ""
+        compute_s = result.compute_s if result and not error else 0.0
+        waiting = [(pending.trace, now - pending.arrived) for job in batch.jobs for pending, _ in job.waiters]
+        self._tracer.batch(BatchTrace(now - taken_at, compute_s, name, fields), waiting)
 
     def _on_dropped(self, reason: DropReason, jobs: Sequence[Job]) -> None:
         self._metrics.dropped(reason, len(jobs))
-        self._fail(jobs, lambda row: _too_late())
+        self._in_flight_rows.fail(jobs, lambda row: deadline_exceeded())
 
     def _oldest_age_s(self) -> float:
         arrival = self._queue.oldest_arrival()
         return 0.0 if arrival is None else self._clock() - arrival
 
 
-def _resolve(answer: asyncio.Future[RequestResult], result: Result) -> None:
-    if answer.done():  # the caller has gone
-        return
-    if isinstance(result, ServiceError):
-        answer.set_exception(result)
-    else:
-        answer.set_result(result)
-
-
-def _expire(pending: PendingRequest) -> None:
-    pending.fail(_too_late(), "expired")
+def _stopping(row: int) -> ServiceError:
+    return Unavailable("the service is stopping")
 
 
 _FAILURES: dict[Failure, Callable[[int], ServiceError]] = {
     "failed": lambda row: InferenceFailed(f"the model failed on row {row} of this request"),
     "out_of_memory": lambda row: OutOfMemory(f"no memory for row {row} of this request"),
 }
-
-
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("the deadline passed before the answer was there")

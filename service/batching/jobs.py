@@ -1,27 +1,36 @@
-"""A job is an encoding that is to be computed; a ticket is one request, which waits for a job per row of its own.
+"""Requests and the rows they wait for, with single flight: rows that are equal are computed once.
 
-Knows no event loop and no queue: whoever made the ticket is told once that it is done. Several tickets may wait for one
-job: the job is wanted as long as one of them does.
+A `Job` is an encoding that is to be computed. A `PendingRequest` waits for one job per row. Several requests may wait
+for the same job; it is computed as long as one of them does.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from service.batching.fair_share import NOT_QUEUED, QueuePosition
 from service.domain import DEFAULT_OPTIONS, Encoding, Output, Readout, RequestOptions
-from service.errors import ServiceError
+from service.errors import DeadlineExceeded, ServiceError
 from service.metric_labels import DropReason
 from service.tracing.trace import NO_TRACE, Trace
 
-Closed = DropReason | Literal["answered"]
+CloseReason = DropReason | Literal["answered"]
+
+RowIdentity = tuple[str, Readout, tuple[tuple[int, int], ...], bytes, bytes, bytes]
+
+
+def row_identity(encoding: Encoding) -> RowIdentity:
+    """Everything the engine sees of a row: rows of equal identity have equal outputs."""
+    arrays = encoding.ids.tobytes(), encoding.segment_ids.tobytes(), encoding.positions.tobytes()
+    return (encoding.model, encoding.readout, encoding.blocks, *arrays)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """A request's outputs in the order of its encodings, and where its time went.
+    """The outputs of a request in the order of its encodings, and where its time went.
 
     `compute_s` is the time during which at least one of its rows was being computed, `queue_s` the rest of the wait.
     """
@@ -33,67 +42,87 @@ class RequestResult:
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """One request's rows. Closed, with the reason, when all are answered, one has failed, or nobody waits."""
+    """The rows of one request, the future of its result, and the timer of its deadline.
+
+    It is closed, with a reason, when all rows are answered, one has failed, the deadline has passed, or the caller has
+    gone. Without a `future` (in a simulation) the result is dropped.
+    """
 
     encodings: Sequence[Encoding]
     arrived: float
-    on_done: Callable[[RequestResult | ServiceError], None]
     options: RequestOptions = DEFAULT_OPTIONS
+    future: asyncio.Future[RequestResult] | None = None
     trace: Trace = NO_TRACE
-    closed: Closed | None = None
+    closed: CloseReason | None = None
     _outputs: list[Output | None] = field(init=False)
     _num_missing: int = field(init=False)
     _compute_s: float = field(init=False, default=0.0)
     _counted_until: float = field(init=False)
+    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._outputs = [None] * len(self.encodings)
         self._num_missing = len(self.encodings)
         self._counted_until = self.arrived
-
-    @property
-    def is_closed(self) -> bool:
-        return self.closed is not None
+        if self.future is not None and self.options.deadline is not None:
+            # asyncio.timeout would do the same at several times the cost.
+            self._timer = self.future.get_loop().call_later(self.options.deadline - self.arrived, self._expire)
 
     def is_waiting(self, now: float) -> bool:
         return self.closed is None and (self.options.deadline is None or self.options.deadline > now)
 
     def settle(self, row: int, output: Output, compute_s: float, now: float) -> None:
-        """Takes one row's output, of a batch that was computed in [now - compute_s, now]."""
-        if self.is_closed:
+        """Takes the output of one row, from a batch that was computed in [now - compute_s, now]."""
+        if self.closed is not None:
             return
         self._outputs[row] = output
         self._num_missing -= 1
-        # Rows may be spread over batches that overlap in time: no second is counted twice.
+        # Batches of one request may overlap in time: no second is counted twice.
         self._compute_s += min(compute_s, now - self._counted_until)
         self._counted_until = now
         if self._num_missing == 0:
-            self.closed = "answered"
-            outputs = [output for output in self._outputs if output is not None]
-            self.on_done(RequestResult(outputs, now - self.arrived - self._compute_s, self._compute_s))
+            self.close("answered")
+            if self.future is not None and not self.future.done():
+                outputs = [output for output in self._outputs if output is not None]
+                queue_s = now - self.arrived - self._compute_s
+                self.future.set_result(RequestResult(outputs, queue_s, self._compute_s))
 
     def fail(self, error: ServiceError, reason: DropReason = "abandoned") -> None:
-        if not self.is_closed:
-            self.closed = reason
-            self.on_done(error)
+        if self.closed is not None:
+            return
+        self.close(reason)
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(error)
 
-    def close(self, reason: DropReason) -> Closed:
-        """Nobody waits any more: what comes later is thrown away. Returns the first reason to be closed."""
+    def close(self, reason: CloseReason) -> None:
+        """Outputs that come later are dropped. The first reason stays."""
         self.closed = self.closed or reason
-        return self.closed
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self.fail(deadline_exceeded(), "expired")
+
+
+def deadline_exceeded() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the answer was there")
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One encoding and the rows of tickets that wait for it. `number` (of its arrival), `place` and `is_back` (it was
-    given back) are the queue's; `num_losses` counts the replicas that were lost with it at hand."""
+    """One encoding and the rows of requests that wait for it.
+
+    `number` (by arrival), `position` and `is_given_back` belong to the queue; `num_losses` counts the replicas that
+    were lost while they computed it.
+    """
 
     encoding: Encoding
     arrived: float
     waiters: list[tuple[PendingRequest, int]] = field(default_factory=list)
     number: int = -1
     position: QueuePosition = NOT_QUEUED
-    is_back: bool = False
+    is_given_back: bool = False
     num_losses: int = 0
     num_tokens: int = field(init=False)
 
@@ -102,21 +131,16 @@ class Job:
 
     @property
     def is_new(self) -> bool:
-        """Whether it never was in a queue."""
+        """Whether it was never queued."""
         return self.number < 0
 
     @property
-    def is_suspect(self) -> bool:
-        """Whether it may be what a replica died of."""
-        return self.num_losses > 0
-
-    @property
     def is_deserted(self) -> bool:
-        """Whether all who waited for it have gone."""
-        return all(pending.is_closed for pending, _ in self.waiters)
+        """Whether every request that waited for it is closed."""
+        return all(pending.closed is not None for pending, _ in self.waiters)
 
     def is_wanted(self, now: float) -> bool:
-        """Whether anybody's answer depends on it, and may still come."""
+        """Whether a request still waits for it."""
         return any(pending.is_waiting(now) for pending, _ in self.waiters)
 
     def settle(self, output: Output, compute_s: float, now: float) -> None:
@@ -124,53 +148,51 @@ class Job:
             pending.settle(row, output, compute_s, now)
 
     def fail(self, error: Callable[[int], ServiceError]) -> None:
-        """Each ticket gets an error of its own, made for its row: a raised exception carries its traceback."""
+        """`error` makes an error for a row number. Each request gets its own: a raised exception holds a traceback."""
         for pending, row in self.waiters:
             pending.fail(error(row))
 
     def drop_reason(self) -> DropReason:
-        """Why nobody waits any more: the first of those who did not just let their deadline pass."""
+        """Why no request waits any more: the first reason that is not just a deadline that has passed unnoticed."""
         reasons = (pending.closed for pending, _ in self.waiters)
         return next((reason for reason in reasons if reason is not None and reason != "answered"), "expired")
 
 
-Identity = tuple[str, Readout, tuple[tuple[int, int], ...], bytes, bytes, bytes]
-
-
-def identity(encoding: Encoding) -> Identity:
-    """All that the engine sees of it."""
-    arrays = encoding.ids.tobytes(), encoding.segment_ids.tobytes(), encoding.positions.tobytes()
-    return (encoding.model, encoding.readout, encoding.blocks, *arrays)
-
-
 class InFlightRows:
-    """At most one job of each identity."""
+    """The jobs that wait or compute, at most one per row identity.
+
+    A job is removed when it has its output, has failed, or is no longer wanted.
+    """
 
     def __init__(self) -> None:
-        self._jobs: dict[Identity, Job] = {}
-        self._identities: dict[Job, Identity] = {}
+        self._jobs: dict[RowIdentity, Job] = {}
+        self._identities: dict[Job, RowIdentity] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def board(self, pending: PendingRequest, rows: Iterable[int]) -> list[Job]:
-        """A job for each of these rows of the ticket, in order and each once: new ones, and ones in flight already."""
+    def add(self, pending: PendingRequest, rows: Iterable[int]) -> list[Job]:
+        """The jobs of these rows of the request, in order and each once: new ones, and ones that are in flight."""
         jobs: dict[int, Job] = {}
         for row in rows:
-            job = self._job(pending.encodings[row], pending.arrived)
+            encoding = pending.encodings[row]
+            identity = row_identity(encoding)
+            job = self._jobs.get(identity)
+            if job is None:
+                job = self._jobs[identity] = Job(encoding, pending.arrived)
+                self._identities[job] = identity
             job.waiters.append((pending, row))
             jobs[id(job)] = job
         return list(jobs.values())
 
-    def land(self, jobs: Iterable[Job]) -> None:
+    def remove(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            if key := self._identities.pop(job, None):
-                del self._jobs[key]
+            if identity := self._identities.pop(job, None):
+                del self._jobs[identity]
 
-    def _job(self, encoding: Encoding, now: float) -> Job:
-        key = identity(encoding)
-        job = self._jobs.get(key)
-        if job is None:
-            job = self._jobs[key] = Job(encoding, now)
-            self._identities[job] = key
-        return job
+    def fail(self, jobs: Iterable[Job], error: Callable[[int], ServiceError]) -> None:
+        """Removes the jobs and fails the requests that wait for them; see `Job.fail`."""
+        jobs = list(jobs)
+        self.remove(jobs)
+        for job in jobs:
+            job.fail(error)

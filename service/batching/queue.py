@@ -1,17 +1,17 @@
-"""Jobs that wait, and which of them make the next batch: order, token budget, deadline and cancellation.
+"""The queue: jobs that wait, and which of them make the next batch.
 
-Pure: time is passed in as `now` (seconds), nothing is awaited, and what was dropped is told to a callable.
+Pure: time is passed in as `now` (seconds), nothing is awaited, and dropped jobs go to a callable.
 
-Order: jobs given back after a loss, then by priority, then by what each account was given (`share.py`), then by tag
-within the account, equals by arrival. The first job always goes in and decides the model of the batch. Later jobs of
-that model fill the rest of the budget: one that does not fit is passed over in favour of shorter ones and leads a batch
-soon. A job that was at hand when a replica was lost goes alone: if it was what the replica died of, it takes nobody
-along the next time.
+Order: jobs that were given back after a loss; then by priority; then between accounts and within each by fair queueing
+(`fair_share`); equals by arrival. The first job always goes in and decides the model of the batch. Later jobs of that
+model fill the rest of the token budget: a job that does not fit is passed over in favour of shorter ones and leads a
+batch soon. A job that was being computed when a replica was lost goes alone: if it crashes the process, it crashes it
+alone the second time.
 
-Every DUE_EVERYth batch is for those who have waited for the age cap, by arrival, whatever their accounts, tags and
-priorities; so a low priority, and the last rows of a long request among very many small ones, are served in the end. It
-is a part of the device and not a right to go first, or a few long requests that are overdue would hold all others back
-again; and it counts as given to the account.
+Every DUE_EVERYth batch is for jobs older than the age limit, by arrival, whatever their accounts and priorities. So a
+low priority, and the last rows of a long request among very many small ones, are served in the end. It is a share of
+the device and not a right to go first, or a few long overdue requests would hold all others back again; and it is
+charged to the account.
 """
 
 from __future__ import annotations
@@ -21,17 +21,38 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain
 
+from service.batching.batch import Batch
 from service.batching.fair_share import FairShare, Flow, QueuePosition
 from service.batching.jobs import Job
+from service.batching.latency_model import LatencyModels
 from service.domain import DEFAULT_OPTIONS, RequestOptions
 from service.metric_labels import DROP_REASONS, DropReason
 
+DUE_EVERY = 4
+
+MAX_PASSED_OVER = 32
+"""Jobs that do not fit and are skipped per batch: taking a batch stays cheap however long the queue is."""
+
 SLACK = 64
-"""Stale entries that are never worth a clearing."""
+"""Stale heap entries that are never worth a clean-up."""
+
+OnDropped = Callable[[DropReason, Sequence[Job]], None]
+
+Rank = tuple[int, float, float, float, int]
+"""Class (below), then what counts within the class, then arrival. The smallest rank goes first."""
+
+GIVEN_BACK, OVERDUE, IN_ORDER = 0, 1, 2
+
+NEVER = float("-inf")
 
 
 class LazyHeap:
-    """`waiting` holds the numbers of the jobs that wait, in any lane."""
+    """Jobs of one flow in the order of their start tags, any of which may leave at any time.
+
+    An entry is stale once its job waits no more or has another position. Push and pop cost the logarithm of the number
+    of jobs; stale entries are skipped, and removed when they are the majority. `waiting` holds the numbers of the jobs
+    that wait, in any heap.
+    """
 
     def __init__(self, waiting: Container[int]) -> None:
         self._waiting = waiting
@@ -39,17 +60,16 @@ class LazyHeap:
         self._size_when_cleared = 0
 
     def __len__(self) -> int:
-        """Stale entries too."""
+        """Stale entries included."""
         return len(self._heap)
 
     def push(self, job: Job) -> None:
-        """Puts a job where its place is."""
         if len(self._heap) > 2 * self._size_when_cleared + SLACK:
             self._clear()
-        heappush(self._heap, (job.position.tag, job.number, job, job.position))
+        heappush(self._heap, (job.position.start_tag, job.number, job, job.position))
 
     def first(self) -> Job | None:
-        """The job with the least tag, of equals the one that arrived first; it stays."""
+        """The job with the smallest start tag, of equals the one that arrived first; it stays."""
         while self._heap:
             _, number, job, position = self._heap[0]
             if job.position is position and number in self._waiting:
@@ -58,55 +78,51 @@ class LazyHeap:
         return None
 
     def pop(self) -> None:
-        """Takes out what `first` has just shown."""
+        """Removes what `first` has just returned."""
         heappop(self._heap)
 
     def _clear(self) -> None:
-        """At most once in as many pushes as entries are kept, so a push is cheap on average."""
+        """Runs at most once in as many pushes as entries are kept, so a push is cheap on average."""
         self._heap = [entry for entry in self._heap if entry[2].position is entry[3] and entry[1] in self._waiting]
         heapify(self._heap)
         self._size_when_cleared = len(self._heap)
 
 
-Rank = tuple[int, float, float, float, int]
-"""Class, then what counts within it, then arrival."""
-
-LOST, OVERDUE, IN_ORDER = 0, 1, 2
-
-NEVER = float("-inf")
-
-
 class ModelQueue:
-    """Every job that waits is here once, and once more in the lane of its share unless it was lost."""
+    """The jobs of one model that wait.
+
+    Each is here once, and once more in the heap of its flow unless it was given back. To find the first one costs a
+    look at every flow that waits at the highest priority.
+    """
 
     def __init__(self) -> None:
         self.num_tokens = 0
-        self._lost: dict[int, Job] = {}
+        self._given_back: dict[int, Job] = {}
         self._by_arrival: OrderedDict[int, Job] = OrderedDict()
         self._heaps: dict[int, dict[Flow, LazyHeap]] = {}  # the highest priority first
 
     def __len__(self) -> int:
-        return len(self._lost) + len(self._by_arrival)
+        return len(self._given_back) + len(self._by_arrival)
 
     def __iter__(self) -> Iterator[Job]:
-        """Lost ones first, then by arrival."""
-        return chain(self._lost.values(), self._by_arrival.values())
+        """Jobs that were given back first, then by arrival."""
+        return chain(self._given_back.values(), self._by_arrival.values())
 
     def __contains__(self, job: Job) -> bool:
-        return job.number in (self._lost if job.is_back else self._by_arrival)
+        return job.number in (self._given_back if job.is_given_back else self._by_arrival)
 
     def add(self, job: Job) -> None:
         self.num_tokens += job.num_tokens
-        if job.is_back:
-            self._lost[job.number] = job
-            self._lost = dict(sorted(self._lost.items()))
+        if job.is_given_back:
+            self._given_back[job.number] = job
+            self._given_back = dict(sorted(self._given_back.items()))
         else:
             self._by_arrival[job.number] = job
-            self.position(job)
+            self.place(job)
 
-    def position(self, job: Job) -> None:
-        """Puts a job that is here where its place is; where it was before it is stale."""
-        priority, flow = job.position.priority, job.position.flow
+    def place(self, job: Job) -> None:
+        """Enters a job that is here at its position; its earlier entry becomes stale."""
+        priority, flow = job.position.entry.priority, job.position.entry.flow
         if priority not in self._heaps:
             self._heaps[priority] = {}
             self._heaps = dict(sorted(self._heaps.items(), reverse=True))
@@ -117,62 +133,55 @@ class ModelQueue:
 
     def remove(self, job: Job) -> None:
         self.num_tokens -= job.num_tokens
-        del (self._lost if job.is_back else self._by_arrival)[job.number]
+        del (self._given_back if job.is_given_back else self._by_arrival)[job.number]
 
     def first(self, overdue_since: float) -> tuple[Rank, Job] | None:
-        """The first job; overdue is what came until then."""
-        if self._lost:
-            number, job = next(iter(self._lost.items()))
-            return (LOST, 0, 0, 0, number), job
+        """The first job and its rank; jobs that arrived until `overdue_since` are overdue."""
+        if self._given_back:
+            number, job = next(iter(self._given_back.items()))
+            return (GIVEN_BACK, 0, 0, 0, number), job
         if overdue_since > NEVER and self._by_arrival:
             number, job = next(iter(self._by_arrival.items()))
             if job.arrived <= overdue_since:
                 return (OVERDUE, job.arrived, 0, 0, number), job
         for priority, heaps in self._heaps.items():
-            if ranked := _ranked(priority, heaps):
+            if ranked := _rank_flows(priority, heaps):
                 return min(ranked)
         return None
 
     def pass_over(self, job: Job) -> None:
-        """Takes what was first in order out of its lane, so that the next one is first, as if its account had been
-        given it."""
-        flow = job.position.flow
+        """Takes the first job in order out of its heap, so that the next one is first; its flow is ordered as if it had
+        been given the job."""
+        flow = job.position.entry.flow
         flow.passed_over += job.num_tokens
-        self._heaps[job.position.priority][flow].pop()
+        self._heaps[job.position.entry.priority][flow].pop()
 
     def put_back(self, job: Job) -> None:
-        """Where it was before it was passed over."""
-        job.position.flow.passed_over = 0
-        self.position(job)
+        """Undoes `pass_over`."""
+        job.position.entry.flow.passed_over = 0
+        self.place(job)
 
 
-def _ranked(priority: int, heaps: dict[Flow, LazyHeap]) -> list[tuple[Rank, Job]]:
-    """The first job of every account; lanes that are empty are cleared away."""
+def _rank_flows(priority: int, heaps: dict[Flow, LazyHeap]) -> list[tuple[Rank, Job]]:
+    """The first job of every flow; empty heaps are removed."""
     ranked: list[tuple[Rank, Job]] = []
     for flow, heap in tuple(heaps.items()):
         if job := heap.first():
-            ranked.append(((IN_ORDER, -priority, flow.turn, job.position.tag, job.number), job))
+            tag = flow.start_tag + flow.passed_over / flow.weight
+            ranked.append(((IN_ORDER, -priority, tag, job.position.start_tag, job.number), job))
         else:
             del heaps[flow]
     return ranked
 
 
-DUE_EVERY = 4
-
-MAX_PASSED_OVER = 32
-"""How many jobs that do not fit are looked at per batch: taking a batch stays cheap however long the queue is."""
-
-Dropped = Callable[[DropReason, Sequence[Job]], None]
-
-
 class Queue:
-    """One queue for all models. `budget` tells the tokens of a full batch of a model."""
+    """One queue for all models; `latency_models` give the token budget of a batch and predict its time."""
 
-    def __init__(self, *, max_age_s: float, budget: Callable[[str], int], dropped: Dropped) -> None:
+    def __init__(self, *, latency_models: LatencyModels, max_age_s: float, on_dropped: OnDropped) -> None:
         self.num_tokens = 0
+        self._latency_models = latency_models
         self._max_age_s = max_age_s
-        self._budget = budget
-        self._dropped = dropped
+        self._on_dropped = on_dropped
         self._num_pushed = 0
         self._num_batches = 0
         self._model_queues: dict[str, ModelQueue] = {}
@@ -182,7 +191,7 @@ class Queue:
         return sum(map(len, self._model_queues.values()))
 
     def row_tokens(self) -> int:
-        """Of those that wait, the mean."""
+        """Mean tokens of the rows that wait."""
         return self.num_tokens // max(1, len(self))
 
     def oldest_arrival(self) -> float | None:
@@ -190,36 +199,39 @@ class Queue:
 
     def waiting(self) -> Iterator[tuple[str, int, int]]:
         """Model, tokens and rows of what waits."""
-        return ((model, model_queue.num_tokens, len(model_queue)) for model, model_queue in self._model_queues.items())
+        return ((model, queue.num_tokens, len(queue)) for model, queue in self._model_queues.items())
 
     def tokens_ahead(self, options: RequestOptions, tokens: float) -> float:
-        """Tokens that wait and are computed before a new request of so many, about."""
-        lost = self.num_tokens - self._fair_share.num_tokens
-        return lost + self._fair_share.tokens_ahead(options, tokens)
+        """About how many tokens that wait are computed before a new request of `tokens`."""
+        given_back = self.num_tokens - self._fair_share.num_tokens
+        return given_back + self._fair_share.tokens_ahead(options, tokens)
 
     def exceeds_share(self, options: RequestOptions, tokens: int, limit: int) -> bool:
-        """Whether the account would have more waiting than is its part of `limit`."""
+        """Whether the account would have more tokens waiting than its share of `limit`."""
         return self._fair_share.exceeds_share(options, tokens, limit)
 
     def push(self, jobs: Iterable[Job], options: RequestOptions = DEFAULT_OPTIONS) -> None:
-        """One request's jobs, in order. One that waits already, for another request, takes the better of its places;
-        one that is being computed stays there."""
-        entry = self._fair_share.entry(options)
-        tag = entry.flow.virtual
+        """Queues the jobs of one request, in order.
+
+        A job that waits already, for another request, keeps the better of its two positions; one that is being computed
+        is left alone.
+        """
+        entry = self._fair_share.enter(options)
+        tag = entry.flow.virtual_time
         for job in jobs:
             position = QueuePosition(entry, tag)
             tag += job.num_tokens
-            if job.is_new:
+            if job.number < 0:
                 job.number, job.position = self._num_pushed, position
                 self._num_pushed += 1
                 self._link(job)
-            elif self._waits(job) and not job.is_back and position.is_before(job.position):
+            elif self._waits(job) and not job.is_given_back and position.is_before(job.position):
                 self._move(job, position)
 
     def give_back(self, jobs: Iterable[Job]) -> None:
-        """Lost jobs go to the head of the queue, in order of arrival among all that were given back."""
+        """Puts jobs whose replica was lost at the head of the queue, by arrival among all that were given back."""
         for job in jobs:
-            job.is_back = True
+            job.is_given_back = True
             self._link(job)
 
     def remove(self, jobs: Iterable[Job], reason: DropReason) -> None:
@@ -228,86 +240,111 @@ class Queue:
         for job in waiting:
             self._unlink(job)
         if waiting:
-            self._dropped(reason, waiting)
+            self._on_dropped(reason, waiting)
 
     def drain(self) -> list[Job]:
-        """Every job that waits, in order of arrival; the queue is empty afterwards."""
+        """Removes and returns every job that waits, by arrival."""
         jobs = [job for model_queue in self._model_queues.values() for job in model_queue]
         for job in jobs:
             self._unlink(job)
         return sorted(jobs, key=lambda job: job.number)
 
-    def take(self, now: float) -> list[Job]:
-        """The next batch, in order; empty when nobody waits. Dead jobs on the way are dropped."""
+    def take(self, now: float) -> Batch | None:
+        """The next batch; None when nothing waits. Jobs that are no longer wanted are dropped on the way."""
         if not self._model_queues:
-            return []
-        dead: list[Job] = []
+            return None
+        unwanted: list[Job] = []
         is_due_turn = self._num_batches % DUE_EVERY == DUE_EVERY - 1
         overdue_since = now - self._max_age_s if is_due_turn else NEVER
-        model_queue = self._leading(now, overdue_since, dead)
-        batch = self._fill(model_queue, now, overdue_since, dead) if model_queue else []
-        self._num_batches += bool(batch)
-        # Grouped before any is dropped: who is told of a drop may close its ticket, for that reason.
-        reasons = [job.drop_reason() for job in dead]
+        leading = self._leading(now, overdue_since, unwanted)
+        jobs = self._fill(*leading, now, overdue_since, unwanted) if leading else []
+        self._num_batches += bool(jobs)
+        if unwanted:
+            self._drop(unwanted)
+        return self._batch(jobs) if jobs else None
+
+    def _batch(self, jobs: list[Job]) -> Batch:
+        model, num_tokens = jobs[0].encoding.model, sum([job.num_tokens for job in jobs])
+        expected_s = self._latency_models.predict(model, num_tokens, len(jobs))
+        return Batch(model, jobs, [job.encoding for job in jobs], num_tokens, expected_s)
+
+    def _drop(self, unwanted: Sequence[Job]) -> None:
+        # Grouped before any is dropped: `on_dropped` may close a request, and with it give other jobs a reason.
+        reasons = [job.drop_reason() for job in unwanted]
         for reason in DROP_REASONS:
-            if gone := [job for job, its in zip(dead, reasons, strict=True) if its == reason]:
-                self._dropped(reason, gone)
-        return batch
+            if dropped := [job for job, its in zip(unwanted, reasons, strict=True) if its == reason]:
+                self._on_dropped(reason, dropped)
 
-    def _leading(self, now: float, overdue_since: float, dead: list[Job]) -> ModelQueue | None:
-        """The model whose first job is before those of all others."""
-        model_queues = list(self._model_queues.values())
-        if len(model_queues) == 1:
-            return model_queues[0]
+    def _leading(
+        self, now: float, overdue_since: float, unwanted: list[Job]
+    ) -> tuple[str, ModelQueue, tuple[Rank, Job]] | None:
+        """The model whose first job has the smallest rank, and that job."""
         ranked = [
-            (found[0], model_queue)
-            for model_queue in model_queues
-            if (found := self._first_living(model_queue, now, overdue_since, dead))
+            (found, model, model_queue)
+            for model, model_queue in tuple(self._model_queues.items())
+            if (found := self._first_wanted(model_queue, now, overdue_since, unwanted))
         ]
-        return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+        if not ranked:
+            return None
+        found, model, model_queue = min(ranked, key=lambda each: each[0][0])
+        return model, model_queue, found
 
-    def _fill(self, model_queue: ModelQueue, now: float, overdue_since: float, dead: list[Job]) -> list[Job]:
+    def _fill(
+        self,
+        model: str,
+        model_queue: ModelQueue,
+        found: tuple[Rank, Job] | None,
+        now: float,
+        overdue_since: float,
+        unwanted: list[Job],
+    ) -> list[Job]:
+        """Jobs of one model, from its first one on, up to the token budget; each leaves the queue."""
         batch: list[Job] = []
         passed_over: list[Job] = []
-        room = 0
-        while found := self._first_living(model_queue, now, overdue_since, dead):
+        left = self._latency_models.budget(model)
+        while found:
             (kind, *_), job = found
-            room = room if batch else max(self._budget(job.encoding.model), job.num_tokens)
-            if not room or len(passed_over) >= MAX_PASSED_OVER:
-                break
-            if job.num_tokens <= room and not (batch and job.is_suspect):
-                if kind != LOST:
-                    self._fair_share.charge(job.position, job.num_tokens, in_order=kind == IN_ORDER and not passed_over)
-                self._unlink(job)
+            is_suspect = job.num_losses > 0
+            if (not batch or job.num_tokens <= left) and not (batch and is_suspect):
+                is_in_order = kind == IN_ORDER and not passed_over
+                self._take_out(job, is_in_order=is_in_order)
                 batch.append(job)
-                room = 0 if job.is_suspect else room - job.num_tokens
+                left = 0 if is_suspect else max(0, left - job.num_tokens)
             elif kind == IN_ORDER:
                 model_queue.pass_over(job)
                 passed_over.append(job)
-            elif kind == LOST:
-                break  # it leads the next batch
-            else:
+            elif kind == OVERDUE:
                 overdue_since = NEVER  # the rest of this batch is filled in order
+            else:
+                break  # the job that was given back leads the next batch
+            found = self._first_wanted(model_queue, now, overdue_since, unwanted)
+            if not left or len(passed_over) >= MAX_PASSED_OVER:
+                break
         for job in passed_over:
             model_queue.put_back(job)
         return batch
 
-    def _first_living(
-        self, model_queue: ModelQueue, now: float, overdue_since: float, dead: list[Job]
+    def _take_out(self, job: Job, *, is_in_order: bool) -> None:
+        if not job.is_given_back:  # else it was charged when it was taken the first time
+            self._fair_share.take(job.position, job.num_tokens, in_order=is_in_order)
+        self._remove(job)
+
+    def _first_wanted(
+        self, model_queue: ModelQueue, now: float, overdue_since: float, unwanted: list[Job]
     ) -> tuple[Rank, Job] | None:
-        """The line's first job; those before it that need no answer any more leave the queue."""
+        """The first job of the model that is wanted; unwanted jobs before it leave the queue."""
         while found := model_queue.first(overdue_since):
             if found[1].is_wanted(now):
                 return found
             self._unlink(found[1])
-            dead.append(found[1])
+            unwanted.append(found[1])
         return None
 
     def _move(self, job: Job, position: QueuePosition) -> None:
         job.position.entry.drop(job.num_tokens)
         job.position = position
         position.entry.add(job.num_tokens)
-        self._model_queues[job.encoding.model].position(job)
+        self._model_queues[job.encoding.model].place(job)
 
     def _waits(self, job: Job) -> bool:
         model_queue = self._model_queues.get(job.encoding.model)
@@ -319,16 +356,20 @@ class Queue:
             self._model_queues[model] = ModelQueue()
         self._model_queues[model].add(job)
         self.num_tokens += job.num_tokens
-        if not job.is_back:
+        if not job.is_given_back:
             job.position.entry.add(job.num_tokens)
 
     def _unlink(self, job: Job) -> None:
-        model_queue = self._model_queues[job.encoding.model]
+        if not job.is_given_back:
+            job.position.entry.drop(job.num_tokens)
+        self._remove(job)
+
+    def _remove(self, job: Job) -> None:
+        model = job.encoding.model
+        model_queue = self._model_queues[model]
         model_queue.remove(job)
         self.num_tokens -= job.num_tokens
-        if not job.is_back:
-            job.position.entry.drop(job.num_tokens)
-        if not model_queue:
-            del self._model_queues[job.encoding.model]
+        if not len(model_queue):
+            del self._model_queues[model]
         if not self._model_queues:
             self._fair_share.forget()

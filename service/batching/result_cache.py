@@ -1,6 +1,6 @@
-"""Outputs kept for when the same row comes again: bounded in number and bytes, each for a limited time.
+"""Result cache: outputs kept for when the same row comes again, bounded in number and bytes, each for a limited time.
 
-Knows no job. The least recently used go first. Off unless asked for: `NoCache` has the same face.
+The least recently used outputs are evicted first.
 """
 
 from __future__ import annotations
@@ -10,44 +10,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
 
-from service.batching.jobs import identity
+from service.batching.jobs import row_identity
 from service.domain import Encoding, Output
 from service.metric_labels import EvictionReason
 from service.metrics import Metrics
 
 ENTRY_BYTES = 512
-"""Of one entry beside its numbers: key, objects and their places in the tables."""
-
-
-class Cache(Protocol):
-    """What the batcher asks before it computes, and tells afterwards."""
-
-    def get(self, encoding: Encoding) -> Output | None: ...
-
-    def put(self, encoding: Encoding, output: Output) -> None: ...
-
-
-class NoCache:
-    """Keeps nothing."""
-
-    def get(self, encoding: Encoding) -> Output | None:
-        return None
-
-    def put(self, encoding: Encoding, output: Output) -> None:
-        """Forgotten at once."""
+"""Memory of one entry besides its numbers: key, objects and table slots."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedOutput:
     output: Output
     size: int
-    until: float
+    expires_at: float
 
 
 class ResultCache:
-    """`revisions` tells which weights a model name stands for; it may still be filled after this is made."""
+    """`revisions` maps a model name to the revision of its weights; it may be filled later."""
 
     def __init__(
         self,
@@ -65,17 +46,17 @@ class ResultCache:
         self._metrics = metrics
         self._revisions = revisions
         self._clock = clock
-        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self._kept: OrderedDict[bytes, CachedOutput] = OrderedDict()
         self._size = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, encoding: Encoding) -> Output | None:
-        """The output of an equal row, if there is one that is not too old."""
+        """The output of an equal row, unless it is missing or too old."""
         key = self._key(encoding)
         kept = self._kept.get(key)
-        if kept and kept.until <= self._clock():
+        if kept and kept.expires_at <= self._clock():
             self._evict(key, "expired")
             kept = None
         self._metrics.looked_up(encoding.model, is_hit=kept is not None)
@@ -85,13 +66,13 @@ class ResultCache:
         return kept.output
 
     def put(self, encoding: Encoding, output: Output) -> None:
-        """Keeps a copy: an array may be a view that holds its whole batch in memory."""
+        """Keeps a copy: an array may be a view that keeps its whole batch in memory."""
         key = self._key(encoding)
         own = Output(output.scores.copy(), None if output.ids is None else output.ids.copy())
         size = ENTRY_BYTES + own.scores.nbytes + (0 if own.ids is None else own.ids.nbytes)
         if key in self._kept:
             self._size -= self._kept.pop(key).size
-        self._kept[key] = Kept(own, size, self._clock() + self._ttl_s)
+        self._kept[key] = CachedOutput(own, size, self._clock() + self._ttl_s)
         self._size += size
         while len(self._kept) > self._max_entries or self._size > self._max_bytes:
             self._evict(next(iter(self._kept)), "full")
@@ -99,11 +80,11 @@ class ResultCache:
 
     def _evict(self, key: bytes, reason: EvictionReason) -> None:
         self._size -= self._kept.pop(key).size
-        self._metrics.cache_evicted.labels(reason).inc()
+        self._metrics.cache_evicts(reason)
         self._metrics.cache_holds(len(self._kept), self._size)
 
     def _key(self, encoding: Encoding) -> bytes:
-        """Of the weights and of the row, short: a row's own identity is as long as its text."""
-        *form, ids, segment_ids, positions = identity(encoding)
+        """A hash of the weights' revision and the row: the identity itself is as long as the text."""
+        *form, ids, segment_ids, positions = row_identity(encoding)
         weights = repr((self._revisions.get(encoding.model), form)).encode()
         return blake2b(weights + ids + segment_ids + positions, digest_size=16).digest()

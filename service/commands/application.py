@@ -1,7 +1,4 @@
-"""Everything that one server is made of, and its life: fetch the models, start the replicas, announce, drain, stop.
-
-Knows no socket and no signal: those are the command's.
-"""
+"""The composition root: everything that one server is made of, and its life: fetch, start, announce, drain, stop."""
 
 from __future__ import annotations
 
@@ -19,24 +16,23 @@ from itertools import chain
 from typing import Any
 
 from service import host, logs
-from service.api import operations
+from service.api.schemas import ModelInfo, ModelsReply, ReplicaInfo
 from service.batching.batcher import Batcher
 from service.batching.latency_model import LatencyModels
-from service.batching.result_cache import Cache, NoCache, ResultCache
+from service.batching.result_cache import ResultCache
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.converted import files_to_read, form_of
 from service.checkpoints.files import read_ahead, weight_files
 from service.commands.models import fetch_checkpoint, first_request, loading_progress, specs_of
-from service.domain import RequestOptions
 from service.errors import StartupError
-from service.metrics import Metrics
+from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
-from service.replicas.pool import Pool, names
+from service.replicas.pool import Pool, replica_names
 from service.replicas.replica import RestartPolicy
 from service.replicas.runner import Load, load_engine
 from service.settings import VERSION, Settings
 from service.settings_sources import weight_cache_folder
-from service.tasks.registry import TASKS
+from service.tasks.registry import TASKS, tasks_of
 from service.tasks.text_model import TextModel
 from service.tracing.trace import open_tracer
 
@@ -46,9 +42,10 @@ STOPPING = "the service is stopping"
 
 
 class Application:
-    """`begin` once, then `lifespan` around the server; `failure` tells why it ended by itself.
+    """Implements the `ServiceState` of the HTTP layer and the `Drainable` of the server.
 
-    `load` is how a child gets its engine, when it is not the usual one.
+    `begin` once, then `lifespan` around the server; `failure` is why it stopped by itself. `load` is how a worker
+    process loads an engine, where it is not the usual way.
     """
 
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
@@ -57,7 +54,7 @@ class Application:
         self.is_closed = False
         self._url = ""
         self._on_failure: Callable[[], None] = lambda: None
-        self.metrics = Metrics(operations.new_registry())
+        self.metrics = Metrics(new_registry())
         tracing = settings.tracing
         self.tracer = open_tracer(tracing.endpoint, sample_ratio=tracing.sample_ratio, version=VERSION)
         self._settings = settings
@@ -85,11 +82,11 @@ class Application:
             max_wait_s=settings.batching.max_wait_ms / 1000,
             max_age_s=settings.batching.max_age_ms / 1000,
             cache=self._make_cache(),
-            num_replicas=lambda: self._pool.num_ready() if self._pool else 0,
             metrics=self.metrics,
         )
+        self.admit = self._batcher.admit
         self.pipeline = Pipeline(self._models, self._batcher.submit, self._tokenizers, self.metrics)
-        self.metrics.declare([spec.name for spec in self._specs], names(self._devices), list(TASKS))
+        self.metrics.declare([spec.name for spec in self._specs], replica_names(self._devices), list(TASKS))
         self.metrics.declare_build(version=VERSION, python=platform.python_version())
 
     def begin(self, url: str, on_failure: Callable[[], None]) -> None:
@@ -142,7 +139,7 @@ class Application:
         self._read_ahead()
 
     def _declare_predictions(self, model: TextModel) -> None:
-        for name in operations.abilities(model):
+        for name in tasks_of(model):
             if TASKS[name].predict is not None:
                 self.metrics.declare_predictions(name, model.name, TASKS[name].own_labels(model))
 
@@ -159,10 +156,10 @@ class Application:
             ]
             read_ahead(list(chain.from_iterable(files)))
 
-    def _make_cache(self) -> Cache:
+    def _make_cache(self) -> ResultCache | None:
         batching = self._settings.batching
         if not batching.cache_entries:
-            return NoCache()
+            return None
         return ResultCache(
             max_entries=batching.cache_entries,
             max_bytes=batching.cache_bytes,
@@ -189,9 +186,8 @@ class Application:
             precision=replicas.precision,
             load=self._load,
             set_up_logs=partial(logs.configure, self._settings.log.level, self._settings.log.format),
-            progress=loading_progress(),
-            profiled=self._latency_models.calibrate,
-            predict=self._latency_models.predict,
+            on_progress=loading_progress(),
+            on_profile=self._latency_models.calibrate,
         )
 
     def _announce(self) -> None:
@@ -209,16 +205,16 @@ class Application:
             flush=True,
         )
 
-    # what the HTTP rooms ask
+    # the state that the HTTP layer asks for
 
     def why_not_ready(self) -> str | None:
-        return STOPPING if self.is_stopping else self.why_not_able()
+        return STOPPING if self.is_stopping else self.why_not_accepting()
 
     def why_not_alive(self) -> str | None:
         return self._pool.why_not_alive() if self._pool else None
 
-    def why_not_able(self) -> str | None:
-        """Requests are still taken for a while after readiness is gone."""
+    def why_not_accepting(self) -> str | None:
+        """Requests are still accepted for a while after readiness is gone."""
         if self.is_closed:
             return STOPPING
         if self._pool is None:
@@ -228,30 +224,25 @@ class Application:
         states = ", ".join(f"{name} {state}" for name, state in self._pool.states().items())
         return f"no replica is ready ({states})"
 
-    def admit(self, options: RequestOptions) -> None:
-        """With a cache a request has to be read first: what is kept is answered however much waits."""
-        if not self._settings.batching.cache_entries:
-            self._batcher.admit(options)
-
-    def info(self) -> operations.ModelsReply:
-        states = self._pool.states() if self._pool else dict.fromkeys(names(self._devices), "starting")
-        return operations.ModelsReply(
+    def models(self) -> ModelsReply:
+        states = self._pool.states() if self._pool else dict.fromkeys(replica_names(self._devices), "starting")
+        return ModelsReply(
             models=[self._model_info(checkpoint) for checkpoint in tuple(self._checkpoints)],
             replicas=[
-                operations.ReplicaInfo(name=name, device=device, threads=self._threads, state=states[name])
-                for name, device in zip(names(self._devices), self._devices, strict=True)
+                ReplicaInfo(name=name, device=device, threads=self._threads, state=states[name])
+                for name, device in zip(replica_names(self._devices), self._devices, strict=True)
             ],
         )
 
-    def _model_info(self, checkpoint: Checkpoint) -> operations.ModelInfo:
+    def _model_info(self, checkpoint: Checkpoint) -> ModelInfo:
         model = self._models[checkpoint.name]
-        return operations.ModelInfo(
+        return ModelInfo(
             name=checkpoint.name,
             source=checkpoint.source,
             revision=checkpoint.revision,
             family=checkpoint.family,
             kind=checkpoint.kind,
-            tasks=operations.abilities(model),
+            tasks=tasks_of(model),
             zero_shot=model.can_choose,
             labels=list(model.labels),
             max_length=model.max_length,

@@ -1,6 +1,6 @@
-"""`python -m service plan`: how many replicas so many requests a second need, from measured speeds.
+"""`python -m service plan`: computes how many replicas a load needs.
 
-Loads nothing: it asks a running server how fast it is, or reads a file of results, and simulates the load.
+Reads measured speeds from a running server or from a file of results, and simulates the load.
 """
 
 from __future__ import annotations
@@ -15,9 +15,19 @@ from pathlib import Path
 
 import httpx
 
-from service.cli_args import above_zero, checked, whole_above_zero
+from service.cli_args import above_zero, add_key, checked, file_to_write, server_url, whole_above_zero
 from service.tools.bench.texts import Lengths
-from service.tools.capacity import Point, Speed, Traffic, around, chosen, fewest, from_file, from_metrics, num_fronts
+from service.tools.capacity import (
+    Point,
+    Speed,
+    Traffic,
+    choose_speed,
+    find_fewest,
+    neighbours,
+    num_fronts,
+    parse_speeds,
+    read_speeds,
+)
 
 TIMEOUT_S = 10.0
 NUM_LENGTHS = 4096
@@ -27,30 +37,30 @@ def run(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     source = args.speeds or args.url
     try:
-        speed = chosen(from_file(args.speeds) if args.speeds else ask(args.url, args.key_file), args.model)
+        speed = choose_speed(read_speeds(args.speeds) if args.speeds else fetch_speeds(args.url, args.key), args.model)
     except (OSError, ValueError, httpx.HTTPError) as error:
         print(f"error: {source}: {error}", file=sys.stderr)
         return 2
     lengths = args.tokens.draw(NUM_LENGTHS, random.Random(args.seed))
     traffic = Traffic(args.rate, args.rows, lengths)
-    best = fewest(speed, traffic, args.p95_ms / 1000)
-    points = list(around(speed, traffic, best))
-    print(shown(args, speed, traffic, best, points))
+    best = find_fewest(speed, traffic, args.p95_ms / 1000)
+    points = list(neighbours(speed, traffic, best))
+    print(format_plan(args, speed, traffic, best, points))
     if args.json:
         args.json.write_text(json.dumps(report(args, speed, traffic, best, points), indent=2) + "\n", encoding="utf-8")
-    return 0 if best.keeps(args.p95_ms / 1000) else 1
+    return 0 if best.meets(args.p95_ms / 1000) else 1
 
 
-def ask(url: str, key_file: Path | None) -> list[Speed]:
-    """Raises OSError, httpx.HTTPError, and ValueError where this is no page of metrics of ours."""
-    headers = {"Authorization": f"Bearer {key_file.read_text().strip()}"} if key_file else {}
+def fetch_speeds(url: str, key: str | None) -> list[Speed]:
+    """Raises httpx.HTTPError, and ValueError if the server does not answer with a page of metrics."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     response = httpx.get(f"{url.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
     if response.status_code != 200:
         raise ValueError(f"GET /metrics answers {response.status_code}")
-    return from_metrics(response.text)
+    return parse_speeds(response.text)
 
 
-def shown(args: Namespace, speed: Speed, traffic: Traffic, best: Point, points: Sequence[Point]) -> str:
+def format_plan(args: Namespace, speed: Speed, traffic: Traffic, best: Point, points: Sequence[Point]) -> str:
     rate = speed.tokens_per_s(traffic.row_tokens)
     cost = speed.cost
     lines = [
@@ -75,44 +85,49 @@ def _line(one: Point) -> str:
 
 
 def _advice(best: Point, p95_ms: float) -> str:
-    if best.keeps(p95_ms / 1000):
-        return f"replicas: {best.replicas}; with one to spare for a loss or an update: {best.replicas + 1}"
-    return "no number of replicas is enough: a batch alone takes that long; shorter rows, or a faster device"
+    if best.meets(p95_ms / 1000):
+        return f"replicas: {best.replicas}; with one spare for a failure or an update: {best.replicas + 1}"
+    return "no number of replicas is enough: one batch alone takes longer; send shorter rows or use a faster device"
 
 
 def report(args: Namespace, speed: Speed, traffic: Traffic, best: Point, points: Sequence[Point]) -> dict[str, object]:
-    wish = {"requests_per_s": args.rate, "rows": args.rows, "tokens": args.tokens.text, "p95_ms": args.p95_ms}
+    target = {"requests_per_s": args.rate, "rows": args.rows, "tokens": args.tokens.text, "p95_ms": args.p95_ms}
     return {
-        "wish": wish | {"mean_row_tokens": traffic.row_tokens},
+        "wish": target | {"mean_row_tokens": traffic.row_tokens},
         "speed": speed.as_json(),
         "replica_tokens_per_s": round(speed.tokens_per_s(traffic.row_tokens), 1),
-        "replicas": best.replicas if best.keeps(args.p95_ms / 1000) else None,
+        "replicas": best.replicas if best.meets(args.p95_ms / 1000) else None,
         "services": num_fronts(traffic),
         "points": [asdict(one) for one in points],
     }
 
 
 def parse_args(argv: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(prog="python -m service plan", description="How many replicas a load needs.")
+    parser = ArgumentParser(prog="python -m service plan", description="Compute how many replicas a load needs.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--url", default="http://127.0.0.1:8000", help="a server on such a device (default: %(default)s)"
+        "--url",
+        type=server_url,
+        default="http://127.0.0.1:8000",
+        help="read the speed from this server's /metrics (default: %(default)s)",
     )
-    source.add_argument("--speeds", type=Path, metavar="FILE", help="or a file that python -m benchmarks.speed made")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="holds the API key for that server's /metrics")
-    parser.add_argument("--model", metavar="NAME", help="this model; default: the first")
+    source.add_argument(
+        "--speeds", type=Path, metavar="FILE", help="read the speed from a result of python -m benchmarks.speed"
+    )
+    add_key(parser)
+    parser.add_argument("--model", metavar="NAME", help="the model to plan for (default: the first)")
     parser.add_argument("--rate", type=above_zero, required=True, metavar="R", help="requests per second")
-    parser.add_argument("--rows", type=whole_above_zero, default=1, help="rows of a request (default: 1)")
+    parser.add_argument("--rows", type=whole_above_zero, default=1, help="rows per request (default: 1)")
     parser.add_argument(
         "--tokens",
         type=checked(Lengths.parse),
         default=Lengths.parse("lognormal:31:152"),
         metavar="SHAPE",
-        help="tokens of a row: fixed:N, uniform:LOW:HIGH or lognormal:MEDIAN:P95 (default: lognormal:31:152)",
+        help="tokens per row: fixed:N, uniform:LOW:HIGH or lognormal:MEDIAN:P95 (default: lognormal:31:152)",
     )
     parser.add_argument(
-        "--p95-ms", type=above_zero, default=200.0, help="95 %% are to be answered within (default: 200)"
+        "--p95-ms", type=above_zero, default=200.0, help="target of the 95th percentile of latency (default: 200)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of lengths and arrivals (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
+    parser.add_argument("--seed", type=int, default=1, help="seed of lengths and arrivals (default: 1)")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the report to FILE")
     return parser.parse_args(argv)

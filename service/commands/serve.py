@@ -55,18 +55,7 @@ def make_server(application: Application, settings: Settings) -> Server:
     check_certificate(settings.security)
     key_store = make_key_store(settings.security, application.metrics)
     app = create_app(
-        application.pipeline,
-        info=application.info,
-        ready=application.why_not_ready,
-        alive=application.why_not_alive,
-        accepting=application.why_not_able,
-        admit=application.admit,
-        settings=settings.server,
-        metrics=application.metrics,
-        key_store=key_store,
-        security=settings.security,
-        tracer=application.tracer,
-        lifespan=application.lifespan,
+        application, settings.server, settings.security, key_store=key_store, lifespan=application.lifespan
     )
     limits = settings.server
     connection_limits = ConnectionLimits(limits, application.metrics, fit_connections(limits.max_connections))

@@ -1,7 +1,7 @@
-"""The canary: rows whose answer is known, computed now and then to see whether a device still computes what it did.
+"""The canary: rows whose answer is known, computed now and then against a device that is silently wrong.
 
-A device may go wrong and raise nothing. Knows no pipe and no torch: the child asks at which time to look, the parent
-compares what its children answer.
+A device may become faulty and raise nothing. The worker process compares with its own first answers; the parent
+compares the first answers of its replicas with each other.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Answers = Mapping[str, FloatArray]
 
 EXACT = 1e-3
 ROUNDED = 0.1
-"""How far an answer may be from the known one, in lengths of that: in float32, and in fewer bits. Kernels and their
-order of adding differ between devices; what is wrong is far beyond."""
+"""Largest relative distance from the known answer, in float32 and in fewer bits. Kernels and their order of summation
+differ between devices; a faulty device is far beyond these."""
 
 
 class Canary:
-    """In the child. Made after the warm-up, when the known answers are found."""
+    """In the worker process. Made after the warm-up, when the known answers are computed."""
 
     def __init__(
         self, engines: Mapping[str, Runner], interval_s: float, clock: Callable[[], float] = time.monotonic
@@ -41,24 +41,24 @@ class Canary:
         self._next = clock() + interval_s
 
     def wait_s(self) -> float | None:
-        """Until it is time; None when that never is."""
+        """Seconds until the next run; None when there is none."""
         return max(0.0, self._next - self._clock()) if self._interval_s else None
 
     def wrong_model(self) -> str | None:
-        """Looks after all models now; the name of one that answers otherwise than it did."""
+        """Runs the canary of every model; the name of one that answers differently, or None."""
         self._next = self._clock() + self._interval_s
         return next((name for name, engine in self._engines.items() if self._is_wrong(name, engine)), None)
 
     def _is_wrong(self, name: str, engine: Runner) -> bool:
         try:
             return is_wrong(_answer(engine), self.answers[name], engine.precision)
-        except Exception:  # whatever it is, these rows were computed before
+        except Exception:  # these rows were computed before
             logger.exception("canary failed", extra={"model": name})
             return True
 
 
 class ReferenceAnswers:
-    """In the parent: the first answers heard of each model in each precision, which all others have to agree with."""
+    """In the parent: the first answers of each model in each precision, with which all others must agree."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, str], tuple[str, FloatArray]] = {}
@@ -69,11 +69,11 @@ class ReferenceAnswers:
             precision = precisions[model]
             other, known = self._first.setdefault((model, precision), (replica, answer))
             if is_wrong(answer, known, precision):
-                raise WrongAnswer(f"{replica}: {model} in {precision} answers otherwise than on {other}")
+                raise WrongAnswer(f"{replica}: {model} in {precision} answers differently than on {other}")
 
 
 class WrongAnswer(StartupError):
-    """One of two devices is broken, or their software."""
+    """Two replicas disagree: one device is faulty, or its software."""
 
 
 def is_wrong(found: FloatArray, known: FloatArray, precision: str) -> bool:
@@ -81,7 +81,7 @@ def is_wrong(found: FloatArray, known: FloatArray, precision: str) -> bool:
 
 
 def distance(found: FloatArray, known: FloatArray) -> float:
-    """The length of the difference, in lengths of what is known."""
+    """The length of the difference over the length of the known answer."""
     if found.shape != known.shape or not np.isfinite(found).all():
         return math.inf
     length = float(np.linalg.norm(known))

@@ -1,8 +1,7 @@
-"""The child process: loads an engine per checkpoint on one device, then computes the batches that come down the pipe.
+"""The worker process: loads an engine per checkpoint on one device, then computes the batches that come down the pipe.
 
-Knows no HTTP, no queue and no metrics. A thread reads the pipe all the time and shows the engine what comes: when this
-batch is done a GPU has the next one already, a CPU finds it packed. Started as
-`python -m service.replicas.child FD PARENT_PID`; it never outlives its parent.
+Started as `python -m service.replicas.child FD PARENT_PID`; it never outlives its parent. A thread reads the pipe and
+prepares each batch while the one before computes: a GPU already has it then, a CPU finds it packed.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from service.errors import Died, OutOfMemory, StartupError
 from service.replicas.canary import Canary
 from service.replicas.isolation import MemoryProbe, run_rows
 from service.replicas.protocol import (
-    Batch,
     Broken,
     Checked,
+    ComputeRequest,
+    ComputeResponse,
     Loading,
     Pipe,
     Profile,
     Ready,
-    Result,
     Spec,
     Stop,
     ToParent,
@@ -43,116 +42,14 @@ from service.replicas.protocol import (
 from service.replicas.runner import Progress, Runner
 
 logger = logging.getLogger(__name__)
-
-
-class Sender(Protocol):
-    """The pipe, to who only writes."""
-
-    def send(self, message: ToParent) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A batch that the engine has seen: what is left to do is to wait, or on a CPU to compute."""
-
-    batch: Batch
-    finish: Callable[[], list[Output]]
-    started: float
-
-
-def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: SimpleQueue[Prepared | None]) -> None:
-    """Computes until the stop comes; between two batches, and while none comes, it measures and looks after the canary.
-
-    Raises Died, in place of an answer where a batch led to it: that batch is computed elsewhere.
-    """
-    measuring = profiles(engines)
-    while True:
-        if canary.wait_s() == 0:
-            check_canary(canary, engines, pipe)
-        measure(measuring, pipe, batches)
-        free_since = time.perf_counter()
-        try:
-            prepared = batches.get(timeout=canary.wait_s())
-        except Empty:
-            continue
-        if prepared is None:
-            return
-        seen = MemoryProbe()
-        result = compute(engines, prepared, seen, free_since)
-        if seen.has_failed:
-            check_canary(canary, engines, pipe)
-        pipe.send(result)
-
-
-def check_canary(canary: Canary, engines: Mapping[str, Runner], pipe: Sender) -> None:
-    wrong = canary.wrong_model()
-    pipe.send(Checked(wrong, device_memory(engines)))
-    if wrong is not None:
-        raise Died(f"{wrong} does not answer what it did")
-
-
-def device_memory(engines: Mapping[str, Runner]) -> Memory:
-    """All engines are on one device."""
-    return next(iter(engines.values())).device_memory() or host.process_memory()
-
-
-def profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:
-    """Measures one forward at a time; None while a model's profile is not complete."""
-    for name, engine in engines.items():
-        steps = []
-        fitting_tokens = None
-        try:
-            for step in engine.profile():
-                steps.append(step)
-                yield None
-        except Died:
-            raise
-        except OutOfMemory:
-            fitting_tokens = max((step.tokens for step in steps), default=0)
-        except Exception:  # a batch too few was measured, which is no reason not to serve
-            logger.exception("profile failed", extra={"model": name})
-        yield Profile(name, tuple(steps), fitting_tokens)
-
-
-def measure(measuring: Iterator[Profile | None], pipe: Sender, batches: SimpleQueue[Prepared | None]) -> None:
-    """One forward, and more while there is no batch, until all are measured: a start need not wait for that, a request
-    waits for one of them at most, and under steady load it ends, too."""
-    for profile in measuring:
-        if profile:
-            pipe.send(profile)
-        if not batches.empty():
-            break
-
-
-def prepare(engines: Mapping[str, Runner], batch: Batch) -> Prepared:
-    """What can be done while the batch before computes. An error is raised again when it is this one's turn."""
-    started = time.perf_counter()
-    try:
-        finish = engines[batch.encodings[0].model].prepare(batch.encodings)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is that of the forward
-        return Prepared(batch, partial(_raise, error), started)
-    return Prepared(batch, finish, started)
-
-
-def _raise(error: Exception) -> NoReturn:
-    raise error
-
-
-def compute(engines: Mapping[str, Runner], prepared: Prepared, seen: MemoryProbe, free_since: float) -> Result:
-    batch = prepared.batch
-    outputs = run_rows(engines[batch.encodings[0].model], batch.encodings, seen, prepared.finish)
-    seconds = time.perf_counter() - max(prepared.started, free_since)
-    return Result(batch.number, outputs, seconds, seen.fitting_tokens)
-
-
 PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int, parent_pid: int) -> int:
-    # Ctrl-C and a signal to the whole service are the parent's to handle: it drains first, then ends its children.
+    # The parent handles Ctrl-C and signals to the whole group: it drains first, then stops its worker processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with(parent_pid)
+    _exit_with(parent_pid)
     os.set_inheritable(fd, False)
     pipe = Pipe(fd)
     spec = pipe.recv()
@@ -162,15 +59,15 @@ def main(fd: int, parent_pid: int) -> int:
         return _serve(pipe, spec)
     except (BrokenPipeError, ConnectionResetError):
         return 1  # the parent has gone
-    except Exception:  # the process's edge: its parent notices the death and starts another
+    except Exception:  # the edge of the process: its parent notices the exit and starts another
         logger.exception("replica failed", extra={"device": spec.device})
         return 1
 
 
-def _die_with(parent_pid: int) -> None:
-    """The kernel kills this process when its parent ends, however that ends."""
+def _exit_with(parent_pid: int) -> None:
+    """Has the kernel kill this process when its parent exits, for whatever reason."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it ended before the line above
+    if os.getppid() != parent_pid:  # it exited before the line above
         sys.exit(1)
 
 
@@ -181,13 +78,13 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
     except StartupError as error:
         pipe.send(Broken(error))
         return 1
-    except Exception as error:  # the edge of loading: whatever it is, the parent has to hear of it
+    except Exception as error:  # the edge of loading: the parent reports it
         logger.exception("models could not be loaded", extra={"device": spec.device})
         pipe.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
         return 1
     precisions = {name: engine.precision for name, engine in engines.items()}
     pipe.send(Ready(precisions, host.process_memory().allocated, canary.answers, device_memory(engines)))
-    gc.freeze()  # the garbage collector need not look at libraries and engines again, amid a batch
+    gc.freeze()  # libraries and engines need not be scanned again by a collection during a batch
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
     Thread(target=_receive, args=(pipe, engines, batches), daemon=True).start()
     work(engines, canary, pipe, batches)
@@ -195,7 +92,7 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
 
 
 def load(spec: Spec, send: Callable[[ToParent], None]) -> dict[str, Runner]:
-    """An engine per checkpoint, warmed up, by model name."""
+    """Loads and warms up an engine per checkpoint; by model name."""
     engines = {}
     for checkpoint in spec.checkpoints:
         progress = _progress(checkpoint, send)
@@ -206,7 +103,7 @@ def load(spec: Spec, send: Callable[[ToParent], None]) -> dict[str, Runner]:
 
 
 def _progress(checkpoint: Checkpoint, send: Callable[[ToParent], None]) -> Progress:
-    """One message per percent: loaders may report every tensor."""
+    """Sends one message per percent: loaders may report every tensor."""
     last = -1
 
     def report(done: int, total: int) -> None:
@@ -221,12 +118,114 @@ def _progress(checkpoint: Checkpoint, send: Callable[[ToParent], None]) -> Progr
 
 def _receive(pipe: Pipe, engines: Mapping[str, Runner], batches: SimpleQueue[Prepared | None]) -> None:
     try:
-        while isinstance(message := pipe.recv(), Batch):
+        while isinstance(message := pipe.recv(), ComputeRequest):
             batches.put(prepare(engines, message))
         assert isinstance(message, Stop), "after loading there are batches, then the stop"
         batches.put(None)
     except (EOFError, OSError):
-        os._exit(1)  # the parent has gone: nobody waits for the batch at hand
+        os._exit(1)  # the parent has exited: the current batch is not wanted any more
+
+
+class Sender(Protocol):
+    """The writing side of the pipe."""
+
+    def send(self, message: ToParent) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch that the engine has prepared: on a GPU it is computing, on a CPU it is packed."""
+
+    batch: ComputeRequest
+    finish: Callable[[], list[Output]]
+    started: float
+
+
+def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: SimpleQueue[Prepared | None]) -> None:
+    """Computes until Stop; measures and runs the canary between batches and while there are none.
+
+    Raises Died in place of an answer when a batch broke the device: that batch is computed elsewhere.
+    """
+    measuring = measure_profiles(engines)
+    while True:
+        if canary.wait_s() == 0:
+            check_canary(canary, engines, pipe)
+        advance(measuring, pipe, batches)
+        free_since = time.perf_counter()
+        try:
+            prepared = batches.get(timeout=canary.wait_s())
+        except Empty:
+            continue
+        if prepared is None:
+            return
+        probe = MemoryProbe()
+        result = compute(engines, prepared, probe, free_since)
+        if probe.has_failed:
+            check_canary(canary, engines, pipe)
+        pipe.send(result)
+
+
+def check_canary(canary: Canary, engines: Mapping[str, Runner], pipe: Sender) -> None:
+    wrong = canary.wrong_model()
+    pipe.send(Checked(wrong, device_memory(engines)))
+    if wrong is not None:
+        raise Died(f"{wrong} answers differently than at the start")
+
+
+def device_memory(engines: Mapping[str, Runner]) -> Memory:
+    """Memory of the device that all engines are on."""
+    return next(iter(engines.values())).device_memory() or host.process_memory()
+
+
+def measure_profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:
+    """Measures one forward per step; yields None while the profile of a model is not complete."""
+    for name, engine in engines.items():
+        steps = []
+        fitting_tokens = None
+        try:
+            for step in engine.profile():
+                steps.append(step)
+                yield None
+        except Died:
+            raise
+        except OutOfMemory:
+            fitting_tokens = max((step.tokens for step in steps), default=0)
+        except Exception:  # an incomplete profile is no reason not to serve
+            logger.exception("profile failed", extra={"model": name})
+        yield Profile(name, tuple(steps), fitting_tokens)
+
+
+def advance(measuring: Iterator[Profile | None], pipe: Sender, batches: SimpleQueue[Prepared | None]) -> None:
+    """Measures one forward, and more while there is no batch. So the start does not wait for the profile, a request
+    waits for one forward at most, and the profile is completed under steady load, too."""
+    for profile in measuring:
+        if profile:
+            pipe.send(profile)
+        if not batches.empty():
+            break
+
+
+def prepare(engines: Mapping[str, Runner], batch: ComputeRequest) -> Prepared:
+    """Prepares a batch while the one before computes. An error is raised again when it is the turn of this batch."""
+    started = time.perf_counter()
+    try:
+        finish = engines[batch.encodings[0].model].prepare(batch.encodings)
+    except Exception as error:  # noqa: BLE001 - raised again when the batch is computed
+        return Prepared(batch, partial(_raise, error), started)
+    return Prepared(batch, finish, started)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def compute(
+    engines: Mapping[str, Runner], prepared: Prepared, probe: MemoryProbe, free_since: float
+) -> ComputeResponse:
+    batch = prepared.batch
+    outputs = run_rows(engines[batch.encodings[0].model], batch.encodings, probe, prepared.finish)
+    seconds = time.perf_counter() - max(prepared.started, free_since)
+    return ComputeResponse(batch.number, outputs, seconds, probe.fitting_tokens)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The rows of a batch, computed: halved while the forward fails or finds no memory, until what is at fault is alone.
+"""Isolation: computes the rows of a batch, halved while the forward fails or runs out of memory, until the row at fault
+is alone.
 
-What failed is computed once more before it counts: a device may stumble. Knows no pipe and no torch.
+A row that fails is computed once more before it counts as failed: a device may have a transient fault.
 """
 
 from __future__ import annotations
@@ -22,64 +23,63 @@ Finish = Callable[[], list[Output]]
 
 @dataclass(slots=True)
 class MemoryProbe:
-    """What was seen of the device while a batch was computed: whether it stumbled, and in tokens at a time, what there
-    is memory for."""
+    """What a batch showed of its device: whether a forward failed, and which numbers of tokens fit into memory."""
 
     has_failed: bool = False
-    most: int = 0
-    least_too_many: int | None = None
+    max_fitting: int = 0
+    min_exceeding: int | None = None
 
     def fits(self, tokens: int) -> None:
-        self.most = max(self.most, tokens)
+        self.max_fitting = max(self.max_fitting, tokens)
 
     def exceeds(self, tokens: int) -> None:
-        self.least_too_many = min(tokens, self.least_too_many or tokens)
+        self.min_exceeding = min(tokens, self.min_exceeding or tokens)
 
     @property
     def fitting_tokens(self) -> int | None:
-        """None while there was room for all. What is left of a batch beside one long row may be too few to go by."""
-        return None if self.least_too_many is None else max(self.most, self.least_too_many // 2)
+        """None while everything fitted. What is left of a batch next to one long row may be too few tokens to go by."""
+        return None if self.min_exceeding is None else max(self.max_fitting, self.min_exceeding // 2)
 
 
 def run_rows(
-    engine: Runner, encodings: Sequence[Encoding], seen: MemoryProbe, finish: Finish
+    engine: Runner, encodings: Sequence[Encoding], probe: MemoryProbe, finish: Finish
 ) -> list[Output | Failure]:
-    """`finish` is what the engine made of these rows already."""
-    outputs = _halved(engine, encodings, seen, finish)
-    if failed := [place for place, output in enumerate(outputs) if output == "failed"]:
-        seen.has_failed = True
-        again = _halved(engine, [encodings[place] for place in failed], seen)
-        for place, output in zip(failed, again, strict=True):
-            outputs[place] = output
+    """Outputs in the order of the rows; `finish` is the prepared forward of all of them."""
+    outputs = _run_or_halve(engine, encodings, probe, finish)
+    if failed := [index for index, output in enumerate(outputs) if output == "failed"]:
+        probe.has_failed = True
+        again = _run_or_halve(engine, [encodings[index] for index in failed], probe)
+        for index, output in zip(failed, again, strict=True):
+            outputs[index] = output
     return outputs
 
 
-def _halved(
-    engine: Runner, encodings: Sequence[Encoding], seen: MemoryProbe, finish: Finish | None = None
+def _run_or_halve(
+    engine: Runner, encodings: Sequence[Encoding], probe: MemoryProbe, finish: Finish | None = None
 ) -> list[Output | Failure]:
     extra = {"rows": len(encodings), "tokens": sum(encoding.num_tokens for encoding in encodings)}
     failure: Failure = "failed"
     try:
         outputs = (finish or engine.prepare(encodings))()
-        seen.fits(extra["tokens"])
-        return _checked(outputs)
+        probe.fits(extra["tokens"])
+        return _check_finite(outputs)
     except Died:
         raise
     except OutOfMemory as error:
-        seen.exceeds(extra["tokens"])
+        probe.exceeds(extra["tokens"])
         failure = "out_of_memory"
-        logger.warning("no memory for a batch", extra={**extra, "reason": error.detail})
-    except Exception:  # any error of a forward is that of one of its rows, or of too many together
-        seen.has_failed = True
+        logger.warning("batch ran out of memory", extra={**extra, "reason": error.detail})
+    except Exception:  # a forward fails because of one of its rows, or of too many together
+        probe.has_failed = True
         logger.exception("forward failed", extra=extra)
     if len(encodings) == 1:
         return [failure]
     middle = len(encodings) // 2
-    return _halved(engine, encodings[:middle], seen) + _halved(engine, encodings[middle:], seen)
+    return _run_or_halve(engine, encodings[:middle], probe) + _run_or_halve(engine, encodings[middle:], probe)
 
 
-def _checked(outputs: Sequence[Output]) -> list[Output | Failure]:
-    """A row whose numbers are none has failed. There is hardly ever one, so all are looked at together first."""
+def _check_finite(outputs: Sequence[Output]) -> list[Output | Failure]:
+    """Rows with NaN or infinity have failed. That is rare, so all rows are checked together first."""
     if np.isfinite(np.concatenate([each.scores for each in outputs], axis=None)).all():
         return list(outputs)
     checked: list[Output | Failure] = [each if np.isfinite(each.scores).all() else "failed" for each in outputs]

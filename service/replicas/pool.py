@@ -1,46 +1,28 @@
-"""All replicas, one per device: started together, looked after, stopped together.
-
-Knows no queue and no HTTP: `start` is given what feeds a replica, and calls it for every replica that becomes ready.
-"""
+"""The pool: all replicas, one per device, started together, supervised, stopped together."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 
-from service.batching.batch import Feed
 from service.checkpoints.checkpoint import Checkpoint
-from service.domain import Step
 from service.host import OomKills
 from service.metric_labels import ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import ReferenceAnswers
-from service.replicas.protocol import Loading, Spec
-from service.replicas.replica import Predict, Profiled, Progress, Replica, RestartPolicy
+from service.replicas.protocol import Spec
+from service.replicas.replica import Feed, OnProfile, OnProgress, Replica, RestartPolicy
 from service.replicas.runner import Load, load_engine
 
 
-def ignore_progress(replica: str, loading: Loading) -> None:
-    """The default: loading is not shown."""
-
-
-def ignore_profile(replica: str, model: str, steps: Sequence[Step], fitting_tokens: int | None) -> None:
-    """The default: nobody asks how fast a replica is."""
-
-
-def predict_nothing(model: str, tokens: int, rows: int) -> float | None:
-    """The default: nobody knows how long a batch takes."""
-    return None
-
-
-def keep_logs_as_they_are() -> None:
-    """The default: a child logs warnings and errors to stderr, as Python does unasked."""
+def keep_default_logs() -> None:
+    """The default: a worker process logs warnings and errors to stderr."""
 
 
 class Pool:
-    """One child process per entry of `devices`, each holding an engine per checkpoint.
+    """One worker process per entry of `devices`, each with an engine per checkpoint.
 
-    `load` and `set_up_logs` are called in the children, so they have to be functions of modules (or partials of such).
+    `load` and `set_up_logs` are called in the worker processes: they must be module functions, or partials of such.
     """
 
     def __init__(
@@ -52,26 +34,24 @@ class Pool:
         policy: RestartPolicy,
         precision: str = "auto",
         load: Load = load_engine,
-        set_up_logs: Callable[[], None] = keep_logs_as_they_are,
-        progress: Progress = ignore_progress,
-        profiled: Profiled = ignore_profile,
-        predict: Predict = predict_nothing,
+        set_up_logs: Callable[[], None] = keep_default_logs,
+        on_progress: OnProgress = lambda replica, loading: None,
+        on_profile: OnProfile = lambda replica, model, steps, fitting_tokens: None,
     ) -> None:
         self._policy = policy
-        known, oom_kills = ReferenceAnswers(), OomKills()
+        reference_answers, oom_kills = ReferenceAnswers(), OomKills()
         self._replicas = [
             Replica(
                 name,
                 Spec(tuple(checkpoints), device, precision, load, set_up_logs, policy.canary_interval_s),
                 policy,
                 metrics,
-                known=known,
+                reference_answers=reference_answers,
                 oom_kills=oom_kills,
-                progress=progress,
-                profiled=profiled,
-                predict=predict,
+                on_progress=on_progress,
+                on_profile=on_profile,
             )
-            for name, device in zip(names(devices), devices, strict=True)
+            for name, device in zip(replica_names(devices), devices, strict=True)
         ]
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -80,7 +60,8 @@ class Pool:
         return tuple(replica.name for replica in self._replicas)
 
     async def start(self, feed: Feed) -> None:
-        """Returns when every replica is ready; raises the first StartupError (CheckpointError ...), no child left."""
+        """Returns when every replica is ready. Raises the first StartupError (CheckpointError ...), with no process
+        left."""
         loop = asyncio.get_running_loop()
         started = [loop.create_future() for _ in self._replicas]
         self._keepers = [
@@ -89,20 +70,20 @@ class Pool:
         ]
         try:
             await asyncio.gather(*started)
-        except BaseException:  # whatever ends the start, a cancellation too, must leave no child behind
+        except BaseException:  # a start that fails or is cancelled must leave no process behind
             await self.stop()
             raise
 
     def is_ready(self) -> bool:
-        """Whether at least one replica computes."""
+        """Whether at least one replica is ready."""
         return self.num_ready() > 0
 
     def num_ready(self) -> int:
-        """How many replicas compute."""
+        """Number of replicas that are ready."""
         return [replica.state for replica in self._replicas].count("ready")
 
     def why_not_alive(self) -> str | None:
-        """Told when no replica comes back for good, and starting the whole service anew may help; else None."""
+        """A reason when every replica keeps crashing, so that restarting the whole service may help; else None."""
         limit = self._policy.max_crashes
         if any(replica.num_failures < limit or replica.is_steady for replica in self._replicas):
             return None
@@ -113,23 +94,23 @@ class Pool:
         return {replica.name: replica.state for replica in self._replicas}
 
     def precisions(self, model: str) -> list[str]:
-        """What the replicas compute this model in: one, or several where they differ; empty until it is loaded."""
+        """The precision of this model: one, or several where the replicas differ; empty until it is loaded."""
         return sorted({replica.precisions[model] for replica in self._replicas if model in replica.precisions})
 
     def pids(self) -> dict[str, int]:
-        """Of the children that are alive."""
+        """Process ids of the running worker processes, by replica."""
         return {replica.name: replica.pid for replica in self._replicas if replica.pid is not None}
 
     async def stop(self) -> None:
-        """Ends every child: each may finish its batch, within the grace of its care."""
+        """Stops every worker process; each may finish its batch within the policy's grace period."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._keepers = []
 
 
-def names(devices: Sequence[str]) -> list[str]:
-    """A replica is named after its device; the second on one device is `cpu#2`."""
+def replica_names(devices: Sequence[str]) -> list[str]:
+    """A replica is named after its device; the second one on a device is `cpu#2`."""
     seen: dict[str, int] = {}
     out = []
     for device in devices:

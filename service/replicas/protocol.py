@@ -1,4 +1,8 @@
-"""What crosses the pipe between the parent and a child: ids and numbers, never text, never device tensors."""
+"""Messages between the parent and a worker process, and their framing.
+
+Only ids and numbers cross the pipe, never text, never device tensors. A message is a length and a pickle in which the
+rows of a batch are flat arrays: a dataclass and three arrays per row would be most of the cost of a batch on its way.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from service.replicas.runner import Load
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """First to the child: all that it has to know. The two callables are functions of modules."""
+    """To the worker process, first: its configuration. The two callables are module functions, or partials of such."""
 
     checkpoints: tuple[Checkpoint, ...]
     device: str
@@ -35,8 +39,8 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """To the child, any number of times; all rows are of one model."""
+class ComputeRequest:
+    """To the worker process, any number of times; all rows are of one model."""
 
     number: int
     encodings: Sequence[Encoding]
@@ -44,12 +48,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """To the child: end after the batch at hand."""
+    """To the worker process: exit after the current batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """To the parent: so many bytes of this model are loaded."""
+    """To the parent: `done` of `total` bytes of this model are loaded."""
 
     model: str
     done: int
@@ -58,7 +62,7 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """To the parent, once: batches may come. `precisions` are by model name, `answers` those of the canary."""
+    """To the parent, once: ready for batches. `precisions` are by model name, `answers` those of the canary."""
 
     precisions: dict[str, str]
     memory_bytes: int
@@ -68,8 +72,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """To the parent, once for each model, when the child had time to measure forwards of it; `fitting_tokens` as in
-    Result."""
+    """To the parent, once for each model, after its forwards were measured; `fitting_tokens` as in ComputeResponse."""
 
     model: str
     steps: tuple[Step, ...]
@@ -78,7 +81,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """To the parent: the canary was looked after. If `wrong` names a model, the child ends."""
+    """To the parent: the canary was run. If `wrong` names a model, the process exits."""
 
     wrong: str | None
     device_memory: Memory
@@ -86,14 +89,14 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """To the parent, instead of Ready: the models could not be loaded, and the child ends."""
+    """To the parent, instead of Ready: the models could not be loaded, and the process exits."""
 
     error: StartupError
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """To the parent: a batch's outputs, in order. After running out of memory: so many tokens fit at a time."""
+class ComputeResponse:
+    """To the parent: the outputs of a batch, in order. `fitting_tokens` as in `BatchResult`."""
 
     number: int
     outputs: list[Output | Failure]
@@ -101,13 +104,13 @@ class Result:
     fitting_tokens: int | None = None
 
 
-ToChild = Spec | Batch | Stop
-ToParent = Loading | Ready | Profile | Checked | Broken | Result
+ToChild = Spec | ComputeRequest | Stop
+ToParent = Loading | Ready | Profile | Checked | Broken | ComputeResponse
 
 
 _HEAD = struct.Struct("<Q")
-_Built = tuple[Any, tuple[Any, ...]]
-"""What pickle makes an object of: a callable and its arguments."""
+_Reduced = tuple[Any, tuple[Any, ...]]
+"""What pickle rebuilds an object from: a callable and its arguments."""
 
 
 def frame(message: object) -> bytes:
@@ -115,7 +118,7 @@ def frame(message: object) -> bytes:
     buffer = io.BytesIO()
     buffer.write(bytes(_HEAD.size))
     pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
-    pickler.dispatch_table = _BUILT
+    pickler.dispatch_table = _REDUCERS
     pickler.dump(message)
     _HEAD.pack_into(view := buffer.getbuffer(), 0, len(view) - _HEAD.size)
     return buffer.getvalue()
@@ -128,7 +131,7 @@ class Frames:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Any]:
-        """The messages that are whole now. Take them all before the next call."""
+        """The messages that are complete. Take them all before the next call."""
         self._bytes += data
         start = 0
         while (body := start + _HEAD.size) <= len(self._bytes):
@@ -141,7 +144,7 @@ class Frames:
 
 
 class Pipe:
-    """The child's end: it waits where the parent's may not."""
+    """The worker process's end, which blocks."""
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -151,7 +154,7 @@ class Pipe:
         self._socket.sendall(frame(message))
 
     def recv(self) -> Any:
-        """Raises EOFError when the other end has gone."""
+        """Raises EOFError when the parent has closed its end."""
         [size] = _HEAD.unpack(self._read(_HEAD.size))
         return pickle.loads(self._read(size))
 
@@ -165,54 +168,54 @@ class Pipe:
 # rows as flat arrays
 
 
-def _flat_batch(batch: Batch) -> _Built:
+def _reduce_request(batch: ComputeRequest) -> _Reduced:
     rows = batch.encodings
     arrays = [array for row in rows for array in (row.ids, row.segment_ids, row.positions)]
     numbers = np.concatenate(arrays, dtype=np.int32).tobytes()
     more = [(row.model, row.readout, row.blocks) for row in rows]
-    return _batch_of, (batch.number, list(map(len, arrays)), numbers, more)
+    return _make_request, (batch.number, list(map(len, arrays)), numbers, more)
 
 
-def _batch_of(number: int, lengths: list[int], numbers: bytes, more: list[tuple[Any, ...]]) -> Batch:
+def _make_request(number: int, lengths: list[int], numbers: bytes, more: list[tuple[Any, ...]]) -> ComputeRequest:
     arrays = _cut(np.frombuffer(numbers, np.int32), lengths)
     rows = [
         Encoding(model, next(arrays), next(arrays), next(arrays), readout, blocks) for model, readout, blocks in more
     ]
-    return Batch(number, rows)
+    return ComputeRequest(number, rows)
 
 
-def _flat_result(result: Result) -> _Built:
+def _reduce_response(result: ComputeResponse) -> _Reduced:
     given = [output for output in result.outputs if isinstance(output, Output)]
     scores = np.concatenate([output.scores for output in given], axis=None, dtype=np.float32) if given else _NOTHING
     rows = [(each.scores.shape, each.ids) if isinstance(each, Output) else each for each in result.outputs]
-    return _result_of, (result.number, scores.tobytes(), rows, result.compute_s, result.fitting_tokens)
+    return _make_response, (result.number, scores.tobytes(), rows, result.compute_s, result.fitting_tokens)
 
 
-def _result_of(
+def _make_response(
     number: int,
     scores: bytes,
     rows: list[tuple[tuple[int, ...], IdArray | None] | Failure],
     compute_s: float,
     fitting_tokens: int | None,
-) -> Result:
+) -> ComputeResponse:
     sizes = [math.prod(row[0]) for row in rows if isinstance(row, tuple)]
     arrays = _cut(np.frombuffer(scores, np.float32), sizes)
     outputs = [Output(next(arrays).reshape(row[0]), row[1]) if isinstance(row, tuple) else row for row in rows]
-    return Result(number, outputs, compute_s, fitting_tokens)
+    return ComputeResponse(number, outputs, compute_s, fitting_tokens)
 
 
 def _cut(whole: NDArray[Any], lengths: Sequence[int]) -> Iterator[NDArray[Any]]:
     return (whole[start:end] for start, end in pairwise(accumulate(lengths, initial=0)))
 
 
-def _by_fields(value: object) -> _Built:
+def _reduce_fields(value: object) -> _Reduced:
     kind = type(value)
     return kind, tuple(getattr(value, name) for name in kind.__match_args__)  # type: ignore[attr-defined]
 
 
 _NOTHING = np.empty(0, np.float32)
-_BUILT: dict[type, Callable[[Any], _Built]] = {
-    Batch: _flat_batch,
-    Result: _flat_result,
-    **dict.fromkeys(get_args(Readout), _by_fields),
+_REDUCERS: dict[type, Callable[[Any], _Reduced]] = {
+    ComputeRequest: _reduce_request,
+    ComputeResponse: _reduce_response,
+    **dict.fromkeys(get_args(Readout), _reduce_fields),
 }

@@ -1,50 +1,65 @@
-"""One replica: a child process on one device that is started, fed, and replaced when it ends.
-
-Knows no queue: it hands the child's `run` to a `feed`. Its state and its losses are told to the metrics.
-"""
+"""One replica: a worker process on one device that is started, fed, and replaced when it exits."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from service.batching.batch import BatchResult, Feed, Run
-from service.domain import Encoding, Step
+from service.batching.batch import Replica as BatchRunner
+from service.domain import Step
 from service.errors import StartupError
 from service.host import OomKills
 from service.metric_labels import LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import ReferenceAnswers, WrongAnswer
-from service.replicas.process import Process
+from service.replicas.process import WorkerProcess
 from service.replicas.protocol import Checked, Loading, Profile, Ready, Spec
-from service.tracing import trace
+
+logger = logging.getLogger(__name__)
+
+NUM_FEEDERS = 2
+"""One batch computes while the next waits in the pipe."""
 
 STEADY_S = 60.0
-"""A child that has served for so long did not fail because of how it was started."""
+"""A worker process that has served for so long did not fail because of how it was started."""
+
+Feed = Callable[[BatchRunner], Coroutine[Any, Any, None]]
+"""Takes batches for a replica until the replica is lost or there are no more."""
+
+OnProgress = Callable[[str, Loading], None]
+"""Called with the name of the replica and how much of a model it has loaded."""
+
+OnProfile = Callable[[str, str, Sequence[Step], int | None], None]
+"""Called each time a replica has measured a model, soon after it became ready: with the name of the replica, the model,
+the steps, and the tokens that fit into its memory where it ran out of that."""
 
 
 def back_off_s(num_failures: int) -> float:
-    """At once after the first loss, then 1, 2, 4 ... 30 seconds."""
+    """0 after the first loss, then 1, 2, 4 ... 30 seconds."""
     return 0.0 if num_failures <= 1 else min(30.0, 2.0 ** (num_failures - 2))
 
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """All in seconds, but four: `threads` are of one replica, a start may take `restart_factor` times as long as one
-    before, a batch `hang_factor` times as long as is predicted, and `max_crashes` losses of every replica in a row are
-    too many. The least of both waits is for what happens once: a kernel that is compiled, a disk that is busy."""
+    """How long to wait for a replica, and when to give up. `threads` are the CPU threads of one replica.
+
+    The first start may take `start_timeout_s`, a later one `restart_factor` times the longest so far. A batch may take
+    `hang_factor` times its predicted time. `max_crashes` losses of every replica in a row make the service unhealthy.
+    The lower bounds allow for what happens once: a kernel is compiled, a disk is busy.
+    """
 
     threads: int
     start_timeout_s: float = 900.0
     restart_factor: float = 5.0
-    least_restart_s: float = 30.0
+    min_restart_timeout_s: float = 30.0
     hang_timeout_s: float = 120.0
     hang_factor: float = 20.0
-    least_patience_s: float = 10.0
+    min_batch_timeout_s: float = 10.0
     stop_grace_s: float = 5.0
     max_crashes: int = 6
     canary_interval_s: float = 60.0
@@ -52,39 +67,24 @@ class RestartPolicy:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.monotonic
 
-    def start_patience_s(self, longest_s: float | None) -> float:
-        """Seconds that a start may take; `longest_s` is what the longest one so far took, None before the first."""
+    def load_timeout_s(self, longest_s: float | None) -> float:
+        """Seconds that a start may take; `longest_s` is the longest start so far, None before the first."""
         if longest_s is None:
             return self.start_timeout_s
-        return min(self.start_timeout_s, max(self.least_restart_s, self.restart_factor * longest_s))
+        return min(self.start_timeout_s, max(self.min_restart_timeout_s, self.restart_factor * longest_s))
 
-    def patience_s(self, predicted_s: float | None) -> float:
-        """Seconds that a batch may take which is expected to take so many, if anybody knows."""
-        if predicted_s is None:
+    def batch_timeout_s(self, expected_s: float | None) -> float:
+        """Seconds that a batch may take whose predicted time is `expected_s`, None where there is no prediction."""
+        if expected_s is None:
             return self.hang_timeout_s
-        return min(self.hang_timeout_s, max(self.least_patience_s, self.hang_factor * predicted_s))
-
-
-logger = logging.getLogger(__name__)
-
-NUM_FEEDERS = 2
-"""One batch computes while the next waits in the pipe."""
-
-Progress = Callable[[str, Loading], None]
-"""Told the replica's name and how far its loading is."""
-
-Profiled = Callable[[str, str, Sequence[Step], int | None], None]
-"""Told the replica's name, a model, what it measured of that soon after it has become ready, each time, and how many
-tokens fit into its memory, where it met the end of that."""
-
-Predict = Callable[[str, int, int], float | None]
-"""Seconds that so many tokens in so many rows of a model take; None where nobody knows."""
+        return min(self.hang_timeout_s, max(self.min_batch_timeout_s, self.hang_factor * expected_s))
 
 
 class Replica:
-    """`keep` is its life; `state`, `pid`, `precisions` (by model name, empty until loaded) and `last_loss` tell of it.
+    """Keeps a worker process running, one after the other.
 
-    `num_failures` are in a row: those before a child served steadily do not count.
+    `state`, `pid`, `precisions` (by model name, empty until loaded) and `last_loss` describe the current one.
+    `num_failures` counts losses in a row; a process that served steadily resets it.
     """
 
     def __init__(
@@ -94,11 +94,10 @@ class Replica:
         policy: RestartPolicy,
         metrics: Metrics,
         *,
-        known: ReferenceAnswers,
+        reference_answers: ReferenceAnswers,
         oom_kills: OomKills,
-        progress: Progress,
-        profiled: Profiled,
-        predict: Predict,
+        on_progress: OnProgress,
+        on_profile: OnProfile,
     ) -> None:
         self.name = name
         self.state: ReplicaState = "stopped"
@@ -111,49 +110,48 @@ class Replica:
         self._spec = spec
         self._policy = policy
         self._metrics = metrics
-        self._known = known
+        self._reference_answers = reference_answers
         self._oom_kills = oom_kills
-        self._progress = progress
-        self._profiled = profiled
-        self._predict = predict
+        self._on_progress = on_progress
+        self._on_profile = on_profile
 
     @property
     def is_steady(self) -> bool:
-        """Whether its child has served for so long that it will not fail because of how it was started."""
+        """Whether its process has served for so long that its start was not at fault."""
         return self._served_since is not None and self._policy.clock() - self._served_since >= STEADY_S
 
     async def keep(self, feed: Feed, started: asyncio.Future[None]) -> None:
-        """One child after another until cancelled. `started` gets the first one's success or StartupError."""
-        trace.replica.set(self.name)
+        """Runs one process after another until cancelled. `started` gets the first one's success or StartupError."""
         try:
             while True:
-                await self._live(feed, started)
+                await self._run_process(feed, started)
                 self.num_failures = 1 if self.is_steady else self.num_failures + 1
                 self._served_since = None
-                self._become("restarting")
-                self._metrics.replica_restarts.labels(self.name).inc()
+                self._set_state("restarting")
+                self._metrics.replica_restarted(self.name)
                 await self._policy.sleep(self._policy.back_off_s(self.num_failures))
         except StartupError as error:
             if not started.done():
                 started.set_exception(error)
         finally:
-            started.cancel()  # nobody may wait for a start that will not be
-            self._become("stopped")
+            started.cancel()  # no start will follow that could set it
+            self._set_state("stopped")
 
-    async def _live(self, feed: Feed, started: asyncio.Future[None]) -> None:
-        """One child's life, until it is lost. Raises StartupError if the first one cannot start."""
-        process = Process(
+    async def _run_process(self, feed: Feed, started: asyncio.Future[None]) -> None:
+        """Runs one process until it is lost. Raises StartupError if the first one cannot start."""
+        process = WorkerProcess(
+            self.name,
             self._spec,
             threads=self._policy.threads,
-            patience=self._patience_s,
-            told=self._on_message,
+            batch_timeout_s=self._policy.batch_timeout_s,
+            on_message=self._on_message,
             oom_kills=self._oom_kills,
         )
-        self._become("starting")
+        self._set_state("starting")
         try:
             await process.start()
             self.pid = process.pid
-            self._on_ready(await self._ready(process))
+            self._on_ready(await self._wait_until_ready(process))
             if not started.done():
                 started.set_result(None)
             await self._serve(process, feed)
@@ -161,34 +159,33 @@ class Replica:
             if not started.done():
                 raise
             logger.error("replica could not start again", extra={"replica": self.name, "detail": error.detail})
-            self._on_loss(_reason_of_start(process, error))
+            self._on_loss(_reason_of_failed_start(process, error))
         finally:
             self.pid = None
             await process.stop(self._policy.stop_grace_s)
 
-    async def _ready(self, process: Process) -> Ready:
-        since, patience_s = self._policy.clock(), self._policy.start_patience_s(self._longest_start_s)
+    async def _wait_until_ready(self, process: WorkerProcess) -> Ready:
+        since, timeout_s = self._policy.clock(), self._policy.load_timeout_s(self._longest_start_s)
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 ready = await process.ready()
         except TimeoutError:
             process.kill()
-            raise StartupError(f"{self._spec.device}: not ready after {patience_s:g} s") from None
+            raise StartupError(f"{self._spec.device}: not ready after {timeout_s:g} s") from None
         self._longest_start_s = max(self._policy.clock() - since, self._longest_start_s or 0.0)
-        self._known.compare(self.name, ready.precisions, ready.answers)
+        self._reference_answers.compare(self.name, ready.precisions, ready.answers)
         return ready
 
-    async def _serve(self, process: Process, feed: Feed) -> None:
-        """Feeds the child until it ends."""
-        run = self._counted(process.run)
-        feeders = [asyncio.create_task(feed(run)) for _ in range(NUM_FEEDERS)]
+    async def _serve(self, process: WorkerProcess, feed: Feed) -> None:
+        """Feeds the process until it exits."""
+        feeders = [asyncio.create_task(feed(process)) for _ in range(NUM_FEEDERS)]
         for feeder in feeders:
-            feeder.add_done_callback(partial(_check, process))
-            process.on_end(feeder.cancel)  # it gives its batch back, and must not take it again
+            feeder.add_done_callback(partial(_kill_if_failed, process))
+            process.on_exit(feeder.cancel)  # it gives its batch back, and must not take it again
         try:
-            status = await process.ended()
+            status = await process.wait()
             reason = process.loss or "exit"
-            self._become("restarting")
+            self._set_state("restarting")
             extra = {"replica": self.name, "pid": process.pid, "status": status, "reason": reason}
             logger.error("replica lost", extra=extra)
             self._on_loss(reason)
@@ -197,30 +194,16 @@ class Replica:
                 feeder.cancel()
             await asyncio.gather(*feeders, return_exceptions=True)
 
-    def _counted(self, run: Run) -> Run:
-        busy = self._metrics.replica_busy.labels(self.name)
-
-        async def counted(encodings: Sequence[Encoding]) -> BatchResult:
-            ran = await run(encodings)
-            busy.inc(ran.compute_s)
-            return ran
-
-        return counted
-
-    def _patience_s(self, encodings: Sequence[Encoding]) -> float:
-        tokens = sum(encoding.num_tokens for encoding in encodings)
-        return self._policy.patience_s(self._predict(encodings[0].model, tokens, len(encodings)))
-
-    # what the child says
+    # messages of the process
 
     def _on_message(self, message: Loading | Profile | Checked) -> None:
         match message:
             case Loading():
                 if self.state == "starting":
-                    self._become("loading")
-                self._progress(self.name, message)
+                    self._set_state("loading")
+                self._on_progress(self.name, message)
             case Profile(model, steps, fitting_tokens):
-                self._profiled(self.name, model, steps, fitting_tokens)
+                self._on_profile(self.name, model, steps, fitting_tokens)
             case Checked(wrong, memory):
                 self._metrics.canary_ran(self.name, "wrong" if wrong else "ok")
                 self._metrics.device_memory(self.name, memory)
@@ -228,7 +211,7 @@ class Replica:
     def _on_ready(self, ready: Ready) -> None:
         self.precisions = ready.precisions
         self._served_since = self._policy.clock()
-        self._become("ready")
+        self._set_state("ready")
         self._metrics.replica_holds(
             self.name, device=self._spec.device, precisions=ready.precisions, memory_bytes=ready.memory_bytes
         )
@@ -238,21 +221,21 @@ class Replica:
 
     def _on_loss(self, reason: LossReason) -> None:
         self.last_loss = reason
-        self._metrics.replica_losses.labels(self.name, reason).inc()
+        self._metrics.replica_lost(self.name, reason)
 
-    def _become(self, state: ReplicaState) -> None:
+    def _set_state(self, state: ReplicaState) -> None:
         self.state = state
         self._metrics.replica_is(self.name, state)
 
 
-def _reason_of_start(process: Process, error: StartupError) -> LossReason:
+def _reason_of_failed_start(process: WorkerProcess, error: StartupError) -> LossReason:
     if isinstance(error, WrongAnswer):
         return "wrong"
     return "oom" if process.loss == "oom" else "start"
 
 
-def _check(process: Process, feeder: asyncio.Task[None]) -> None:
-    """A feeder never raises. If one does, a replica without it would look ready and do nothing."""
+def _kill_if_failed(process: WorkerProcess, feeder: asyncio.Task[None]) -> None:
+    """A feeder never raises. If one does, its replica would look ready and compute nothing: replace it."""
     if not feeder.cancelled() and (error := feeder.exception()):
         logger.critical("feeder failed", exc_info=error)
         process.kill()

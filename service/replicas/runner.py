@@ -1,4 +1,7 @@
-"""How a child gets its engine. Importable without torch: the parent only names this function, the child calls it."""
+"""What a worker process needs of an engine, and how it loads one.
+
+Importable without torch: the parent names `load_engine`, the worker process calls it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ Progress = Callable[[int, int], None]
 
 
 class Runner(Protocol):
-    """An engine as a child needs it."""
+    """An engine, as a worker process uses it."""
 
     @property
     def precision(self) -> str: ...
@@ -23,25 +26,27 @@ class Runner(Protocol):
     def warm_up(self) -> None: ...
 
     def profile(self) -> Iterator[Step]:
-        """Forwards of many sizes, each measured when it is asked for; OutOfMemory where that is their end."""
+        """Measures forwards of many sizes, one per step; OutOfMemory when one does not fit."""
         ...
 
     def canary(self) -> list[Encoding]:
-        """Rows that come to the same numbers each time."""
+        """Rows whose outputs are the same each time."""
         ...
 
     def device_memory(self) -> Memory | None:
-        """None where it is the process's own."""
+        """None where it is the memory of the process."""
         ...
 
     def prepare(self, encodings: Sequence[Encoding]) -> Callable[[], list[Output]]:
-        """Does what can be done while another batch computes; the call of what comes back does the rest, in another
-        thread. What was prepared first is finished first. Both raise OutOfMemory when there is no room for all rows."""
+        """Starts a batch while another one computes; the returned call completes it, in another thread.
+
+        Batches are completed in the order of their preparation. Both raise OutOfMemory when the rows do not fit.
+        """
         ...
 
 
 class Load(Protocol):
-    """A function of a module: it crosses the process border by name."""
+    """A module function: it crosses the process boundary by name."""
 
     def __call__(self, checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> Runner: ...
 
@@ -56,7 +61,7 @@ def load_engine(
     weight_cache: Path | None = None,
 ) -> Runner:
     if weight_cache and device != "cpu":
-        # Where torch's compiler keeps what it has made for a GPU, unless the user says otherwise: a restart is quick.
+        # Where torch's compiler caches its kernels for a GPU, unless the user says otherwise: restarts are quick.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(weight_cache / "compiled"))
     from service.engine.engine import Engine  # torch stays out of the parent
 

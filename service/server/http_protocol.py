@@ -1,8 +1,13 @@
-"""One connection: uvicorn's, but nobody can hold it for long, fill it without bound or keep the server from leaving.
+"""uvicorn's HTTP protocol with limits: on time, on bytes, on pipelined requests, and on how long a drain may take.
 
-A connection waits for one thing at a time: a head, a body, or, between two requests, its next use; each has its limit
-in seconds. Knows no route: what is wrong with a body is told to whoever reads it (`guards.read_body`), all else is
-answered here.
+A connection waits for one thing at a time: a head, a body, or, between two requests, the next head; each has a time
+limit. A body that breaks off is reported to the route that reads it (`request.read_body`); everything else that is
+wrong with a connection is answered here.
+
+This file alone uses internals of uvicorn: `HttpToolsProtocol` with `_start_asgi_task`, `_should_upgrade`,
+`_unset_keepalive_if_required`, `RequestResponseCycle` and `STATUS_LINE`. Checked with uvicorn 0.54.0 and httptools
+0.9.0; tests/unit/server/test_http_protocol.py fails when they change. A reverse proxy enforces most of these limits,
+too, but the service may be reached without one.
 """
 
 from __future__ import annotations
@@ -24,11 +29,16 @@ from service.metrics import Metrics
 from service.settings import Server
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-"""No head of a reply: the client waits for it before it sends its body."""
+"""Not the head of a response: the client waits for it before it sends its body."""
 
 
 class ResponseWriter:
-    """In the place of a transport, for one request; `finish` when there is no more to write."""
+    """Stands in for the transport of one response, and sends its head together with the start of its body.
+
+    uvicorn writes one after the other, and uvloop sends each write at once: two system calls, which are the largest
+    cost of a small request, two packets, and a client that wakes up twice. Call `finish` when there is no more to
+    write.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -44,7 +54,7 @@ class ResponseWriter:
             self._head = b""
 
     def finish(self) -> None:
-        """A reply to HEAD has no body."""
+        """Sends a head without a body, as of a response to HEAD."""
         if self._head:
             self.write(b"")
 
@@ -59,19 +69,19 @@ class ResponseWriter:
 logger = logging.getLogger("service.access")
 
 MAX_PIPELINED = 32
-"""Requests that one connection may send ahead of its answers: each costs a hundred times the bytes it came in."""
+"""Requests that a connection may send ahead of its responses: each takes a hundred times its bytes in memory."""
 FULL_RETRY_S = 5.0
 LINGER_S = 2.0
-"""For a client that was refused to read why, and to stop sending."""
+"""Time for a refused client to read the reason, and to stop sending."""
 FRAME = len(b": \r\n")
-"""Around the name and the value of a header."""
+"""Bytes of a header line besides its name and value."""
 
 Awaited = Literal["head", "body"]
 
 
 @dataclass(slots=True)
 class ConnectionLimits:
-    """What all connections of one server share; once it `is_closing`, every answer is the last on its connection."""
+    """What all connections of one server share. Once it `is_closing`, every response is the last on its connection."""
 
     limits: Server
     metrics: Metrics
@@ -80,7 +90,7 @@ class ConnectionLimits:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn arms `timeout_keep_alive_task` between two requests; here it times whatever is awaited."""
+    """`timeout_keep_alive_task`, which uvicorn uses between two requests, times whatever the connection waits for."""
 
     def __init__(self, *args: Any, connection_limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,15 +101,15 @@ class HttpProtocol(HttpToolsProtocol):
         self._writer: ResponseWriter | None = None
         self._gone: asyncio.Future[None] | None = None
         self._num_pending = 0
-        """Bytes of reads that nothing whole came of, no head and no piece of a body: the parser keeps them."""
-        self._is_in_vain = False
+        """Bytes read that have not completed a head or a piece of a body: the parser keeps them."""
+        self._is_incomplete = False
         self._sending: asyncio.TimerHandle | None = None
 
-    # the connection's life
+    # opening and closing
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._shared.metrics.connections.inc()
+        self._shared.metrics.connection_opened()
         if len(self.connections) > self._shared.max_connections:
             self._refuse(TooManyConnections("too many connections are open", retry_after_s=FULL_RETRY_S))
         else:
@@ -107,34 +117,34 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._running is not None:  # uvicorn tells the latest request only; others may be ahead of it
+        if self._running is not None:  # uvicorn notifies the latest request only; others may be ahead of it
             self._running.disconnected = True
             self._running.message_event.set()
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
-        self._shared.metrics.connections.dec()
+        self._shared.metrics.connection_closed()
         self._unset_keepalive_if_required()
         self._stop_sending_clock()
 
     def close_after_answer(self) -> None:
-        """The answer that is on its way tells the client to come back on another connection."""
+        """The current response tells the client to use another connection for its next request."""
         if self.cycle is not None:
             self.cycle.keep_alive = False
 
-    # what comes in
+    # reading
 
     def data_received(self, data: bytes) -> None:
         self._num_pending += len(data)
-        self._is_in_vain = True
+        self._is_incomplete = True
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            ours = error.__context__  # what a callback raised
+            ours = error.__context__  # raised by a callback
             self._refuse(ours if isinstance(ours, ServiceError) else MalformedRequest("this is not HTTP/1.1"))
         else:
-            if not self._is_in_vain:
+            if not self._is_incomplete:
                 self._num_pending = 0
             elif self._num_pending > self._limits.max_header_bytes:
                 self._refuse(self._too_large())
@@ -142,7 +152,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._await_next()
 
     def on_headers_complete(self) -> None:
-        self._is_in_vain = False
+        self._is_incomplete = False
         if self._num_pending > self._limits.max_header_bytes and self._is_too_large():
             raise self._too_large()
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -152,12 +162,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.close_after_answer()
 
     def on_body(self, body: bytes) -> None:
-        self._is_in_vain = False
+        self._is_incomplete = False
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        if not self.pipeline:  # a large body has paused the reading, and with it the news that the client has gone
+        if not self.pipeline:  # a large body has paused reading, and with it the notice of a disconnect
             self.flow.resume_reading()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -167,11 +177,11 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
-        """To all upgrades: uvicorn then leaves the request alone until `_decline_upgrade` has it read again."""
+        """True for every upgrade: uvicorn then leaves the request alone until `_decline_upgrade` parses it again."""
         return True
 
     def _decline_upgrade(self, rest: bytes) -> None:
-        """Goes on in HTTP/1.1, as RFC 9110, 7.8 allows: the head is read again without its wish.
+        """Continues in HTTP/1.1, as RFC 9110, section 7.8 allows: parses the head again without its upgrade.
 
         Java's HttpClient asks for h2c with every request; the parser would take the body for another protocol.
         """
@@ -183,29 +193,29 @@ class HttpProtocol(HttpToolsProtocol):
         self.data_received(b"".join((first, *kept, b"\r\n", rest)))
 
     def _is_too_large(self) -> bool:
-        """The head that is complete now; counted only where what was read with it is."""
+        """Whether the head that is complete now is above the limit; checked only where the bytes read with it are."""
         size = sum(len(name) + len(value) + FRAME for name, value in self.headers)
         return len(self.url) + size > self._limits.max_header_bytes
 
     def _too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(f"the headers are larger than {self._limits.max_header_bytes} bytes")
 
-    # how long it may take
+    # time limits
 
     def _await_next(self) -> None:
-        """After each read: what is awaited now?"""
-        if self.parser is _DEAF:
+        """After each read: starts or stops the clock for what is awaited now."""
+        if self.parser is _IGNORE:
             return
         if self.cycle is None or self.cycle.response_complete:
             self._await("head", self._limits.header_timeout_s, self._head_is_late)
-        elif self.cycle.more_body and not self.pipeline:  # else it is we who do not read
+        elif self.cycle.more_body and not self.pipeline:  # else reading is paused on this side
             self._await("body", self._limits.body_timeout_s, self._body_is_late)
         else:
             self._awaited = None
             self._unset_keepalive_if_required()
 
     def _await(self, what: Awaited, seconds: float, late: Callable[[], None]) -> None:
-        """A clock that runs goes on: a byte now and then buys no time."""
+        """A running clock goes on: a client that sends a byte now and then gains no time."""
         if self._awaited != what:
             self._awaited = what
             self._unset_keepalive_if_required()
@@ -220,16 +230,16 @@ class HttpProtocol(HttpToolsProtocol):
     def _body_is_late(self) -> None:
         self._refuse(RequestTimeout("the body of the request took too long"))
 
-    # what goes out
+    # writing
 
     def on_response_complete(self) -> None:
-        assert self._writer is not None, "it was made with the request"
+        assert self._writer is not None, "it is made with the request"
         self._writer.finish()
         super().on_response_complete()
         self._awaited = None
         if self.transport.is_closing():
             self._start_sending_clock()
-        elif not self.cycle.response_complete:  # the next request had come already
+        elif not self.cycle.response_complete:  # the next request is here already
             self._await_next()
 
     def pause_writing(self) -> None:
@@ -244,13 +254,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._close()
 
     def _refuse(self, error: ServiceError) -> None:
-        """Nothing more is read here. What came whole is answered first; to a broken body, its reader says why."""
-        if self.parser is _DEAF:
+        """Stops reading. Complete requests are answered first; a body that breaks off is reported to its reader."""
+        if self.parser is _IGNORE:
             return
-        self._shared.metrics.connections_refused.labels(error.code).inc()
-        self.parser = _DEAF
+        self._shared.metrics.connection_refused(error.code)
+        self.parser = _IGNORE
         if self.cycle is None or self.cycle.response_complete:
-            if self.cycle is None or not self.cycle.more_body:  # else it was refused before its body had come
+            if self.cycle is None or not self.cycle.more_body:  # else it was refused before its body came
                 self._answer(error)
             self._linger()
             return
@@ -269,7 +279,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
 
     def _linger(self) -> None:
-        """Closed while the client still sends, the connection would be reset and the answer lost."""
+        """Closes later: a connection that is closed while the client sends is reset, and the response lost."""
         self._unset_keepalive_if_required()
         if len(self.connections) <= self._shared.max_connections and self.transport.can_write_eof():
             self.transport.write_eof()
@@ -282,7 +292,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._start_sending_clock()
 
     def _start_sending_clock(self) -> None:
-        """A connection closes when all is sent: without a clock, never, where nobody reads."""
+        """A connection closes once everything is sent, which is never if the client does not read: hence a clock."""
         if self._sending is None:
             self._sending = self.loop.call_later(self._limits.send_timeout_s, self._reader_is_late)
 
@@ -292,15 +302,15 @@ class HttpProtocol(HttpToolsProtocol):
             self._sending = None
 
     def _reader_is_late(self) -> None:
-        self._shared.metrics.connections_refused.labels("slow_reader").inc()
+        self._shared.metrics.connection_refused("slow_reader")
         self.transport.abort()
 
 
-class _Deaf:
-    """In a parser's place: what comes is not read."""
+class _IgnoringParser:
+    """Stands in for the parser: incoming bytes are ignored."""
 
     def feed_data(self, data: bytes) -> None:
         pass
 
 
-_DEAF: Any = _Deaf()
+_IGNORE: Any = _IgnoringParser()

@@ -32,8 +32,8 @@ class Drainable(Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but a signal first takes the readiness away, and a clean end after a signal is exit code 0; SIGHUP has
-    keys and certificate read again."""
+    """The first signal drains instead of stopping at once, and the exit code is 0 afterwards; SIGHUP reloads keys and
+    certificate."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        if self._reload is not None:  # else a terminal that is closed ends the server, as it ends all else
+        if self._reload is not None:  # else SIGHUP of a closed terminal ends the server, as usual
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup([])
         for listener in sockets or ():
@@ -69,12 +69,12 @@ class Server(uvicorn.Server):
             return
         self.should_exit = True
         if sig == signal.SIGINT:
-            # uvicorn tells of the lifespan that it cuts off as of a failure.
+            # uvicorn logs the lifespan that it cancels as a failure.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             self.force_exit = True
 
     def _drain(self) -> None:
-        """Readiness goes, then every answer is the last on its connection, then new requests are refused."""
+        """First readiness goes and every response is the last on its connection, then new requests are refused."""
         assert self._loop is not None, "a signal is handled after startup only"
         self._application.is_stopping = True
         self._shared.is_closing = True
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
         self.leave()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: when new requests are refused and no other is left, nobody is waited for."""
+        """Ten times a second: stops once new requests are refused and none is left."""
         if self._application.is_closed and not self.server_state.tasks:
             self.leave()
         return await super().on_tick(counter)

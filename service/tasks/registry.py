@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.errors import InvalidRequest, ModelNotFound
-from service.tasks.classification import CLASSIFY
-from service.tasks.embedding import EMBED
-from service.tasks.fill_mask import FILL_MASK
-from service.tasks.mrc import MRC
-from service.tasks.nli import NLI
-from service.tasks.similarity import SIMILARITY
+from service.tasks.classification import CLASSIFY, ClassifyQuery
+from service.tasks.embedding import EMBED, EmbedQuery
+from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
+from service.tasks.mrc import MRC, MrcQuery
+from service.tasks.nli import NLI, NliQuery
+from service.tasks.similarity import SIMILARITY, SimilarityQuery
 from service.tasks.task import Q, R, Task
 from service.tasks.text_model import TextModel
 
@@ -40,3 +40,19 @@ def _named(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: st
     if not task.can(model, query):
         raise InvalidRequest.of("model", f"{model.name} ({model.kind}) cannot do this; {task.name} needs {task.needs}")
     return model
+
+
+_QUERIES = {
+    "classify": (ClassifyQuery((), labels=("",)), ClassifyQuery(())),
+    "similarity": (SimilarityQuery(()),),
+    "mrc": (MrcQuery(()),),
+    "nli": (NliQuery(()),),
+    "fill-mask": (FillMaskQuery(()),),
+    "embed": (EmbedQuery(()),),
+}
+"""One empty query for each way in which a model may do a task."""
+
+
+def tasks_of(model: TextModel) -> list[str]:
+    """Names of the tasks that a model can do in at least one way."""
+    return [name for name, task in TASKS.items() if any(task.can(model, query) for query in _QUERIES[name])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from service.domain import Encoding, Output
 from service.tasks.text_model import TextModel
@@ -14,10 +14,12 @@ R = TypeVar("R")
 Truncation = Literal["right", "left", "error"]
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a result decides, for who watches for drift. `label` is one of the task's or of the model's head, and None
-    where the words are the caller's, which are nobody else's business; `score` is how sure the model is, 0 to 1."""
+class Prediction(NamedTuple):
+    """What a result decides, for the metrics of drift.
+
+    `label` is one of the task's or of the model's head, and None where the words are the caller's: they never become
+    labels of a metric. `score` is the confidence of the model, 0 to 1.
+    """
 
     label: str | None
     score: float

@@ -1,6 +1,7 @@
-"""How many replicas a wish needs: the fewest whose simulated latencies keep to it.
+"""Capacity planning: the fewest replicas whose simulated latencies stay below a target.
 
-Knows no flags and prints nothing.
+The speed of a model is the cost model that a server has fitted, or a benchmark has measured. A discrete-event
+simulation of the queue gives the latencies of a number of replicas under Poisson arrivals.
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import cycle
@@ -20,14 +20,30 @@ from typing import Any
 
 from service.batching.latency_model import Cost
 from service.metric_labels import COSTS
+from service.tools.bench.server_metrics import parse_samples
 
-_SAMPLE = re.compile(r"erlangshen_(\w+)\{(.*)\} (\S+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+NUM_IN_FLIGHT = 2
+"""Batches that a replica holds: one is computed, the next one waits in its pipe."""
+
+NUM_REQUESTS = 20_000
+"""Per simulation: enough for a 95th percentile that varies by a few hundredths between seeds."""
+
+FRONT_S = 0.0011
+"""Latency added by HTTP, tokenisation, queue and pipe: benchmarks/results/front.json."""
+
+FRONT_CPU_S, FRONT_CPU_ROW_S = 0.00037, 0.000047
+"""CPU time of the HTTP process per request and per row: the same file."""
+
+FRONT_BUSY = 0.7
+"""The planned utilisation of that process's core."""
+
+IDLE = 0.02
+"""Below this utilisation more replicas do not lower the latency."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """A full batch has `budget` tokens."""
+    """The measured speed of a model on a device; a full batch has `budget` tokens."""
 
     model: str
     device: str
@@ -36,7 +52,7 @@ class Speed:
     budget: int
 
     def tokens_per_s(self, row_tokens: float) -> float:
-        """Of one replica that computes nothing but full batches of such rows."""
+        """Throughput of one replica with full batches of rows of that length."""
         return self.budget / self.cost.of(self.budget, max(1, round(self.budget / row_tokens)))
 
     def as_json(self) -> dict[str, Any]:
@@ -44,57 +60,61 @@ class Speed:
         return {"model": self.model, "device": self.device, "precision": self.precision, **costs, "budget": self.budget}
 
 
-def from_metrics(page: str) -> list[Speed]:
-    """Of every model that the server has measured, in the order of the page."""
-    samples = [(match[1], dict(_LABEL.findall(match[2])), float(match[3])) for match in _SAMPLE.finditer(page)]
-    held = {labels["model"]: labels for name, labels, _ in samples if name == "replica_model_info"}
+def parse_speeds(page: str) -> list[Speed]:
+    """The speeds of all models that the server has measured, from its /metrics page, in the order of the page.
+
+    Raises:
+        ValueError: the page is not in Prometheus' text format.
+    """
+    budgets: dict[str, int] = {}
+    costs: dict[str, dict[str, float]] = {}
+    about: dict[str, dict[str, str]] = {}
+    for sample in parse_samples(page):
+        labels = sample.labels
+        match sample.name:
+            case "erlangshen_batch_budget_tokens" if sample.value:
+                budgets[labels["model"]] = round(sample.value)
+            case "erlangshen_predicted_cost_seconds":
+                costs.setdefault(labels["model"], {})[labels["of"]] = sample.value
+            case "erlangshen_replica_model_info":
+                about[labels["model"]] = labels
     return [
         Speed(
             model,
-            held.get(model, {}).get("device", ""),
-            held.get(model, {}).get("precision", ""),
-            Cost(**{of: _value(samples, "predicted_cost_seconds", model=model, of=of) for of in COSTS}),
-            round(budget),
+            about.get(model, {}).get("device", ""),
+            about.get(model, {}).get("precision", ""),
+            Cost(**{of: costs.get(model, {}).get(of, 0.0) for of in COSTS}),
+            budget,
         )
-        for model, budget in (
-            (labels["model"], value) for name, labels, value in samples if name == "batch_budget_tokens"
-        )
-        if budget
+        for model, budget in budgets.items()
     ]
 
 
-def _value(samples: Iterable[tuple[str, Mapping[str, str], float]], name: str, **labels: str) -> float:
-    return next((value for found, its, value in samples if found == name and its == labels), 0.0)
-
-
-def from_file(path: Path) -> list[Speed]:
-    """The `speeds` of a file of results. Raises OSError, and ValueError where it has none."""
+def read_speeds(path: Path) -> list[Speed]:
+    """The `speeds` of a results file of `python -m benchmarks.speed`. Raises OSError, and ValueError if it has none."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict) or "speeds" not in found:
-        raise ValueError("it has no `speeds`; python -m benchmarks.speed makes such a file")
+        raise ValueError("the file has no `speeds`: make one with python -m benchmarks.speed --json FILE")
     return [
         Speed(one["model"], one["device"], one["precision"], Cost(*(one[f"{of}_s"] for of in COSTS)), one["budget"])
         for one in found["speeds"]
     ]
 
 
-def chosen(speeds: Iterable[Speed], model: str | None) -> Speed:
-    """The one of this model, or the first. ValueError where it is not there."""
+def choose_speed(speeds: Iterable[Speed], model: str | None) -> Speed:
+    """The speed of this model, or the first one. Raises ValueError if there is none."""
     known = list(speeds)
     for speed in known:
         if model in (None, speed.model):
             return speed
-    names = ", ".join(speed.model for speed in known) or "none that was measured"
-    raise ValueError(f"{model or 'no model'}: not there; there is {names}")
-
-
-NUM_IN_FLIGHT = 2
-"""Batches of a replica: one computes, one waits in its pipe."""
+    if not known:
+        raise ValueError("the server or the file has no measured model")
+    raise ValueError(f"no speed of model {model!r}; measured: {', '.join(speed.model for speed in known)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Poisson arrivals of requests with so many rows each; row lengths are taken from `lengths` in turn."""
+    """Poisson arrivals of requests of `rows` rows; the rows' numbers of tokens are taken from `lengths` in turn."""
 
     requests_per_s: float
     rows: int
@@ -111,8 +131,8 @@ class Traffic:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    at: float
-    missing: int
+    arrived_s: float
+    num_missing: int
 
 
 @dataclass(slots=True, eq=False)
@@ -122,97 +142,81 @@ class _Replica:
 
 
 class _Pool:
-    """Replicas by the number of batches that they have."""
+    """Replicas by the number of batches in flight; a dict is an ordered set."""
 
     def __init__(self, num_replicas: int) -> None:
-        self._having = [{_Replica(): None for _ in range(num_replicas)}, *({} for _ in range(NUM_IN_FLIGHT))]
+        self._by_in_flight = [{_Replica(): None for _ in range(num_replicas)}, *({} for _ in range(NUM_IN_FLIGHT))]
 
-    def with_room(self) -> _Replica | None:
-        """The one with the fewest batches."""
-        return next((next(iter(some)) for some in self._having[:-1] if some), None)
+    def find_free(self) -> _Replica | None:
+        """The replica with the fewest batches, None if all are full."""
+        return next((next(iter(replicas)) for replicas in self._by_in_flight[:-1] if replicas), None)
 
-    def give(self, replica: _Replica, num_batches: int) -> None:
-        """One more, or one fewer."""
-        del self._having[replica.in_flight][replica]
+    def add_batches(self, replica: _Replica, num_batches: int) -> None:
+        """`num_batches` is 1 when one starts, -1 when one ends."""
+        del self._by_in_flight[replica.in_flight][replica]
         replica.in_flight += num_batches
-        self._having[replica.in_flight][replica] = None
+        self._by_in_flight[replica.in_flight][replica] = None
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """Rows in order of arrival."""
+class _Queue:
+    """Rows in order of arrival, taken in batches of at most `budget` tokens."""
 
     budget: int
     rows: deque[tuple[_Request, int]] = field(default_factory=deque)
 
     def take(self) -> list[tuple[_Request, int]]:
         batch: list[tuple[_Request, int]] = []
-        room = self.budget
-        while self.rows and (not batch or self.rows[0][1] <= room):
+        tokens_left = self.budget
+        while self.rows and (not batch or self.rows[0][1] <= tokens_left):
             batch.append(self.rows.popleft())
-            room -= batch[-1][1]
+            tokens_left -= batch[-1][1]
         return batch
 
 
-def latencies(speed: Speed, traffic: Traffic, replicas: int, num_requests: int, seed: int = 1) -> list[float]:
-    """Seconds from arrival to answer of each request, in order of their ends, the first tenth left out."""
-    coming = _arrivals(traffic, num_requests, random.Random(seed))
-    waiting, pool = _Waiting(speed.budget), _Pool(replicas)
+def simulate(speed: Speed, traffic: Traffic, replicas: int, num_requests: int, seed: int = 1) -> list[float]:
+    """Latencies of the requests in seconds, in the order in which they end, without the first tenth (warm-up)."""
+    arrivals = _arrivals(traffic, num_requests, random.Random(seed))
+    queue, pool = _Queue(speed.budget), _Pool(replicas)
     ends: list[tuple[float, int, _Replica, list[tuple[_Request, int]]]] = []
-    found: list[float] = []
-    number, arrival = 0, next(coming, None)
+    latencies: list[float] = []
+    number, arrival = 0, next(arrivals, None)
     while arrival or ends:
-        if arrival and (not ends or arrival[0].at <= ends[0][0]):
+        if arrival and (not ends or arrival[0].arrived_s <= ends[0][0]):
             request, rows = arrival
-            now = request.at
-            waiting.rows.extend((request, tokens) for tokens in rows)
-            arrival = next(coming, None)
+            now = request.arrived_s
+            queue.rows.extend((request, tokens) for tokens in rows)
+            arrival = next(arrivals, None)
         else:
             now, _, replica, batch = heappop(ends)
-            pool.give(replica, -1)
-            found += _settle(batch, now)
-        while waiting.rows and (roomy := pool.with_room()):
-            batch = waiting.take()
-            roomy.free_at = max(now, roomy.free_at) + speed.cost.of(sum(tokens for _, tokens in batch), len(batch))
-            pool.give(roomy, +1)
+            pool.add_batches(replica, -1)
+            latencies += _settle(batch, now)
+        while queue.rows and (free := pool.find_free()):
+            batch = queue.take()
+            free.free_at = max(now, free.free_at) + speed.cost.of(sum(tokens for _, tokens in batch), len(batch))
+            pool.add_batches(free, +1)
             number += 1
-            heappush(ends, (roomy.free_at, number, roomy, batch))
-    return found[len(found) // 10 :]
+            heappush(ends, (free.free_at, number, free, batch))
+    return latencies[len(latencies) // 10 :]
 
 
 def _arrivals(traffic: Traffic, num_requests: int, rng: random.Random) -> Iterator[tuple[_Request, list[int]]]:
-    at, lengths = 0.0, cycle(traffic.lengths)
+    now, lengths = 0.0, cycle(traffic.lengths)
     for _ in range(num_requests):
-        at += rng.expovariate(traffic.requests_per_s)
-        yield _Request(at, traffic.rows), [next(lengths) for _ in range(traffic.rows)]
+        now += rng.expovariate(traffic.requests_per_s)
+        yield _Request(now, traffic.rows), [next(lengths) for _ in range(traffic.rows)]
 
 
 def _settle(batch: list[tuple[_Request, int]], now: float) -> Iterator[float]:
     for request, _ in batch:
-        request.missing -= 1
-        if not request.missing:
-            yield now - request.at
-
-
-NUM_REQUESTS = 20_000
-"""Of a simulation: a 95th percentile of them is steady to a few hundredths."""
-
-FRONT_S = 0.0011
-"""What HTTP, tokens, queue and pipe add to the time of a request: benchmarks/results/front.json."""
-
-FRONT_CPU_S, FRONT_CPU_ROW_S = 0.00037, 0.000047
-"""Of the one process that answers HTTP, for a request and for each of its rows: the same file."""
-
-FRONT_BUSY = 0.7
-"""The share of a core up to which that process is planned to be used."""
-
-IDLE = 0.02
-"""Replicas so little used are no quicker when there are more of them."""
+        request.num_missing -= 1
+        if not request.num_missing:
+            yield now - request.arrived_s
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What so many replicas would do. Latencies in seconds, None where more comes than they compute."""
+    """Simulated utilisation and latencies of a number of replicas: seconds, None if the load exceeds the capacity."""
 
     replicas: int
     used: float
@@ -220,52 +224,52 @@ class Point:
     p95: float | None = None
     p99: float | None = None
 
-    def keeps(self, p95_s: float) -> bool:
+    def meets(self, p95_s: float) -> bool:
         return self.p95 is not None and self.p95 <= p95_s
 
 
-def point(speed: Speed, traffic: Traffic, replicas: int) -> Point:
+def simulate_point(speed: Speed, traffic: Traffic, replicas: int) -> Point:
     used = traffic.tokens_per_s / speed.tokens_per_s(traffic.row_tokens) / replicas
     if used >= 1:
         return Point(replicas, used)
-    cuts = quantiles(latencies(speed, traffic, replicas, NUM_REQUESTS), n=100)
+    cuts = quantiles(simulate(speed, traffic, replicas, NUM_REQUESTS), n=100)
     return Point(replicas, used, *(cuts[share - 1] + FRONT_S for share in (50, 95, 99)))
 
 
-def fewest(speed: Speed, traffic: Traffic, p95_s: float) -> Point:
-    """The fewest replicas that keep to `p95_s`; where no number would, one that does not."""
+def find_fewest(speed: Speed, traffic: Traffic, p95_s: float) -> Point:
+    """The fewest replicas that meet `p95_s`; if no number does, a point that does not."""
     least = max(1, math.ceil(traffic.tokens_per_s / speed.tokens_per_s(traffic.row_tokens)))
     too_few = least - 1
-    best = point(speed, traffic, least)
-    if alone_s(speed, traffic) > p95_s:
+    best = simulate_point(speed, traffic, least)
+    if min_p95_s(speed, traffic) > p95_s:
         return best
-    while not best.keeps(p95_s) and best.used > IDLE:
+    while not best.meets(p95_s) and best.used > IDLE:
         too_few = best.replicas
-        best = point(speed, traffic, 2 * best.replicas)
-    while best.keeps(p95_s) and best.replicas - too_few > 1:
-        middle = point(speed, traffic, (too_few + best.replicas) // 2)
-        if middle.keeps(p95_s):
+        best = simulate_point(speed, traffic, 2 * best.replicas)
+    while best.meets(p95_s) and best.replicas - too_few > 1:
+        middle = simulate_point(speed, traffic, (too_few + best.replicas) // 2)
+        if middle.meets(p95_s):
             best = middle
         else:
             too_few = middle.replicas
     return best
 
 
-def alone_s(speed: Speed, traffic: Traffic) -> float:
-    """95 % of the requests take no less than this, wherever they are alone."""
+def min_p95_s(speed: Speed, traffic: Traffic) -> float:
+    """A lower bound with any number of replicas: the 95th percentile of row lengths, alone in its batch."""
     long = sorted(traffic.lengths)[len(traffic.lengths) * 95 // 100]
     return speed.cost.of(long, 1) + FRONT_S
 
 
-def around(speed: Speed, traffic: Traffic, best: Point) -> Iterator[Point]:
-    """One replica fewer, so many, and one more."""
+def neighbours(speed: Speed, traffic: Traffic, best: Point) -> Iterator[Point]:
+    """One replica fewer, `best` itself, and one replica more."""
     if best.replicas > 1:
-        yield point(speed, traffic, best.replicas - 1)
+        yield simulate_point(speed, traffic, best.replicas - 1)
     yield best
-    yield point(speed, traffic, best.replicas + 1)
+    yield simulate_point(speed, traffic, best.replicas + 1)
 
 
 def num_fronts(traffic: Traffic) -> int:
-    """Services, each with an HTTP process of its own, that so many requests need."""
+    """Services that the traffic needs: each has one HTTP process, which is planned up to FRONT_BUSY."""
     seconds = traffic.requests_per_s * (FRONT_CPU_S + FRONT_CPU_ROW_S * traffic.rows)
     return max(1, math.ceil(seconds / FRONT_BUSY))

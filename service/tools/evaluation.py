@@ -1,4 +1,4 @@
-"""Asks a running server, a few requests at a time. Knows no data files and counts nothing."""
+"""Evaluation of a running server: examples as requests, the server's answers, and the report of its accuracy."""
 
 from __future__ import annotations
 
@@ -15,16 +15,27 @@ import httpx
 from service.tools.data.converters import Example
 
 CHUNK = 16
+"""Inputs per request."""
+IN_FLIGHT = 8
+MAX_ATTEMPTS = 8
+MAX_WAIT_S = 30.0
+TIMEOUT_S = 120.0
+BUSY = (429, 503)
 SIMILAR = 0.5
+"""The lowest score of a similar pair."""
+
+Sleep = Callable[[float], Awaitable[object]]
+OnExamples = Callable[[int], object]
+"""Called with the number of examples that have been answered since the last call."""
 
 
 class EvaluationError(Exception):
-    """The server cannot be reached, or cannot do what is measured."""
+    """The server cannot be reached, or cannot do the task."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One example and the option that the server chose; None when it refused the input, with the reason."""
+class Answer:
+    """One example and the option that the server chose: None with the reason if it refused the input."""
 
     example: Example
     chosen: str | None
@@ -32,23 +43,23 @@ class Asked:
     reason: str = ""
 
     @property
-    def wanted(self) -> str:
+    def expected(self) -> str:
         return self.example.options[self.example.answer]
 
     @property
     def is_correct(self) -> bool:
-        return self.chosen == self.wanted
+        return self.chosen == self.expected
 
 
 def chunks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-    """Neighbours that fit into one request: classification shares labels and question among its inputs."""
-    for _, group in groupby(examples, _shared):
+    """Runs of examples that fit into one request: the inputs of a classification share labels and question."""
+    for _, group in groupby(examples, _request_key):
         members = list(group)
         yield from (members[start : start + CHUNK] for start in range(0, len(members), CHUNK))
 
 
 def request_of(chunk: Sequence[Example], head: bool = False) -> tuple[str, dict[str, Any]]:
-    """Path and body. With `head` a classification names no labels: a fine-tuned model answers with its own."""
+    """Path and body. With `head` a classification sends no labels: a fine-tuned model answers with its own."""
     first = chunk[0]
     if first.task == "mrc":
         return "/v1/mrc", {"inputs": [_reading(example) for example in chunk]}
@@ -62,7 +73,7 @@ def request_of(chunk: Sequence[Example], head: bool = False) -> tuple[str, dict[
     return "/v1/classify", body
 
 
-def asked(example: Example, result: dict[str, Any]) -> Asked:
+def read_answer(example: Example, result: dict[str, Any]) -> Answer:
     match example.task:
         case "mrc":
             chosen = result["answer"]
@@ -70,10 +81,10 @@ def asked(example: Example, result: dict[str, Any]) -> Asked:
             chosen = example.options[int(result["score"] >= SIMILAR)]
         case _:
             chosen = result["label"]
-    return Asked(example, chosen, result["truncated"])
+    return Answer(example, chosen, result["truncated"])
 
 
-def _shared(example: Example) -> tuple[object, ...]:
+def _request_key(example: Example) -> tuple[object, ...]:
     if example.task == "classify":
         return example.task, example.options, example.question
     return (example.task,)
@@ -89,19 +100,23 @@ def _reading(example: Example) -> dict[str, Any]:
 
 
 def _distinct(options: Iterable[str]) -> list[str]:
-    """Data sets repeat an option now and then; the service refuses to be asked the same twice."""
+    """Some data sets repeat an option; the service refuses duplicates."""
     return list(dict.fromkeys(options))
 
 
-def report_of(asked: Sequence[Asked]) -> dict[str, Any]:
-    """The numbers. Inputs that the server refused are counted, and left out of the accuracy."""
-    answered = [one for one in asked if one.chosen is not None]
-    refused = [one for one in asked if one.chosen is None]
+def report_of(answers: Sequence[Answer]) -> dict[str, Any]:
+    """The report as JSON-ready numbers. Inputs that the server refused are counted, but not in the accuracy.
+
+    Raises:
+        EvaluationError: nothing was answered, or no answer is one of the options.
+    """
+    answered = [one for one in answers if one.chosen is not None]
+    refused = [one for one in answers if one.chosen is None]
     if not answered:
         raise EvaluationError(f"every input was refused: {refused[0].reason}" if refused else "there are no examples")
     if not any(one.chosen in one.example.options for one in answered):
-        chosen, wanted = sorted({one.chosen or "" for one in answered}), answered[0].example.options
-        raise EvaluationError(f"the model calls its classes {', '.join(chosen)}, the data set {', '.join(wanted)}")
+        chosen, expected = sorted({one.chosen or "" for one in answered}), answered[0].example.options
+        raise EvaluationError(f"the model calls its classes {', '.join(chosen)}, the data set {', '.join(expected)}")
     correct = sum(one.is_correct for one in answered)
     return {
         "examples": len(answered),
@@ -115,18 +130,18 @@ def report_of(asked: Sequence[Asked]) -> dict[str, Any]:
     }
 
 
-def confusion(asked: Iterable[Asked]) -> dict[str, dict[str, int]] | None:
-    """How often each class was taken for which; None where every example has options of its own."""
-    answered = [one for one in asked if one.chosen is not None]
+def confusion(answers: Iterable[Answer]) -> dict[str, dict[str, int]] | None:
+    """Counts by expected class, then by chosen class; None where the examples have different options."""
+    answered = [one for one in answers if one.chosen is not None]
     if len({one.example.options for one in answered}) != 1:
         return None
-    counts = Counter((one.wanted, one.chosen or "") for one in answered)
+    counts = Counter((one.expected, one.chosen or "") for one in answered)
     chosen = dict.fromkeys((*answered[0].example.options, *sorted({one.chosen or "" for one in answered})))
-    return {wanted: {got: counts[wanted, got] for got in chosen} for wanted in answered[0].example.options}
+    return {expected: {got: counts[expected, got] for got in chosen} for expected in answered[0].example.options}
 
 
 def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson's score), which stays inside 0 to 1 for small samples too."""
+    """Wilson's score interval of a share, 95 % by default; it stays within 0 to 1 for small samples, too."""
     if not total:
         return 0.0, 1.0
     share, weight = correct / total, z * z / total
@@ -135,18 +150,11 @@ def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-IN_FLIGHT = 8
-MAX_ATTEMPTS = 8
-MAX_WAIT_S = 30.0
-TIMEOUT_S = 120.0
-BUSY = (429, 503)
+class EvaluationClient:
+    """Sends examples to one server, IN_FLIGHT requests at a time, and waits while the server is busy.
 
-Sleep = Callable[[float], Awaitable[object]]
-Progress = Callable[[int], object]
-
-
-class Server:
-    """Asks one server, a few requests at a time, and waits when it says that it is busy."""
+    `model` is the requested model, then the one that answered.
+    """
 
     def __init__(self, client: httpx.AsyncClient, model: str | None = None, sleep: Sleep = asyncio.sleep) -> None:
         self._client = client
@@ -154,18 +162,20 @@ class Server:
         self._sleep = sleep
         self.model = model
 
-    async def ask(self, examples: Sequence[Example], done: Progress, *, head: bool = False) -> list[Asked]:
-        """Every example with its answer, in order.
+    async def evaluate(
+        self, examples: Sequence[Example], on_examples: OnExamples, *, head: bool = False
+    ) -> list[Answer]:
+        """The answer of every example, in order.
 
         Raises:
-            EvaluationError: the server is not there, breaks off, or cannot do this task.
+            EvaluationError: the server cannot be reached, keeps failing, or cannot do this task.
         """
-        room = asyncio.Semaphore(IN_FLIGHT)
+        slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def one(chunk: Sequence[Example]) -> list[Asked]:
-            async with room:
-                answers = await self._chunk(chunk, head)
-            done(len(chunk))
+        async def one(chunk: Sequence[Example]) -> list[Answer]:
+            async with slots:
+                answers = await self._send(chunk, head)
+            on_examples(len(chunk))
             return answers
 
         try:
@@ -175,19 +185,21 @@ class Server:
             raise _first(errors) from None
         return [one for task in tasks for one in task.result()]
 
-    async def _chunk(self, chunk: Sequence[Example], head: bool) -> list[Asked]:
-        """A chunk in which an input is refused is asked again one by one, so that the others count."""
+    async def _send(self, chunk: Sequence[Example], head: bool) -> list[Answer]:
+        """A chunk with a refused input is sent again one by one, so that the other inputs count."""
         path, body = request_of(chunk, head)
         reply = await self._post(path, body if self._model is None else body | {"model": self._model})
         if reply.status_code == 200:
             self.model = reply.json()["model"]
-            return [asked(example, result) for example, result in zip(chunk, reply.json()["results"], strict=True)]
+            return [
+                read_answer(example, result) for example, result in zip(chunk, reply.json()["results"], strict=True)
+            ]
         detail, fields = _problem(reply)
         if reply.status_code != 422 or "model" in fields:
             raise EvaluationError(f"{path} answers {reply.status_code}: {detail}")
         if len(chunk) == 1:
-            return [Asked(chunk[0], None, reason=detail)]
-        return [one for example in chunk for one in await self._chunk([example], head)]
+            return [Answer(chunk[0], None, reason=detail)]
+        return [one for example in chunk for one in await self._send([example], head)]
 
     async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         for attempt in range(MAX_ATTEMPTS):
@@ -210,7 +222,7 @@ class Server:
 
 
 def _problem(reply: httpx.Response) -> tuple[str, set[str]]:
-    """The detail and the fields of a problem document; something else in between may have answered without one."""
+    """The detail and the fields of a problem document; a proxy in between may answer without one."""
     try:
         problem = reply.json()
         return str(problem["detail"]), {error["field"] for error in problem.get("errors", ())}
@@ -218,11 +230,11 @@ def _problem(reply: httpx.Response) -> tuple[str, set[str]]:
         return reply.reason_phrase, set()
 
 
-def _retry_after_s(reply: httpx.Response, otherwise: float) -> float:
+def _retry_after_s(reply: httpx.Response, default: float) -> float:
     try:
-        return float(reply.headers.get("Retry-After", otherwise))
+        return float(reply.headers.get("Retry-After", default))
     except ValueError:
-        return otherwise
+        return default
 
 
 def _first(errors: ExceptionGroup[Exception]) -> Exception:

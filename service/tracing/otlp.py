@@ -87,6 +87,8 @@ class RequestTrace:
 class OtlpTracer:
     """`processor` is where ended spans go."""
 
+    is_enabled = True
+
     def __init__(
         self,
         processor: SpanProcessor,

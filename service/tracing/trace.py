@@ -58,6 +58,9 @@ class BatchTrace:
 class Tracer(Protocol):
     """Begins traces. Lives as long as the service."""
 
+    is_enabled: bool
+    """False: nothing is sent, so nothing need be collected for it."""
+
     def begin(self, headers: Mapping[str, str]) -> Trace:
         """A request has come; its trace is the `current` one until it ends."""
         ...
@@ -88,12 +91,12 @@ class NoTrace:
 NO_TRACE = NoTrace()
 
 current: ContextVar[Trace] = ContextVar("trace", default=NO_TRACE)
-replica: ContextVar[str] = ContextVar("replica", default="")
-"""Whom the tasks feed that are started from here: its batches are computed there."""
 
 
 class NoTracer:
     """Tracing is off."""
+
+    is_enabled = False
 
     def begin(self, headers: Mapping[str, str]) -> Trace:
         return NO_TRACE

@@ -13,18 +13,19 @@ from typing import Any
 import httpx
 import numpy as np
 
-from service.api import operations
 from service.api.accounts import Key
 from service.api.app import create_app
 from service.api.auth import KeyStore
-from service.batching.batcher import RequestResult
+from service.api.schemas import ModelsReply, ReplicaInfo
+from service.batching.jobs import RequestResult
 from service.checkpoints.checkpoint import Kind
 from service.domain import DEFAULT_OPTIONS, Cls, Encoding, Labels, Mean, Output, RequestOptions, TokenScores, TopTokens
-from service.metrics import Metrics
+from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.settings import Security, Server
 from service.tasks.registry import TASKS
 from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+from service.tracing.trace import NO_TRACER, Tracer
 
 HIDDEN = 8
 CHARACTERS = (
@@ -74,13 +75,13 @@ class FakeSubmit:
     gate: asyncio.Event | None = None
     num_labels: int = 2
     asked: list[list[Encoding]] = field(default_factory=list)
-    terms: list[RequestOptions] = field(default_factory=list)
+    options: list[RequestOptions] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     num_cancelled: int = 0
 
-    async def __call__(self, encodings: Sequence[Encoding], terms: RequestOptions = DEFAULT_OPTIONS) -> RequestResult:
+    async def __call__(self, encodings: Sequence[Encoding], options: RequestOptions = DEFAULT_OPTIONS) -> RequestResult:
         self.asked.append(list(encodings))
-        self.terms.append(terms)
+        self.options.append(options)
         self.arrived.set()
         if self.error is not None:
             raise self.error
@@ -110,10 +111,27 @@ class Service:
         return await self.client.post(path, json=body, headers=headers)
 
 
-def models_reply() -> operations.ModelsReply:
-    return operations.ModelsReply(
-        models=[], replicas=[operations.ReplicaInfo(name="cpu", device="cpu", threads=2, state="ready")]
-    )
+@dataclass
+class FakeState:
+    """The state of a service; with a `reason` it is neither ready nor accepting."""
+
+    pipeline: Pipeline
+    metrics: Metrics
+    reason: list[str]
+    models: Callable[[], ModelsReply]
+    why_not_alive: Callable[[], str | None]
+    admit: Callable[[RequestOptions], None]
+    tracer: Tracer = NO_TRACER
+
+    def why_not_ready(self) -> str | None:
+        return self.reason[0] if self.reason else None
+
+    def why_not_accepting(self) -> str | None:
+        return self.why_not_ready()
+
+
+def models_reply() -> ModelsReply:
+    return ModelsReply(models=[], replicas=[ReplicaInfo(name="cpu", device="cpu", threads=2, state="ready")])
 
 
 @asynccontextmanager
@@ -121,32 +139,23 @@ async def running(
     *models: TextModel,
     submit: FakeSubmit | None = None,
     settings: Server | None = None,
-    info: Callable[[], operations.ModelsReply] = models_reply,
+    info: Callable[[], ModelsReply] = models_reply,
     clock: Callable[[], float] = time.monotonic,
     alive: Callable[[], str | None] = lambda: None,
-    admit: Callable[[RequestOptions], None] = lambda terms: None,
+    admit: Callable[[RequestOptions], None] = lambda options: None,
     keys: Mapping[str, Key] | None = None,
     security: Security | None = None,
 ) -> AsyncIterator[Service]:
     """`keys` are by name; None: everybody is answered."""
     served = {model.name: model for model in models or (text_model(),)}
     submit = submit or FakeSubmit()
-    metrics = Metrics(operations.new_registry())
+    metrics = Metrics(new_registry())
     metrics.declare(list(served), ["cpu"], list(TASKS))
     reason: list[str] = []
     with ThreadPoolExecutor(1) as tokenizers:
-        app = create_app(
-            Pipeline(served, submit, tokenizers, metrics, clock),
-            info=info,
-            ready=lambda: reason[0] if reason else None,
-            alive=alive,
-            settings=settings or Server(),
-            metrics=metrics,
-            admit=admit,
-            key_store=None if keys is None else KeyStore(dict(keys), None, metrics, clock),
-            security=security or Security(),
-            clock=clock,
-        )
+        state = FakeState(Pipeline(served, submit, tokenizers, metrics, clock), metrics, reason, info, alive, admit)
+        key_store = None if keys is None else KeyStore(dict(keys), None, metrics, clock)
+        app = create_app(state, settings or Server(), security or Security(), key_store=key_store, clock=clock)
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield Service(submit, metrics, app, client, reason)

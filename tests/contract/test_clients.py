@@ -10,7 +10,7 @@ import pytest
 from service.tools.bench.load import BODIES, requests_of
 from service.tools.bench.texts import Corpus, Reading
 from service.tools.data.converters import Example
-from service.tools.evaluation import Server
+from service.tools.evaluation import EvaluationClient
 from tests.contract.fakes import running, text_model
 
 EXAMPLES = [
@@ -25,15 +25,15 @@ EXAMPLES = [
 
 async def test_every_kind_of_example_is_answered_with_one_of_its_options() -> None:
     async with running() as service:
-        asked = await Server(service.client).ask(EXAMPLES, id)
+        asked = await EvaluationClient(service.client).evaluate(EXAMPLES, id)
     assert [one.example for one in asked] == EXAMPLES
     assert all(one.chosen in one.example.options for one in asked)
 
 
 async def test_a_head_answers_with_its_own_labels() -> None:
     async with running(text_model("mine", "sequence-classification", labels=("差评", "好评"))) as service:
-        server = Server(service.client)
-        (asked,) = await server.ask(EXAMPLES[:1], id, head=True)
+        server = EvaluationClient(service.client)
+        (asked,) = await server.evaluate(EXAMPLES[:1], id, head=True)
     assert (asked.chosen, server.model) == ("差评", "mine")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from service.api import operations, schemas
+from service.api import schemas
 from service.api.openapi import EXAMPLES
-from service.api.protocols.native import ROUTES, Route
+from service.api.protocols.native import ROUTES, TaskRoute
 from service.commands.settings import markdown
+from service.errors import ServiceError, StartupError
 from service.metrics import Metrics
 from service.settings import VERSION
 from service.settings_sources import setting_rows
@@ -35,12 +37,18 @@ def names_in(text: str) -> set[str]:
     return set(re.findall(r"[`\"]([a-z_]+)[`\"]", text))
 
 
+def errors_below(error: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    yield error
+    for kind in error.__subclasses__():
+        yield from errors_below(kind)
+
+
 def fields_of(model: type[BaseModel]) -> set[str]:
     return set(model.model_fields)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.task)
-def test_every_field_of_every_route_is_in_the_page(route: Route) -> None:
+def test_every_field_of_every_route_is_in_the_page(route: TaskRoute) -> None:
     own = fields_of(route.request) - fields_of(schemas.TaskRequest)
     own |= fields_of(route.request.part) if route.request.part else set()
     results = set(EXAMPLES[route.task].reply["results"][0]) - {"tokens", "truncated"}
@@ -52,10 +60,14 @@ def test_every_field_of_every_route_is_in_the_page(route: Route) -> None:
 def test_every_shared_field_and_model_field_is_in_the_page() -> None:
     assert fields_of(schemas.TaskRequest) <= names_in(section("What all tasks share"))
     documented = names_in(section("Operations"))
-    assert (
-        fields_of(operations.ModelInfo) | fields_of(operations.ReplicaInfo) | fields_of(operations.ModelsReply)
-        <= documented
-    )
+    assert fields_of(schemas.ModelInfo) | fields_of(schemas.ReplicaInfo) | fields_of(schemas.ModelsReply) <= documented
+
+
+def test_every_error_is_in_the_page_with_its_status() -> None:
+    documented = re.findall(r"^\| (\d+) \| `(\w+)` \|", section("Errors"), re.MULTILINE)
+    seen = {error for error in errors_below(ServiceError) if not issubclass(error, StartupError)}
+    assert len(documented) == len(set(documented))
+    assert set(documented) == {(str(error.status), error.code) for error in seen}
 
 
 def test_every_setting_named_in_the_page_exists_with_that_default() -> None:

@@ -172,7 +172,7 @@ async def test_the_deadline_is_the_shorter_of_body_and_header_else_the_default()
         await service.post("/v1/embed", {"inputs": "好", "timeout_ms": 3000})
         await service.post("/v1/embed", {"inputs": "好", "timeout_ms": 3000}, **{"X-Request-Timeout-Ms": "2000"})
         await service.post("/v1/embed", {"inputs": "好"}, **{"X-Request-Timeout-Ms": "4000"})
-    assert [terms.deadline for terms in service.submit.terms] == [107.0, 103.0, 102.0, 104.0]
+    assert [terms.deadline for terms in service.submit.options] == [107.0, 103.0, 102.0, 104.0]
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", None])

@@ -1,4 +1,4 @@
-"""What the READMEs show is what the application takes and answers (the model's numbers apart), in both languages."""
+"""The examples of the README and docs/tasks.md are accepted and answered as shown (the model's numbers apart)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 from tests.contract.fakes import running
 from tests.readme_examples import (
-    HEADS,
-    MODEL_CARD,
-    READMES,
+    ACCURACY_HEADS,
+    CHINESE,
+    ENGLISH,
     Example,
     answers,
     examples,
@@ -19,16 +19,24 @@ from tests.readme_examples import (
     fill_answers,
     measured,
     pretty,
+    read,
 )
 
-ENGLISH, CHINESE = (path.read_text(encoding="utf-8") for path in READMES)
-EXAMPLES = examples(ENGLISH)
+EXAMPLES = examples(read(ENGLISH))
+ANSWERS = answers(read(ENGLISH))
 
 
-def test_both_languages_show_the_same() -> None:
-    assert examples(CHINESE) == EXAMPLES
-    assert answers(CHINESE) == answers(ENGLISH)
-    assert list(answers(ENGLISH)) == list(EXAMPLES)
+@pytest.mark.parametrize(("english", "chinese"), list(zip(ENGLISH, CHINESE, strict=True)), ids=lambda path: path.name)
+def test_both_languages_show_the_same(english: Path, chinese: Path) -> None:
+    shown = examples(read([english]))
+    assert shown
+    assert examples(read([chinese])) == shown
+    assert answers(read([chinese])) == answers(read([english]))
+    assert list(answers(read([english]))) == list(shown)
+
+
+def test_no_example_is_shown_twice() -> None:
+    assert len(EXAMPLES) == sum(len(examples(read([page]))) for page in ENGLISH)
 
 
 async def test_every_endpoint_has_an_example() -> None:
@@ -45,22 +53,22 @@ async def test_an_example_is_accepted_and_its_answer_has_the_shape_shown(example
         else:
             reply = await service.client.post(example.path, content=example.body.encode())
     assert reply.status_code == (422 if example.name == "mistake" else 200), reply.text
-    shown = answers(ENGLISH)[example.name]
+    shown = ANSWERS[example.name]
     assert shown is not None, "no answer yet: python -m tests.readme_examples --url http://127.0.0.1:8000"
     if example.name != "models":
         assert shape(shown) == shape(reply.json())
 
 
 def test_the_accuracy_table_is_filled_and_the_same() -> None:
-    tables = [_table(text) for text in (ENGLISH, CHINESE, MODEL_CARD.read_text(encoding="utf-8"))]
-    assert tables[0] == tables[1] == tables[2]
+    tables = [_table(page.read_text(encoding="utf-8")) for page in ACCURACY_HEADS]
+    assert tables[0] == tables[1]
     assert tables[0], "no accuracy yet: python -m tests.readme_examples --accuracy"
 
 
-@pytest.mark.parametrize("path", [*READMES, MODEL_CARD], ids=["english", "chinese", "card"])
+@pytest.mark.parametrize("path", ACCURACY_HEADS, ids=lambda path: path.name)
 def test_the_accuracy_table_says_what_was_measured(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    filled = fill_accuracy(text, HEADS[path.name], measured())
+    filled = fill_accuracy(text, ACCURACY_HEADS[path], measured())
     assert filled == text, "python -m tests.readme_examples --accuracy fills it in"
 
 

@@ -165,7 +165,7 @@ async def test_the_queue_learns_whose_request_it_is() -> None:
     async with running(keys=keys) as service:
         for name, asked in (("app", "bulk"), ("app", "interactive"), ("boss", "interactive")):
             await embed(service, bearer(name), priority=asked)
-    told = [(terms.account, terms.weight, terms.priority) for terms in service.submit.terms]
+    told = [(terms.account, terms.weight, terms.priority) for terms in service.submit.options]
     assert told == [("app", 2.5, RANKS["bulk"]), ("app", 2.5, RANKS["interactive"]), ("boss", 1.0, RANKS["bulk"])]
 
 
@@ -185,7 +185,7 @@ async def test_the_lower_priority_of_body_and_header_counts(body: str | None, he
         headers = {"X-Request-Priority": header} if header else {}
         response = await embed(service, headers, **({"priority": body} if body else {}))
     assert response.status_code == 200
-    assert [(terms.account, terms.priority) for terms in service.submit.terms] == [("", RANKS[given])]
+    assert [(terms.account, terms.priority) for terms in service.submit.options] == [("", RANKS[given])]
 
 
 @pytest.mark.parametrize("wrong", ["", "urgent", "Bulk", "0"])

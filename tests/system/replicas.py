@@ -1,10 +1,10 @@
-"""Replicas as real child processes behind the batcher, with an engine that does what a row tells it to."""
+"""Replicas as real worker processes behind the batcher, with an engine that does what a row tells it to."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from service.batching.jobs import RequestResult
 from service.batching.latency_model import LatencyModels
 from service.metric_labels import LOSS_REASONS, LossReason, ReplicaState
 from service.metrics import Metrics
-from service.replicas.pool import Pool, ignore_progress
-from service.replicas.replica import Predict, Progress, RestartPolicy
+from service.replicas.pool import Pool
+from service.replicas.replica import OnProgress, RestartPolicy
 from service.replicas.runner import Load
 from tests.fakes import checkpoint, load_fake, row, value
 
@@ -78,14 +78,16 @@ def compose(
     devices: tuple[str, ...] = ("cpu",),
     policy: RestartPolicy | None = None,
     load: Load = load_fake,
-    progress: Progress = ignore_progress,
-    predict: Predict | None = None,
+    on_progress: OnProgress = lambda replica, loading: None,
+    predict: Callable[[str, int, int], float] | None = None,
     max_batch_tokens: int = 0,
     max_queue_tokens: int = 10_000,
 ) -> Service:
     os.mkfifo(path / "gate")
     metrics = Watch()
     latency_models = LatencyModels(metrics=metrics, max_batch_tokens=max_batch_tokens)
+    if predict:
+        latency_models.predict = predict  # type: ignore[method-assign]
     batcher = Batcher(latency_models=latency_models, max_queue_tokens=max_queue_tokens, metrics=metrics)
     pool = Pool(
         [checkpoint(path)],
@@ -93,9 +95,8 @@ def compose(
         metrics=metrics,
         policy=policy or at_once(),
         load=load,
-        progress=progress,
-        profiled=latency_models.calibrate,
-        predict=predict or latency_models.predict,
+        on_progress=on_progress,
+        on_profile=latency_models.calibrate,
     )
     metrics.declare(models=["m"], replicas=pool.names, tasks=["classify"])
     return Service(batcher, pool, metrics)

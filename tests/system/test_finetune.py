@@ -1,4 +1,4 @@
-"""`python -m service finetune` for real, on data and a checkpoint made on the spot: train, resume, share, serve."""
+"""`python -m service finetune` end to end, on generated data and checkpoints: train, resume, distribute, serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model that ships, in a real server: the READMEs' curls answered as the READMEs say, and sensibly."""
+"""The model that ships, in a real server: the documented curls answered as documented, and sensibly."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 import service
-from tests.readme_examples import READMES, answers, examples
+from tests.readme_examples import ENGLISH, answers, examples, read
 from tests.system.test_serve import Running, serving
 
 pytestmark = pytest.mark.system
 
 MINI = Path(service.__file__).parent / "models" / "mini"
-README = READMES[0].read_text(encoding="utf-8")
+SHOWN = read(ENGLISH)
 MAX_BYTES = 25_000_000
 TOLERANCE = 0.03
 """Of a score: the answers shown may come of another precision than this machine's."""
@@ -39,9 +39,9 @@ def test_it_is_small_and_complete() -> None:
     assert sum(path.stat().st_size for path in MINI.iterdir()) <= MAX_BYTES
 
 
-@pytest.mark.parametrize("name", [name for name in examples(README) if name not in ("models", "embed")])
+@pytest.mark.parametrize("name", [name for name in examples(SHOWN) if name not in ("models", "embed")])
 def test_the_readme_shows_what_it_answers(client: httpx.Client, name: str) -> None:
-    shown, answered = answers(README)[name], examples(README)[name].send(client)
+    shown, answered = answers(SHOWN)[name], examples(SHOWN)[name].send(client)
     assert _without_id(answered) == _Close(_without_id(shown))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batching.latency_model import LEAST_TOKENS
+from service.batching.latency_model import MIN_BATCH_TOKENS
 from service.domain import Encoding
 from service.errors import InferenceFailed, OutOfMemory, ReplicaLost, StartupError
 from service.metric_labels import LossReason
@@ -123,7 +123,7 @@ async def test_a_batch_that_hangs_ends_its_replica(tmp_path: Path) -> None:
 
 
 async def test_a_batch_has_hung_when_it_takes_far_longer_than_predicted(tmp_path: Path) -> None:
-    policy = at_once(hang_timeout_s=3600.0, least_patience_s=0.05)
+    policy = at_once(hang_timeout_s=3600.0, min_batch_timeout_s=0.05)
     service = compose(tmp_path, policy=policy, predict=lambda model, tokens, rows: 0.01 * tokens)
     async with running(service):
         with pytest.raises(ReplicaLost):
@@ -139,7 +139,7 @@ async def test_a_process_that_is_stopped_is_replaced(tmp_path: Path) -> None:
 
 
 async def test_a_process_that_is_stopped_while_it_starts_again_is_replaced(tmp_path: Path) -> None:
-    policy = at_once(restart_factor=2.0, least_restart_s=0.0)
+    policy = at_once(restart_factor=2.0, min_restart_timeout_s=0.0)
     async with running(compose(tmp_path, policy=policy, load=load_and_stop_once)) as service:
         os.kill(service.pid, signal.SIGKILL)
         assert await service.ask(3, 4) == 7
@@ -184,7 +184,7 @@ async def test_a_row_that_finds_no_memory_alone_is_told_so(tmp_path: Path) -> No
         assert (first, last) == (1, 5)
         assert isinstance(huge, OutOfMemory)
         assert (huge.status, huge.code, huge.retryable) == (503, "out_of_memory", True)
-        assert value(service.metrics, "batch_budget_tokens", model="m") == LEAST_TOKENS
+        assert value(service.metrics, "batch_budget_tokens", model="m") == MIN_BATCH_TOKENS
 
 
 # the canary
@@ -211,7 +211,7 @@ async def test_a_device_that_goes_wrong_in_silence_is_found_while_nobody_asks(tm
 
 async def test_two_replicas_that_do_not_agree_are_no_start(tmp_path: Path) -> None:
     service = compose(tmp_path, devices=("cpu", "cpu"), load=load_wrong_ever_after)
-    with pytest.raises(StartupError, match="m in float32 answers otherwise than on cpu"):
+    with pytest.raises(StartupError, match="m in float32 answers differently than on cpu"):
         await service.pool.start(service.batcher.feed)
     assert service.pool.pids() == {}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batching.latency_model import LEAST_TOKENS
+from service.batching.latency_model import MIN_BATCH_TOKENS
 from service.errors import CheckpointError, StartupError
 from service.replicas.protocol import Loading
 from service.replicas.replica import RestartPolicy
@@ -30,7 +30,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
     loaded: list[tuple[str, Loading]] = []
-    service = compose(tmp_path, progress=lambda replica, loading: loaded.append((replica, loading)))
+    service = compose(tmp_path, on_progress=lambda replica, loading: loaded.append((replica, loading)))
     assert service.pool.precisions("m") == []
     async with running(service):
         assert service.pool.is_ready()
@@ -40,7 +40,7 @@ async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
         assert value(service.metrics, "replica_up", replica="cpu") == 1
         assert value(service.metrics, "replica_memory_bytes", replica="cpu") > 0
         async with asyncio.timeout(30):  # it measures while it has nothing else to do, and is asked meanwhile
-            while value(service.metrics, "batch_budget_tokens", model="m") != LEAST_TOKENS:
+            while value(service.metrics, "batch_budget_tokens", model="m") != MIN_BATCH_TOKENS:
                 assert await service.ask(4, 5) == 9
         assert value(service.metrics, "predicted_cost_seconds", model="m", of="token") > 0
     assert not service.pool.is_ready()

@@ -299,7 +299,7 @@ def _fail(*flags: str) -> subprocess.CompletedProcess[str]:
         (("--config", "nowhere.toml"), ("nowhere.toml", "No such file")),
         (("--model", "a=./x", "--model", "a=./y"), ("two models are called a",)),
         (("--model", "a=./x", "--labels", "b=x,y"), ("b is not served", "there is a")),
-        (("frobnicate",), ("frobnicate is no command",)),
+        (("frobnicate",), ("unknown command 'frobnicate'",)),
     ],
 )
 def test_what_it_cannot_start_with_is_one_line_and_exit_code_two(

@@ -54,7 +54,7 @@ def test_a_startup_error_is_one_line_and_exit_code_two(
 def test_an_unknown_command_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serv"]) == 2
     err = capsys.readouterr().err
-    assert "serv is no command" in err
+    assert "unknown command 'serv'" in err
     assert all(name in err for name in cli.COMMANDS)
 
 

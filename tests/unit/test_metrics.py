@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from service.domain import Timing
 from service.metric_labels import NO_MODEL, OTHER_LABEL
 from service.metrics import Metrics
 from tests.fakes import make_metrics, value
@@ -64,7 +65,7 @@ def test_predictions_are_there_before_the_first_one() -> None:
     assert value(metrics, "predictions_total", task="classify", model="m", label="负面") == 0
     assert value(metrics, "predictions_total", task="mrc", model="m", label=OTHER_LABEL) == 0
     assert value(metrics, "prediction_score_count", task="mrc", model="m") == 0
-    metrics.decided("mrc", "m", [(None, 0.25)])
+    metrics.answered("mrc", "m", 1, Timing(), [(None, 0.25)])
     assert value(metrics, "predictions_total", task="mrc", model="m", label=OTHER_LABEL) == 1
     assert value(metrics, "prediction_score_bucket", task="mrc", model="m", le="0.3") == 1
 

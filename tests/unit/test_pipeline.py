@@ -17,7 +17,7 @@ from service.batching.jobs import RequestResult
 from service.domain import DEFAULT_OPTIONS, Encoding, Output, RequestOptions
 from service.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, QueueFull
 from service.metrics import Metrics
-from service.pipeline import INLINE_BYTES, Pipeline
+from service.pipeline import INLINE_BYTES, Answer, Pipeline
 from service.tasks.task import Task
 from service.tasks.text_model import TextModel
 from service.tracing import trace
@@ -76,6 +76,19 @@ def make(
     )
 
 
+async def answer(
+    pipeline: Pipeline,
+    task: Task[Query, float],
+    query: Query,
+    *,
+    model: str | None = None,
+    options: RequestOptions = DEFAULT_OPTIONS,
+    num_bytes: int | None = None,
+) -> Answer[float]:
+    encoded = await pipeline.encode(task, query, model=model, options=options, num_bytes=num_bytes)
+    return await pipeline.compute(task, query, encoded, options)
+
+
 async def test_results_in_order_with_tokens_and_timing(tokenizers: ThreadPoolExecutor) -> None:
     clock, batcher, metrics = FakeClock(), FakeBatcher(), make_metrics(("m", "n"))
 
@@ -84,7 +97,7 @@ async def test_results_in_order_with_tokens_and_timing(tokenizers: ThreadPoolExe
         return _encode(model, query)
 
     pipeline = make(tokenizers, batcher, metrics, clock)
-    reply = await pipeline.answer(task(encode), [[1, 2, 3], [4]], model="n", options=RequestOptions(clock.now + 9, 3))
+    reply = await answer(pipeline, task(encode), [[1, 2, 3], [4]], model="n", options=RequestOptions(clock.now + 9, 3))
     assert (reply.model, reply.results, reply.tokens) == ("n", [6, 4], 4)
     timing = reply.timing
     assert (timing.tokenize, timing.queue, timing.compute, timing.total) == (0.125, 0.25, 0.5, 0.125)
@@ -105,29 +118,29 @@ async def test_the_trace_hears_how_long_the_tokens_took(tokenizers: ThreadPoolEx
         return _encode(model, query)
 
     token = trace.current.set(mine)
-    await make(tokenizers, FakeBatcher(), clock=clock).answer(task(encode), [[1]])
+    await answer(make(tokenizers, FakeBatcher(), clock=clock), task(encode), [[1]])
     trace.current.reset(token)
     assert mine.stages == [("tokenize", 0.125)]
 
 
-async def test_rows_and_tokens_are_told_before_they_are_submitted_whatever_becomes_of_them(
-    tokenizers: ThreadPoolExecutor,
-) -> None:
-    told: list[tuple[int, int]] = []
-    pipeline = make(tokenizers, FakeBatcher(QueueFull("full")))
+async def test_rows_and_tokens_are_known_before_they_are_submitted(tokenizers: ThreadPoolExecutor) -> None:
+    batcher = FakeBatcher(QueueFull("full"))
+    pipeline = make(tokenizers, batcher)
+    encoded = await pipeline.encode(task(), [[1, 2], [3]])
+    assert (len(encoded.rows), encoded.num_tokens) == (2, 3)
+    assert batcher.asked == []
     with pytest.raises(QueueFull):
-        await pipeline.answer(task(), [[1, 2], [3]], on_encoded=lambda rows, tokens: told.append((rows, tokens)))
-    assert told == [(2, 3)]
+        await pipeline.compute(task(), [[1, 2], [3]], encoded)
 
 
 async def test_the_first_able_model_answers_when_none_is_named(tokenizers: ThreadPoolExecutor) -> None:
-    assert (await make(tokenizers, FakeBatcher()).answer(task(), [[1]])).model == "m"
+    assert (await answer(make(tokenizers, FakeBatcher()), task(), [[1]])).model == "m"
 
 
 async def test_an_unknown_model_is_told_before_anything_is_encoded(tokenizers: ThreadPoolExecutor) -> None:
     batcher, metrics = FakeBatcher(), make_metrics(("m", "n"))
     with pytest.raises(ModelNotFound):
-        await make(tokenizers, batcher, metrics).answer(task(), [[1]], model="x")
+        await answer(make(tokenizers, batcher, metrics), task(), [[1]], model="x")
     assert batcher.asked == []
     assert value(metrics, "tokenize_duration_seconds_count") == 0
 
@@ -138,9 +151,9 @@ async def test_errors_of_encoding_and_batching_pass(tokenizers: ThreadPoolExecut
 
     batcher = FakeBatcher(QueueFull("full"))
     with pytest.raises(InvalidRequest):
-        await make(tokenizers, batcher).answer(task(refuse), [[1]])
+        await answer(make(tokenizers, batcher), task(refuse), [[1]])
     with pytest.raises(QueueFull):
-        await make(tokenizers, batcher).answer(task(), [[1]])
+        await answer(make(tokenizers, batcher), task(), [[1]])
 
 
 async def test_text_is_tokenised_off_the_event_loop(tokenizers: ThreadPoolExecutor) -> None:
@@ -150,7 +163,7 @@ async def test_text_is_tokenised_off_the_event_loop(tokenizers: ThreadPoolExecut
         threads.append(threading.get_ident())
         return _encode(model, query)
 
-    await make(tokenizers, FakeBatcher()).answer(task(encode), [[1]])
+    await answer(make(tokenizers, FakeBatcher()), task(encode), [[1]])
     assert threads != [threading.get_ident()]
 
 
@@ -162,8 +175,8 @@ async def test_a_short_text_is_tokenised_where_it_is(tokenizers: ThreadPoolExecu
         return _encode(model, query)
 
     pipeline = make(tokenizers, FakeBatcher())
-    await pipeline.answer(task(encode), [[1]], num_bytes=INLINE_BYTES)
-    await pipeline.answer(task(encode), [[1]], num_bytes=INLINE_BYTES + 1)
+    await answer(pipeline, task(encode), [[1]], num_bytes=INLINE_BYTES)
+    await answer(pipeline, task(encode), [[1]], num_bytes=INLINE_BYTES + 1)
     assert [thread == threading.get_ident() for thread in threads] == [True, False]
 
 
@@ -179,10 +192,10 @@ async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers:
         return _encode(model, query)
 
     pipeline = make(tokenizers, batcher)
-    first = asyncio.create_task(pipeline.answer(task(encode), [[1]]))
+    first = asyncio.create_task(answer(pipeline, task(encode), [[1]]))
     await entered.wait()
-    late = asyncio.create_task(pipeline.answer(task(encode), [[2]], options=RequestOptions(time.monotonic() + 0.01)))
-    gone = asyncio.create_task(pipeline.answer(task(encode), [[3]]))
+    late = asyncio.create_task(answer(pipeline, task(encode), [[2]], options=RequestOptions(time.monotonic() + 0.01)))
+    gone = asyncio.create_task(answer(pipeline, task(encode), [[3]]))
     await asyncio.sleep(0)
     gone.cancel()
     with pytest.raises(DeadlineExceeded):

@@ -1,7 +1,7 @@
-"""A lean HTTP/1.1 client over kept-alive connections: a general client would cost as much CPU as a small model does.
+"""A minimal HTTP/1.1 client over keep-alive connections: a general client costs as much CPU as a small model does.
 
-Knows just enough of HTTP for replies with a Content-Length. No TLS, no redirects, no retries but one: a kept connection
-that the server has closed meanwhile is replaced.
+It reads responses with a Content-Length. No TLS, no redirects, and one kind of retry: an idle connection that the
+server has closed in the meantime is replaced.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Response:
 
 
 class StaleConnection(ConnectionError):
-    """The server closed the connection before it sent a byte of a reply."""
+    """The server closed the connection before the first byte of its response."""
 
 
 class Client:
-    """Connections to one host; as many as there are requests in flight. `key` is an API key, where one is needed."""
+    """Connections to one host, as many as there are requests in flight. `key` is an API key; "" sends none."""
 
     def __init__(self, host: str, port: int, key: str = "") -> None:
         self._host = host
@@ -32,7 +32,7 @@ class Client:
         self._idle: list[Connection] = []
 
     async def send(self, method: str, path: str, body: bytes = b"") -> Response:
-        """Raises OSError when the server cannot be reached or breaks off."""
+        """Raises OSError if the server cannot be reached or closes the connection during its response."""
         message = self._message(method, path, body)
         while self._idle:
             try:
@@ -50,7 +50,7 @@ class Client:
         try:
             writer.write(message)
             response, keep = await _read(reader)
-        except BaseException:  # a cancelled or broken exchange leaves bytes behind: the connection is of no more use
+        except BaseException:  # a cancelled or broken exchange leaves bytes unread: the connection cannot be used again
             writer.close()
             raise
         if keep:
@@ -73,7 +73,7 @@ async def _read(reader: asyncio.StreamReader) -> tuple[Response, bool]:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
         if error.partial:
-            raise ConnectionError("the server broke off in the middle of a reply") from error
+            raise ConnectionError("the server closed the connection during its response") from error
         raise StaleConnection("the server closed the connection") from error
     except ConnectionResetError as error:
         raise StaleConnection("the server reset the connection") from error
@@ -82,5 +82,5 @@ async def _read(reader: asyncio.StreamReader) -> tuple[Response, bool]:
     try:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
     except asyncio.IncompleteReadError as error:
-        raise ConnectionError("the server broke off in the middle of a reply") from error
+        raise ConnectionError("the server closed the connection during its response") from error
     return Response(int(first.split(" ", 2)[1]), body), headers.get("connection", "").lower() != "close"

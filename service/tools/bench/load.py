@@ -1,8 +1,8 @@
-"""The two ways to load a server, and what came of each request.
+"""Load generation: the requests of each task, and the two ways to send them.
 
-Closed loop: so many clients, each sends its next request when its last is answered. Open loop: requests leave at random
-moments (Poisson) whatever the server does, and latency counts from the moment at which a request was meant to leave, so
-that a stall shows in every request that it delayed. Knows the server by its client only, and draws no tables.
+Closed loop: a fixed number of clients, each of which sends its next request when the last one is answered. Open loop:
+requests are sent at random moments (Poisson) whatever the server does, and latency counts from the scheduled moment, so
+that a stall shows in every request that it delays.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ T = TypeVar("T")
 
 
 class Deck(Generic[T]):
-    """Cards in a random order, dealt round and round."""
+    """Items in a random order, dealt again from the start when all have been dealt."""
 
-    def __init__(self, cards: Sequence[T], rng: random.Random) -> None:
-        self._cards = cycle(rng.sample(cards, len(cards)))
+    def __init__(self, items: Sequence[T], rng: random.Random) -> None:
+        self._items = cycle(rng.sample(items, len(items)))
 
     def deal(self, num: int) -> list[T]:
-        return list(islice(self._cards, num))
+        return list(islice(self._items, num))
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """What the requests of one task are made of."""
+class Material:
+    """Texts and readings of the requests of one task."""
 
     texts: Deck[str]
     readings: Deck[Reading]
@@ -57,64 +57,64 @@ class Table:
 
 
 def requests_of(corpus: Corpus, task: str, num_inputs: int, model: str | None, rng: random.Random) -> Iterator[Request]:
-    """Requests of one task, for ever."""
+    """An endless stream of requests of one task."""
     path, body_of = BODIES[task]
     common = {} if model is None else {"model": model}
-    table = Table(Deck(corpus.texts, rng), Deck(corpus.readings, rng), rng)
+    material = Material(Deck(corpus.texts, rng), Deck(corpus.readings, rng), rng)
 
     def request() -> Request:
-        body = body_of(table, num_inputs) | common
+        body = body_of(material, num_inputs) | common
         return Request(task, path, json.dumps(body, ensure_ascii=False).encode(), num_inputs)
 
     return iter(request, None)
 
 
-def endless(
+def mixed_requests(
     corpus: Corpus, mix: Mapping[str, float], num_inputs: int, model: str | None, seed: int
 ) -> Iterator[Request]:
-    """Requests for ever, task by weight. Texts are shuffled here, before the clock runs; a body is made when it is
-    asked for, which takes some microseconds."""
+    """An endless stream of requests, tasks drawn by weight. Texts are shuffled here, before the clock starts; a body is
+    made when the stream reaches it, which takes a few microseconds."""
     rng = random.Random(seed)
-    tables = {task: requests_of(corpus, task, num_inputs, model, random.Random(f"{seed} {task}")) for task in mix}
+    streams = {task: requests_of(corpus, task, num_inputs, model, random.Random(f"{seed} {task}")) for task in mix}
     tasks, weights = list(mix), list(mix.values())
-    return iter(lambda: next(tables[rng.choices(tasks, weights)[0]]), None)
+    return iter(lambda: next(streams[rng.choices(tasks, weights)[0]]), None)
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """`TASK=WEIGHT,...`; a weight may be left out. ValueError for an unknown task or weights that make no mix."""
+    """`TASK=WEIGHT,...`, a weight defaults to 1. ValueError for an unknown task, or without a weight above zero."""
     mix = {name: float(weight or 1) for name, _, weight in (part.partition("=") for part in text.split(","))}
     if not set(mix) <= set(BODIES) or min(mix.values()) < 0 or not sum(mix.values()):
         raise ValueError(f"{text!r}: wanted TASK=WEIGHT,... of {', '.join(BODIES)}")
     return {task: weight for task, weight in mix.items() if weight}
 
 
-def _zero_shot(table: Table, num_inputs: int) -> dict[str, Any]:
-    labels, question = table.rng.choice([(NEWS, "下面新闻属于哪一个类别？"), (REVIEWS, None)])
-    body: dict[str, Any] = {"inputs": table.texts.deal(num_inputs), "labels": labels}
+def _zero_shot(material: Material, num_inputs: int) -> dict[str, Any]:
+    labels, question = material.rng.choice([(NEWS, "下面新闻属于哪一个类别？"), (REVIEWS, None)])
+    body: dict[str, Any] = {"inputs": material.texts.deal(num_inputs), "labels": labels}
     return body if question is None else body | {"question": question}
 
 
-def _texts(table: Table, num_inputs: int) -> dict[str, Any]:
-    return {"inputs": table.texts.deal(num_inputs)}
+def _texts(material: Material, num_inputs: int) -> dict[str, Any]:
+    return {"inputs": material.texts.deal(num_inputs)}
 
 
-def _pairs(table: Table, num_inputs: int) -> dict[str, Any]:
-    return {"inputs": [table.texts.deal(2) for _ in range(num_inputs)]}
+def _pairs(material: Material, num_inputs: int) -> dict[str, Any]:
+    return {"inputs": [material.texts.deal(2) for _ in range(num_inputs)]}
 
 
-def _mrc(table: Table, num_inputs: int) -> dict[str, Any]:
-    dealt = table.readings.deal(num_inputs)
+def _mrc(material: Material, num_inputs: int) -> dict[str, Any]:
+    dealt = material.readings.deal(num_inputs)
     return {"inputs": [{"passage": r.passage, "question": r.question, "choices": r.choices} for r in dealt]}
 
 
-def _masked(table: Table, num_inputs: int) -> dict[str, Any]:
-    """One character of each text is hidden, early enough to be read of a long one too."""
-    texts = table.texts.deal(num_inputs)
-    places = [table.rng.randrange(min(len(text), 256)) for text in texts]
+def _masked(material: Material, num_inputs: int) -> dict[str, Any]:
+    """Replaces one character of each text by [MASK], early enough to survive truncation."""
+    texts = material.texts.deal(num_inputs)
+    places = [material.rng.randrange(min(len(text), 256)) for text in texts]
     return {"inputs": [f"{text[:at]}[MASK]{text[at + 1 :]}" for text, at in zip(texts, places, strict=True)]}
 
 
-Body = Callable[[Table, int], dict[str, Any]]
+Body = Callable[[Material, int], dict[str, Any]]
 BODIES: Mapping[str, tuple[str, Body]] = {
     "zero-shot": ("/v1/classify", _zero_shot),
     "classify": ("/v1/classify", _texts),
@@ -127,12 +127,12 @@ BODIES: Mapping[str, tuple[str, Body]] = {
 
 
 Tick = Callable[[float, int], object]
-"""Hears the seconds measured so far and the requests that ended in them."""
+"""Called with the seconds measured so far and the number of requests that have ended in them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many clients (closed) or requests per second (open)."""
+    """`level` is the number of clients (closed loop) or of requests per second (open loop)."""
 
     kind: Literal["concurrency", "rate"]
     level: float
@@ -142,8 +142,8 @@ class Load:
         return f"{self.kind} {self.level:g}"
 
 
-class Watch(Protocol):
-    """The server's own totals, looked at when the measurement begins and when it ends."""
+class Observer(Protocol):
+    """Called at the start and at the end of the measured window."""
 
     async def begin(self) -> None: ...
 
@@ -151,8 +151,8 @@ class Watch(Protocol):
 
 
 class Run:
-    """One measurement. Every request is kept, those of the warm-up and those that end too late, too: what counts for
-    what is said by the window."""
+    """One measurement. `samples` has every request, also those of the warm-up and those that end after the window:
+    `report.summarize` decides which of them count for what."""
 
     def __init__(
         self,
@@ -171,18 +171,20 @@ class Run:
         self.samples: list[Sample] = []
         self.window = Window(0.0, math.inf)
 
-    async def measure(self, load: Load, warm_up_s: float, duration_s: float, watch: Watch, rng: random.Random) -> None:
+    async def measure(
+        self, load: Load, warm_up_s: float, duration_s: float, observer: Observer, rng: random.Random
+    ) -> None:
         from_s = self._clock() + warm_up_s
         self.window = Window(from_s, from_s + duration_s)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._look(watch))
+            group.create_task(self._observe(observer))
             group.create_task(self.open(load.level, rng) if load.kind == "rate" else self.closed(int(load.level)))
 
-    async def _look(self, watch: Watch) -> None:
+    async def _observe(self, observer: Observer) -> None:
         await asyncio.sleep(self.window.from_s - self._clock())
-        await watch.begin()
+        await observer.begin()
         await asyncio.sleep(self.window.until_s - self._clock())
-        await watch.end()
+        await observer.end()
 
     async def closed(self, concurrency: int) -> None:
         async def client() -> None:
@@ -200,7 +202,7 @@ class Run:
                 due += rng.expovariate(rate)
 
     async def send(self, started: float) -> None:
-        """`started` is when the request was meant to leave: waiting for this line counts too."""
+        """`started` is the scheduled moment: a delay before this call counts as latency."""
         request = next(self._requests)
         outcome, num_tokens = await self._outcome(request)
         ended = self._clock()

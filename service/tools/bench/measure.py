@@ -1,7 +1,4 @@
-"""A whole run: every load of a sweep in turn against one server, and what one must know to repeat it, as a report.
-
-Knows no flags and prints nothing: `progress` hears how far a load is.
-"""
+"""A bench run: measures every load of a sweep against one server and returns the report."""
 
 from __future__ import annotations
 
@@ -9,63 +6,53 @@ import asyncio
 import json
 import random
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.tools.bench.client import Client, Response
-from service.tools.bench.load import Load, Request, Run, Tick, endless, requests_of
-from service.tools.bench.provenance import machine, told
+from service.tools.bench.load import Load, Request, Run, Tick, mixed_requests, requests_of
+from service.tools.bench.provenance import machine, redact_path
 from service.tools.bench.report import summarize
+from service.tools.bench.server_metrics import SECONDS, not_computed, per_batch, sum_totals
 from service.tools.bench.texts import Corpus
 
-PATIENCE_S = 10.0
-TOTALS = {
-    "erlangshen_batch_rows_count": "batches",
-    "erlangshen_batch_rows_sum": "rows",
-    "erlangshen_batch_tokens_sum": "tokens",
-    "erlangshen_compute_duration_seconds_sum": "compute_s",
-}
-SAVED = {"erlangshen_shared_rows_total": "shared_rows", "erlangshen_cache_hits_total": "cache_hit_rows"}
-"""Rows that were answered and not computed."""
-
-SECONDS = "seconds"
+METRICS_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
-class Ability:
-    """What this server and these texts can do of a mix; `left_out` says why the rest cannot."""
+class Supported:
+    """The part of a mix that this server can do with these texts; `left_out` says why not the rest."""
 
     mix: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
-    """Who answered."""
+    """The models that answered."""
 
 
-async def probe(client: Client, corpus: Corpus, mix: Mapping[str, float], model: str | None) -> Ability:
-    """Sends one request of each task. ValueError when none can be done, OSError when nobody answers."""
-    able = Ability()
+async def probe(client: Client, corpus: Corpus, mix: Mapping[str, float], model: str | None) -> Supported:
+    """Sends one request of each task. ValueError if none can be done, OSError if the server cannot be reached."""
+    supported = Supported()
     for task, weight in mix.items():
         if task == "mrc" and not corpus.readings:
-            able.left_out[task] = "the texts hold no reading comprehension (C3)"
+            supported.left_out[task] = "the texts contain no reading comprehension (as in C3)"
             continue
         request = next(requests_of(corpus, task, 1, model, random.Random(0)))
         response = await client.send("POST", request.path, request.body)
         if response.status == 200:
-            able.mix[task] = weight
-            able.models.add(json.loads(response.body).get("model", ""))
+            supported.mix[task] = weight
+            supported.models.add(json.loads(response.body).get("model", ""))
         else:
-            able.left_out[task] = _refusal(response)
-    if not able.mix:
-        reasons = "; ".join(f"{task}: {reason}" for task, reason in able.left_out.items())
-        raise ValueError(f"the server can do none of these tasks: {reasons}")
-    return able
+            supported.left_out[task] = _describe_refusal(response)
+    if not supported.mix:
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in supported.left_out.items())
+        raise ValueError(f"the server can do none of the tasks of --mix: {reasons}")
+    return supported
 
 
-def _refusal(response: Response) -> str:
-    """With the server's own words, where it says any."""
+def _describe_refusal(response: Response) -> str:
+    """The status of a response, with the detail of its problem document if it has one."""
     try:
         detail = json.loads(response.body)["detail"]
     except (ValueError, TypeError, KeyError):
@@ -73,8 +60,8 @@ def _refusal(response: Response) -> str:
     return f"the server answers {response.status}" + (f": {detail}" if detail else "")
 
 
-async def models(client: Client) -> dict[str, Any]:
-    """Raises OSError when no server is there, ValueError when it is another one."""
+async def fetch_models(client: Client) -> dict[str, Any]:
+    """Raises OSError if the server cannot be reached, ValueError if it is not an Erlangshen Service."""
     response = await client.send("GET", "/v1/models")
     if response.status != 200:
         raise ValueError(f"GET /v1/models answers {response.status}: is this an Erlangshen Service?")
@@ -82,8 +69,8 @@ async def models(client: Client) -> dict[str, Any]:
     return reply
 
 
-class Batches:
-    """Watches a measurement: what the server computed between its begin and its end."""
+class ServerTotals:
+    """The server's own totals at the start and at the end of a measurement."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -91,72 +78,43 @@ class Batches:
         self._after: dict[str, float] = {}
 
     async def begin(self) -> None:
-        self._before = await self._totals()
+        self._before = await self._read()
 
     async def end(self) -> None:
-        self._after = await self._totals()
+        self._after = await self._read()
 
     def per_batch(self) -> dict[str, float] | None:
         return per_batch(self._before, self._after)
 
     def not_computed(self) -> dict[str, float] | None:
-        """None where the server shows no metrics."""
         return not_computed(self._before, self._after)
 
-    async def _totals(self) -> dict[str, float]:
-        """{} where the server shows none, or not in time: a load is measured without them, too."""
+    async def _read(self) -> dict[str, float]:
+        """{} if the server shows no metrics, or not in time: the load is measured without them."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(METRICS_TIMEOUT_S):
                 response = await self._client.send("GET", "/metrics")
-        except OSError:  # a TimeoutError is one
+            if response.status != 200:
+                return {}
+            return sum_totals(response.body.decode()) | {SECONDS: time.perf_counter()}
+        except (OSError, ValueError):  # a TimeoutError is an OSError
             return {}
-        if response.status != 200:
-            return {}
-        return totals(response.body.decode().splitlines()) | {SECONDS: time.perf_counter()}
-
-
-def totals(lines: Iterable[str]) -> dict[str, float]:
-    """Of a page of metrics, the totals over all models."""
-    found: defaultdict[str, float] = defaultdict(float)
-    for line in lines:
-        series, _, value = line.rpartition(" ")
-        if key := (TOTALS | SAVED).get(series.partition("{")[0]):
-            found[key] += float(value)
-    return dict(found)
-
-
-def per_batch(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:
-    """Mean rows, tokens and seconds of the batches that the server computed in between."""
-    wanted = {*TOTALS.values(), SECONDS}
-    grown = {name: after[name] - before[name] for name in after if name in before and name in wanted}
-    if not grown.get("batches"):
-        return None
-    num, seconds = grown.pop("batches"), grown.pop(SECONDS)
-    means = {f"mean_{name}": round(value / num, 6) for name, value in grown.items()}
-    return {"batches": num, SECONDS: round(seconds, 3)} | means
-
-
-def not_computed(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:
-    """Rows answered in between that no batch held."""
-    if not (before and after):
-        return None
-    return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in SAVED.values()}
 
 
 METHODS = {
-    "concurrency": "closed loop: each client sends when its last request is answered; rates of what ended in the "
-    "window, latency from sending of what left in it",
-    "rate": "open loop: Poisson arrivals at a fixed rate; rates of what ended in the window, latency from the moment a "
-    "request was meant to leave, of what was meant to leave in it",
+    "concurrency": "closed loop: each client sends its next request when the last one is answered; rates count the "
+    "requests that ended in the window, latencies those sent in it",
+    "rate": "open loop: Poisson arrivals at a fixed rate; rates count the requests that ended in the window, latencies "
+    "those scheduled in it, from the scheduled moment",
 }
 
-Progress = Callable[[Load, float], AbstractContextManager[Tick]]
-"""Opened for each load with the seconds that it takes."""
+OpenProgress = Callable[[Load, float], AbstractContextManager[Tick]]
+"""Called with each load and its duration in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to send, and how. `mix` is tasks and their weights; loads are measured in order."""
+    """The requests and loads of a run. `mix` maps tasks to weights; the loads are measured in order."""
 
     loads: tuple[Load, ...]
     mix: dict[str, float]
@@ -168,41 +126,45 @@ class Plan:
     seed: int = 1
 
 
-async def measure(client: Client, plan: Plan, corpus: Corpus, progress: Progress) -> dict[str, Any]:
-    """The run as one JSON-ready report. Raises OSError when the server cannot be reached, ValueError when it cannot do
-    what is asked."""
-    about = await models(client)
-    able = await probe(client, corpus, plan.mix, plan.model)
-    requests = endless(corpus, able.mix, plan.num_inputs, plan.model, plan.seed)
+async def measure(client: Client, plan: Plan, corpus: Corpus, progress: OpenProgress) -> dict[str, Any]:
+    """Runs the plan and returns a JSON-ready report.
+
+    Raises:
+        OSError: the server cannot be reached.
+        ValueError: it is not an Erlangshen Service, or can do none of the tasks.
+    """
+    about = await fetch_models(client)
+    supported = await probe(client, corpus, plan.mix, plan.model)
+    requests = mixed_requests(corpus, supported.mix, plan.num_inputs, plan.model, plan.seed)
     points = [await _point(client, plan, load, requests, progress) for load in plan.loads]
-    asked = {"mix": able.mix, "left_out": able.left_out, "answered_by": sorted(able.models)}
-    return setting(plan, corpus) | asked | {"models": _told(about), "points": points}
+    probed = {"mix": supported.mix, "left_out": supported.left_out, "answered_by": sorted(supported.models)}
+    return describe_setting(plan, corpus) | probed | {"models": _redact_sources(about), "points": points}
 
 
-def _told(about: dict[str, Any]) -> dict[str, Any]:
-    """What the server says of its models, without where they lie."""
-    return about | {"models": [model | {"source": told(model["source"])} for model in about["models"]]}
+def _redact_sources(about: dict[str, Any]) -> dict[str, Any]:
+    """The answer of /v1/models without the paths of the models' files."""
+    return about | {"models": [model | {"source": redact_path(model["source"])} for model in about["models"]]}
 
 
 async def _point(
-    client: Client, plan: Plan, load: Load, requests: Iterator[Request], progress: Progress
+    client: Client, plan: Plan, load: Load, requests: Iterator[Request], progress: OpenProgress
 ) -> dict[str, Any]:
-    """The next point of a sweep goes on in the texts where the last one stopped."""
-    batches = Batches(client)
+    """`requests` is shared by the points of a sweep: each continues with the next texts."""
+    totals = ServerTotals(client)
     with progress(load, plan.duration_s) as tick:
         run = Run(client, requests, plan.timeout_s, tick)
-        await run.measure(load, plan.warm_up_s, plan.duration_s, batches, random.Random(plan.seed))
+        await run.measure(load, plan.warm_up_s, plan.duration_s, totals, random.Random(plan.seed))
     return {
         "load": load.name,
         load.kind: load.level,
         "results": summarize(run.samples, run.window),
-        "batches": batches.per_batch(),
-        "not_computed": batches.not_computed(),
+        "batches": totals.per_batch(),
+        "not_computed": totals.not_computed(),
     }
 
 
-def setting(plan: Plan, corpus: Corpus) -> dict[str, Any]:
-    """What one must know to repeat the run."""
+def describe_setting(plan: Plan, corpus: Corpus) -> dict[str, Any]:
+    """Everything needed to repeat the run."""
     return {
         "method": METHODS[plan.loads[0].kind],
         "duration_s": plan.duration_s,

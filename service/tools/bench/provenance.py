@@ -1,6 +1,6 @@
-"""Where the numbers of a report come from: command, day, commit, versions and the class of the machine.
+"""Provenance of a report's numbers: command, day, commit, versions and the class of the machine.
 
-Tells neither the name of the machine nor a path on it, and knows nothing of what was measured.
+A report names neither the machine nor a path on it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from service.host import cpu_features
 from service.settings import VERSION
 
-WIDE = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16", "i8mm"}
+WIDE_INSTRUCTIONS = {
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
+    *("asimd", "sve", "bf16", "i8mm"),
+}
+"""CPU features that decide how fast matrices are multiplied."""
+
 UNKNOWN = "unknown"
 
 
-def origin(module: str, argv: Sequence[str], *packages: str) -> dict[str, Any]:
-    """Of what `python -m module` made of its arguments; `packages` are those whose versions matter for it."""
+def provenance(module: str, argv: Sequence[str], *packages: str) -> dict[str, Any]:
+    """The provenance of what `python -m module` measured with these arguments, with the versions of `packages`."""
     return {
-        "command": shlex.join(["python", "-m", *module.split(), *map(told, argv)]),
+        "command": shlex.join(["python", "-m", *module.split(), *map(redact_path, argv)]),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "versions": {"service": VERSION, "python": platform.python_version()}
@@ -32,8 +38,9 @@ def origin(module: str, argv: Sequence[str], *packages: str) -> dict[str, Any]:
     }
 
 
-def told(word: str) -> str:
-    """A word of a command line without where a thing lies here: FOLDER stands for it. `a=/b` keeps its `a=`."""
+def redact_path(word: str) -> str:
+    """A word of a command line, with FOLDER in place of the directories of a path that is not relative to the working
+    directory; of `a=/b` only the part after the `=` changes."""
     name, equals, value = word.rpartition("=")
     path = Path(value)
     if not (path.is_absolute() or path.parts[:1] in (("..",), ("~",))):
@@ -42,12 +49,12 @@ def told(word: str) -> str:
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:
-    """Of the code, short, with `-dirty` where it was changed since; "unknown" where it is in no repository.
+    """The short hash of the code's commit, with `-dirty` if tracked files have changed; "unknown" outside a repository.
 
-    Results that earlier runs have written are no change of the code.
+    Changed result files do not count: earlier runs write them.
     """
     try:
-        _git(folder, "ls-files", "--error-unmatch", ".")  # it may be installed below a repository of something else
+        _git(folder, "ls-files", "--error-unmatch", ".")  # the code may be installed below another repository
         short = _git(folder, "rev-parse", "--short", "HEAD")
         ours = ("--", ":/", ":(top,exclude)benchmarks/results")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no", *ours)
@@ -62,19 +69,17 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The class of this machine, not its name."""
+    """The class of this machine, without its name."""
     cores = len(os.sched_getaffinity(0))
-    return {"platform": f"{platform.system()} {platform.machine()}", "cores": cores, "arithmetic": arithmetic()}
+    return {"platform": f"{platform.system()} {platform.machine()}", "cores": cores, "arithmetic": wide_instructions()}
 
 
 def machine_class() -> str:
-    """The same in words."""
+    """The same as a phrase; the benchmarks put it into their reports."""
     found = machine()
     wide = f" with {', '.join(found['arithmetic'])}" if found["arithmetic"] else ""
     return f"{found['cores']}-core {platform.machine()} CPU{wide}"
 
 
-def arithmetic(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """The wide instructions that decide how fast a CPU multiplies."""
-    words = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split()) if cpuinfo.is_file() else set()
-    return sorted(words & WIDE)
+def wide_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    return sorted(cpu_features(cpuinfo) & WIDE_INSTRUCTIONS)

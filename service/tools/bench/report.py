@@ -1,4 +1,5 @@
-"""What a load run measured, as numbers and as a table. Knows no HTTP."""
+"""The report of a bench run: rates and latencies of the requests, text tables, the comparison with the hardware's
+limit, and the plot."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ QUANTILES = (50, 90, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request. `outcome` is "200", another status, or what broke ("timeout", "connection")."""
+    """One request. `outcome` is the HTTP status, "timeout" or "connection"."""
 
     task: str
     started_s: float
@@ -39,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The time that is measured: after the warm-up, before the tail."""
+    """The measured time: after the warm-up, before the last requests end."""
 
     from_s: float
     until_s: float
@@ -53,15 +54,15 @@ class Window:
 
 
 def summarize(samples: Sequence[Sample], window: Window) -> dict[str, dict[str, Any]]:
-    """One row for all tasks together, then one per task. Rates count what ended in the window, whenever it began;
-    requests, outcomes and latencies are of all that were due in it, however late they ended."""
+    """One row for all tasks together, then one per task. Rates count the requests that ended in the window; requests,
+    outcomes and latencies are of those that started in it, however late they ended."""
     tasks = sorted({sample.task for sample in samples})
     rows = {"all": _row(samples, window)}
     return rows | {task: _row([s for s in samples if s.task == task], window) for task in tasks}
 
 
 def format_table(rows: Mapping[str, dict[str, Any]], of: str = "task") -> str:
-    """One line for each row, whose names are those of an `of`."""
+    """One line per row; `of` is the heading of the rows' names."""
     rates = ["offered/s", "req/s", "inputs/s", "tokens/s"]
     head = [of, "requests", "failed", *rates, *(f"p{q} ms" for q in QUANTILES), "max ms"]
     lines = [head, *([name, *_cells(row)] for name, row in rows.items())]
@@ -70,9 +71,9 @@ def format_table(rows: Mapping[str, dict[str, Any]], of: str = "task") -> str:
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """For people: by load where several were measured, and by task of each."""
+    """The report as text: one table of the loads if there are several, and one of the tasks for each load."""
     points = report["points"]
-    lines = [report["method"], f"load: {report['corpus']['about']}"]
+    lines = [report["method"], f"texts: {report['corpus']['about']}"]
     lines += [f"{task} is left out: {reason}" for task, reason in report["left_out"].items()]
     if len(points) > 1:
         lines.append(format_table({point["load"]: point["results"]["all"] for point in points}, of="load"))
@@ -84,18 +85,21 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 def _about(point: Mapping[str, Any], duration_s: float) -> Iterator[str]:
     if not point["results"]["all"]["ended"]:
-        yield f"{point['load']}: nothing ended in the {duration_s:g} s that were measured: try a longer --duration"
+        yield f"{point['load']}: no request ended in the {duration_s:g} s that were measured: try a longer --duration"
     if batches := point["batches"]:
         rows, tokens, ms = batches["mean_rows"], batches["mean_tokens"], 1000 * batches["mean_compute_s"]
         yield f"{point['load']}: {batches['batches']:.0f} batches of {rows:.1f} rows, {tokens:.0f} tokens, {ms:.1f} ms"
     if saved := point["not_computed"]:
         shared, kept = saved["shared_rows"], saved["cache_hit_rows"]
-        yield f"{point['load']}: {shared:.0f} rows shared an equal one in flight, {kept:.0f} came from the result cache"
+        yield (
+            f"{point['load']}: {shared:.0f} rows shared the result of an equal row in flight, "
+            f"{kept:.0f} came from the result cache"
+        )
     if limit := point.get("limit"):
         yield (
             f"{point['load']}: {limit['served_tokens_per_s']:,.0f} tokens/s served, {limit['served_over_limit']:.0%} "
-            f"of the bare matrix products of such batches, {limit['served_over_limit_at_large_batch']:.0%} of those of "
-            f"{limit['large_batch_tokens']} tokens; while computing {limit['computing_over_limit']:.0%}"
+            f"of the rate of their matrix products alone, {limit['served_over_limit_at_large_batch']:.0%} of that of "
+            f"batches of {limit['large_batch_tokens']} tokens; {limit['computing_over_limit']:.0%} while computing"
         )
 
 
@@ -117,7 +121,7 @@ def _row(samples: Sequence[Sample], window: Window) -> dict[str, Any]:
 
 
 def _latencies(values: Sequence[float]) -> dict[str, float] | None:
-    """Of the answered requests only; None when there are none."""
+    """Percentiles, mean and maximum in ms; None for no values."""
     if not values:
         return None
     quantiles = np.percentile(values, QUANTILES)
@@ -135,12 +139,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 LARGE_BATCH = {"cpu": 1024, "cuda": 8192}
-"""Tokens by which the matrix products of any shape served here run at their full rate."""
-TIMEOUT_S = 900.0
+"""Tokens at which the matrix products of every served shape run at their full rate."""
+LIMIT_TIMEOUT_S = 900.0
 
 
 def add_limits(report: dict[str, Any], model: str | None) -> None:
-    """Adds `limit` to every point of a report. ValueError when the server does not tell what is to be known."""
+    """Adds `limit` to the report and to each of its points.
+
+    Raises:
+        ValueError: the server does not report the model's shape, or the limit cannot be measured.
+    """
     question = limit_question(report["models"], model or _only(report["answered_by"]))
     counts = [round(point["batches"]["mean_tokens"]) if point["batches"] else None for point in report["points"]]
     large = LARGE_BATCH[question["device"].partition(":")[0]]
@@ -157,8 +165,8 @@ def add_limits(report: dict[str, Any], model: str | None) -> None:
 def compare_with_limit(
     batches: Mapping[str, float], rates: Mapping[int, float], mean_tokens: int, large: int, replicas: int
 ) -> dict[str, float]:
-    """Served tokens per second over those of the bare products, at the run's own batch size and at a large one; and
-    the same of the time in which the replicas computed, which leaves out that they waited for work."""
+    """Served tokens per second relative to the matrix products alone, at the run's mean batch size and at a large one;
+    and the same rate over the time in which the replicas computed, which leaves out their idle time."""
     served = batches["batches"] * batches["mean_tokens"] / batches["seconds"]
     computing = replicas * batches["mean_tokens"] / batches["mean_compute_s"]
     return {
@@ -174,7 +182,7 @@ def compare_with_limit(
 
 
 def limit_question(models: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What to ask for a model, from what /v1/models said."""
+    """The question to the roofline for a model, from the answer of /v1/models."""
     try:
         model = next(one for one in models["models"] if one["name"] == name)
         sizes = {key: model[key] for key in ("num_layers", "hidden_size", "ffn_size")}
@@ -182,20 +190,26 @@ def limit_question(models: Mapping[str, Any], name: str) -> dict[str, Any]:
         device, threads = replica["device"], replica["threads"]
         (precision,) = model["precision"]
     except (StopIteration, KeyError, IndexError, TypeError, ValueError):
-        raise ValueError(f"the server does not tell the shape, precision and threads of {name!r}") from None
+        raise ValueError(f"/v1/models does not give the shape, precision and threads of {name!r}") from None
     return {"sizes": sizes, "precision": precision, "device": device, "threads": threads}
 
 
 def measure_limits(question: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """`seconds` of a batch and the `way` to multiply, for each of the token counts. ValueError when it cannot be."""
+    """`seconds` of a batch and the fastest `way` to multiply, for each of the token counts.
+
+    The roofline runs in a process of its own: it needs torch, and a fixed number of threads.
+
+    Raises:
+        ValueError: it fails, or takes longer than LIMIT_TIMEOUT_S.
+    """
     threads = str(question["threads"])
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "service.tools.roofline"]
-    asked = json.dumps(question)
+    options: dict[str, Any] = {"env": environment, "capture_output": True, "text": True, "timeout": LIMIT_TIMEOUT_S}
     try:
-        done = subprocess.run(command, input=asked, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(command, input=json.dumps(question), **options)
     except subprocess.TimeoutExpired:
-        raise ValueError(f"the limit could not be measured within {TIMEOUT_S:.0f} s") from None
+        raise ValueError(f"the limit could not be measured within {LIMIT_TIMEOUT_S:.0f} s") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ValueError(f"the limit could not be measured: {reason}")
@@ -205,24 +219,23 @@ def measure_limits(question: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
 
 def _only(names: Sequence[str]) -> str:
     if len(names) != 1:
-        raise ValueError(f"--limit is that of one model, here answered {', '.join(names)}: name one with --model")
+        raise ValueError(f"--limit needs one model, but {', '.join(names)} answered: choose one with --model")
     return names[0]
 
 
 PLOTTED = ("p50", "p95", "p99")
-MISSING = "--plot needs matplotlib: pip install -r requirements/bench.txt"
 
 
 def require_matplotlib() -> None:
-    """ValueError when there is no matplotlib: better before a long run than after it."""
+    """Raises ValueError if matplotlib is not installed: called before a long run, not after it."""
     try:
-        import matplotlib as _  # noqa: F401 - it takes a second, and only --plot wants it
+        import matplotlib as _  # noqa: F401 - the import takes a second and only --plot needs it
     except ImportError:
-        raise ValueError(MISSING) from None
+        raise ValueError("--plot needs matplotlib: pip install -r requirements/bench.txt") from None
 
 
 def plot(report: Mapping[str, Any], file: Path) -> None:
-    """One line for each percentile, one mark for each load; loads that answered nothing are left out."""
+    """One line per percentile, one mark per load; loads without an answered request are left out."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -230,7 +243,7 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for quantile in PLOTTED:
-        rates, latencies = plot_line(answered, quantile)
+        rates, latencies = latency_curve(answered, quantile)
         axes.plot(rates, latencies, marker="o", label=quantile)
     for point in answered:
         row = point["results"]["all"]
@@ -246,14 +259,14 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
     figure.savefig(file, format="png", dpi=120)
 
 
-def plot_line(points: Sequence[Mapping[str, Any]], quantile: str) -> tuple[list[float], list[float]]:
-    """Inputs per second and milliseconds, in the order of the sweep."""
+def latency_curve(points: Sequence[Mapping[str, Any]], quantile: str) -> tuple[list[float], list[float]]:
+    """Inputs per second and latencies in ms, in the order of the sweep."""
     rows = [point["results"]["all"] for point in points]
     return [row["inputs_per_s"] for row in rows], [row["latency_ms"][quantile] for row in rows]
 
 
 def plot_title(report: Mapping[str, Any]) -> str:
-    """Which model in which arithmetic under which load. No Chinese: the usual fonts of a server draw none."""
+    """The models, their precision and the kind of load. No Chinese: the usual fonts of a server lack its characters."""
     answered = [model for model in report["models"]["models"] if model["name"] in report["answered_by"]]
     named = ", ".join(f"{model['name']} {'/'.join(model['precision'])}" for model in answered)
     return f"{named}: {report['method'].partition(':')[0]}"

@@ -1,23 +1,22 @@
-"""Real texts out of any folder of JSON, JSON-lines, tab and CSV files.
+"""Texts for requests: read from any folder of JSON, CSV and TSV files, or generated with a distribution of lengths.
 
-Knows no data set by name: of each record the longest string is the text, and a record that holds `question` and
-`choice` is reading comprehension, as C3 lays it out.
+The text of a record is its longest string; a record with `question` and `choice`, the layout of C3, is reading
+comprehension.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from io import StringIO
 from math import exp, log
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from service.errors import DatasetError
 from service.tasks.mrc import Reading
+from service.tools.data.files import read_any
 
 SUFFIXES = {".json", ".jsonl", ".txt", ".tsv", ".csv"}
 MIN_CHARACTERS = 6
@@ -25,7 +24,7 @@ MIN_CHARACTERS = 6
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What requests are made of; `about` says where it came from."""
+    """Texts and readings for requests; `about` describes their origin."""
 
     about: str
     texts: list[str]
@@ -33,42 +32,23 @@ class Corpus:
 
     @classmethod
     def read(cls, path: Path) -> Corpus:
-        """All that a file, or the files below a folder, hold. Raises OSError, ValueError."""
+        """The texts of a file, or of every file below a folder.
+
+        Raises:
+            DatasetError: a file cannot be read, or no Chinese text is found.
+        """
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         texts: dict[str, None] = {}
         readings: list[Reading] = []
         for file in files:
-            for record in _records(file):
+            for record in read_any(file):
                 readings.extend(_readings(record))
                 text = max(_strings(record), key=len, default="")
                 if len(text) >= MIN_CHARACTERS and _is_chinese(text):
                     texts[text] = None
         if not texts:
-            raise ValueError(f"{path}: no Chinese text found")
+            raise DatasetError(f"{path}: no Chinese text found")
         return cls(f"real texts of {path.name}", list(texts), readings)
-
-
-def _records(file: Path) -> Iterator[Any]:
-    content = file.read_text(encoding="utf-8-sig", errors="replace")
-    if file.suffix.lower() == ".csv":
-        yield from csv.reader(StringIO(content))
-    elif file.suffix.lower() in {".json", ".jsonl"}:
-        yield from _json_records(file, content)
-    else:
-        yield from (line.split("\t") for line in content.split("\n"))
-
-
-def _json_records(file: Path, content: str) -> Iterator[Any]:
-    """One document, or one a line. Lines end with \\n alone: str.splitlines would also cut inside of texts."""
-    try:
-        whole = json.loads(content)
-    except json.JSONDecodeError:
-        try:
-            yield from (json.loads(line) for line in content.split("\n") if line.strip())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: neither JSON nor JSON lines: {error}") from None
-    else:
-        yield from whole if isinstance(whole, list) else [whole]
 
 
 def _strings(record: Any) -> Iterator[str]:
@@ -87,11 +67,11 @@ def _readings(record: Any) -> Iterator[Reading]:
         case [[*passages], [*questions], *_]:
             for question in questions:
                 match question:
-                    case {"question": str(asked), "choice": [_, _, *_] as choices}:
-                        # C3 repeats a choice now and then; a request must not.
+                    case {"question": str(text), "choice": [_, _, *_] as choices}:
+                        # Some questions of C3 repeat a choice, which a request must not.
                         distinct = tuple(dict.fromkeys(choices))
                         if len(distinct) > 1:
-                            yield Reading("\n".join(passages), asked, distinct)
+                            yield Reading("\n".join(passages), text, distinct)
         case _:
             return
 
@@ -102,20 +82,20 @@ def _is_chinese(text: str) -> bool:
 
 NUM_TEXTS = 32_768
 NUM_READINGS = 4096
-"""More than are in flight at a time, so that no two rows in flight are equal; made in a second."""
+"""More than are in flight at a time, so that no two rows in flight are equal; generated in a second."""
 
 MAX_CHARACTERS = 510
-"""With the two special tokens of a row, what a model of 512 positions reads."""
+"""With the two special tokens of a row they fill the 512 positions of a model."""
 
 COMMON = bytes(byte for row in range(0xB0, 0xD7) for cell in range(0xA1, 0xFF) for byte in (row, cell)).decode("gb2312")
-"""3,666 characters of everyday text: the first level of GB 2312 but for its last, broken row."""
+"""3,666 common characters: level 1 of GB 2312 without its last, incomplete row."""
 
 Quantile = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A distribution by its quantile function; `text` is how it was asked for."""
+    """A distribution by its quantile function; `text` is its specification."""
 
     text: str
     quantile: Quantile
@@ -124,14 +104,14 @@ class Lengths:
     def parse(cls, text: str) -> Lengths:
         """`lognormal:MEDIAN:P95`, `uniform:LOW:HIGH` or `fixed:N`; ValueError for anything else."""
         name, *numbers = text.split(":")
-        make, count = _SHAPES.get(name, (None, -1))
+        make, num_values = _SHAPES.get(name, (None, -1))
         values = [float(number) for number in numbers if number.replace(".", "", 1).isdecimal()]
-        if make is None or not len(values) == len(numbers) == count or min(values) < 1 or values != sorted(values):
+        if make is None or not len(values) == len(numbers) == num_values or min(values) < 1 or values != sorted(values):
             raise ValueError(f"{text!r}: wanted lognormal:MEDIAN:P95, uniform:LOW:HIGH or fixed:N")
         return cls(text, make(*values))
 
     def draw(self, count: int, rng: random.Random) -> list[int]:
-        """One length out of each `count`-th of the distribution, shuffled: a small draw is as long as a large one."""
+        """One length from each of `count` equal parts of the distribution, shuffled: the mean hardly varies."""
         drawn = [self.quantile((index + rng.uniform(0.01, 0.99)) / count) for index in range(count)]
         rng.shuffle(drawn)
         return [max(1, min(MAX_CHARACTERS, round(length))) for length in drawn]
@@ -159,15 +139,16 @@ _SHAPES: Mapping[str, tuple[Callable[..., Quantile], int]] = {
 
 
 def make_text(length: int, rng: random.Random) -> str:
+    """`length` random common characters."""
     return "".join(rng.choices(COMMON, k=length))
 
 
 def make_corpus(lengths: Lengths, seed: int) -> Corpus:
-    """Texts and reading comprehension; the same seed makes the same corpus."""
+    """Generated texts and reading comprehension; the same seed gives the same corpus."""
     rng = random.Random(seed)
     texts = [make_text(length, rng) for length in lengths.draw(NUM_TEXTS, rng)]
     readings = [_reading(length, rng) for length in lengths.draw(NUM_READINGS, rng)]
-    return Corpus(f"made-up texts, {lengths.text} characters", texts, readings)
+    return Corpus(f"generated texts, {lengths.text} characters", texts, readings)
 
 
 def _reading(length: int, rng: random.Random) -> Reading:

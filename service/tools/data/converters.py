@@ -1,8 +1,8 @@
-"""From a record of one data set to examples: which field is the text, how the labels are put in Chinese.
+"""Converters of each data set's records to examples: the field of the text, the Chinese wording of the labels.
 
-Every converter takes a record and the path of its file, beside which some data sets keep the names of their classes. It
-raises RecordError for a record that it cannot read. The wordings of questions and options are upstream's where upstream
-has published them (UniMC's FewCLUE prompts).
+A converter gets a record and the path of its file: some data sets keep the names of their classes in another file of
+its folder. It raises RecordError for a record that it cannot read. The wordings of questions and options are upstream's
+where upstream has published them (UniMC's FewCLUE prompts).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from service.tools.data.files import RecordError, read_records, read_text, take_
 class Example:
     """One input of a task with its answer, an index into `options`.
 
-    `task` is "classify", "mrc", "similarity" or "nli". For the last two `options` are the names of the classes (in the
-    order of the task's readings) and `texts` is the pair.
+    `task` is "classify", "mrc", "similarity" or "nli". For the last two `options` are the names of the classes, in the
+    order of the options of `as_choice`, and `texts` is the pair.
     """
 
     task: str
@@ -35,7 +35,7 @@ class Example:
     question: str | None = None
 
     def as_choice(self) -> Choice:
-        """The UniMC form, as the service itself would put it."""
+        """The UniMC form, worded as the service does."""
         if self.task == "similarity":
             return similarity.as_choice(*self.texts)
         if self.task == "nli":
@@ -43,11 +43,11 @@ class Example:
         return Choice(self.options, self.texts, self.question)
 
 
-LONGEST_SHOWN = 40
+MAX_SHOWN = 40
 
 
 def value_of(record: Any, key: str | int) -> Any:
-    """A field of an object by its name, or a column of a line by its number (from 0)."""
+    """A field of an object by its name, or a column of a line by its index, from 0."""
     try:
         return record[key]
     except (KeyError, IndexError, TypeError):
@@ -76,12 +76,12 @@ def texts_of(record: Any, key: str | int) -> tuple[str, ...]:
 
 
 def index_of(record: Any, key: str | int, names: Sequence[str]) -> int:
-    """Which of `names` the field holds; a number or a truth value is read as JSON writes it, "1" or "true"."""
+    """The index in `names` of the field's value; a number or boolean is compared in JSON's spelling, "1" or "true"."""
     value = value_of(record, key)
     name = value if isinstance(value, str) else str(value).lower()
     if name not in names:
-        shown = ", ".join(names) if len(names) <= LONGEST_SHOWN else f"{names[0]}, ... {names[-1]}"
-        raise RecordError(f"{_name(key)} is {name[:LONGEST_SHOWN]!r}, which is none of {shown}")
+        shown = ", ".join(names) if len(names) <= MAX_SHOWN else f"{names[0]}, ... {names[-1]}"
+        raise RecordError(f"{_name(key)} is {name[:MAX_SHOWN]!r}, which is none of {shown}")
     return names.index(name)
 
 
@@ -138,7 +138,7 @@ def sentiment(record: Any, path: Path) -> Iterator[Example]:
 
 
 def review(record: Any, path: Path) -> Iterator[Example]:
-    """A few reviews are empty and are left out."""
+    """Skips the few empty reviews."""
     if text := text_of(record, "review"):
         yield Example("classify", (text,), REVIEW_LABELS, index_of(record, "label", BINARY))
 
@@ -186,21 +186,21 @@ def pair(record: Any, path: Path) -> Iterator[Example]:
 
 
 def paws(record: Any, path: Path) -> Iterator[Example]:
-    """The first line is a header; a few pairs lack a text and are left out."""
+    """Skips the header, which is the first line, and the few pairs that lack a text."""
     first, second = text_of(record, 1), text_of(record, 2)
     if record[0] != PAWS_HEADER and first and second:
         yield Example("similarity", (first, second), PAIR_LABELS, index_of(record, 3, BINARY))
 
 
 def graded(record: Any, path: Path) -> Iterator[Example]:
-    """0 to 5: the middle grade is neither and is left out."""
+    """Grades from 0 to 5; those between 2 and 4 mean neither and are skipped."""
     grade = number_of(record, _label(record))
     if grade <= 2 or grade >= 4:
         yield Example("similarity", _texts(record), PAIR_LABELS, int(grade >= 4))
 
 
 def nli(record: Any, path: Path) -> Iterator[Example]:
-    """Pairs on which the annotators did not agree carry the label "-" and are left out."""
+    """Skips pairs with the label "-": their annotators did not agree."""
     answer = index_of(record, _label(record), (*NLI_LABELS, "-"))
     if answer < len(NLI_LABELS):
         yield Example("nli", _texts(record), NLI_LABELS, answer)
@@ -208,13 +208,13 @@ def nli(record: Any, path: Path) -> Iterator[Example]:
 
 def c3(record: Any, path: Path) -> Iterator[Example]:
     passage = "\n".join(texts_of(record, 0))
-    for asked in list_of(record, 1):
-        choices = texts_of(asked, "choice")
-        yield Example("mrc", (passage,), choices, index_of(asked, "answer", choices), text_of(asked, "question"))
+    for question in list_of(record, 1):
+        choices = texts_of(question, "choice")
+        yield Example("mrc", (passage,), choices, index_of(question, "answer", choices), text_of(question, "question"))
 
 
 def _texts(record: Any) -> tuple[str, str]:
-    """The two texts of a pair: CLUE's JSON lines name them, tab-separated lines begin with them."""
+    """The two texts of a pair: named fields of CLUE's JSON lines, the first columns of tab-separated lines."""
     first, second = ("sentence1", "sentence2") if isinstance(record, dict) else (0, 1)
     return text_of(record, first), text_of(record, second)
 
@@ -235,13 +235,13 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 @cache
 def _column_values(path: Path, column: str) -> tuple[str, ...]:
-    """The different values of a column, in the order in which they first appear."""
+    """The distinct values of a column, in order of appearance."""
     return tuple(dict.fromkeys(take_each(path, read_records(path), lambda record: [text_of(record, column)])))
 
 
 @cache
 def _iflytek_labels(folder: Path) -> tuple[str, ...]:
-    """The class names of all its labelled files, in the order of their numbers."""
+    """The class names in all labelled files of the folder, in the order of their numbers."""
     names: dict[float, str] = {}
     for path in sorted(folder.glob("*.json")):
         names.update(take_each(path, read_records(path), _iflytek_class))
@@ -249,6 +249,6 @@ def _iflytek_labels(folder: Path) -> tuple[str, ...]:
 
 
 def _iflytek_class(record: Any) -> Iterator[tuple[float, str]]:
-    """Number and name of a record's class; files without labels lie beside the others."""
+    """Number and name of a record's class; nothing for a record of the unlabelled files in the same folder."""
     if isinstance(record, dict) and "label_des" in record:
         yield number_of(record, "label"), text_of(record, "label_des")

@@ -1,7 +1,7 @@
-"""Every labelled data set the project reads: where its files are and how a record becomes an example.
+"""The labelled data sets: where their files are and how a record becomes an example.
 
-`{split}` in a path is "train", "dev" or "test". The paths are tried in order: the folder as FewCLUE and the collections
-publish it, then the full CLUE layout under the data set's own name.
+`{split}` in a path is "train", "dev" or "test". The paths are tried in order: first the folder as FewCLUE and the
+collections publish it, then the full CLUE layout under the name of the data set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.tools.data.files import find, read_json, read_records, take_each
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`read` takes a file apart into records; `convert` makes any number of examples of one."""
+    """`read` splits a file into records; `convert` makes any number of examples from one."""
 
     name: str
     task: str
@@ -80,17 +80,17 @@ HALVES = {"even": 0, "odd": 1}
 
 
 def load(name: str, data: Path, split: str = "dev") -> list[Example]:
-    """All examples of one split, in file order; `dev.even` and `dev.odd` are the halves of a split, example by example.
+    """All examples of one split, in file order. `dev.even` and `dev.odd` are its examples of even and of odd index.
 
     Raises:
-        DatasetError: no such data set, split or file, or one that cannot be read.
+        DatasetError: the data set, split or file does not exist or cannot be read.
     """
     dataset = DATASETS.get(name)
     if dataset is None:
-        raise DatasetError(f"no data set {name!r}; there is {', '.join(DATASETS)}")
+        raise DatasetError(f"no data set {name!r}; known: {', '.join(DATASETS)}")
     stem, _, half = split.partition(".")
     if half and half not in HALVES:
-        raise DatasetError(f"split {split!r}: after the dot comes even or odd")
+        raise DatasetError(f"split {split!r}: wanted even or odd after the dot")
     examples = [example for path in _paths(dataset, data, stem) for example in _read(dataset, path)]
     return examples[HALVES[half] :: 2] if half else examples
 
@@ -100,7 +100,7 @@ def _read(dataset: Dataset, path: Path) -> Iterator[Example]:
 
 
 def _paths(dataset: Dataset, data: Path, split: str) -> list[Path]:
-    """Both halves of C3 are one data set; elsewhere the first file that exists is the whole split."""
+    """Both files of C3 together, the first file that exists of the other data sets."""
     if dataset.name == "c3":
         return [find(data, (pattern,), split) for pattern in dataset.files]
     return [find(data, dataset.files, split)]

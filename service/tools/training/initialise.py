@@ -1,9 +1,9 @@
-"""A fresh MegatronBert, initialised so that a small corpus is enough.
+"""A new MegatronBert, initialised so that it can be trained on a small corpus.
 
-Two departures from random weights: word embeddings come counted from the corpus, and half of the heads of the first
-layers start with equal query and key projections, so that a token attends to tokens like it from the first step (after
-Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023). What a text and a snippet, a question or
-a paraphrase have in common is found much sooner that way.
+It differs from random weights in two ways: word embeddings are computed from counts in the corpus, and half of the
+heads of the first layers start with equal query and key projections, so that a token attends to similar tokens from the
+first step (after Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023). The model learns much
+sooner what a text has in common with a snippet, a question or a paraphrase.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from service.tools.training.recipe import Fresh
 
 WINDOW = 5
 MIN_COUNT = 3
+EMBEDDING_STD = 0.1
+QUERY_GAIN = 0.9
 
 
 def learn_vocabulary(texts: Iterable[str], size: int, always: str = "") -> list[str]:
@@ -43,7 +45,7 @@ def learn_vocabulary(texts: Iterable[str], size: int, always: str = "") -> list[
 
 
 def _word_pieces(words: Counter[str], size: int) -> list[str]:
-    """Pieces of the words longer than a character: Latin words, numbers."""
+    """Pieces of the words of more than one character: Latin words, numbers."""
     long_words = [word for word, count in words.items() if len(word) > 1 for _ in range(min(count, 50))]
     tokenizer = Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.train_from_iterator(long_words, WordPieceTrainer(vocab_size=max(size, 1), show_progress=False))
@@ -63,7 +65,7 @@ def count_embeddings(rows: Sequence[Sequence[int]], vocab_size: int, hidden_size
 
 
 def _cooccurrences(rows: Sequence[Sequence[int]], vocab_size: int) -> csr_matrix:
-    """Counts of token pairs at most WINDOW apart, nearer ones for more; -1 keeps rows apart."""
+    """Counts of token pairs at most WINDOW apart, weighted by 1 / distance; -1 separates the rows."""
     gap = [-1] * WINDOW
     flat = np.fromiter((token for row in rows for token in (*row, *gap)), dtype=np.int32)
     total = csr_matrix((vocab_size, vocab_size), dtype=np.float32)
@@ -76,6 +78,7 @@ def _cooccurrences(rows: Sequence[Sequence[int]], vocab_size: int) -> csr_matrix
 
 
 def _ppmi(counts: csr_matrix) -> csr_matrix:
+    """Positive pointwise mutual information; an exponent of 0.75 smooths context counts (Levy et al., 2015)."""
     sums = np.asarray(counts.sum(axis=1)).ravel()
     smoothed = sums**0.75
     context = np.divide(smoothed.sum(), smoothed, out=np.zeros_like(sums), where=smoothed > 0)
@@ -84,10 +87,6 @@ def _ppmi(counts: csr_matrix) -> csr_matrix:
     ratio.data = np.maximum(np.log(np.maximum(ratio.data, 1e-9)), 0.0)
     ratio.eliminate_zeros()
     return ratio
-
-
-EMBEDDING_STD = 0.1
-QUERY_GAIN = 0.9
 
 
 def fresh_config(shape: Fresh, vocab_size: int, dropout: float) -> MegatronBertConfig:
@@ -108,7 +107,7 @@ def fresh_config(shape: Fresh, vocab_size: int, dropout: float) -> MegatronBertC
 
 
 def fresh_model(shape: Fresh, vocab_size: int, embeddings: FloatArray, dropout: float) -> MegatronBertForMaskedLM:
-    """A masked LM with tied embeddings; the caller has seeded torch."""
+    """A masked LM with tied embeddings. Its weights depend on torch's seed, which the caller sets."""
     model = MegatronBertForMaskedLM(fresh_config(shape, vocab_size, dropout))
     with torch.no_grad():
         tables = model.bert.embeddings
@@ -121,7 +120,7 @@ def fresh_model(shape: Fresh, vocab_size: int, embeddings: FloatArray, dropout: 
 
 
 def _match_similar(query: Tensor, key: Tensor) -> None:
-    """In half of the heads queries and keys become one projection, so that equal tokens score highest."""
+    """Sets queries and keys of half of the heads to one projection, so that equal tokens score highest."""
     size = len(query)
     rotation = QUERY_GAIN * torch.linalg.qr(torch.randn(size, size))[0]
     query[: size // 2] = rotation[: size // 2]

@@ -1,4 +1,4 @@
-"""A training recipe: what to start from, what to learn in which order, and how. Read from TOML; knows no torch."""
+"""Training recipes: the start, the stages and the optimizer of a run, read from a TOML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Strict(BaseModel):
 
 
 class Fresh(_Strict):
-    """The shape of a model that starts from nothing but word embeddings counted from the corpus."""
+    """The shape of a new model, whose word embeddings are counted from the corpus."""
 
     num_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
@@ -27,7 +27,9 @@ class Fresh(_Strict):
     ffn_size: int = Field(gt=0)
     vocab_size: int = Field(gt=0)
     max_positions: int = Field(512, gt=0)
-    matching_layers: int = Field(2, ge=0, description="first layers whose heads begin by attending to similar tokens")
+    matching_layers: int = Field(
+        2, ge=0, description="number of first layers whose heads start by attending to similar tokens"
+    )
 
 
 class Optimizer(_Strict):
@@ -35,54 +37,56 @@ class Optimizer(_Strict):
     weight_decay: float = Field(0.1, ge=0)
     warmup_steps: int = Field(100, ge=0)
     decay_steps: int = Field(
-        0, ge=0, description="the last steps, over which the rate falls to nothing; 0: all of them"
+        0, ge=0, description="number of last steps in which the learning rate falls to 0; 0: all steps"
     )
     tokens_per_batch: int = Field(4096, gt=0)
-    batches_per_step: int = Field(1, gt=0, description="averaged over; shared out where several processes train")
-    rows_per_batch: int = Field(0, ge=0, description="at most so many rows a batch; 0: as many as the tokens allow")
+    batches_per_step: int = Field(1, gt=0, description="gradients are averaged over them; divided among the processes")
+    rows_per_batch: int = Field(0, ge=0, description="most rows per batch; 0: as many as the tokens allow")
     bf16: bool = True
 
 
-class Taught(_Strict):
-    """Plain texts labelled by a simple teacher that has learned from a labelled data set."""
+class TeacherLabels(_Strict):
+    """Plain texts, labelled by a naive Bayes teacher that has learned from a labelled data set."""
 
-    by: str = Field(description="the labelled data set, as in a mixture")
-    file: str = Field(description="the file whose strings are labelled")
-    keep: float = Field(0.6, gt=0, le=1, description="share of the texts, those of which the teacher is surest")
+    by: str = Field(description="the labelled data set, named as in a mixture")
+    file: str = Field(description="the file with the texts to label")
+    keep: float = Field(
+        0.6, gt=0, le=1, description="share of the texts that is kept: those of which the teacher is surest"
+    )
 
 
 class Stage(_Strict):
-    """A stretch of training on one mixture; `mixture` maps "name/split" of a data set to its share of examples."""
+    """Training steps on one mixture; `mixture` maps "name/split" of a data set to its share of the examples."""
 
     steps: int = Field(gt=0)
     mixture: dict[str, float] = Field(min_length=1)
     masked_texts: float = Field(0.0, ge=0, le=1, description="share of rows that are plain masked text")
-    mask_rate: float = Field(0.0, ge=0, lt=1, description="share of text tokens masked beside the choice loss")
-    crops: dict[str, float] = Field({}, description="by source: share of its texts cut to a window of themselves")
+    mask_rate: float = Field(
+        0.0, ge=0, lt=1, description="share of text tokens that is masked, in addition to the choice loss"
+    )
+    crops: dict[str, float] = Field({}, description="by source: share of its texts that is cut to a random window")
 
 
 class Recipe(_Strict):
-    """`wordings` gives other ways to say the options of a data set; one is drawn for every example."""
+    """`wordings` has alternative wordings of a data set's options; one is drawn for every example."""
 
     seed: int = 0
     form: Form = "choice"
     max_length: int = Field(128, gt=8, le=512)
-    max_options: int = Field(0, ge=0, description="options drawn per example, the answer among them; 0: all")
+    max_options: int = Field(0, ge=0, description="most options per example, including the answer; 0: all")
     dropout: float = Field(0.1, ge=0, lt=1)
-    keep: Literal["best", "last"] = Field("best", description="which model is written, by mean dev accuracy")
+    keep: Literal["best", "last"] = Field("best", description="the model that is written; best: by mean dev accuracy")
     blend: float = Field(
-        1.0, gt=0, le=1, description="share of the trained weights; the rest are those that the last stage began with"
+        1.0, gt=0, le=1, description="share of the trained weights; the rest is from the start of the last stage"
     )
     evaluate_every: int = Field(500, gt=0)
-    evaluate_limit: int = Field(400, gt=0, description="examples of each dev set while training")
+    evaluate_limit: int = Field(400, gt=0, description="examples of each dev set in an evaluation during training")
     fresh: Fresh | None = None
     optimizer: Optimizer = Optimizer()
     stages: tuple[Stage, ...] = Field(min_length=1)
     dev: tuple[str, ...] = Field(min_length=1)
-    texts: tuple[str, ...] = Field(
-        (), description="files whose strings are plain text: vocabulary, embeddings, masking"
-    )
-    taught: dict[str, Taught] = Field({}, description="more sources for mixtures, by a name of their own")
+    texts: tuple[str, ...] = Field((), description="files with plain texts, for vocabulary, embeddings and masking")
+    taught: dict[str, TeacherLabels] = Field({}, description="further sources for mixtures, by name")
     wordings: dict[str, tuple[tuple[str, ...], ...]] = {}
 
     @property
@@ -91,12 +95,12 @@ class Recipe(_Strict):
 
     @property
     def last_stage_from(self) -> int:
-        """The step at which the last stage begins."""
+        """The step at which the last stage starts."""
         return self.num_steps - self.stages[-1].steps
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Every data set of any stage, once."""
+        """The distinct data sets of all stages."""
         return tuple(dict.fromkeys(name for stage in self.stages for name in stage.mixture))
 
     def stage_of_steps(self) -> Iterator[Stage]:
@@ -108,7 +112,7 @@ class Recipe(_Strict):
 def read_recipe(path: Path) -> Recipe:
     """
     Raises:
-        SettingError: no such file, not TOML, or a key that is unknown or has a bad value.
+        SettingError: the file does not exist, is not TOML, or has an unknown key or a bad value.
     """
     try:
         return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

@@ -1,12 +1,11 @@
-"""One training run from a recipe: read the data, start fresh or from a checkpoint, train, write the result."""
+"""A training run from a recipe: reads the data, starts from a new model or a checkpoint, trains, writes the result."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +15,27 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from transformers.trainer_utils import get_last_checkpoint
 
 from service.checkpoints.checkpoint import TASKS_KEY, Checkpoint, describe
-from service.errors import DatasetError, SettingError
+from service.errors import SettingError
 from service.tasks.text_model import NO, YES, TextModel
 from service.tools.data.converters import Example
-from service.tools.data.files import read_records
-from service.tools.data.registry import load
 from service.tools.training.initialise import count_embeddings, fresh_config, fresh_model, learn_vocabulary
-from service.tools.training.recipe import Recipe, Taught
-from service.tools.training.stream import SNIPPETS, KeepWeights, Stream, blend
-from service.tools.training.teacher import Teacher
-from service.tools.training.trainer import RecipeTrainer, training_arguments
+from service.tools.training.recipe import Recipe
+from service.tools.training.stream import Corpus, Stream, read_corpus
+from service.tools.training.trainer import KeepWeights, RecipeTrainer, blend, training_arguments
 
 FUSED_GELU = "gelu_pytorch_tanh"
-"""The same function as gelu_new in one kernel, several times faster to train with."""
+"""The same function as gelu_new in one kernel, which trains several times faster."""
 
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """All a recipe reads: examples by "name/split", and texts without labels."""
-
-    train: dict[str, list[Example]]
-    dev: dict[str, list[Example]]
-    texts: list[str]
-
-
-def read_corpus(recipe: Recipe, data: Path) -> Corpus:
-    """Training examples whose texts stand in a dev split are dropped: some collections overlap."""
-    dev = {source: _load(source, data) for source in recipe.dev}
-    seen = {example.texts for examples in dev.values() for example in examples}
-    train = {}
-    for source in recipe.sources:
-        if source == SNIPPETS:
-            continue
-        examples = _taught(recipe.taught[source], data) if source in recipe.taught else _load(source, data)
-        train[source] = [item for item in examples if item.texts not in seen]
-        if not train[source]:
-            raise DatasetError(f"{source}: no example is left to train on once those of the dev splits are dropped")
-    texts = [text for file in recipe.texts for text in _texts(data / file)]
-    return Corpus(train, {name: examples[: recipe.evaluate_limit] for name, examples in dev.items()}, texts)
-
-
 def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = None) -> dict[str, float]:
-    """Trains, resuming where an earlier run with the same output stopped, and writes the model it keeps to `output`.
+    """Trains and writes the model to `output`; a run that was interrupted resumes from its last checkpoint there.
 
     Returns:
-        The dev accuracies of the model written, in percent.
+        The dev accuracies of that model, in percent.
     """
     set_seed(recipe.seed)
     corpus = read_corpus(recipe, data)
@@ -74,7 +45,7 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
         folder = _start_folder(recipe, corpus, output, start)
     model = TextModel.load(describe(folder, output.name))
     if recipe.form == "choice" and (model.yes is None or model.no is None):
-        raise SettingError(f"form choice: the vocabulary of {folder} lacks {YES} or {NO}")
+        raise SettingError(f"form choice: the vocabulary of {folder} lacks {YES} or {NO}; use form head")
     stream = Stream(recipe, model, corpus.train, corpus.texts)
     network = _network(recipe, folder, corpus)
     trainer = RecipeTrainer(network, recipe, model, stream, corpus.dev, arguments)
@@ -91,7 +62,7 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
 
 
 def write_model(network: PreTrainedModel, vocabulary: Path, output: Path) -> None:
-    """The upstream layout: config.json, the tokenizer's files and half-precision safetensors."""
+    """Writes the upstream layout: config.json, the tokenizer's files and half-precision safetensors."""
     if network.config.hidden_act == FUSED_GELU:
         network.config.hidden_act = "gelu_new"
     network.half().save_pretrained(output)
@@ -101,7 +72,7 @@ def write_model(network: PreTrainedModel, vocabulary: Path, output: Path) -> Non
 
 
 def _start_folder(recipe: Recipe, corpus: Corpus, output: Path, start: Checkpoint | None) -> Path:
-    """The folder of the checkpoint to start from; a fresh model is written to one first."""
+    """The folder of the checkpoint to start from; a new model is written to `output`/fresh first."""
     if start is not None:
         return start.path
     folder = output / "fresh"
@@ -123,7 +94,7 @@ def _write_fresh(recipe: Recipe, corpus: Corpus, folder: Path) -> None:
     rows = TextModel.load(describe(folder, folder.name)).tokenize(texts)
     embeddings = count_embeddings(rows, len(vocab), recipe.fresh.hidden_size, recipe.seed)
     fresh_model(recipe.fresh, len(vocab), embeddings, recipe.dropout).save_pretrained(folder)
-    logger.info("fresh model written", extra={"vocabulary": len(vocab), "texts": len(texts)})
+    logger.info("new model written", extra={"vocabulary": len(vocab), "texts": len(texts)})
 
 
 def _network(recipe: Recipe, folder: Path, corpus: Corpus) -> PreTrainedModel:
@@ -152,26 +123,11 @@ def _network(recipe: Recipe, folder: Path, corpus: Corpus) -> PreTrainedModel:
 
 
 def _classes(corpus: Corpus) -> tuple[str, tuple[str, ...]]:
-    """The one task and the one list of classes that a head can learn; SettingError where there are several."""
+    """The task and the classes that a head learns. Raises SettingError if the data has several."""
     found = {(item.task, item.options) for examples in corpus.train.values() for item in examples}
     if len(found) != 1:
-        raise SettingError("form head: wanted data with one list of classes; use form choice where options differ")
+        raise SettingError("form head: the data sets need one list of classes; use form choice where options differ")
     return found.pop()
-
-
-def _load(source: str, data: Path) -> list[Example]:
-    name, _, split = source.partition("/")
-    return load(name, data, split or "train")
-
-
-def _taught(taught: Taught, data: Path) -> list[Example]:
-    return Teacher(_load(taught.by, data)).label(_texts(data / taught.file), taught.keep)
-
-
-def _texts(file: Path) -> list[str]:
-    """Every string of a file that is long enough to be a text."""
-    records = (record.values() if isinstance(record, Mapping) else record for record in read_records(file))
-    return [value for values in records for value in values if isinstance(value, str) and len(value) > 4]
 
 
 def _example_texts(groups: Iterable[Sequence[Example]]) -> Iterable[str]:

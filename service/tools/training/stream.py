@@ -1,6 +1,7 @@
-"""The stream of training batches: draws examples from the stage's mixture, encodes, buckets by length, pads.
+"""The data of a training run: the corpus of a recipe, texts labelled by a simple teacher, and the stream of batches.
 
-Deterministic: the same recipe and seed give the same batches, so an interrupted run resumes exactly.
+The stream draws examples from a stage's mixture, varies, encodes and masks them, and groups rows of similar length. It
+is deterministic: the same recipe and seed give the same batches, so that an interrupted run resumes exactly.
 """
 
 from __future__ import annotations
@@ -10,61 +11,127 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from service.domain import Encoding, Labels
-from service.errors import SettingError
+from service.domain import Encoding, FloatArray, Labels
+from service.errors import DatasetError, SettingError
 from service.tasks.rows import encode_rows
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import encode_choices
 from service.tools.data.converters import Example
-from service.tools.training.recipe import Optimizer, Recipe, Stage
-
-
-class KeepWeights(TrainerCallback):
-    """Writes the weights to a file when they have been trained for so many steps: a run that resumes finds them."""
-
-    def __init__(self, file: Path, step: int) -> None:
-        self._file = file
-        self._step = step
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step == self._step and state.is_world_process_zero:
-            weights = kwargs["model"].named_parameters()
-            save_file({name: each.detach().clone() for name, each in weights}, self._file)
-
-
-def blend(network: PreTrainedModel, before: Mapping[str, Tensor], share: float) -> None:
-    """Draws the trained weights back towards earlier ones: what one data set taught is kept, and less of the rest is
-    lost (Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022)."""
-    with torch.no_grad():
-        for name, weights in network.named_parameters():
-            weights.copy_(torch.lerp(before[name].to(weights), weights, share))
-
+from service.tools.data.files import read_records
+from service.tools.data.registry import load
+from service.tools.training.recipe import Optimizer, Recipe, Stage, TeacherLabels
 
 POOL_BATCHES = 16
-"""How many batches are drawn at once and sorted by length before they are cut and shuffled."""
+"""Number of batches whose rows are drawn together and sorted by length, before the batches are shuffled."""
 NUM_FIXED_IDS = 5
+"""The special tokens, which come first in the vocabulary."""
 IGNORED = -100
+"""The answer of a row that has none, as PyTorch's cross entropy ignores it."""
 SNIPPETS = "snippets"
-"""The name in a mixture of questions that are made from plain texts."""
+"""The name in a mixture of the questions that are made from plain texts."""
 NUM_SNIPPETS = 4
 MAX_SNIPPET = 8
 MAX_SNIPPET_TEXT = 60
 MIN_CROP = 4
+MIN_TEXT = 5
+"""Characters of the shortest field that counts as a text."""
+SMOOTHING = 0.5
+NGRAM_SIZES = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The data of a recipe: examples by "name/split", and texts without labels."""
+
+    train: dict[str, list[Example]]
+    dev: dict[str, list[Example]]
+    texts: list[str]
+
+
+def read_corpus(recipe: Recipe, data: Path) -> Corpus:
+    """Reads the data of a recipe. Training examples whose texts are in a dev split are dropped: collections overlap.
+
+    Raises:
+        DatasetError: a data set or file cannot be read, or no training example is left of a source.
+    """
+    dev = {source: _load(source, data) for source in recipe.dev}
+    seen = {example.texts for examples in dev.values() for example in examples}
+    train = {}
+    for source in recipe.sources:
+        if source == SNIPPETS:
+            continue
+        examples = _label_texts(recipe.taught[source], data) if source in recipe.taught else _load(source, data)
+        train[source] = [item for item in examples if item.texts not in seen]
+        if not train[source]:
+            raise DatasetError(f"{source}: no training example is left after those of the dev splits are dropped")
+    texts = [text for file in recipe.texts for text in _read_texts(data / file)]
+    return Corpus(train, {name: examples[: recipe.evaluate_limit] for name, examples in dev.items()}, texts)
+
+
+def _load(source: str, data: Path) -> list[Example]:
+    name, _, split = source.partition("/")
+    return load(name, data, split or "train")
+
+
+def _label_texts(labels: TeacherLabels, data: Path) -> list[Example]:
+    return Teacher(_load(labels.by, data)).label(_read_texts(data / labels.file), labels.keep)
+
+
+def _read_texts(file: Path) -> list[str]:
+    """The fields of a file that are long enough to be a text."""
+    records = (record.values() if isinstance(record, Mapping) else record for record in read_records(file))
+    return [value for values in records for value in values if isinstance(value, str) and len(value) >= MIN_TEXT]
+
+
+class Teacher:
+    """Naive Bayes over the character n-grams of labelled texts; labels plain texts of the same kind.
+
+    A model memorises a few hundred titles per class, but not thousands more that are labelled this way. Only the texts
+    are kept of which the teacher is surest. All examples have one text and the same options.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._example = examples[0]
+        grams = sorted({gram for example in examples for gram in ngrams(example.texts[0])})
+        self._columns = {gram: column for column, gram in enumerate(grams)}
+        counts = np.full((len(self._example.options), len(grams)), SMOOTHING)
+        classes = np.ones(len(counts))
+        for example in examples:
+            classes[example.answer] += 1
+            counts[example.answer, self._columns_of(example.texts[0])] += 1
+        self._gram_scores = np.log(counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+        self._class_scores = np.log(classes / classes.sum()).astype(np.float32)
+
+    def scores(self, text: str) -> FloatArray:
+        """Log probabilities of the options, up to a constant, shape [num_options]."""
+        scores: FloatArray = self._class_scores + self._gram_scores[:, self._columns_of(text)].sum(axis=1)
+        return scores
+
+    def label(self, texts: Sequence[str], keep: float) -> list[Example]:
+        """The share `keep` of the texts with the widest margin between the best option and the next, in input order."""
+        scores = np.stack([self.scores(text) for text in texts])
+        best = np.sort(scores, axis=1)
+        margins = best[:, -1] - best[:, -2]
+        sure = np.sort(np.argsort(-margins, kind="stable")[: int(keep * len(texts))])
+        answers = scores.argmax(axis=1)
+        return [replace(self._example, texts=(texts[row],), answer=int(answers[row])) for row in sure]
+
+    def _columns_of(self, text: str) -> list[int]:
+        return [self._columns[gram] for gram in sorted(set(ngrams(text))) if gram in self._columns]
+
+
+def ngrams(text: str) -> Iterator[str]:
+    lowered = text.lower()
+    for size in NGRAM_SIZES:
+        yield from (lowered[start : start + size] for start in range(len(lowered) - size + 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """An encoding with what is to be learned of it: the option (or class) and the tokens behind masks."""
+    """An encoding with its targets: the option or class, and (position, id) of the masked tokens."""
 
     encoding: Encoding
     answer: int = IGNORED
@@ -97,7 +164,7 @@ class Stream:
                 yield from batches
 
     def _deck(self, name: str, draw: random.Random) -> Iterator[Example]:
-        return snippets(self.texts, draw) if name == SNIPPETS else shuffled(self.examples[name], draw)
+        return snippets(self.texts, draw) if name == SNIPPETS else deal(self.examples[name], draw)
 
     def _pool(self, stage: Stage, decks: Mapping[str, Iterator[Example]], draw: random.Random) -> list[list[Row]]:
         rows: list[Row] = []
@@ -130,7 +197,7 @@ class Stream:
 
 
 def vary(example: Example, max_options: int, wordings: Sequence[tuple[str, ...]], draw: random.Random) -> Example:
-    """Another wording of the options, and of many options a few, so that names and not numbers are learned."""
+    """Draws a wording and at most `max_options` of the options, so that names are learned instead of positions."""
     if wordings:
         example = replace(example, options=draw.choice([example.options, *wordings]))
     if not max_options or len(example.options) <= max_options:
@@ -141,7 +208,7 @@ def vary(example: Example, max_options: int, wordings: Sequence[tuple[str, ...]]
 
 
 def crop(example: Example, draw: random.Random) -> Example:
-    """A window of the (first) text, so that no part of it can be relied upon, and none is learned by heart."""
+    """A random window of the first text, so that the model cannot rely on one part of it or memorise it."""
     text, *others = example.texts
     length = draw.randint(min(MIN_CROP, len(text)), len(text))
     start = draw.randint(0, len(text) - length)
@@ -149,7 +216,7 @@ def crop(example: Example, draw: random.Random) -> Example:
 
 
 def mask_tokens(model: TextModel, row: Row, rate: float, draw: random.Random) -> Row:
-    """BERT's masking of the text after the options: of the chosen tokens 8 in 10 become the mask, 1 a random token."""
+    """BERT's masking of the text after the options: 8 in 10 of the chosen tokens become [MASK], 1 a random token."""
     encoding = row.encoding
     first = encoding.blocks[-1][1] + 1 if encoding.blocks else 1
     ids = encoding.ids.copy()
@@ -160,16 +227,16 @@ def mask_tokens(model: TextModel, row: Row, rate: float, draw: random.Random) ->
     ]
     masked = tuple((index, int(ids[index])) for index in chosen)
     for index in chosen:
-        fate = draw.random()
-        if fate < 0.8:
+        share = draw.random()
+        if share < 0.8:
             ids[index] = model.mask
-        elif fate < 0.9:
+        elif share < 0.9:
             ids[index] = draw.randrange(NUM_FIXED_IDS, model.tokenizer.get_vocab_size())
     return replace(row, encoding=replace(encoding, ids=ids), masked=masked)
 
 
 def by_length(rows: Sequence[Row], optimizer: Optimizer) -> Iterator[list[Row]]:
-    """Batches of rows alike in length whose padded size and number keep within the budget."""
+    """Batches of rows of similar length, within the optimizer's padded tokens and rows per batch."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: row.encoding.num_tokens):
         is_full = row.encoding.num_tokens * (len(batch) + 1) > optimizer.tokens_per_batch
@@ -181,8 +248,8 @@ def by_length(rows: Sequence[Row], optimizer: Optimizer) -> Iterator[list[Row]]:
         yield batch
 
 
-def shuffled(examples: Sequence[Example], draw: random.Random) -> Iterator[Example]:
-    """The examples again and again, shuffled anew each time round."""
+def deal(examples: Sequence[Example], draw: random.Random) -> Iterator[Example]:
+    """An endless stream of the examples, shuffled again in each round."""
     order = np.arange(len(examples))
     while True:
         np.random.default_rng(draw.getrandbits(32)).shuffle(order)
@@ -191,11 +258,11 @@ def shuffled(examples: Sequence[Example], draw: random.Random) -> Iterator[Examp
 
 
 def snippets(texts: Sequence[str], draw: random.Random) -> Iterator[Example]:
-    """Which of the snippets is from this text? In half of the questions the text has lost the snippet, so that what
-    it is about must tell. Needs no labels and teaches options to look for their like."""
+    """An endless stream of questions: which of the snippets is from this text? They need no labels, and teach an option
+    to attend to similar tokens. Half of the texts lack the snippet, so that only the topic gives the answer."""
     long_enough = [text for text in texts if len(text) >= 2 * MAX_SNIPPET]
     if len(long_enough) < NUM_SNIPPETS:
-        raise SettingError(f"mixture: {SNIPPETS} wants at least {NUM_SNIPPETS} texts of {2 * MAX_SNIPPET} characters")
+        raise SettingError(f"mixture: {SNIPPETS} needs at least {NUM_SNIPPETS} texts of {2 * MAX_SNIPPET} characters")
     while True:
         chosen = draw.sample(long_enough, NUM_SNIPPETS)
         spans = [_span(text, draw) for text in chosen]

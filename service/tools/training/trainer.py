@@ -1,4 +1,4 @@
-"""transformers' Trainer around the stream: progress, checkpoints, resuming, the best model by dev accuracy."""
+"""transformers' Trainer on the stream of batches: loss, evaluation, checkpoints, resuming, blending of weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, distributed
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from service.domain import Encoding, Labels, TokenScores
 from service.errors import SettingError
@@ -33,9 +41,9 @@ def collate(rows: Sequence[Row]) -> Batch:
     length = max(row.encoding.num_tokens for row in rows)
     num_options = max((len(row.encoding.blocks) for row in rows), default=0)
     batch: Batch = {
-        "input_ids": _padded([row.encoding.ids for row in rows], length),
-        "token_type_ids": _padded([row.encoding.segment_ids for row in rows], length),
-        "position_ids": _padded([row.encoding.positions for row in rows], length),
+        "input_ids": _pad([row.encoding.ids for row in rows], length),
+        "token_type_ids": _pad([row.encoding.segment_ids for row in rows], length),
+        "position_ids": _pad([row.encoding.positions for row in rows], length),
         "attention_mask": attention_mask([row.encoding for row in rows], length),
         "answers": torch.tensor([row.answer for row in rows]),
         "option_positions": torch.zeros(len(rows), max(num_options, 1), dtype=torch.long),
@@ -52,7 +60,7 @@ def collate(rows: Sequence[Row]) -> Batch:
 
 
 def attention_mask(encodings: Sequence[Encoding], length: int) -> Tensor:
-    """[rows, 1, length, length]: 0 where a token may look, a large negative number where not."""
+    """[rows, 1, length, length]: 0 where a token may attend, a large negative number where not."""
     mask = np.full((len(encodings), 1, length, length), HIDDEN, dtype=np.float32)
     for index, encoding in enumerate(encodings):
         mask[index, 0, :, : encoding.num_tokens] = 0.0
@@ -65,10 +73,10 @@ def attention_mask(encodings: Sequence[Encoding], length: int) -> Tensor:
 
 
 def choice_loss(yes_no: Tensor, batch: Batch) -> Tensor:
-    """Cross entropy over the options plus, for every option alone, yes against no.
+    """Cross entropy over the options plus the binary cross entropy of yes against no of each option alone.
 
     Args:
-        yes_no: [rows, options, 2], logits of yes and no at the options' masks.
+        yes_no: [rows, options, 2], logits of yes and no at the mask tokens of the options.
     """
     options = torch.arange(yes_no.shape[1], device=yes_no.device)
     present = options < batch["option_counts"][:, None]
@@ -80,7 +88,7 @@ def choice_loss(yes_no: Tensor, batch: Batch) -> Tensor:
     return chosen + 0.5 * alone
 
 
-def _padded(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.int32]]], length: int) -> Tensor:
+def _pad(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.int32]]], length: int) -> Tensor:
     padded = np.zeros((len(arrays), length), dtype=np.int64)
     for index, array in enumerate(arrays):
         padded[index, : len(array)] = array
@@ -88,7 +96,7 @@ def _padded(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.int32]]], length
 
 
 MASKED_WEIGHT = 0.3
-"""Of the masked-token loss beside the choice loss, which is several times smaller."""
+"""Weight of the masked-token loss in the sum: the choice loss is several times smaller."""
 
 
 class _Batches(IterableDataset[Batch]):
@@ -98,13 +106,13 @@ class _Batches(IterableDataset[Batch]):
         self.num_processes = num_processes
 
     def __iter__(self) -> Iterator[Batch]:
-        """Processes that train together deal the batches out among themselves."""
+        """Every process trains on its share of the batches."""
         mine = islice(self.stream, self.rank, None, self.num_processes)
         return (collate(rows) for rows in mine)
 
 
 class RecipeTrainer(Trainer):
-    """Trains `network` on the stream's batches and evaluates on `dev` as the service would answer."""
+    """Trains `network` on the batches of the stream, and evaluates on `dev` as the service answers."""
 
     def __init__(
         self,
@@ -117,7 +125,8 @@ class RecipeTrainer(Trainer):
     ) -> None:
         self.batches = _Batches(stream, args.process_index, args.world_size)
         super().__init__(model=network, args=args, train_dataset=self.batches, eval_dataset=self.batches)
-        self.model_accepts_loss_kwargs = False  # our loss is a batch's mean: Trainer has to average what it accumulates
+        # The loss is a mean over the batch: Trainer must average accumulated batches.
+        self.model_accepts_loss_kwargs = False
         self.recipe = recipe
         self.stream = stream
         self.yes_no = torch.tensor([model.yes or 0, model.no or 0])
@@ -127,8 +136,8 @@ class RecipeTrainer(Trainer):
         return DataLoader(self.batches, batch_size=None)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss is computed beside the network's own forward, where DistributedDataParallel would not see it: so
-        the gradients of processes that train together are averaged here."""
+        """Averages the gradients of all processes: the loss does not go through the network's forward, so
+        DistributedDataParallel does not."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if self.args.world_size > 1:
             for parameter in self._network().parameters():
@@ -162,7 +171,7 @@ class RecipeTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Accuracy on every dev set and their mean, which picks the best checkpoint."""
+        """Accuracy in percent on every dev set and their mean, by which the best checkpoint is chosen."""
         self._network().eval()
         with torch.inference_mode(), self.accelerator.autocast():
             metrics = {f"eval_{name}": self._accuracy(batches) for name, batches in self.dev.items()}
@@ -195,7 +204,7 @@ class RecipeTrainer(Trainer):
         return logits.float()
 
     def _yes_no(self, hidden: Tensor, inputs: Batch) -> Tensor:
-        """Logits [rows, options, 2] of yes and no, computed for those two words only."""
+        """Logits [rows, options, 2] of yes and no; the decoder is evaluated for these two tokens only."""
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         head = self._network().cls.predictions
         states = head.transform(hidden[rows, inputs["option_positions"]])
@@ -214,15 +223,40 @@ class RecipeTrainer(Trainer):
         return list(by_length(rows, self.recipe.optimizer))
 
 
+class KeepWeights(TrainerCallback):
+    """Writes the weights to a file before training step `step`, where a run that resumes finds them."""
+
+    def __init__(self, file: Path, step: int) -> None:
+        self._file = file
+        self._step = step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == self._step and state.is_world_process_zero:
+            weights = kwargs["model"].named_parameters()
+            save_file({name: each.detach().clone() for name, each in weights}, self._file)
+
+
+def blend(network: PreTrainedModel, before: Mapping[str, Tensor], share: float) -> None:
+    """Interpolates between earlier weights and the trained ones: keeps what the last data sets taught and loses less of
+    the rest (Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022)."""
+    with torch.no_grad():
+        for name, weights in network.named_parameters():
+            weights.copy_(torch.lerp(before[name].to(weights), weights, share))
+
+
 def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
     """
     Raises:
-        SettingError: the batches of a step cannot be shared out evenly among the processes.
+        SettingError: batches_per_step is not a multiple of the number of processes.
     """
     optimizer = recipe.optimizer
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if optimizer.batches_per_step % num_processes:
-        raise SettingError(f"{num_processes} processes cannot share {optimizer.batches_per_step} batches per step")
+        raise SettingError(
+            f"optimizer.batches_per_step: {optimizer.batches_per_step} is not a multiple of {num_processes} processes"
+        )
     decay = {"num_decay_steps": optimizer.decay_steps} if optimizer.decay_steps else None
     return TrainingArguments(
         output_dir=str(output),

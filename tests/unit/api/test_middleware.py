@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from service import logs
-from service.api.middleware import SCOPE_KEY, RequestMiddleware
+from service.api.middleware import RequestMiddleware
+from service.api.request import CONTEXT_KEY
 from service.errors import QueueFull
 from service.metrics import Metrics
 from service.tracing import trace
@@ -127,7 +128,7 @@ async def traced_call(tracer: RecordingTracer, app: Any, metrics: Metrics, path:
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
     scope["route"] = type("Route", (), {"path": "/v1/classify"})
-    scope[SCOPE_KEY].task = "classify"
+    scope[CONTEXT_KEY].task = "classify"
     await send({"type": "http.response.start", "status": 200, "headers": []})
 
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
-from service.api.protocols.native import ROUTES, parse
-from service.api.request import BODY_ERROR, MAX_SEARCHED, parse_json, read_body, require_ready, unless_gone
+from service.api.protocols.native import ROUTES
+from service.api.request import BODY_ERROR, MAX_SEARCHED, Headers, not_ready, parse, parse_json, unless_gone
+from service.api.request import read_body as read_body_of
 from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, RequestTimeout, Unavailable
 from service.settings import Server
 
@@ -29,6 +30,10 @@ def request_of(*messages: dict[str, Any], gone: asyncio.Event | None = None, hea
         return {"type": "http.disconnect"}
 
     return Request({"type": "http", "headers": list(headers)}, receive)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    return await read_body_of(request, Headers.read(request, Server()), max_bytes)
 
 
 def chunks(*parts: bytes) -> list[dict[str, Any]]:
@@ -153,9 +158,10 @@ async def test_the_answer_is_cancelled_when_the_server_stops() -> None:
 
 
 def test_readiness_is_refused_with_its_reason() -> None:
-    require_ready(lambda: None)
-    with pytest.raises(Unavailable, match="models are loading"):
-        require_ready(lambda: "models are loading")
+    refusal = not_ready("models are loading")
+    assert isinstance(refusal, Unavailable)
+    assert refusal.detail == "not ready: models are loading"
+    assert refusal.retry_after_s
 
 
 def test_a_malformed_body_is_told_by_line_and_column() -> None:
@@ -213,5 +219,5 @@ def test_any_bytes_are_json_or_refused(body: bytes) -> None:
 @given(st.sampled_from(ROUTES), bodies | values)
 def test_any_json_becomes_a_query_or_is_refused(route: Any, value: Any) -> None:
     with suppress(InvalidRequest):
-        parsed = parse_json(json.dumps(value).encode())
-        parse(parsed, route.request, Server(max_inputs=2, max_chars=4, max_labels=2)).query()
+        limits = Server(max_inputs=2, max_chars=4, max_labels=2)
+        parse(json.dumps(value).encode(), route.request, limits).query()

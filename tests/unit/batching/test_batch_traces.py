@@ -1,15 +1,13 @@
-"""The tracer hears of every batch: how it ended, and who was in it."""
+"""The tracer is called for every batch: how it ended, and which requests were in it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
-from service.batching.batch import BatchResult
-from service.batching.batcher import Batcher, traced
-from service.batching.jobs import Job, PendingRequest
+from service.batching.batch import Batch, BatchResult
+from service.batching.batcher import Batcher
 from service.batching.latency_model import LatencyModels
 from service.domain import Encoding
 from service.errors import ReplicaLost
@@ -19,61 +17,66 @@ from tests.fakes import FakeClock, make_metrics, row, rows, total
 from tests.unit.tracing.recording import RecordedTrace, RecordingTracer
 
 pytestmark = pytest.mark.anyio
-FIELDS = {"model": "m", "rows": 2, "tokens": 5, "replica": ""}
+FIELDS = {"model": "m", "rows": 2, "tokens": 5, "replica": "cpu#2"}
 
 
-def jobs(clock: FakeClock, *traces: RecordedTrace) -> list[Job]:
-    """One row of 2 tokens, and another of 3 that all of these requests wait for."""
-    encodings = rows(2, 3)
-    pending = [PendingRequest(encodings, clock.now - 1, print, trace=one) for one in traces]
-    return [
-        Job(encodings[0], clock.now - 1, [(pending[0], 0)]),
-        Job(encodings[1], clock.now - 1, [(pending, 1) for pending in pending]),
-    ]
+class Timed:
+    """A replica whose only batch takes `seconds`, and is lost when `is_lost`; then there are no more."""
+
+    name = "cpu#2"
+
+    def __init__(self, clock: FakeClock, seconds: float, *, is_lost: bool = False) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._is_lost = is_lost
+        self.batcher: Batcher | None = None
+
+    async def run(self, batch: Batch) -> BatchResult:
+        assert self.batcher
+        self.batcher.close()
+        self._clock.now += self._seconds
+        if self._is_lost:
+            raise ReplicaLost("gone")
+        return BatchResult([total(encoding) for encoding in batch.encodings], 0.25)
+
+
+async def trace_batch(
+    replica: Timed, clock: FakeClock, *requests: tuple[RecordedTrace, list[Encoding]]
+) -> list[object]:
+    """Submits the requests, each under its trace and a second before the batch; what the tracer was called with."""
+    tracer = RecordingTracer()
+    metrics = make_metrics(replicas=("cpu#2",))
+    batcher = Batcher(
+        latency_models=LatencyModels(metrics=metrics), max_queue_tokens=99, metrics=metrics, tracer=tracer, clock=clock
+    )
+    replica.batcher = batcher
+    waiting = []
+    for mine, encodings in requests:
+        token = trace.current.set(mine)
+        waiting.append(asyncio.create_task(batcher.submit(encodings)))
+        trace.current.reset(token)
+    await asyncio.sleep(0)
+    clock.now += 1
+    await batcher.feed(replica)
+    await asyncio.gather(*waiting, return_exceptions=True)
+    return list(tracer.batches)
 
 
 async def test_a_batch_that_was_computed_is_told_with_its_times_and_its_requests() -> None:
-    clock, tracer, one, other = FakeClock(), RecordingTracer(), RecordedTrace(), RecordedTrace()
-    batch = jobs(clock, one, other)
-
-    async def run(encodings: Sequence[Encoding]) -> BatchResult:
-        clock.now += 0.5
-        return BatchResult([total(encoding) for encoding in encodings], 0.25)
-
-    ran = await traced(tracer, clock, run, batch, 5)
-    assert len(ran.outputs) == 2
-    assert tracer.batches == [(BatchTrace(0.5, 0.25, "", FIELDS), [(one, 1.5), (one, 1.5), (other, 1.5)])]
+    clock, one, other = FakeClock(), RecordedTrace(), RecordedTrace()
+    encodings = rows(2, 3)
+    batches = await trace_batch(Timed(clock, 0.5), clock, (one, encodings), (other, encodings[1:]))
+    assert batches == [(BatchTrace(0.5, 0.25, "", FIELDS), [(one, 1.5), (one, 1.5), (other, 1.5)])]
 
 
 async def test_a_batch_that_was_lost_is_told_with_what_it_failed_with() -> None:
-    clock, tracer, one = FakeClock(), RecordingTracer(), RecordedTrace()
-
-    async def run(encodings: Sequence[Encoding]) -> BatchResult:
-        clock.now += 2
-        raise ReplicaLost("gone")
-
-    with pytest.raises(ReplicaLost):
-        await traced(tracer, clock, run, jobs(clock, one), 5)
-    [(told, _)] = tracer.batches
+    clock, one = FakeClock(), RecordedTrace()
+    [(told, _)] = await trace_batch(Timed(clock, 2.0, is_lost=True), clock, (one, rows(2, 3)))  # type: ignore[misc]
     assert told == BatchTrace(2.0, 0.0, "ReplicaLost", FIELDS)
 
 
 async def test_a_request_waits_under_its_own_trace() -> None:
-    tracer, mine = RecordingTracer(), RecordedTrace()
-    batcher = Batcher(
-        latency_models=LatencyModels(metrics=make_metrics()), max_queue_tokens=99, metrics=make_metrics(), tracer=tracer
-    )
-
-    async def run(encodings: Sequence[Encoding]) -> BatchResult:
-        batcher.close()
-        return BatchResult([total(encoding) for encoding in encodings], 0.25)
-
-    trace.replica.set("cpu#2")
-    token = trace.current.set(mine)
-    waiting = asyncio.create_task(batcher.submit([row(1, 2)]))
-    trace.current.reset(token)
-    await batcher.feed(run)
-    await waiting
-    [(told, requests)] = tracer.batches
+    clock, mine = FakeClock(), RecordedTrace()
+    [(told, requests)] = await trace_batch(Timed(clock, 0.5), clock, (mine, [row(1, 2)]))  # type: ignore[misc]
     assert told.fields == {"model": "m", "rows": 1, "tokens": 2, "replica": "cpu#2"}
     assert [one for one, _ in requests] == [mine]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from service.batching.admission import UNMEASURED_S
-from service.batching.batch import BatchNotStarted, BatchResult
+from service.batching.admission import UNMEASURED_RETRY_S
+from service.batching.batch import Batch, BatchNotStarted, BatchResult
 from service.batching.batcher import Batcher
 from service.batching.jobs import RequestResult
 from service.batching.latency_model import LatencyModels
 from service.batching.result_cache import ResultCache
-from service.domain import Encoding, RequestOptions
+from service.domain import RequestOptions
 from service.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, QueueFull, ReplicaLost, Unavailable
 from service.metrics import Metrics
 from tests.fakes import FakeClock, make_metrics, row, rows, total, value
@@ -25,22 +25,23 @@ pytestmark = pytest.mark.anyio
 
 
 class Runner:
-    """Computes sums; a batch waits at the gate, and the first errors in `fates` are raised."""
+    """A replica that computes sums; a batch waits at the gate, and the first errors in `fates` are raised."""
 
-    def __init__(self, *fates: Exception | None) -> None:
+    def __init__(self, *fates: Exception | None, name: str = "cpu") -> None:
+        self.name = name
         self.fates = list(fates)
         self.batches: list[list[int]] = []
         self.gate = asyncio.Event()
         self.arrived = asyncio.Semaphore(0)
 
-    async def __call__(self, encodings: Sequence[Encoding]) -> BatchResult:
-        self.batches.append([int(encoding.ids[0]) for encoding in encodings])
+    async def run(self, batch: Batch) -> BatchResult:
+        self.batches.append([int(encoding.ids[0]) for encoding in batch.encodings])
         self.arrived.release()
         await self.gate.wait()
         fate = self.fates.pop(0) if self.fates else None
         if fate is not None:
             raise fate
-        return BatchResult([total(encoding) if encoding.ids[0] >= 0 else "failed" for encoding in encodings], 0.5)
+        return BatchResult([total(encoding) if encoding.ids[0] >= 0 else "failed" for encoding in batch.encodings], 0.5)
 
 
 def make(
@@ -172,11 +173,12 @@ async def test_a_runner_that_raises_fails_its_batch_and_the_next_one_runs(caplog
 
 
 async def test_a_wrong_number_of_outputs_is_an_error() -> None:
-    async def run(encodings: Sequence[Encoding]) -> BatchResult:
-        return BatchResult([], 0.0)
+    class Empty(Runner):
+        async def run(self, batch: Batch) -> BatchResult:
+            return BatchResult([], 0.0)
 
     batcher = make()
-    feeder = asyncio.create_task(batcher.feed(run))
+    feeder = asyncio.create_task(batcher.feed(Empty()))
     with pytest.raises(InferenceFailed):
         await batcher.submit([row(1)])
     batcher.close()
@@ -351,10 +353,12 @@ async def test_a_deadline_in_the_past_is_never_computed() -> None:
 
 
 async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
-    clock, metrics, runner = FakeClock(), make_metrics(), Runner()
-    batcher = make(metrics, clock, max_batch_tokens=10, max_queue_tokens=40, num_replicas=lambda: 2)
+    clock, metrics, runner, other = FakeClock(), make_metrics(("m", "n")), Runner(), Runner(name="cpu#2")
+    batcher = make(metrics, clock, max_batch_tokens=10, max_queue_tokens=40)
     first, second, *others = rows(*[10] * 6)
-    async with fed(batcher, runner):
+    async with fed(batcher, other, runner):
+        elsewhere = asyncio.create_task(batcher.submit([row(1, model="n")]))
+        await other.arrived.acquire()  # for good, and of a model of which nothing is known
         computing = asyncio.create_task(batcher.submit([first]))
         await runner.arrived.acquire()
         runner.gate.set()  # 10 tokens in half a second
@@ -375,6 +379,8 @@ async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
         await turn()
         runner.gate.set()
         await asyncio.gather(computing, waiting, fits)
+        other.gate.set()
+        await elsewhere
     assert value(metrics, "queue_predicted_wait_seconds") == 0.0
 
 
@@ -423,7 +429,7 @@ async def test_before_anything_was_measured_a_full_queue_guesses() -> None:
     await turn()
     with pytest.raises(QueueFull) as refusal:
         await batcher.submit(rows(1))
-    assert refusal.value.retry_after_s == UNMEASURED_S
+    assert refusal.value.retry_after_s == UNMEASURED_RETRY_S
     waiting.cancel()
 
 

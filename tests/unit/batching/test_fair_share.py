@@ -13,7 +13,7 @@ from service.batching.jobs import PendingRequest
 from service.batching.queue import DUE_EVERY
 from service.domain import RequestOptions
 from tests.fakes import rows
-from tests.unit.batching.bench import AGE, Bench, ignore, jobs_of
+from tests.unit.batching.bench import AGE, Bench, jobs_of
 
 
 class Accounts:
@@ -134,9 +134,9 @@ def test_accounts_of_several_models_share_the_device() -> None:
 @pytest.mark.parametrize(("position", "first"), [(0, [0, 20]), (15, [15, 0])], ids=["its own place", "the other's"])
 def test_a_row_of_two_accounts_has_the_better_place_and_is_that_ones(position: int, first: list[int]) -> None:
     bench = Bench()
-    jobs = jobs_of(PendingRequest(rows(*[5] * 20), 0.0, ignore))
+    jobs = jobs_of(PendingRequest(rows(*[5] * 20), 0.0))
     bench.queue.push(jobs, RequestOptions(account="bulk"))
-    live = PendingRequest(rows(5, 5), 0.0, ignore, RequestOptions(account="live", weight=2.0))
+    live = PendingRequest(rows(5, 5), 0.0, RequestOptions(account="live", weight=2.0))
     jobs[position].waiters.append((live, 0))
     bench.queue.push([jobs[position], *jobs_of(live)[1:]], live.options)
     bench.push(*[5] * 20, account="bulk")
@@ -193,7 +193,7 @@ def test_what_other_accounts_put_ahead_of_a_request() -> None:
 def test_lost_rows_are_ahead_of_everybody() -> None:
     bench = Bench()
     bench.push(5, 5)
-    bench.queue.give_back(bench.queue.take(0.0))
+    bench.queue.give_back(bench.take_jobs())
     assert bench.queue.tokens_ahead(RequestOptions(priority=9), 1) == 10
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from service.batching import latency_model
 from service.batching.latency_model import (
-    FARTHEST,
-    LEAST_TOKENS,
+    MAX_SURPRISE,
+    MIN_BATCH_TOKENS,
     UNMEASURED_TOKENS,
     Cost,
     LatencyModel,
@@ -100,7 +100,7 @@ def test_one_stall_changes_little_and_a_lasting_change_is_followed() -> None:
     for _ in range(50):
         model.note(200, 5, usual)
     model.note(200, 5, 1000 * usual)
-    assert model.predict(200, 5) == pytest.approx(usual, rel=FARTHEST * 0.05)
+    assert model.predict(200, 5) == pytest.approx(usual, rel=MAX_SURPRISE * 0.05)
     for _ in range(100):
         model.note(200, 5, 10 * usual)
     assert model.predict(200, 5) == pytest.approx(10 * usual, rel=0.05)
@@ -122,14 +122,14 @@ def test_no_prediction_is_below_zero(noted: list[tuple[int, int, float]], is_cal
     ("cost", "target_s", "tokens"),
     [
         (LARGE, 0.5, 152),
-        (LARGE, 0.05, latency_model.LEAST_TOKENS),
+        (LARGE, 0.05, latency_model.MIN_BATCH_TOKENS),
         (Cost(0.008, 13e-6, 0.0), 0.5, 12_423),
         (Cost(0.008, 13e-6, 0.0), 0.1, 7_038),
         (Cost(0.001, 1e-5, 0.0), 0.5, 2_850),
         (Cost(0.0, 1e-3, 0.0), 0.5, 499),
-        (Cost(0.0, 1e-4, 0.0), 0.5, latency_model.LEAST_KNEE),
-        (Cost(0.1, 0.0, 0.0), 0.5, latency_model.MOST_TOKENS),
-        (Cost(0.0, 0.0, 0.0), 0.5, latency_model.MOST_TOKENS),
+        (Cost(0.0, 1e-4, 0.0), 0.5, latency_model.MIN_KNEE_TOKENS),
+        (Cost(0.1, 0.0, 0.0), 0.5, latency_model.MAX_BATCH_TOKENS),
+        (Cost(0.0, 0.0, 0.0), 0.5, latency_model.MAX_BATCH_TOKENS),
     ],
 )
 def test_the_budget_is_the_knee_within_the_target(cost: Cost, target_s: float, tokens: int) -> None:
@@ -220,9 +220,9 @@ def test_a_batch_that_found_no_memory_lowers_the_budget_and_a_calibration_does_n
     metrics = make_metrics()
     latency_models = LatencyModels(metrics=metrics)
     latency_models.calibrate("cuda:0", "m", model_steps(FAST))
-    latency_models.ran_out("m", 3000)
+    latency_models.limit_memory("m", 3000)
     assert latency_models.budget("m") == value(metrics, "batch_budget_tokens", model="m") == 3000
-    latency_models.ran_out("m", 4000)
+    latency_models.limit_memory("m", 4000)
     latency_models.calibrate("cuda:0", "m", model_steps(FAST))
     assert latency_models.budget("m") == 3000, "the least counts"
     latency_models.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=2048)
@@ -238,13 +238,13 @@ def test_the_first_calibration_may_meet_the_end_of_the_memory() -> None:
 
 def test_a_budget_of_the_settings_is_lowered_too() -> None:
     latency_models = LatencyModels(metrics=make_metrics(), max_batch_tokens=1000)
-    latency_models.ran_out("m", 5)
-    assert latency_models.budget("m") == LEAST_TOKENS
+    latency_models.limit_memory("m", 5)
+    assert latency_models.budget("m") == MIN_BATCH_TOKENS
 
 
 def test_full_batches_widen_a_lowered_budget_until_it_is_what_it_was() -> None:
     latency_models = LatencyModels(metrics=make_metrics(), max_batch_tokens=1000)
-    latency_models.ran_out("m", 500)
+    latency_models.limit_memory("m", 500)
     for _ in range(100):
         latency_models.note("m", 100, 1, 0.1)
     assert latency_models.budget("m") == 500, "small batches prove nothing"

@@ -6,15 +6,15 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 
 import numpy as np
 import pytest
 
-from service.batching.admission import Admission, InFlightBatches, Taken
-from service.batching.jobs import Job, PendingRequest, RequestResult
+from service.batching.admission import Admission, InFlightBatch, InFlightBatches
+from service.batching.batch import Batch
+from service.batching.jobs import Job, PendingRequest
 from service.batching.latency_model import Cost, LatencyModels
 from service.batching.queue import Queue
 from service.domain import Output, RequestOptions, Step
@@ -29,7 +29,7 @@ DEADLINE_S = 1.0
 DEPTH = 2
 OUTPUT = Output(np.zeros((1, 1), dtype=np.float32))
 
-Landing = tuple[float, int, float, list[Job], Taken]
+Landing = tuple[float, int, float, Batch, InFlightBatch]
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Device:
         self._rng = random.Random(1)
         self._latency_models = LatencyModels(metrics=make_metrics())
         self._latency_models.calibrate("cpu", "m", [Step(n, n // 16, COST.of(n, n // 16)) for n in (16, 64, 256, 1024)])
-        self._queue = Queue(max_age_s=2.0, budget=self._latency_models.budget, dropped=_drop)
+        self._queue = Queue(latency_models=self._latency_models, max_age_s=2.0, on_dropped=self._drop)
         self._in_flight = InFlightBatches()
         self._admission = Admission(
             self._queue,
@@ -55,7 +55,6 @@ class Device:
             self._in_flight,
             max_queue_tokens=262_144,
             max_wait_s=30.0,
-            num_replicas=lambda: 1,
             metrics=make_metrics(),
         )
         self._numbers = count()
@@ -85,35 +84,33 @@ class Device:
         options = RequestOptions(self.now + DEADLINE_S)
         encodings = rows(LENGTH)
         try:
-            self._admission.check(options, encodings, self.now)
+            expected_s = self._latency_models.predict("m", LENGTH, 1)
+            self._admission.check(options, self.now, num_tokens=LENGTH, num_rows=1, expected_s=expected_s)
         except ServiceError as refusal:
             self.outcomes[refusal.code] += 1
             return
-        pending = PendingRequest(encodings, self.now, partial(self._done, options), options)
+        pending = PendingRequest(encodings, self.now, options)
         self._queue.push([Job(encodings[0], self.now, [(pending, 0)])], options)
 
-    def _take(self, batch: list[Job]) -> None:
-        num_tokens = LENGTH * len(batch)
-        taken = self._in_flight.take("cpu", self._latency_models.predict("m", num_tokens, len(batch)) or 0.0, self.now)
-        seconds = self.slow * COST.of(num_tokens, len(batch)) * self._rng.lognormvariate(0, self.noise)
+    def _take(self, batch: Batch) -> None:
+        taken = self._in_flight.take("cpu", batch, self.now)
+        seconds = self.slow * COST.of(batch.num_tokens, len(batch.jobs)) * self._rng.lognormvariate(0, self.noise)
         self._free = max(self.now, self._free) + seconds + self.lag_s
         heappush(self._landings, (self._free, next(self._numbers), seconds, batch, taken))
 
     def _land(self) -> None:
         self.now, _, seconds, batch, taken = heappop(self._landings)
-        self._in_flight.land(taken, self.now)
-        self._latency_models.note("m", LENGTH * len(batch), len(batch), seconds)
-        for job in batch:
+        self._in_flight.finish(taken, self.now)
+        self._latency_models.note("m", batch.num_tokens, len(batch.jobs), seconds)
+        for job in batch.jobs:
             job.settle(OUTPUT, seconds, self.now)
+            for pending, _ in job.waiters:
+                deadline = pending.options.deadline
+                is_in_time = pending.closed == "answered" and deadline is not None and self.now <= deadline
+                self.outcomes["in time" if is_in_time else "late"] += 1
 
-    def _done(self, options: RequestOptions, result: RequestResult | ServiceError) -> None:
-        is_in_time = isinstance(result, RequestResult) and options.deadline is not None and self.now <= options.deadline
-        self.outcomes["in time" if is_in_time else "late"] += 1
-
-
-def _drop(reason: DropReason, jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        job.fail(lambda row: ServiceError("late"))
+    def _drop(self, reason: DropReason, jobs: Sequence[Job]) -> None:
+        self.outcomes["late"] += len(jobs)
 
 
 @pytest.mark.parametrize(

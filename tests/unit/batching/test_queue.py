@@ -16,7 +16,7 @@ from service.batching.queue import LazyHeap
 from service.domain import RequestOptions
 from service.errors import InferenceFailed
 from tests.fakes import rows
-from tests.unit.batching.bench import AGE, Bench, ignore, jobs_of, numbers_of
+from tests.unit.batching.bench import AGE, Bench, jobs_of, numbers_of
 
 
 def _blame(jobs: Sequence[Job]) -> None:
@@ -128,7 +128,7 @@ def test_only_dead_jobs_make_no_batch() -> None:
 
 def test_remove_drops_those_that_still_wait() -> None:
     bench = Bench()
-    pending = PendingRequest(rows(5, 5), 0.0, ignore)
+    pending = PendingRequest(rows(5, 5), 0.0)
     jobs = jobs_of(pending)
     bench.queue.push(jobs)
     assert bench.take(5) == [0]
@@ -141,7 +141,7 @@ def test_remove_drops_those_that_still_wait() -> None:
 def test_lost_jobs_go_to_the_head_in_order() -> None:
     bench = Bench()
     bench.push(*[5] * 6)
-    first, second = bench.queue.take(0.0), bench.queue.take(0.0)
+    first, second = bench.take_jobs(), bench.take_jobs()
     bench.push(5, priority=9)
     bench.queue.give_back(second)
     bench.queue.give_back(first)
@@ -152,7 +152,7 @@ def test_lost_jobs_go_to_the_head_in_order() -> None:
 def test_suspects_go_alone_and_in_order_of_arrival() -> None:
     bench = Bench()
     bench.push(*[2] * 5)
-    lost = bench.queue.take(0.0)
+    lost = bench.take_jobs()
     bench.push(2)
     _blame(lost[1:3])
     bench.queue.give_back(lost)
@@ -163,7 +163,7 @@ def test_lost_jobs_lead_but_do_not_mix_models() -> None:
     bench = Bench()
     bench.push(2, model="a")
     bench.push(2, model="b")
-    lost = bench.queue.take(0.0) + bench.queue.take(0.0)
+    lost = bench.take_jobs() + bench.take_jobs()
     bench.push(2, model="a")
     bench.queue.give_back(lost)
     assert bench.take_all(10) == [[0, 2], [1]]
@@ -238,9 +238,9 @@ def test_what_went_first_for_its_age_does_not_put_back_those_that_come() -> None
 )
 def test_a_job_of_two_requests_has_the_better_place(priority: int, batches: list[list[int]]) -> None:
     bench = Bench()
-    jobs = jobs_of(PendingRequest(rows(*[5] * 3), 0.0, ignore))
+    jobs = jobs_of(PendingRequest(rows(*[5] * 3), 0.0))
     bench.queue.push(jobs)
-    second = PendingRequest(rows(5, 5), 0.0, ignore, RequestOptions(None, priority))
+    second = PendingRequest(rows(5, 5), 0.0, RequestOptions(None, priority))
     jobs[2].waiters.append((second, 0))
     bench.queue.push([jobs[2], *jobs_of(second)[1:]], second.options)
     assert len(bench.queue) == 4
@@ -289,16 +289,16 @@ events = st.lists(st.one_of(requests, st.sampled_from(["take", "lose", "cancel",
 @given(events, st.integers(1, 40))
 def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int) -> None:
     bench, now = Bench(), 0.0
-    bench.budget = budget
+    bench.models.tokens = budget
     pending: list[PendingRequest] = []
     taken: list[Job] = []
     for event in events:
-        batch = bench.queue.take(now) if event in ("take", "lose") else []
+        batch = bench.take_jobs(now) if event in ("take", "lose") else []
         _check_batch(batch, budget)
         if isinstance(event, tuple):
             lengths, model, priority, account = event
             pending.append(bench.push(*lengths, now=now, model=model, priority=priority, account=account))
-        elif event == "lose" and not any(job.is_suspect for job in batch):
+        elif event == "lose" and not any(job.num_losses for job in batch):
             _blame(batch)
             bench.queue.give_back(batch)
         elif event == "cancel" and pending:
@@ -306,7 +306,7 @@ def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int
         else:
             now += AGE / 4
             taken += batch
-    while batch := bench.queue.take(now):
+    while batch := bench.take_jobs(now):
         _check_batch(batch, budget)
         taken += batch
     dropped = list(chain.from_iterable(numbers for _, numbers in bench.dropped))

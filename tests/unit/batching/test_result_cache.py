@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.batching.jobs import identity
-from service.batching.result_cache import ENTRY_BYTES, NoCache, ResultCache
-from service.domain import Encoding, Labels, Mean, Output, TokenScores
+from service.batching.jobs import row_identity
+from service.batching.result_cache import ENTRY_BYTES, ResultCache
+from service.domain import Encoding, Mean, Output, TokenScores
 from service.metrics import Metrics
 from tests.fakes import FakeClock, make_metrics, row, total, value
 
@@ -58,11 +58,11 @@ def test_only_an_equal_row_of_the_same_weights_is_found(other: Encoding) -> None
     bench = Bench()
     bench.put(other)
     assert not bench.has(ROW)
-    assert identity(ROW) != identity(other)
+    assert row_identity(ROW) != row_identity(other)
     bench.put(ROW)
     again = row(1, 2, 3)
     assert bench.has(again)
-    assert identity(ROW) == identity(again)
+    assert row_identity(ROW) == row_identity(again)
     bench.revisions["m"] = "2"
     assert not bench.has(ROW)
 
@@ -107,9 +107,3 @@ def test_what_is_kept_is_a_copy() -> None:
     kept = bench.cache.get(ROW)
     assert kept is not None
     assert kept.scores.base is None
-
-
-def test_no_cache_keeps_nothing() -> None:
-    cache, other = NoCache(), replace(ROW, readout=Labels())
-    cache.put(other, total(other))
-    assert cache.get(other) is None

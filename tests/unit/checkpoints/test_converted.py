@@ -137,7 +137,9 @@ def test_what_is_worth_its_room(tmp_path: Path, source: Path) -> None:
 
 
 def test_reading_ahead_comes_to_an_end(tmp_path: Path, source: Path) -> None:
-    read_ahead([source, tmp_path / "not there"]).join(60)
+    reading = read_ahead([source, tmp_path / "not there"])
+    reading.join(60)
+    assert not reading.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command: its flags, what it prints and writes, and its exit code."""
+"""`python -m service bench`: its flags, output, report and exit code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service import cli
 from service.commands import bench
 from service.host import is_loopback
 from service.tools.bench.load import Load
@@ -28,7 +29,7 @@ async def test_it_prints_a_table_and_writes_the_report(tmp_path: Path, capsys: p
     assert [point["load"] for point in report["points"]] == ["concurrency 1", "concurrency 2"]
     out = capsys.readouterr().out
     assert "concurrency 2" in out
-    assert "made-up texts, fixed:8 characters" in out
+    assert "generated texts, fixed:8 characters" in out
     assert "classify is left out: the server answers 422: no head" in out
 
 
@@ -37,6 +38,15 @@ async def test_no_server_is_one_line_and_exit_code_two(capsys: pytest.CaptureFix
         pass
     assert await asyncio.to_thread(bench.run, ["--url", f"http://127.0.0.1:{port}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: http://127.0.0.1:{port}: ")
+
+
+def test_texts_that_cannot_be_read_are_one_line_and_exit_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("{")
+    assert cli.main(["bench", "--texts", str(file)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {file}:1: neither JSON nor JSON lines: ")
 
 
 async def test_what_was_measured_is_kept_when_its_limit_cannot_be(

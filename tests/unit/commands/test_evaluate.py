@@ -1,4 +1,4 @@
-"""The command as a whole: a data folder in, a report out, with a fake server."""
+"""`python -m service evaluate`: from a data folder to a report, with a fake server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def praise(request: httpx.Request) -> httpx.Response:
-    """A model that likes everything."""
+    """A model that answers every review with 'positive'."""
     results = [{"label": "这是一条好评", "truncated": False} for _ in json.loads(request.content)["inputs"]]
     return httpx.Response(200, json={"model": "kind", "results": results})
 

@@ -1,4 +1,4 @@
-"""`python -m service plan`, from a file and from a server, and what it says when there is nothing to go by."""
+"""`python -m service plan` with speeds from a file and from a server, and its errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ erlangshen_predicted_cost_seconds{model="m",of="batch"} 0.001
 erlangshen_predicted_cost_seconds{model="m",of="token"} 0.0001
 erlangshen_predicted_cost_seconds{model="m",of="row"} 0.0
 """
-WISH = ("--rate", "300", "--tokens", "fixed:50", "--p95-ms", "100")
+TARGET = ("--rate", "300", "--tokens", "fixed:50", "--p95-ms", "100")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def server(key: str) -> Iterator[str]:
             self.wfile.write(PAGE.encode() if is_let_in else b"")
 
         def log_message(self, format: str, *args: Any) -> None:
-            """The test's output is for the test."""
+            """No-op: keeps the test's output clean."""
 
     with HTTPServer(("127.0.0.1", 0), Metrics) as running:
         thread = threading.Thread(target=running.serve_forever)
@@ -61,35 +61,46 @@ def server(key: str) -> Iterator[str]:
             thread.join()
 
 
-def test_it_says_how_many_replicas_are_enough(speeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.run(["--speeds", str(speeds), *WISH, "--json", str(tmp_path / "out.json")]) == 0
+def test_it_prints_how_many_replicas_are_enough(
+    speeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.run(["--speeds", str(speeds), *TARGET, "--json", str(tmp_path / "out.json")]) == 0
     out = capsys.readouterr().out
     assert "m on cpu in bfloat16: 1 ms a batch, 100 µs a token, 0 µs a row; up to 500 tokens a batch" in out
     assert "one replica: 9,804 tokens/s, 196.1 of these requests/s" in out
-    assert "replicas: 2; with one to spare for a loss or an update: 3" in out
+    assert "replicas: 2; with one spare for a failure or an update: 3" in out
     report = json.loads((tmp_path / "out.json").read_text())
     assert (report["replicas"], report["services"], report["speed"]) == (2, 1, SPEED)
     assert [point["replicas"] for point in report["points"]] == [1, 2, 3]
     assert report["points"][0]["p95"] is None
 
 
-def test_a_wish_that_cannot_be_met_is_told_so(speeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_target_that_no_number_meets_is_reported(speeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.run(["--speeds", str(speeds), "--rate", "1", "--tokens", "fixed:100", "--p95-ms", "5"]) == 1
     assert "no number of replicas is enough" in capsys.readouterr().out
 
 
-def test_a_server_is_asked_with_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_key_is_sent_to_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("secret\n")
     with server("secret") as url:
-        assert plan.run(["--url", url, "--key-file", str(key_file), *WISH]) == 0
+        assert plan.run(["--url", url, "--key-file", str(key_file), *TARGET]) == 0
         assert "one replica: 9,804 tokens/s" in capsys.readouterr().out
-        assert plan.run(["--url", url, *WISH]) == 2
+        assert plan.run(["--url", url, *TARGET]) == 2
         assert "GET /metrics answers 401" in capsys.readouterr().err
 
 
-def test_a_file_or_server_that_is_not_there_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.run(["--speeds", str(tmp_path / "none.json"), *WISH]) == 2
+def test_a_missing_file_or_server_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.run(["--speeds", str(tmp_path / "none.json"), *TARGET]) == 2
     assert "none.json" in capsys.readouterr().err
-    assert plan.run(["--url", "http://127.0.0.1:1", *WISH]) == 2
+    assert plan.run(["--url", "http://127.0.0.1:1", *TARGET]) == 2
     assert "error: http://127.0.0.1:1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--url", "localhost:8000"], ["--key-file", "none/key"], ["--json", "none/out.json"]]
+)
+def test_wrong_flags_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        plan.parse_args([*TARGET, *flags])
+    assert ended.value.code == 2

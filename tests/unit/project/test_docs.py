@@ -15,9 +15,11 @@ from service.settings_sources import setting_rows
 ROOT = Path(__file__).parents[3]
 FOLDERS = (".", "docs", "benchmarks", "k8s", "service/models/*")
 DOCUMENTS = sorted(chain.from_iterable(ROOT.glob(f"{folder}/*.md") for folder in FOLDERS))
-READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+TRANSLATED = [(path.with_name(path.name.replace(".zh-CN", "")), path) for path in DOCUMENTS if ".zh-CN." in path.name]
+READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 STRUCTURE = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+ANCHOR = re.compile(r"\]\(((?:[^)#\s:]+\.md)?)#([^)\s]+)\)")
 
 
 def contract() -> dict[str, object]:
@@ -54,21 +56,49 @@ def test_the_layers_of_the_structure_are_those_of_the_linter() -> None:
     assert [set(layer.split(" | ")) for layer in drawn] == [set(str(one).split(" | ")) for one in contract()["layers"]]
 
 
-@pytest.mark.parametrize("document", READMES, ids=lambda path: path.name)
-def test_the_readmes_name_real_commands_and_flags(document: Path) -> None:
+def test_anchors_lead_to_headings() -> None:
+    slugs = {document: _slugs(document) for document in DOCUMENTS}
+    broken = []
+    for document in DOCUMENTS:
+        for match in ANCHOR.finditer(document.read_text(encoding="utf-8")):
+            target = (document.parent / match[1]).resolve() if match[1] else document
+            if match[2] not in slugs.get(target, {match[2]}):
+                broken.append((document.name, match[0]))
+    assert broken == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_name_real_commands_and_flags(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    assert set(re.findall(r"-m service (\w+)", text)) <= set(COMMANDS)
-    known = {row.flag for row in setting_rows()}
-    typed = {
-        flag
-        for line in re.findall(r'make serve ARGS="(.*?)"', text, re.DOTALL)
-        for flag in re.findall(r"--[\w-]+", line)
-    }
-    assert typed
-    assert typed <= known
+    assert set(re.findall(r"-m service ([a-z]+)", text)) <= set(COMMANDS)
+    assert _typed_flags(text) <= {row.flag for row in setting_rows()}
 
 
-def test_both_readmes_show_the_same_commands() -> None:
-    blocks = [re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL) for path in READMES]
+@pytest.mark.parametrize("languages", TRANSLATED, ids=lambda languages: languages[0].name)
+def test_both_languages_show_the_same_commands(languages: tuple[Path, Path]) -> None:
+    blocks = [re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL) for path in languages]
     without_comments = [[re.sub(r"\s+# .*", "", block) for block in language] for language in blocks]
     assert without_comments[0] == without_comments[1]
+
+
+@pytest.mark.parametrize("languages", TRANSLATED, ids=lambda languages: languages[0].name)
+def test_both_languages_link_to_each_other(languages: tuple[Path, Path]) -> None:
+    english, chinese = languages
+    assert f"({chinese.name})" in english.read_text(encoding="utf-8")
+    assert f"({english.name})" in chinese.read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_flags_in_both_languages() -> None:
+    assert READMES in TRANSLATED
+    assert all(_typed_flags(readme.read_text(encoding="utf-8")) for readme in READMES)
+
+
+def _slugs(document: Path) -> set[str]:
+    """The anchors that GitHub gives the headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _typed_flags(text: str) -> set[str]:
+    lines = re.findall(r'make serve ARGS="(.*?)"', text, re.DOTALL)
+    return {flag for line in lines for flag in re.findall(r"--[\w-]+", line)}

@@ -76,5 +76,5 @@ def test_replicas_have_to_agree_with_the_first_of_their_precision() -> None:
     known.compare("cpu", {"m": "float32", "n": "float32"}, {"m": array(1), "n": array(2)})
     known.compare("cuda:0", {"m": "bfloat16"}, {"m": array(5)})
     known.compare("cpu", {"m": "float32"}, {"m": array(1)})
-    with pytest.raises(WrongAnswer, match="cuda:1: m in bfloat16 answers otherwise than on cuda:0"):
+    with pytest.raises(WrongAnswer, match="cuda:1: m in bfloat16 answers differently than on cuda:0"):
         known.compare("cuda:1", {"m": "bfloat16"}, {"m": array(1)})

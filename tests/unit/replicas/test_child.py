@@ -12,10 +12,10 @@ import pytest
 from service.domain import Encoding, Output, Step
 from service.errors import Died, OutOfMemory
 from service.replicas.canary import Canary
-from service.replicas.child import Prepared, compute, load, measure, prepare, profiles, work
+from service.replicas.child import Prepared, advance, compute, load, measure_profiles, prepare, work
 from service.replicas.isolation import MemoryProbe
-from service.replicas.pool import keep_logs_as_they_are, names
-from service.replicas.protocol import Batch, Checked, Loading, Profile, Result, Spec, ToParent
+from service.replicas.pool import keep_default_logs, replica_names
+from service.replicas.protocol import Checked, ComputeRequest, ComputeResponse, Loading, Profile, Spec, ToParent
 from tests.fakes import BREAK, NAN, POISON, SILENT_BREAK, FakeClock, FakeEngine, checkpoint, load_fake, row
 from tests.unit.replicas.engines import Counted, sums
 
@@ -31,19 +31,19 @@ class OnMessage:
         self.messages.append(message)
 
     def results(self) -> list[int]:
-        return [message.number for message in self.messages if isinstance(message, Result)]
+        return [message.number for message in self.messages if isinstance(message, ComputeResponse)]
 
     def checks(self) -> list[str | None]:
         return [message.wrong for message in self.messages if isinstance(message, Checked)]
 
 
-def compute_now(engines: Mapping[str, Counted], batch: Batch) -> Result:
+def compute_now(engines: Mapping[str, Counted], batch: ComputeRequest) -> ComputeResponse:
     return compute(engines, prepare(engines, batch), MemoryProbe(), free_since=0.0)
 
 
 def test_a_batch_goes_to_its_models_engine() -> None:
     first, second = Counted(), Counted()
-    result = compute_now({"a": first, "b": second}, Batch(7, [row(1, 2, model="b")]))
+    result = compute_now({"a": first, "b": second}, ComputeRequest(7, [row(1, 2, model="b")]))
     assert (result.number, sums(result.outputs), result.fitting_tokens) == (7, [3], None)
     assert result.compute_s > 0
     assert (first.sizes, second.sizes) == ([], [1])
@@ -59,15 +59,15 @@ class Unprepared(Counted):
 
 def test_what_fails_while_the_batch_before_computes_fails_in_its_own_turn() -> None:
     engines = {"m": Unprepared()}
-    prepared = prepare(engines, Batch(0, [row(1), row(POISON), row(3)]))
+    prepared = prepare(engines, ComputeRequest(0, [row(1), row(POISON), row(3)]))
     assert sums(compute(engines, prepared, MemoryProbe(), free_since=0.0).outputs) == [1, "failed", 3]
 
 
 def test_the_wait_for_the_batch_before_is_not_computing() -> None:
     engines = {"m": Counted()}
-    prepared = prepare(engines, Batch(0, [row(1)]))
+    prepared = prepare(engines, ComputeRequest(0, [row(1)]))
     long_ago = replace(prepared, started=prepared.started - 1000)
-    assert compute(engines, long_ago, MemoryProbe(), free_since=0.0).compute_s > 1000
+    assert compute(engines, long_ago, MemoryProbe(), free_since=long_ago.started).compute_s > 1000
     assert compute(engines, long_ago, MemoryProbe(), free_since=prepared.started).compute_s < 1000
 
 
@@ -77,7 +77,7 @@ def work_through(*batches: list[int], interval_s: float = 0.0, clock: FakeClock 
     canary, told = Canary(engines, interval_s, clock or FakeClock()), OnMessage()
     queue: SimpleQueue[Prepared | None] = SimpleQueue()
     for number, ids in enumerate(batches):
-        queue.put(prepare(engines, Batch(number, [row(each) for each in ids])))
+        queue.put(prepare(engines, ComputeRequest(number, [row(each) for each in ids])))
     queue.put(None)
     try:
         work(engines, canary, told, queue)
@@ -94,8 +94,8 @@ def test_batches_are_answered_until_the_stop() -> None:
 @pytest.mark.parametrize("bad", [POISON, NAN])
 def test_after_a_row_that_failed_the_canary_is_looked_after_first(bad: int) -> None:
     told = work_through([1, bad], [2])
-    kinds = [type(message) for message in told.messages if isinstance(message, Result | Checked)]
-    assert kinds == [Checked, Result, Result]
+    kinds = [type(message) for message in told.messages if isinstance(message, ComputeResponse | Checked)]
+    assert kinds == [Checked, ComputeResponse, ComputeResponse]
     assert told.checks() == [None]
 
 
@@ -139,12 +139,12 @@ class Dying(FakeEngine):
 def test_a_process_that_is_at_its_end_answers_no_more() -> None:
     engines, told = {"m": Dying(Path())}, OnMessage()
     queue: SimpleQueue[Prepared | None] = SimpleQueue()
-    queue.put(prepare(engines, Batch(0, [row(2), row(3)])))
+    queue.put(prepare(engines, ComputeRequest(0, [row(2), row(3)])))
     with pytest.raises(Died):
         work(engines, Canary(engines, 0.0), told, queue)
     assert told.messages == []
     with pytest.raises(Died):
-        compute(engines, prepare(engines, Batch(0, [row(2), row(3)])), MemoryProbe(), free_since=0.0)
+        compute(engines, prepare(engines, ComputeRequest(0, [row(2), row(3)])), MemoryProbe(), free_since=0.0)
 
 
 class Unmeasurable(FakeEngine):
@@ -161,12 +161,12 @@ class Small(FakeEngine):
 
 def test_one_forward_is_measured_between_two_batches_until_all_are() -> None:
     engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
-    measuring, told = profiles(engines), OnMessage()
+    measuring, told = measure_profiles(engines), OnMessage()
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
-    batches.put(prepare(engines, Batch(0, [row(1)])))
+    batches.put(prepare(engines, ComputeRequest(0, [row(1)])))
     told_after = []
     for _ in range(9):
-        measure(measuring, told, batches)
+        advance(measuring, told, batches)
         told_after.append(len(told.messages))
     assert told_after == [0, 0, 0, 1, 1, 1, 1, 2, 2], "each profile is three forwards"
     assert told.messages == [Profile(name, tuple(engine.profile())) for name, engine in engines.items()]
@@ -175,17 +175,17 @@ def test_one_forward_is_measured_between_two_batches_until_all_are() -> None:
 def test_all_is_measured_while_there_is_no_batch() -> None:
     engines = {"m": FakeEngine(Path()), "n": FakeEngine(Path())}
     told = OnMessage()
-    measure(profiles(engines), told, SimpleQueue())
+    advance(measure_profiles(engines), told, SimpleQueue())
     assert [message.model for message in told.messages if isinstance(message, Profile)] == ["m", "n"]
 
 
 def test_a_profile_that_fails_is_cut_short() -> None:
-    found = [each for each in profiles({"m": Unmeasurable(Path())}) if each]
+    found = [each for each in measure_profiles({"m": Unmeasurable(Path())}) if each]
     assert found == [Profile("m", (Step(16, 1, 0.5),))]
 
 
 def test_a_profile_that_meets_the_end_of_the_memory_tells_where() -> None:
-    found = [each for each in profiles({"m": Small(Path())}) if each]
+    found = [each for each in measure_profiles({"m": Small(Path())}) if each]
     assert found == [Profile("m", (Step(16, 1, 0.5), Step(32, 2, 0.5)), 32)]
 
 
@@ -196,7 +196,7 @@ def test_loading_tells_each_percent_once(tmp_path: Path) -> None:
         return Counted()
 
     told: list[ToParent] = []
-    spec = Spec((checkpoint(tmp_path, "a"),), "cpu", "auto", load_slowly, keep_logs_as_they_are)
+    spec = Spec((checkpoint(tmp_path, "a"),), "cpu", "auto", load_slowly, keep_default_logs)
     engines = load(spec, told.append)
     assert [message.done for message in told if isinstance(message, Loading)] == list(range(0, 1001, 10))
     assert isinstance(engines["a"], Counted)
@@ -205,9 +205,9 @@ def test_loading_tells_each_percent_once(tmp_path: Path) -> None:
 
 def test_every_checkpoint_gets_an_engine(tmp_path: Path) -> None:
     checkpoints = (checkpoint(tmp_path, "a"), checkpoint(tmp_path, "b"))
-    engines = load(Spec(checkpoints, "cpu", "auto", load_fake, keep_logs_as_they_are), lambda message: None)
+    engines = load(Spec(checkpoints, "cpu", "auto", load_fake, keep_default_logs), lambda message: None)
     assert list(engines) == ["a", "b"]
 
 
 def test_names() -> None:
-    assert names(["cuda:0", "cpu", "cpu"]) == ["cuda:0", "cpu", "cpu#2"]
+    assert replica_names(["cuda:0", "cpu", "cpu"]) == ["cuda:0", "cpu", "cpu#2"]

@@ -1,4 +1,4 @@
-"""What an exit status tells."""
+"""The reason of a loss, from an exit status; the environment of a worker process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from service.host import OomKills
 from service.metric_labels import LossReason
-from service.replicas.process import describe_exit, environment, reason_of
+from service.replicas.process import describe_exit, environment, loss_reason
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,13 @@ from service.replicas.process import describe_exit, environment, reason_of
         (-signal.SIGHUP, 1, "killed", "killed by SIGHUP"),
         (-signal.SIGSEGV, 1, "crash", "killed by SIGSEGV"),
         (-signal.SIGABRT, 0, "crash", "killed by SIGABRT"),
-        (3, 0, "exit", "ended with status 3"),
-        (0, 0, "exit", "ended with status 0"),
+        (3, 0, "exit", "exited with status 3"),
+        (0, 0, "exit", "exited with status 0"),
     ],
 )
 def test_reasons(status: int, num_oom_kills: int, reason: LossReason, words: str) -> None:
     counts = iter([4, 4 + num_oom_kills])
-    assert reason_of(status, OomKills(lambda: next(counts))) == reason
+    assert loss_reason(status, OomKills(lambda: next(counts))) == reason
     assert describe_exit(status, reason) == words
 
 
@@ -33,9 +33,9 @@ def test_a_kill_of_the_kernels_explains_one_loss_only() -> None:
     """Of two replicas in one group: the one that was killed by hand later did not run out of memory."""
     count = 4
     kills = OomKills(lambda: count)
-    assert reason_of(-signal.SIGKILL, kills) == "killed", "those of before are nobody's here"
+    assert loss_reason(-signal.SIGKILL, kills) == "killed", "those of before are nobody's here"
     count = 6
-    reasons = [reason_of(-signal.SIGKILL, kills) for _ in range(3)]
+    reasons = [loss_reason(-signal.SIGKILL, kills) for _ in range(3)]
     assert reasons == ["oom", "oom", "killed"]
 
 

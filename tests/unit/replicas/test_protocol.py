@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.domain import Cls, Encoding, Labels, Mean, Output, Readout, TokenScores, TopTokens
-from service.replicas.protocol import Batch, Frames, Loading, Pipe, Result, Stop, frame
+from service.replicas.protocol import ComputeRequest, ComputeResponse, Frames, Loading, Pipe, Stop, frame
 
 READOUTS: tuple[Readout, ...] = (Cls(), Mean(), Labels(), TokenScores((1, 3), (7, 8)), TopTokens((2,), 5))
 
@@ -30,8 +30,8 @@ def there_and_back(message: object) -> object:
 
 def test_rows_keep_all_that_the_engine_reads() -> None:
     rows = [encoding(length, readout, ((1, 3), (3, 4))) for length, readout in enumerate(READOUTS, start=4)]
-    found = there_and_back(Batch(7, [*rows, encoding(1, Cls())]))
-    assert isinstance(found, Batch)
+    found = there_and_back(ComputeRequest(7, [*rows, encoding(1, Cls())]))
+    assert isinstance(found, ComputeRequest)
     assert found.number == 7
     for row, wanted in zip(found.encodings, [*rows, encoding(1, Cls())], strict=True):
         assert (row.model, row.readout, row.blocks) == (wanted.model, wanted.readout, wanted.blocks)
@@ -43,16 +43,16 @@ def test_rows_keep_all_that_the_engine_reads() -> None:
 def test_a_row_that_is_not_as_it_should_be_harms_no_other() -> None:
     """The engine refuses it: its arrays must arrive as they are."""
     ids = np.arange(3, dtype=np.int32)
-    found = there_and_back(Batch(0, [Encoding("m", ids, ids[:1], ids[:2], Cls()), encoding(2, Cls())]))
-    assert isinstance(found, Batch)
+    found = there_and_back(ComputeRequest(0, [Encoding("m", ids, ids[:1], ids[:2], Cls()), encoding(2, Cls())]))
+    assert isinstance(found, ComputeRequest)
     assert [len(found.encodings[0].segment_ids), len(found.encodings[0].positions)] == [1, 2]
     assert found.encodings[1].positions.tolist() == [200, 201]
 
 
 def test_outputs_keep_their_shapes_and_their_gaps() -> None:
     top = Output(array(2, 3), np.arange(6, dtype=np.int32).reshape(2, 3))
-    found = there_and_back(Result(3, [Output(array(1, 4)), "failed", top, Output(array(2, 2))], 0.25, 64))
-    assert isinstance(found, Result)
+    found = there_and_back(ComputeResponse(3, [Output(array(1, 4)), "failed", top, Output(array(2, 2))], 0.25, 64))
+    assert isinstance(found, ComputeResponse)
     assert (found.number, found.compute_s, found.fitting_tokens) == (3, 0.25, 64)
     first, gap, second, third = found.outputs
     assert gap == "failed"
@@ -70,7 +70,7 @@ def test_outputs_keep_their_shapes_and_their_gaps() -> None:
 
 
 def test_a_batch_that_failed_as_a_whole() -> None:
-    result = Result(0, ["failed", "out_of_memory"], 0.5)
+    result = ComputeResponse(0, ["failed", "out_of_memory"], 0.5)
     assert there_and_back(result) == result
 
 

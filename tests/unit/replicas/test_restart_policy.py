@@ -20,8 +20,8 @@ def test_back_off() -> None:
         pytest.param(600, 900, id="the longest"),
     ],
 )
-def test_patience_with_a_start(longest_s: float | None, expected: float) -> None:
-    assert RestartPolicy(threads=1).start_patience_s(longest_s) == expected
+def test_the_time_that_a_start_may_take(longest_s: float | None, expected: float) -> None:
+    assert RestartPolicy(threads=1).load_timeout_s(longest_s) == expected
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_patience_with_a_start(longest_s: float | None, expected: float) -> None
         pytest.param(60, 120, id="the longest"),
     ],
 )
-def test_patience(predicted_s: float | None, expected: float) -> None:
-    assert RestartPolicy(threads=1).patience_s(predicted_s) == expected
+def test_the_time_that_a_batch_may_take(predicted_s: float | None, expected: float) -> None:
+    assert RestartPolicy(threads=1).batch_timeout_s(predicted_s) == expected
 
 
-def test_patience_is_never_above_the_setting() -> None:
-    assert RestartPolicy(threads=1, hang_timeout_s=0.5).patience_s(0.001) == 0.5
+def test_it_is_never_above_the_setting() -> None:
+    assert RestartPolicy(threads=1, hang_timeout_s=0.5).batch_timeout_s(0.001) == 0.5

@@ -8,15 +8,18 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 import uvicorn
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from benchmarks.fuzz import broken
+from service.server import http_protocol
 from service.server.http_protocol import CONTINUE, MAX_PIPELINED, ConnectionLimits, HttpProtocol, ResponseWriter
 from service.settings import Server
 from tests.contract.fakes import FakeSubmit, Service, running
@@ -208,6 +211,15 @@ def chunked(*pieces: bytes) -> bytes:
 
 CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_the_installed_uvicorn_is_the_one_whose_internals_were_checked() -> None:
+    """After an upgrade: compare the overridden methods with uvicorn's, then name the new versions in the module."""
+    named = " ".join((http_protocol.__doc__ or "").split())
+    for package in ("uvicorn", "httptools"):
+        assert f"{package} {version(package)}" in named
+    internals = ("_start_asgi_task", "_should_upgrade", "_unset_keepalive_if_required", "on_response_complete")
+    assert [name for name in internals if not hasattr(HttpToolsProtocol, name)] == []
 
 
 async def test_a_request_is_answered_and_only_its_next_use_is_awaited(peer: Peer) -> None:

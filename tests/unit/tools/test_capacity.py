@@ -1,4 +1,4 @@
-"""Speeds, as a server's metrics and a file of results tell them."""
+"""Speeds from a metrics page and from a file; latencies and numbers of replicas from the simulation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from service.tools.capacity import (
     IDLE,
     Speed,
     Traffic,
-    around,
-    chosen,
-    fewest,
-    from_file,
-    from_metrics,
-    latencies,
+    choose_speed,
+    find_fewest,
+    neighbours,
     num_fronts,
-    point,
+    parse_speeds,
+    read_speeds,
+    simulate,
+    simulate_point,
 )
 from tests.fakes import make_metrics
 
@@ -38,18 +38,18 @@ def page() -> str:
     return generate_latest(metrics.registry).decode()
 
 
-def test_a_page_of_metrics_tells_the_models_that_were_measured() -> None:
-    assert from_metrics(page()) == [FAST, SLOW]
+def test_a_metrics_page_gives_the_measured_models() -> None:
+    assert parse_speeds(page()) == [FAST, SLOW]
 
 
-def test_a_page_of_something_else_tells_none() -> None:
-    assert from_metrics("up 1\n") == []
+def test_another_metrics_page_gives_none() -> None:
+    assert parse_speeds("up 1\n") == []
 
 
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     file = tmp_path / "speed.json"
     file.write_text(json.dumps({"speeds": [FAST.as_json(), SLOW.as_json()]}))
-    assert from_file(file) == [FAST, SLOW]
+    assert read_speeds(file) == [FAST, SLOW]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}"])
@@ -57,15 +57,15 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "other.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"benchmarks\.speed"):
-        from_file(file)
+        read_speeds(file)
 
 
-def test_the_model_that_was_asked_for_is_chosen_or_the_first() -> None:
-    assert (chosen([FAST, SLOW], None), chosen([FAST, SLOW], "n")) == (FAST, SLOW)
-    with pytest.raises(ValueError, match="x: not there; there is m, n"):
-        chosen([FAST, SLOW], "x")
-    with pytest.raises(ValueError, match="none that was measured"):
-        chosen([], None)
+def test_the_requested_model_is_chosen_or_the_first() -> None:
+    assert (choose_speed([FAST, SLOW], None), choose_speed([FAST, SLOW], "n")) == (FAST, SLOW)
+    with pytest.raises(ValueError, match="no speed of model 'x'; measured: m, n"):
+        choose_speed([FAST, SLOW], "x")
+    with pytest.raises(ValueError, match="no measured model"):
+        choose_speed([], None)
 
 
 def test_tokens_a_second_are_those_of_full_batches() -> None:
@@ -83,72 +83,72 @@ def traffic(rate: float, rows: int = 1, tokens: int = 10) -> Traffic:
 
 
 def test_a_request_alone_takes_as_long_as_its_batch() -> None:
-    found = latencies(speed(batch=0.5, token=0.01, row=0.1), traffic(1e-6, tokens=20), 1, 100)
+    found = simulate(speed(batch=0.5, token=0.01, row=0.1), traffic(1e-6, tokens=20), 1, 100)
     assert found == pytest.approx([0.8] * 90)
 
 
 def test_requests_that_come_together_fill_batches_one_after_the_other() -> None:
     # Ten at once: the first alone, the second alone behind it (both places are free), then up to five at a time.
-    found = latencies(speed(batch=1.0, budget=50), traffic(1e12), 1, 10)
+    found = simulate(speed(batch=1.0, budget=50), traffic(1e12), 1, 10)
     assert found == pytest.approx([2, 3, 3, 3, 3, 3, 4, 4, 4])
 
 
 def test_replicas_share_the_load() -> None:
-    assert latencies(speed(batch=1.0, budget=10), traffic(1e12), 2, 4) == pytest.approx([1, 1, 2, 2])
+    assert simulate(speed(batch=1.0, budget=10), traffic(1e12), 2, 4) == pytest.approx([1, 1, 2, 2])
 
 
 def test_a_row_longer_than_the_budget_goes_alone() -> None:
-    assert latencies(speed(token=0.01, budget=5), traffic(1e-6, tokens=20), 1, 10) == pytest.approx([0.2] * 9)
+    assert simulate(speed(token=0.01, budget=5), traffic(1e-6, tokens=20), 1, 10) == pytest.approx([0.2] * 9)
 
 
 def test_a_request_of_many_rows_ends_with_its_last() -> None:
-    found = latencies(speed(batch=1.0, budget=10), traffic(1e-9, rows=3), 1, 10)
+    found = simulate(speed(batch=1.0, budget=10), traffic(1e-9, rows=3), 1, 10)
     assert found == pytest.approx([3.0] * 9)
 
 
 def test_the_seed_decides() -> None:
     def drawn(seed: int) -> list[float]:
-        return latencies(speed(batch=0.01), traffic(90), 1, 100, seed)
+        return simulate(speed(batch=0.01), traffic(90), 1, 100, seed)
 
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
 
 
 def test_a_point_beyond_capacity_has_no_latencies() -> None:
-    there = point(speed(token=0.001), traffic(110), 1)
+    there = simulate_point(speed(token=0.001), traffic(110), 1)
     assert there.used == pytest.approx(1.1)
-    assert (there.p50, there.keeps(99.0)) == (None, False)
+    assert (there.p50, there.meets(99.0)) == (None, False)
 
 
 def test_the_front_adds_its_part() -> None:
-    there = point(speed(batch=0.5), traffic(1e-6), 1)
+    there = simulate_point(speed(batch=0.5), traffic(1e-6), 1)
     assert (there.p50, there.p95, there.p99) == pytest.approx((0.5 + FRONT_S,) * 3)
 
 
 def test_the_fewest_replicas_are_found() -> None:
     # A replica computes 100 requests/s: ten are what the rate needs, more what the latency does.
     fast, load = speed(token=0.001), traffic(950)
-    best = fewest(fast, load, 0.05)
-    assert best.keeps(0.05)
+    best = find_fewest(fast, load, 0.05)
+    assert best.meets(0.05)
     assert best.replicas >= 10
-    before, same, after = around(fast, load, best)
-    assert not before.keeps(0.05)
+    before, same, after = neighbours(fast, load, best)
+    assert not before.meets(0.05)
     assert same == best
     assert (before.replicas, after.replicas) == (best.replicas - 1, best.replicas + 1)
 
 
-def test_where_one_is_enough_there_is_none_fewer() -> None:
-    best = fewest(speed(token=1e-6), traffic(10), 1.0)
+def test_if_one_replica_is_enough_no_smaller_number_is_shown() -> None:
+    best = find_fewest(speed(token=1e-6), traffic(10), 1.0)
     assert best.replicas == 1
-    assert [one.replicas for one in around(speed(token=1e-6), traffic(10), best)] == [1, 2]
+    assert [one.replicas for one in neighbours(speed(token=1e-6), traffic(10), best)] == [1, 2]
 
 
-def test_a_wish_that_no_number_meets_ends() -> None:
-    alone = fewest(speed(batch=0.5), traffic(10), 0.1)
-    assert not alone.keeps(0.1)
+def test_the_search_ends_if_no_number_meets_the_target() -> None:
+    alone = find_fewest(speed(batch=0.5), traffic(10), 0.1)
+    assert not alone.meets(0.1)
     # Most rows would be in time, but half of the requests have one that is not.
-    mixed = fewest(speed(token=0.001, budget=2000), Traffic(1.0, 50, [1] * 99 + [1000]), 0.5)
-    assert not mixed.keeps(0.5)
+    mixed = find_fewest(speed(token=0.001, budget=2000), Traffic(1.0, 50, [1] * 99 + [1000]), 0.5)
+    assert not mixed.meets(0.5)
     assert mixed.used <= IDLE
 
 

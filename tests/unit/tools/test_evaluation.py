@@ -1,4 +1,4 @@
-"""Examples as requests, by table."""
+"""Evaluation: examples as requests, the report, and the client against a fake server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from service.tools.evaluation import (
     CHUNK,
     IN_FLIGHT,
     MAX_ATTEMPTS,
-    Asked,
+    Answer,
+    EvaluationClient,
     EvaluationError,
-    Server,
-    asked,
     chunks,
     confusion,
+    read_answer,
     report_of,
     request_of,
     wilson,
@@ -67,21 +67,21 @@ def test_chunks_are_full_and_share_what_a_request_shares() -> None:
     assert list(chunks([])) == []
 
 
-def test_what_the_server_chose() -> None:
-    assert asked(TITLE, {"label": "体育", "truncated": True}).is_correct
-    assert asked(TITLE, {"label": "体育", "truncated": True}).truncated
-    assert not asked(INFERENCE, {"label": "neutral", "truncated": False}).is_correct
-    assert asked(PAIR, {"score": 0.5, "truncated": False}).chosen == "相似"
-    assert asked(PAIR, {"score": 0.49, "truncated": False}).chosen == "不相似"
+def test_an_answer_is_read_by_task() -> None:
+    assert read_answer(TITLE, {"label": "体育", "truncated": True}).is_correct
+    assert read_answer(TITLE, {"label": "体育", "truncated": True}).truncated
+    assert not read_answer(INFERENCE, {"label": "neutral", "truncated": False}).is_correct
+    assert read_answer(PAIR, {"score": 0.5, "truncated": False}).chosen == "相似"
+    assert read_answer(PAIR, {"score": 0.49, "truncated": False}).chosen == "不相似"
 
 
 def test_a_repeated_choice_is_right_at_either_place() -> None:
     second = Example(READING.task, READING.texts, READING.options, 2, READING.question)
-    assert asked(second, {"answer": "图书馆", "index": 0, "truncated": False}).is_correct
+    assert read_answer(second, {"answer": "图书馆", "index": 0, "truncated": False}).is_correct
 
 
-def one(answer: int, chosen: str | None, options: tuple[str, ...] = ("差", "好"), reason: str = "") -> Asked:
-    return Asked(Example("classify", ("文本",), options, answer), chosen, reason=reason)
+def one(answer: int, chosen: str | None, options: tuple[str, ...] = ("差", "好"), reason: str = "") -> Answer:
+    return Answer(Example("classify", ("文本",), options, answer), chosen, reason=reason)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def answer(request: httpx.Request) -> httpx.Response:
 
 
 class Waits:
-    """Stands in for asyncio.sleep and remembers."""
+    """Replaces asyncio.sleep and records the waits."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -160,20 +160,20 @@ class Waits:
         self.seconds.append(seconds)
 
 
-def server(handler: Handler, waits: Waits | None = None, model: str | None = None) -> Server:
+def server(handler: Handler, waits: Waits | None = None, model: str | None = None) -> EvaluationClient:
     client = httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url="http://server")
-    return Server(client, model, waits or Waits())
+    return EvaluationClient(client, model, waits or Waits())
 
 
 async def test_answers_come_in_order_and_progress_adds_up() -> None:
     steps: list[int] = []
-    asked = await server(answer).ask(examples(50), steps.append)
-    assert [one.example.texts[0] for one in asked] == [f"文本{index}" for index in range(50)]
-    assert all(one.is_correct for one in asked)
+    answers = await server(answer).evaluate(examples(50), steps.append)
+    assert [one.example.texts[0] for one in answers] == [f"文本{index}" for index in range(50)]
+    assert all(one.is_correct for one in answers)
     assert sum(steps) == 50
 
 
-async def test_the_model_asked_for_is_sent_and_the_one_that_answered_is_kept() -> None:
+async def test_the_requested_model_is_sent_and_the_one_that_answered_is_kept() -> None:
     bodies = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -181,23 +181,25 @@ async def test_the_model_asked_for_is_sent_and_the_one_that_answered_is_kept() -
         return answer(request)
 
     asking = server(handler, model="mine")
-    await asking.ask(examples(1), id)
+    await asking.evaluate(examples(1), id)
     assert bodies[0]["model"] == "mine"
     assert asking.model == "fake"
 
 
-async def test_busy_is_waited_for_as_long_as_the_server_says() -> None:
+async def test_a_busy_server_is_retried_after_its_retry_after() -> None:
     replies = [problem(429, "full", Retry_After="3"), problem(503, "starting", Retry_After="soon")]
     waits = Waits()
-    asked = await server(lambda request: replies.pop(0) if replies else answer(request), waits).ask(examples(1), id)
-    assert asked[0].is_correct
+    answers = await server(lambda request: replies.pop(0) if replies else answer(request), waits).evaluate(
+        examples(1), id
+    )
+    assert answers[0].is_correct
     assert waits.seconds == [3.0, 0.5]
 
 
 async def test_a_server_that_stays_busy_is_given_up() -> None:
     waits = Waits()
     with pytest.raises(EvaluationError, match="answers 429: full"):
-        await server(lambda _: problem(429, "full"), waits).ask(examples(1), id)
+        await server(lambda _: problem(429, "full"), waits).evaluate(examples(1), id)
     assert len(waits.seconds) == MAX_ATTEMPTS
 
 
@@ -207,24 +209,24 @@ async def test_an_input_that_is_refused_does_not_cost_its_neighbours() -> None:
             return problem(422, "inputs[0]: too long", "inputs[0]")
         return answer(request)
 
-    asked = await server(handler).ask(examples(6), id)
-    assert [one.is_correct for one in asked] == [True, True, True, False, True, True]
-    assert (asked[3].chosen, asked[3].reason) == (None, "inputs[0]: too long")
+    answers = await server(handler).evaluate(examples(6), id)
+    assert [one.is_correct for one in answers] == [True, True, True, False, True, True]
+    assert (answers[3].chosen, answers[3].reason) == (None, "inputs[0]: too long")
 
 
 @pytest.mark.parametrize("reply", [problem(404, "model: not served here"), problem(422, "cannot do", "model")])
 async def test_a_model_that_cannot_do_it_ends_the_evaluation(reply: httpx.Response) -> None:
     with pytest.raises(EvaluationError, match=r"/v1/classify answers 4"):
-        await server(lambda _: reply).ask(examples(40), id)
+        await server(lambda _: reply).evaluate(examples(40), id)
 
 
-async def test_no_server_is_said_at_once() -> None:
+async def test_without_a_server_it_fails_without_waiting() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
     waits = Waits()
     with pytest.raises(EvaluationError, match="no server answers at http://server"):
-        await server(handler, waits).ask(examples(100), id)
+        await server(handler, waits).evaluate(examples(100), id)
     assert waits.seconds == []
 
 
@@ -236,12 +238,12 @@ async def test_a_connection_that_breaks_is_tried_again() -> None:
             raise failures.pop()
         return answer(request)
 
-    assert (await server(handler).ask(examples(1), id))[0].is_correct
+    assert (await server(handler).evaluate(examples(1), id))[0].is_correct
 
 
-async def test_an_answer_without_a_problem_document_is_still_told() -> None:
+async def test_an_error_without_a_problem_document_is_reported_by_its_status() -> None:
     with pytest.raises(EvaluationError, match="answers 502: Bad Gateway"):
-        await server(lambda _: httpx.Response(502, text="<html>")).ask(examples(1), id)
+        await server(lambda _: httpx.Response(502, text="<html>")).evaluate(examples(1), id)
 
 
 async def test_no_more_than_a_few_requests_are_in_flight() -> None:
@@ -256,6 +258,6 @@ async def test_no_more_than_a_few_requests_are_in_flight() -> None:
             return answer(request)
 
     waits, gauge = Waits(), Gauge()
-    asking = Server(httpx.AsyncClient(transport=gauge, base_url="http://server"), None, waits)
-    await asking.ask(examples(1000), id)
+    asking = EvaluationClient(httpx.AsyncClient(transport=gauge, base_url="http://server"), None, waits)
+    await asking.evaluate(examples(1000), id)
     assert gauge.most <= IN_FLIGHT

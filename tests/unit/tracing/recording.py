@@ -27,6 +27,7 @@ class RecordedTrace:
 
 @dataclass
 class RecordingTracer:
+    is_enabled = True
     begun: list[RecordedTrace] = field(default_factory=list)
     batches: list[tuple[BatchTrace, list[tuple[Trace, float]]]] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""An HTTP server of a few lines, and what the real one would say, for the bench to load."""
+"""A minimal HTTP server for the bench to load, with the answers of the real one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ erlangshen_cache_hits_total{{model="fake"}} {kept}
 
 @asynccontextmanager
 async def serving(answer: Answer, *, drops: bool = False) -> AsyncIterator[int]:
-    """Yields the port. With `drops` the server drops each connection after a reply, without saying so."""
+    """Yields the port. With `drops` the server closes each connection after a response, without `Connection: close`."""
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await _read_head(reader):
@@ -59,8 +59,8 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes:
 
 
 class Service:
-    """Answers every task but classification without labels; a batch of it is one request of ten tokens an input. Says
-    that half of the rows were shared and a fifth kept."""
+    """Answers every task except classification without labels. Every request is a batch, with ten tokens per input. Of
+    the rows half count as shared and a fifth as cached."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -83,6 +83,6 @@ class Service:
 
 @contextmanager
 def silent(_load: Load, _seconds: float) -> Any:
-    """A progress that shows nothing."""
+    """A progress bar that shows nothing."""
     tick: Tick = lambda seconds, requests: None  # noqa: E731
     yield tick

@@ -1,4 +1,4 @@
-"""The lean client against a server that drops connections, and against none."""
+"""The bench's HTTP client against a server that drops connections, and without a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def test_a_connection_that_the_server_dropped_meanwhile_is_replaced() -> N
 
 
 @pytest.mark.parametrize(("key", "lines"), [("k-1", [b"Authorization: Bearer k-1"]), ("", [])])
-async def test_a_key_is_sent_where_there_is_one(key: str, lines: list[bytes]) -> None:
+async def test_a_key_is_sent_if_there_is_one(key: str, lines: list[bytes]) -> None:
     heads: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

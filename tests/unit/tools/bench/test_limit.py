@@ -1,4 +1,4 @@
-"""Served against the limit: what is asked of the engine's room, and the ratios."""
+"""The comparison with the limit: the question to the roofline, and the ratios."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def made_report(*batches: dict[str, float] | None) -> dict[str, Any]:
 
 
 def test_every_point_is_compared_at_its_own_batch_size_and_at_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    questions = []
 
-    def ask(question: Any) -> list[dict[str, Any]]:
-        asked.append(question)
+    def answer(question: Any) -> list[dict[str, Any]]:
+        questions.append(question)
         return [{"seconds": tokens / 1000, "way": "linear"} for tokens in question["token_counts"]]
 
-    monkeypatch.setattr(report, "measure_limits", ask)
+    monkeypatch.setattr(report, "measure_limits", answer)
     run = made_report(BATCHES, None)
     report.add_limits(run, None)
-    (question,) = asked
+    (question,) = questions
     assert question == {
         "sizes": SIZES,
         "precision": "float32",
@@ -46,14 +46,14 @@ def test_every_point_is_compared_at_its_own_batch_size_and_at_a_large_one(monkey
     assert json.loads(json.dumps(run)) == run
 
 
-def test_the_engine_s_room_answers_in_a_process_of_its_own() -> None:
+def test_the_roofline_runs_in_a_process_of_its_own() -> None:
     question = {"sizes": SIZES, "precision": "float32", "device": "cpu", "threads": 1}
     found = report.measure_limits({**question, "token_counts": [3, 5]})
     assert len(found) == 2
     assert all(one["seconds"] > 0 for one in found)
 
 
-def test_what_cannot_be_measured_is_an_error_with_a_reason() -> None:
+def test_a_limit_that_cannot_be_measured_is_an_error_with_a_reason() -> None:
     question = {"sizes": SIZES, "precision": "float64", "device": "cpu", "threads": 1}
     with pytest.raises(ValueError, match=r"the limit could not be measured: .*float64"):
         report.measure_limits({**question, "token_counts": [3]})
@@ -61,11 +61,11 @@ def test_what_cannot_be_measured_is_an_error_with_a_reason() -> None:
 
 def test_the_limit_is_that_of_one_model() -> None:
     run = made_report(BATCHES) | {"answered_by": ["a", "b"]}
-    with pytest.raises(ValueError, match="name one with --model"):
+    with pytest.raises(ValueError, match="choose one with --model"):
         report.add_limits(run, None)
 
 
 @pytest.mark.parametrize("models", [{}, {"models": [], "replicas": []}, {**MODELS, "replicas": []}])
-def test_a_server_that_tells_too_little_is_named(models: Any) -> None:
-    with pytest.raises(ValueError, match="does not tell the shape"):
+def test_a_server_without_the_shape_of_the_model_is_an_error(models: Any) -> None:
+    with pytest.raises(ValueError, match="does not give the shape"):
         report.limit_question(models, "fake")

@@ -1,4 +1,4 @@
-"""Requests: the same for the same seed, and a mix in its weights."""
+"""Load: reproducible requests, mixes by weight, closed and open loop, and whole runs against a fake server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.tools.bench.client import Client, Response
-from service.tools.bench.load import BODIES, Load, Request, Run, endless, parse_mix, requests_of
+from service.tools.bench.load import BODIES, Load, Request, Run, mixed_requests, parse_mix, requests_of
 from service.tools.bench.measure import Plan, measure
 from service.tools.bench.report import Window, format_report, summarize
 from service.tools.bench.texts import Corpus, Lengths, make_corpus
@@ -39,14 +39,14 @@ def test_requests_are_the_same_for_the_same_seed(corpus: Corpus, task: str) -> N
 
 
 def test_a_mix_comes_in_its_weights(corpus: Corpus) -> None:
-    drawn = islice(endless(corpus, {"embed": 3.0, "mrc": 1.0}, 1, None, seed=1), 4000)
+    drawn = islice(mixed_requests(corpus, {"embed": 3.0, "mrc": 1.0}, 1, None, seed=1), 4000)
     counts = Counter(request.task for request in drawn)
     assert counts["embed"] / counts["mrc"] == pytest.approx(3, rel=0.15)
 
 
 def test_a_text_comes_again_only_when_all_have_been_sent() -> None:
     corpus = Corpus("", [f"第{number}条" for number in range(100)], [])
-    drawn = islice(endless(corpus, {"embed": 1.0}, 5, None, seed=1), 40)
+    drawn = islice(mixed_requests(corpus, {"embed": 1.0}, 5, None, seed=1), 40)
     texts = [text for request in drawn for text in json.loads(request.body)["inputs"]]
     assert sorted(texts[:100]) == sorted(corpus.texts)
     assert texts[:100] != corpus.texts
@@ -55,7 +55,7 @@ def test_a_text_comes_again_only_when_all_have_been_sent() -> None:
 
 def test_rows_in_flight_at_a_high_load_are_all_different() -> None:
     corpus = make_corpus(Lengths.parse("lognormal:31:152"), 1)
-    drawn = islice(endless(corpus, {"similarity": 1.0}, 8, None, seed=1), 256)
+    drawn = islice(mixed_requests(corpus, {"similarity": 1.0}, 8, None, seed=1), 256)
     pairs = [tuple(pair) for request in drawn for pair in json.loads(request.body)["inputs"]]
     assert len(set(pairs)) == len(pairs) == 256 * 8
 
@@ -133,7 +133,7 @@ async def test_open_loop_keeps_every_request_and_counts_refusals(corpus: Corpus)
 
 
 async def test_latency_counts_from_the_moment_a_request_was_meant_to_leave(corpus: Corpus) -> None:
-    requests = endless(corpus, {"zero-shot": 1.0}, 1, None, 1)
+    requests = mixed_requests(corpus, {"zero-shot": 1.0}, 1, None, 1)
     ticks: list[int] = []
     async with serving(Service()) as port:
         client = Client("127.0.0.1", port)
@@ -158,8 +158,8 @@ class Slow:
 
 async def test_a_closed_loop_keeps_what_the_window_cuts(corpus: Corpus) -> None:
     slow, ticks = Slow(), list[tuple[float, int]]()
-    requests = endless(corpus, {"embed": 1.0}, 1, None, 1)
-    run = Run(slow, requests, 30, lambda *told: ticks.append(told), lambda: slow.now_s)  # type: ignore[arg-type]
+    requests = mixed_requests(corpus, {"embed": 1.0}, 1, None, 1)
+    run = Run(slow, requests, 30, lambda *tick: ticks.append(tick), lambda: slow.now_s)  # type: ignore[arg-type]
     run.window = Window(2.0, 10.0)
     await run.closed(1)
     assert [(sample.started_s, sample.ended_s) for sample in run.samples] == [(0, 3), (3, 6), (6, 9), (9, 12)]
@@ -173,7 +173,7 @@ async def test_a_server_that_can_do_nothing_is_an_error_with_its_reasons(corpus:
         await run(Service(), corpus, Load("concurrency", 1), mix={"classify": 1.0})
 
 
-async def test_a_refusal_without_words_is_told_by_its_status(corpus: Corpus) -> None:
+async def test_a_refusal_without_a_detail_is_reported_by_its_status(corpus: Corpus) -> None:
     service = Service()
     answer: Answer = lambda path, body: (501, "<html>") if path == "/v1/mrc" else service(path, body)  # noqa: E731
     report = await run(answer, corpus, Load("concurrency", 1), mix={"mrc": 1.0, "embed": 1.0})
@@ -185,9 +185,10 @@ async def test_another_kind_of_server_is_refused(corpus: Corpus) -> None:
         await run(lambda path, body: (404, {}), corpus, Load("concurrency", 1))
 
 
-async def test_a_server_without_metrics_is_measured_without_batches(corpus: Corpus) -> None:
+@pytest.mark.parametrize("page", [(404, ""), (200, "<html>")])
+async def test_a_server_without_metrics_is_measured_without_batches(corpus: Corpus, page: tuple[int, str]) -> None:
     service = Service()
-    answer: Answer = lambda path, body: (404, "") if path == "/metrics" else service(path, body)  # noqa: E731
+    answer: Answer = lambda path, body: page if path == "/metrics" else service(path, body)  # noqa: E731
     report = await run(answer, corpus, Load("concurrency", 1))
     assert report["points"][0]["batches"] is None
     assert report["points"][0]["results"]["all"]["requests"] > 0

@@ -1,4 +1,4 @@
-"""What a report says of its making: the command without places on this machine, and the commit of the code."""
+"""Provenance of a report: the command without paths of this machine, and the commit of the code."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from service.tools.bench import provenance
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
     ],
 )
-def test_no_place_on_this_machine_is_told(word: str, shown: str) -> None:
-    assert provenance.told(word) == shown
+def test_a_path_on_this_machine_is_redacted(word: str, shown: str) -> None:
+    assert provenance.redact_path(word) == shown
 
 
 def test_a_command_is_one_that_a_shell_reads() -> None:
-    found = provenance.origin("service bench", ["--key-file", "/k/a key.txt"], "numpy")
+    found = provenance.provenance("service bench", ["--key-file", "/k/a key.txt"], "numpy")
     assert found["command"] == "python -m service bench --key-file 'FOLDER/a key.txt'"
     assert found["date"] == datetime.now(UTC).date().isoformat()
     assert list(found["versions"]) == ["service", "python", "numpy"]
@@ -78,6 +78,6 @@ def test_code_below_a_repository_of_something_else_has_no_commit(code: Path) -> 
 def test_the_machine_is_named_by_its_class(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags : fpu avx2 avx512_bf16\nmodel name : some one\n")
-    assert provenance.arithmetic(cpuinfo) == ["avx2", "avx512_bf16"]
-    assert provenance.arithmetic(tmp_path / "none") == []
+    assert provenance.wide_instructions(cpuinfo) == ["avx2", "avx512_bf16"]
+    assert provenance.wide_instructions(tmp_path / "none") == []
     assert f"{provenance.machine()['cores']}-core" in provenance.machine_class()

@@ -1,4 +1,4 @@
-"""Numbers of a run: exact percentiles, and batches out of what the server's totals grew by."""
+"""Reports: exact percentiles, rates of the window, and the plot."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from service.tools.bench import report
-from service.tools.bench.measure import not_computed, per_batch, totals
 from service.tools.bench.report import Sample, Window, format_report, summarize
-from tests.unit.tools.bench.serving import METRICS, MODELS
+from tests.unit.tools.bench.serving import MODELS
 
 
 def test_percentiles_are_exact() -> None:
@@ -23,7 +22,7 @@ def test_percentiles_are_exact() -> None:
 
 
 def served(due_s: list[float], each_s: float, num_tokens: int = 5) -> list[Sample]:
-    """By a server that answers one after the other."""
+    """Samples of a server that answers one request after the other."""
     samples, free_s = [], -1e9
     for due in due_s:
         free_s = max(free_s, due) + each_s
@@ -32,7 +31,7 @@ def served(due_s: list[float], each_s: float, num_tokens: int = 5) -> list[Sampl
 
 
 def test_an_open_loop_past_capacity_reports_what_the_server_can_do() -> None:
-    """Ten a second come for ten seconds, four a second are answered."""
+    """Ten requests per second for ten seconds, of which four per second are answered."""
     row = summarize(served([number / 10 for number in range(100)], 0.25), Window(0.0, 10.0))["all"]
     assert (row["offered_per_s"], row["requests_per_s"], row["inputs_per_s"], row["tokens_per_s"]) == (10, 4, 8, 20)
     assert (row["requests"], row["ended"], row["outcomes"]) == (100, 40, {"200": 100})
@@ -47,36 +46,17 @@ def test_what_began_in_the_warm_up_counts_when_it_ends_in_the_window() -> None:
     assert (row["requests"], row["latency_ms"]["p50"]) == (2, 3000.0)
 
 
-def test_a_run_in_which_nothing_ended_says_so() -> None:
+def test_a_run_in_which_no_request_ended_is_reported() -> None:
     results = summarize([Sample("embed", 1.0, 30.0, "200", 8, 99)], Window(0.0, 6.0))
     point = {"load": "concurrency 256", "results": results, "batches": None, "not_computed": None}
     report = {"method": "", "corpus": {"about": ""}, "left_out": {}, "points": [point], "duration_s": 6.0}
-    assert "concurrency 256: nothing ended in the 6 s that were measured" in format_report(report)
+    assert "concurrency 256: no request ended in the 6 s that were measured" in format_report(report)
     assert results["all"]["requests_per_s"] == 0
 
 
 def test_a_failure_is_no_throughput() -> None:
     row = summarize([Sample("embed", 0.0, 1.0, "429", 1, 0)], Window(0.0, 2.0))["all"]
     assert (row["ended"], row["requests_per_s"], row["offered_per_s"]) == (1, 0.0, 0.5)
-
-
-def test_totals_are_summed_over_models() -> None:
-    page = METRICS.format(batches=3.0, rows=6.0, tokens=60.0, seconds=1.5, shared=2.0, kept=1.0).splitlines()
-    of_batches = {"batches": 3.0, "rows": 6.0, "tokens": 60.0, "compute_s": 1.5}
-    assert totals(page) == of_batches | {"shared_rows": 2.0, "cache_hit_rows": 1.0}
-
-
-def test_rows_that_no_batch_held_are_what_their_totals_grew_by() -> None:
-    before, after = {"batches": 1.0, "shared_rows": 2.0}, {"batches": 3.0, "shared_rows": 7.0, "cache_hit_rows": 4.0}
-    assert not_computed(before, after) == {"shared_rows": 5.0, "cache_hit_rows": 4.0}
-    assert not_computed({}, after) is None
-
-
-def test_rows_per_batch_come_from_what_the_totals_grew_by() -> None:
-    before, after = {"batches": 10.0, "rows": 30.0, "seconds": 5.0}, {"batches": 14.0, "rows": 62.0, "seconds": 7.5}
-    assert per_batch(before, after) == {"batches": 4.0, "mean_rows": 8.0, "seconds": 2.5}
-    assert per_batch(after, after) is None
-    assert per_batch({}, {}) is None
 
 
 def point(load: str, *latencies: float) -> dict[str, Any]:
@@ -100,11 +80,13 @@ def test_a_png_is_written(tmp_path: Path) -> None:
 
 def test_a_line_is_throughput_and_latency_in_the_order_of_the_sweep() -> None:
     points = [point("concurrency 1", 0.01), point("concurrency 8", 0.03, 0.03)]
-    assert report.plot_line(points, "p50") == ([1.0, 2.0], [10.0, 30.0])
+    assert report.latency_curve(points, "p50") == ([1.0, 2.0], [10.0, 30.0])
     assert report.plot_title(made_report(*points)) == "fake float32: closed loop"
 
 
-def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_matplotlib_the_error_names_the_install_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"pip install -r requirements/bench\.txt"):
         report.plot(made_report(), tmp_path / "sweep.png")

@@ -1,4 +1,4 @@
-"""Real texts: what is taken out of which file."""
+"""Texts read from files, and generated texts with a distribution of lengths."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from statistics import median
 
 import pytest
 
+from service.errors import DatasetError
 from service.tools.bench.texts import COMMON, MAX_CHARACTERS, Corpus, Lengths, make_corpus, make_text
 
 TITLES = ["国足今晚出战世预赛", "央行宣布下调存款利率", "新款手机今日正式发布"]
@@ -45,19 +46,19 @@ def test_a_line_separator_inside_a_text_does_not_end_the_record(tmp_path: Path) 
     assert Corpus.read(tmp_path).texts == ["今天天气\u2028非常好", "明天下不下雨"]
 
 
-def test_a_file_that_is_not_what_it_says_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_in_its_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}\n{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.json: neither JSON nor JSON lines"):
+    with pytest.raises(DatasetError, match=r"a\.json:2: neither JSON nor JSON lines"):
         Corpus.read(tmp_path / "a.json")
 
 
 def test_texts_without_chinese_are_refused(data: Path) -> None:
-    with pytest.raises(ValueError, match="no Chinese text"):
+    with pytest.raises(DatasetError, match="no Chinese text"):
         Corpus.read(data / "english.csv")
 
 
 @pytest.mark.parametrize("count", [96, 4096])
-def test_lognormal_has_the_median_and_the_tail_it_was_asked_for(count: int) -> None:
+def test_lognormal_has_the_specified_median_and_tail(count: int) -> None:
     drawn = sorted(Lengths.parse("lognormal:31:152").draw(count, random.Random(1)))
     assert median(drawn) == pytest.approx(31, abs=1)
     assert drawn[round(0.95 * count)] == pytest.approx(152, rel=0.1)
@@ -65,7 +66,7 @@ def test_lognormal_has_the_median_and_the_tail_it_was_asked_for(count: int) -> N
 
 
 def test_two_draws_are_equally_long_in_all() -> None:
-    """Else a run of a hundred requests would measure its luck."""
+    """Otherwise the result of a run of a hundred requests depends on its seed."""
     lengths = Lengths.parse("lognormal:31:152")
     first, second = (sum(lengths.draw(96, random.Random(seed))) for seed in (1, 2))
     assert first == pytest.approx(second, rel=0.05)

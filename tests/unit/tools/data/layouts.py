@@ -1,4 +1,4 @@
-"""Writes small data files in the layouts of their publishers: at once, or as makers that wait for the folder."""
+"""Writers of small data files in their publishers' layouts: immediate, or as functions of the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields of records: what is there, and what is said when it is not."""
+"""Access to the fields of records, and the errors for missing and bad values."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_fields_and_columns() -> None:
         (7, 0, "has no column 1"),
     ],
 )
-def test_what_is_not_there(record: Any, key: str | int, problem: str) -> None:
+def test_a_missing_field_is_an_error(record: Any, key: str | int, problem: str) -> None:
     with pytest.raises(RecordError) as caught:
         value_of(record, key)
     assert str(caught.value) == problem
 
 
-def test_what_is_of_another_kind() -> None:
+def test_a_value_of_another_type_is_an_error() -> None:
     for key in ("none", "one", "list"):
         with pytest.raises(RecordError, match=rf"^field '{key}' is not text$"):
             text_of(RECORD, key)
@@ -59,7 +59,7 @@ def test_a_label_is_read_as_json_writes_it() -> None:
     assert index_of(["a", "b"], 1, ("b", "c")) == 0
 
 
-def test_a_label_that_nobody_knows() -> None:
+def test_an_unknown_label_is_an_error() -> None:
     with pytest.raises(RecordError, match=r"^field 'label' is 'neutrl', which is none of contradiction, neutral$"):
         index_of({"label": "neutrl"}, "label", ("contradiction", "neutral"))
     with pytest.raises(RecordError, match=r"^column 3 is '2', which is none of 0, 1$"):
@@ -68,7 +68,7 @@ def test_a_label_that_nobody_knows() -> None:
         index_of({"label": None}, "label", ("0", "1"))
 
 
-def test_long_values_and_long_lists_are_told_in_short() -> None:
+def test_long_values_and_long_lists_are_abbreviated() -> None:
     with pytest.raises(RecordError) as caught:
         index_of({"label": "x" * 1000}, "label", [str(number) for number in range(100)])
     assert str(caught.value) == f"field 'label' is {'x' * 40!r}, which is none of 0, ... 99"

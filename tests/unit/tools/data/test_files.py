@@ -1,4 +1,4 @@
-"""Files into records, and what is said of files that are broken."""
+"""Readers of data files, and the errors for broken files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import DatasetError
 from service.tools.data.converters import RecordError
-from service.tools.data.files import find, read_json, read_records, read_text, take_each
+from service.tools.data.files import find, read_any, read_json, read_records, read_text, take_each
 from tests.unit.tools.data.layouts import write
 
 BOM = b"\xef\xbb\xbf"
@@ -34,6 +34,20 @@ def test_csv_with_quotes_and_lines_in_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "records"),
     [
+        ("a.json", b'{"a":\n1}', [{"a": 1}]),
+        ("a.json", b'[{"a": 1}, "b"]', [{"a": 1}, "b"]),
+        ("a.JSON", BOM + b'{"a": 1}\r\n\n["b"]', [{"a": 1}, ["b"]]),
+        ("a.csv", b'a,"b\r\nc"\r\n1,2\n', [["a", "b\nc"], ["1", "2"]]),
+        ("a.txt", b"a\tb\n\nc\xff\n", [["a", "b"], ["c\ufffd"]]),
+    ],
+)
+def test_a_file_of_unknown_layout(tmp_path: Path, name: str, content: bytes, records: list[object]) -> None:
+    assert list(read_any(write(tmp_path / name, content))) == records
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "records"),
+    [
         ("a.csv", "label\n1\n", [{"label": "1"}]),
         ("a.json", '{"label": 1}\n', [{"label": 1}]),
         ("a.tsv", "甲\t1\n", [["甲", "1"]]),
@@ -53,7 +67,7 @@ def test_one_json_document(tmp_path: Path) -> None:
     assert list(read_json(path)) == [["甲"], ["乙"]]
 
 
-def test_a_line_that_is_not_json_is_told_by_its_number(tmp_path: Path) -> None:
+def test_a_line_that_is_not_json_is_reported_by_its_number(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", '{"a": 1}\n\n{"a": \n')
     with pytest.raises(DatasetError, match=r"a\.json:3: not JSON: "):
         list(read_records(path))
@@ -78,7 +92,7 @@ def test_another_encoding(tmp_path: Path, name: str) -> None:
         list(read_records(path))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     for read in (lambda path: list(read_records(path)), read_json, read_text):
         with pytest.raises(DatasetError, match=r"none\.json: No such file or directory$"):
             read(tmp_path / "none.json")
@@ -90,13 +104,13 @@ def test_the_first_pattern_that_is_a_file_is_found(tmp_path: Path) -> None:
     assert find(tmp_path, ("a/{split}.json", "b/{split}.json", "c/{split}.json"), "dev") == second
 
 
-def test_all_that_was_tried_is_told(tmp_path: Path) -> None:
+def test_the_error_lists_all_paths_tried(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         find(tmp_path, ("a/{split}.json", "b/{split}.json"), "test")
     assert str(caught.value) == f"no such data file: {tmp_path}/a/test.json or {tmp_path}/b/test.json"
 
 
-def test_a_record_that_cannot_be_taken_is_told_by_its_number() -> None:
+def test_a_record_that_cannot_be_taken_is_reported_by_its_number() -> None:
     def twice(record: int) -> Iterator[int]:
         yield record
         if record == 3:

@@ -1,4 +1,4 @@
-"""Data sets that are not there, and files with mistakes in them: what is said, and of which record."""
+"""Errors for missing data sets, and for mistakes in a file with the number of the record."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tests.unit.tools.data.layouts import Make, c3, json_document, json_lines, l
 
 
 def test_an_unknown_data_set(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^no data set 'news'; there is tnews, thucnews, eprstmt, "):
+    with pytest.raises(DatasetError, match=r"^no data set 'news'; known: tnews, thucnews, eprstmt, "):
         load("news", tmp_path)
 
 
 def test_an_unknown_half(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"^split 'dev\.third': after the dot comes even or odd$"):
+    with pytest.raises(DatasetError, match=r"^split 'dev\.third': wanted even or odd after the dot$"):
         load("tnews", tmp_path, "dev.third")
 
 
-def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_split(tmp_path: Path) -> None:
     json_lines(tmp_path / "tnews/dev.json", GOOD_NEWS)
     with pytest.raises(DatasetError, match=r"^no such data file: .*/test_few_all\.json or .* or .*/tnews/test\.json$"):
         load("tnews", tmp_path, "test")
@@ -120,7 +120,7 @@ MISTAKES: dict[str, tuple[str, Make, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_by_file_and_record(tmp_path: Path, mistake: str) -> None:
+def test_a_mistake_is_reported_by_file_and_record(tmp_path: Path, mistake: str) -> None:
     name, make, problem = MISTAKES[mistake]
     path = make(tmp_path)
     with pytest.raises(DatasetError) as caught:
@@ -128,7 +128,7 @@ def test_a_mistake_is_told_by_file_and_record(tmp_path: Path, mistake: str) -> N
     assert str(caught.value).startswith(f"{path}, record {problem}")
 
 
-def test_a_mistake_in_a_neighbour_is_told_by_the_neighbours_name(tmp_path: Path) -> None:
+def test_a_mistake_in_a_neighbouring_file_is_reported_with_its_name(tmp_path: Path) -> None:
     json_lines(tmp_path / "fewclue/iflytek/dev_few_all.json", {"label": 9, "label_des": "办公", "sentence": "打卡"})
     broken = json_lines(tmp_path / "fewclue/iflytek/train_few_all.json", {"label": "?", "label_des": "地图"})
     with pytest.raises(DatasetError) as caught:

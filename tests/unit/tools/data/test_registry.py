@@ -227,7 +227,7 @@ def test_every_data_set_is_tested_here() -> None:
     assert all(name == dataset.name for name, dataset in DATASETS.items())
 
 
-def test_dev_is_what_is_read_unless_told(tmp_path: Path) -> None:
+def test_dev_is_the_default_split(tmp_path: Path) -> None:
     json_lines(tmp_path / "tnews/train.json", {"label_desc": "news_car", "sentence": "新车"})
     json_lines(tmp_path / "tnews/dev.json", {"label_desc": "news_car", "sentence": "旧车"})
     assert load("tnews", tmp_path) == [news("旧车", 6)]

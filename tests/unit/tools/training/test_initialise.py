@@ -1,4 +1,4 @@
-"""What a fresh model begins with: a vocabulary that the service can read, and vectors that mean something."""
+"""The vocabulary, the word vectors and the attention heads of a new model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Recipes: what the file may say, and what of it is refused."""
+"""Recipes: those that ship, and errors in a recipe file."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from service.tools.data.registry import DATASETS
 from service.tools.training.recipe import Recipe, Stage, read_recipe
 from service.tools.training.stream import SNIPPETS
 
-RECIPES = sorted((Path(__file__).parents[3] / "service" / "training" / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(inspect.getfile(Recipe)).parent / "recipes").glob("*.toml"))
 SMALLEST = 'dev = ["tnews/dev"]\n[[stages]]\nsteps = 3\n[stages.mixture]\n"tnews/train" = 1\n'
 
 
@@ -59,7 +60,7 @@ def test_a_bad_recipe_is_refused_with_the_key(tmp_path: Path, text: str, message
         read(tmp_path, text)
 
 
-def test_a_missing_file_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="No such file"):
         read_recipe(tmp_path / "none.toml")
 

@@ -8,8 +8,9 @@ from transformers import MegatronBertConfig, MegatronBertForMaskedLM
 
 from service.errors import SettingError
 from service.tools.data.converters import Example
-from service.tools.training.run import Corpus, _classes
-from service.tools.training.stream import blend
+from service.tools.training.run import _classes
+from service.tools.training.stream import Corpus
+from service.tools.training.trainer import blend
 
 TINY = MegatronBertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
 

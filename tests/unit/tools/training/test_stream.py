@@ -1,4 +1,4 @@
-"""The stream of batches: what is drawn, varied, masked and bucketed, and that it is the same every time."""
+"""The stream of batches: drawing, varying, masking and bucketing of examples; determinism."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from service.tools.training.stream import (
     Stream,
     by_length,
     crop,
+    deal,
     mask_tokens,
-    shuffled,
     snippets,
     vary,
 )
@@ -145,8 +145,8 @@ def test_a_plain_masked_text_has_no_answer(model: TextModel) -> None:
     assert {row.answer for row in batch} == {IGNORED}
 
 
-def test_shuffled_deals_every_example_before_any_comes_again() -> None:
-    dealt = list(islice(shuffled(NEWS, random.Random(2)), 2 * len(NEWS)))
+def test_deal_gives_every_example_before_any_comes_again() -> None:
+    dealt = list(islice(deal(NEWS, random.Random(2)), 2 * len(NEWS)))
     for half in (dealt[: len(NEWS)], dealt[len(NEWS) :]):
         assert sorted(half, key=NEWS.index) == NEWS
 

@@ -1,4 +1,4 @@
-"""The teacher counts characters: what it knows it labels, and what it is unsure of it leaves out."""
+"""The naive Bayes teacher: its n-grams, its scores, and the texts that it labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 
 from service.tools.data.converters import Example
-from service.tools.training.teacher import Teacher, ngrams
+from service.tools.training.stream import Teacher, ngrams
 
 LABELS = ("水果", "交通")
 EXAMPLES = [

@@ -1,4 +1,4 @@
-"""Padding, the 4-D mask and the loss, each against what the formula says."""
+"""Padding, the 4-D mask and the loss, each against its formula."""
 
 from __future__ import annotations
 

@@ -1,0 +1,35 @@
+"""The packages that only training needs: no command imports them at its start; the error if they are missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from service import cli
+from service.commands.finetune import TRAINING_PACKAGES
+
+FLAGS = ["finetune", "--data", "data", "--output", "out", "--task", "tnews", "--model", "models/mini"]
+
+
+@pytest.mark.parametrize("missing", [TRAINING_PACKAGES, ("scipy",)])
+def test_without_its_packages_it_names_the_command_that_installs_them(
+    missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(FLAGS) == 2
+    assert capsys.readouterr().err == (
+        f"error: finetune needs {', '.join(missing)}: pip install -r requirements/train.txt\n"
+    )
+
+
+def test_no_command_imports_torch_or_a_training_package_at_its_start() -> None:
+    code = (
+        "import sys, importlib; from service.cli import COMMANDS;"
+        "[importlib.import_module(f'service.commands.{name}') for name in COMMANDS];"
+        f"print(*{{'torch', 'matplotlib', *{TRAINING_PACKAGES}}} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.split() == []
