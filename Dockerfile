@@ -1,5 +1,5 @@
-# The service as an image. CPU by default; for NVIDIA GPUs: --build-arg VARIANT=cuda.
-# Layers go from what changes seldom to what changes daily, so a change of code rebuilds in seconds.
+# Container image of the service. CPU by default; for NVIDIA GPUs: --build-arg VARIANT=cuda.
+# Layers are ordered from the least to the most frequently changed: after a change of code only the last one is rebuilt.
 
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 ARG VARIANT=cpu
@@ -7,7 +7,7 @@ ARG VARIANT=cpu
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS base-cpu
 
-# Triton compiles the launcher of each of its kernels where it runs, hence a C compiler in this variant, and only here.
+# Triton compiles a launcher for each kernel at run time and needs a C compiler; the CPU variant needs none.
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS base-cuda
 # hadolint ignore=DL3008
@@ -15,27 +15,32 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/*
 
-# All packages come as wheels, so nothing has to be left behind, and no gigabyte copied. torch as pip finds it by itself
-# carries CUDA; its build without is in an index of its own.
+# Every package is a wheel, so nothing is compiled here and this stage becomes the final image without a copy.
+# By default pip installs torch with CUDA; TORCH_INDEX has the build without it.
+# The same layer deletes files that serving never opens: the packages' tests and torch's test programs, and in the CPU
+# variant torch's C++ headers, which are useless without a compiler. torch fails to start without torch_shm_manager.
 # hadolint ignore=DL3006
 FROM base-${VARIANT} AS packages
 ARG VARIANT
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m venv --without-pip /opt/venv
-COPY requirements.txt requirements-tracing.txt /opt/
+COPY requirements.txt requirements/tracing.txt /opt/requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     if [ "${VARIANT}" = cpu ]; then export PIP_EXTRA_INDEX_URL="${TORCH_INDEX}"; fi \
  && python -m pip --python /opt/venv/bin/python install \
-        -r /opt/requirements.txt -r /opt/requirements-tracing.txt
+        -r /opt/requirements/requirements.txt -r /opt/requirements/tracing.txt \
+ && find /opt/venv/lib -type d '(' -name tests -o -path '*/torch/test' ')' -prune -exec rm -rf {} + \
+ && find /opt/venv/lib -path '*/torch/bin/*' '!' -name torch_shm_manager -delete \
+ && if [ "${VARIANT}" = cpu ]; then find /opt/venv/lib -type d -path '*/torch/include' -prune -exec rm -rf {} +; fi
 
-# What is inside, as CycloneDX. `--target sbom` builds this stage alone.
+# CycloneDX bill of materials of the installed packages. `--target sbom` builds this stage alone.
 FROM packages AS sbom
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/sbom \
  && /opt/sbom/bin/python -m pip install cyclonedx-bom==7.5.0 \
  && /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-file /opt/sbom.json /opt/venv/bin/python
 
-# The root is meant to be read-only, so what Python would write beside the code is written here.
+# The root file system is read-only at run time, so the bytecode is written here.
 # hadolint ignore=DL3006
 FROM base-${VARIANT} AS code
 WORKDIR /app
@@ -44,7 +49,7 @@ COPY service ./service
 RUN python -m compileall -q service
 
 FROM packages AS final
-# /cache is for what may be kept over a restart: downloads of the hub, converted weights, kernels compiled for a GPU.
+# /cache holds what a restart can reuse: models downloaded from the hub, converted weights, kernels compiled for a GPU.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell /usr/sbin/nologin erlangshen \
  && install --directory --owner=10001 --group=10001 /cache
 COPY --from=sbom /opt/sbom.json /usr/share/doc/erlangshen-service/sbom.cdx.json

@@ -1,4 +1,4 @@
-# The ways in. `make` alone lists them.
+# `make` alone lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -6,16 +6,17 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := service tests benchmarks
-# The interpreter that makes $(VENV): the first of these that runs and is 3.11 or newer.
+# The interpreter that creates $(VENV): the first of these that is 3.11 or newer.
 PYTHON ?= $(shell for candidate in python3.11 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
-# Passed on to the command that a target starts, as in: make serve ARGS="--port 9000"
+# Passed to the command that a target runs: make serve ARGS="--port 9000"
 ARGS ?=
+# Covered by `make audit` and `make sbom`: the service with tracing and training, without the plots of bench.
+SHIPPED := requirements.txt requirements/tracing.txt requirements/train.txt
 URL ?= http://127.0.0.1:8000
 DATA ?=
 OUT ?= runs/mini
-# Images: docker or podman, and cpu or cuda.
+# Images: ENGINE is docker or podman, VARIANT is cpu or cuda.
 ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
 VARIANT ?= cpu
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -23,97 +24,97 @@ IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
 .PHONY: help serve test lint format unit mini bench bench-peers image image-run check-deploy dashboards check-monitoring audit sbom clean
 
-help: ## list the targets
+help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
-	@echo 'ARGS="..." goes to the command: make serve ARGS="--port 9000 --model NAME=SOURCE"'
+	@echo 'ARGS="..." is passed to the command: make serve ARGS="--port 9000 --model NAME=SOURCE"'
 
-serve: $(VENV)/serve.stamp ## install what is needed and start the server on http://127.0.0.1:8000
+serve: $(VENV)/serve.stamp ## install the packages for serving and start the server on http://127.0.0.1:8000
 	exec $(BIN)/python -m service serve $(ARGS)
 
-test: lint unit ## install what is needed, then lint and run every test: what CI runs
+test: lint unit ## install all packages, lint, and run every test, as CI does
 
-lint: $(VENV)/dev.stamp ## ruff, mypy --strict, import-linter
+lint: $(VENV)/dev.stamp ## run ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 
-format: $(VENV)/dev.stamp ## let ruff format and mend the code
+format: $(VENV)/dev.stamp ## format the code and apply the fixes of ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-unit: $(VENV)/dev.stamp ## run the tests only: make unit ARGS="-k similarity"
+unit: $(VENV)/dev.stamp ## run the tests without linting: make unit ARGS="-k similarity"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
-mini: $(VENV)/serve.stamp ## train the model that ships: make mini DATA=folder-of-data-sets OUT=runs/mini
-	@test -n "$(DATA)" || { echo 'Say where the data sets lie: make mini DATA=folder' >&2; exit 2; }
+mini: $(VENV)/train.stamp ## train the model that ships: make mini DATA=FOLDER OUT=runs/mini
+	@test -n "$(DATA)" || { echo 'Set DATA to the folder of the data sets: make mini DATA=FOLDER' >&2; exit 2; }
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
 		--recipe service/tools/training/recipes/mini.toml --output "$(OUT)/first"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
 		--recipe service/tools/training/recipes/mini-polish.toml --model "$(OUT)/first" --output "$(OUT)"
 
-bench: $(VENV)/bench.stamp ## load a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
+bench: $(VENV)/bench.stamp ## load test a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
 	$(BIN)/python -m service bench --url "$(URL)" $(if $(DATA),--texts "$(DATA)") $(ARGS)
 
-bench-peers: $(VENV)/bench.stamp ## install other servers in .peers/ and measure ours against them: make bench-peers ARGS="--json FILE"
+bench-peers: $(VENV)/train.stamp $(VENV)/bench.stamp ## install other servers in .peers/ and compare this one with them: make bench-peers ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 image: ## build the container image: make image VARIANT=cuda
 	$(ENGINE) build $(if $(filter %podman,$(ENGINE)),--format docker) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
 		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE) $(ARGS) .
 
-image-run: ## run the image on http://127.0.0.1:8000, hardened: make image-run ARGS="--model NAME=SOURCE"
+image-run: ## run the image, hardened, on http://127.0.0.1:8000: make image-run ARGS="--model NAME=SOURCE"
 	$(ENGINE) run --rm --publish 127.0.0.1:8000:8000 --volume erlangshen-cache:/cache --read-only --tmpfs /tmp \
 		--cap-drop ALL --security-opt no-new-privileges $(if $(filter cuda,$(VARIANT)),--gpus all) $(IMAGE) $(ARGS)
 
-check-deploy: $(VENV)/dev.stamp .deploy/stamp ## check Dockerfile, Compose and Kubernetes; a built image, too: IMAGE=...
+check-deploy: $(VENV)/dev.stamp .deploy/stamp ## check the Dockerfile, Compose and Kubernetes files; with IMAGE=..., a built image too
 	PATH="$(CURDIR)/.deploy/bin:$$PATH" $(if $(filter command,$(origin IMAGE)),ENGINE=$(ENGINE) ERLANGSHEN_IMAGE=$(IMAGE)) \
 		$(BIN)/python -m pytest tests/deploy $(ARGS)
 
-dashboards: $(VENV)/dev.stamp ## write the dashboards and alert rules that docker/monitoring describes
-	$(BIN)/python -m docker.monitoring
+dashboards: $(VENV)/dev.stamp ## write the dashboards and alert rules from monitoring/
+	$(BIN)/python -m monitoring
 
-check-monitoring: $(VENV)/dev.stamp ## try dashboards and alerts with a real Prometheus and Alertmanager, 7 minutes
+check-monitoring: $(VENV)/dev.stamp ## test dashboards and alerts with a real Prometheus and Alertmanager (7 minutes)
 	$(BIN)/python -m pytest tests/monitoring
 	$(BIN)/python -m benchmarks.dashboards $(ARGS)
 
-audit: .audit/stamp ## ask what is known of the pinned packages; fails where they cannot all be asked about
+audit: .audit/stamp ## check the pinned packages for known vulnerabilities; fails when one cannot be checked
 	.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
-		-r requirements.txt -r requirements-tracing.txt $(ARGS)
+		$(addprefix -r ,$(SHIPPED)) $(ARGS)
 
-sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of requirements.txt
+sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of the pinned packages
 	mkdir -p dist
-	.audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
-		--output-file dist/sbom.cdx.json requirements.txt
+	cat $(SHIPPED) | .audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --output-file dist/sbom.cdx.json -
 
-clean: ## remove caches; the environments stay (rm -r .venv .peers .deploy removes them)
+clean: ## remove caches and build output; keeps the environments (.venv .deploy .audit .peers)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
-	find service tests benchmarks docker -type d -name __pycache__ -prune -exec rm -rf {} +
+	find service tests benchmarks monitoring -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# A stamp is older than its requirements when they have changed: then, and only then, pip runs again.
-# torch comes first and by its exact version, so that a build chosen by pip's own configuration is kept.
+# pip runs again only when a requirements file is newer than its stamp.
+# torch is installed first and by its exact version, so that a build chosen by pip's configuration is kept.
 $(VENV)/serve.stamp: requirements.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/bench.stamp: requirements-bench.txt $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-bench.txt
+$(VENV)/train.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: requirements/%.txt $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-bench.txt requirements-tracing.txt $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/dev.stamp: $(addprefix requirements/,dev.txt train.txt tracing.txt bench.txt) $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
 	touch $@
 
-# An environment of its own: checkov wants other versions of what the service and the tests use.
-.deploy/stamp: requirements-deploy.txt
+# In its own environment: checkov needs other versions of packages that the service and the tests use.
+.deploy/stamp: requirements/deploy.txt
 	$(PYTHON) -m venv .deploy
-	.deploy/bin/python -m pip install --disable-pip-version-check -r requirements-deploy.txt
+	.deploy/bin/python -m pip install --disable-pip-version-check -r $<
 	touch $@
 
-.audit/stamp: requirements-audit.txt
+.audit/stamp: requirements/audit.txt
 	$(PYTHON) -m venv .audit
-	.audit/bin/python -m pip install --disable-pip-version-check -r requirements-audit.txt
+	.audit/bin/python -m pip install --disable-pip-version-check -r $<
 	touch $@
 
 $(BIN)/pip:

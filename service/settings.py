@@ -261,7 +261,7 @@ class Tracing(Section):
         None,
         pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
         description="URL of an OTLP/HTTP collector, such as http://localhost:4318; default: no tracing. Requires the "
-        "packages in requirements-tracing.txt.",
+        "packages in requirements/tracing.txt.",
         json_schema_extra={"flag": "--tracing-endpoint", "metavar": "URL"},
     )
     sample_ratio: float = Field(

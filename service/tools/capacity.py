@@ -91,7 +91,7 @@ def parse_speeds(page: str) -> list[Speed]:
 
 
 def read_speeds(path: Path) -> list[Speed]:
-    """The `speeds` of a results file of `python -m benchmarks.engine speed`. Raises OSError, and ValueError if it has none."""
+    """The `speeds` of a result of `python -m benchmarks.engine speed`. Raises OSError, or ValueError if it has none."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict) or "speeds" not in found:
         raise ValueError("the file has no `speeds`: make one with python -m benchmarks.engine speed --json FILE")

@@ -124,6 +124,6 @@ def open_tracer(endpoint: str | None, *, sample_ratio: float, version: str) -> T
     try:
         from service.tracing.otlp import OtlpTracer
     except ModuleNotFoundError as error:
-        message = f"tracing.endpoint: {error.name} is not installed; pip install -r requirements-tracing.txt"
+        message = f"tracing.endpoint: {error.name} is not installed; pip install -r requirements/tracing.txt"
         raise SettingError(message) from None
     return OtlpTracer.sending_to(endpoint, sample_ratio=sample_ratio, version=version)

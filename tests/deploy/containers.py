@@ -26,9 +26,10 @@ needs_image = pytest.mark.skipif(
 
 
 def engine(*arguments: str, check: bool = True) -> str:
-    """What the engine prints, both streams; `check` fails the test when it is not content.
+    """The output of the engine, both streams; `check` fails the test when the engine fails.
 
-    Elsewhere than in this tree: podman leaves a file `oom` where it was when a container ran out of memory.
+    It runs outside this tree, because podman writes a file `oom` to its working directory when a container runs out of
+    memory.
     """
     done = subprocess.run(
         [ENGINE, *arguments],
@@ -48,7 +49,7 @@ class Container:
     name: str
 
     def wait_until(self, message: str) -> None:
-        """Follows the log up to a line with this message; fails when the container ends before."""
+        """Follows the log up to a line with this message; fails when the container exits before."""
         with subprocess.Popen(
             [ENGINE, "logs", "--follow", self.name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as following:
@@ -61,11 +62,11 @@ class Container:
         return engine("exec", self.name, *command, check=check)
 
     def ask(self, path: str, body: Any = None, **headers: str) -> Any:
-        """The JSON of an answer, asked for inside, where the network of the container does not matter."""
+        """The JSON of a response. The request is sent inside the container, so it needs no network."""
         return json.loads(self.exec("python", "-c", ASK, path, json.dumps(body), json.dumps(headers)))
 
     def exit_code(self) -> int:
-        """Waits for its end."""
+        """Waits for the container to exit."""
         engine("wait", self.name)
         return int(engine("inspect", self.name, "--format", "{{.State.ExitCode}}"))
 
@@ -84,7 +85,7 @@ with urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8000" + pat
 
 @contextmanager
 def running(*arguments: str, flags: tuple[str, ...] = ()) -> Iterator[Container]:
-    """A container of the image without a network, hardened; removed at the end, whatever became of it."""
+    """A hardened container of the image without a network; always removed at the end."""
     container = Container(f"erlangshen-test-{uuid.uuid4().hex[:8]}")
     engine("run", "--detach", "--name", container.name, "--network", "none", *HARDENED, *flags, IMAGE, *arguments)
     try:

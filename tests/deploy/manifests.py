@@ -1,4 +1,4 @@
-"""The Kubernetes manifests as kustomize renders them, and the image's environment; ways to look things up in both."""
+"""Look-ups in the Kubernetes manifests as kustomize renders them, and in the environment of the image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Document = dict[str, Any]
 
 
 def needs(tool: str) -> pytest.MarkDecorator:
-    """A test without the program is skipped, and says which it misses."""
+    """Skips the test when the program is missing, and names it."""
     return pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed: see docs/deployment.md")
 
 
@@ -46,7 +46,7 @@ def one(folder: str, kind: str) -> Document:
 
 
 def pod(folder: str) -> Document:
-    """The pod's spec of the one Deployment."""
+    """The pod spec of the one Deployment."""
     spec: Document = one(folder, "Deployment")["spec"]["template"]["spec"]
     return spec
 
@@ -57,7 +57,7 @@ def container(folder: str) -> Document:
 
 
 def image_environment() -> dict[str, str]:
-    """What the last stage of the Dockerfile sets."""
+    """The variables that the last stage of the Dockerfile sets."""
     final = DOCKERFILE.split(" AS final", 1)[1]
     block = re.search(r"^ENV (.*?[^\\])\n", final, re.MULTILINE | re.DOTALL)
     assert block is not None
@@ -65,7 +65,7 @@ def image_environment() -> dict[str, str]:
 
 
 def environment(folder: str, of: Document) -> dict[str, str]:
-    """What a container of a pod is started with: the image's, then its ConfigMaps', then its own."""
+    """The environment of a container: the image's variables, then its ConfigMaps', then its own."""
     maps = {document["metadata"]["name"]: document["data"] for document in of_kind(folder, "ConfigMap")}
     merged = image_environment()
     for source in of.get("envFrom", []):

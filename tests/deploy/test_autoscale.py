@@ -1,4 +1,4 @@
-"""The autoscalers ask for metrics that there are, in the words that their adapters know, and agree with each other."""
+"""The autoscalers use declared metrics by the names that the adapter provides, and agree with each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def autoscaler() -> Document:
 
 
 def targets() -> dict[str, float]:
-    """Metric -> what a pod should have of it on average."""
+    """Metric -> its target average per pod."""
     found = {}
     for metric in autoscaler()["metrics"]:
         value = str(metric["pods"]["target"]["averageValue"])
@@ -36,12 +36,12 @@ def targets() -> dict[str, float]:
 
 
 def asked_for(query: str) -> str:
-    """The one metric of ours in a query."""
+    """The one metric of the service in a query."""
     (name,) = re.findall(r"erlangshen_\w+", query)
     return str(name)
 
 
-def test_it_scales_the_deployment_whose_number_of_pods_is_left_to_it() -> None:
+def test_it_owns_the_number_of_pods_of_the_deployment() -> None:
     deployment = one(OVERLAY, "Deployment")
     assert autoscaler()["scaleTargetRef"] == {
         "apiVersion": deployment["apiVersion"],
@@ -52,22 +52,22 @@ def test_it_scales_the_deployment_whose_number_of_pods_is_left_to_it() -> None:
     assert "replicas" not in deployment["spec"]
 
 
-def test_the_adapter_knows_every_metric_that_is_scaled_on() -> None:
+def test_the_adapter_provides_every_metric() -> None:
     assert {rule["name"]["as"] for rule in ADAPTER} == set(targets())
 
 
 @pytest.mark.parametrize("rule", ADAPTER, ids=lambda rule: str(rule["name"]["as"]))
-def test_a_metric_is_declared_and_what_is_scaled_on_is_bounded(rule: dict[str, Any]) -> None:
+def test_a_metric_is_declared_and_bounded(rule: dict[str, Any]) -> None:
     kind = DECLARED[asked_for(rule["seriesQuery"])]
-    assert ("rate(" in rule["metricsQuery"]) == (kind == "counter"), "a counter grows for ever"
+    assert ("rate(" in rule["metricsQuery"]) == (kind == "counter"), "a counter is unbounded"
 
 
-def test_what_a_busy_replica_has_anyway_is_no_reason_for_another() -> None:
+def test_the_wait_of_a_busy_replica_does_not_add_a_pod() -> None:
     two_batches_s = 2 * Settings().batching.batch_target_ms / 1000
     assert targets()["erlangshen_queue_predicted_wait_seconds"] > two_batches_s
 
 
-def test_keda_asks_for_the_same() -> None:
+def test_keda_has_the_same_metrics_and_targets() -> None:
     asked = {asked_for(trigger["metadata"]["query"]): trigger["metadata"] for trigger in SCALED["triggers"]}
     by_metric = {asked_for(rule["seriesQuery"]): targets()[rule["name"]["as"]] for rule in ADAPTER}
     assert {metric: float(trigger["threshold"]) for metric, trigger in asked.items()} == by_metric

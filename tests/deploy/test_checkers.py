@@ -1,4 +1,4 @@
-"""What other people's tools say of our files: schemas and hardening. Without its tool a test is skipped."""
+"""Linters, schemas and hardening checks of other projects. A test is skipped when its tool is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDERS = [f"overlays/{name}" for name in OVERLAYS]
 
 
 def run(*command: str | Path) -> str:
-    """What the tool says; the test fails with it when the tool is not content."""
+    """The output of the tool; the test fails with it when the tool fails."""
     done = subprocess.run(
         [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )

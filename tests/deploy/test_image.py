@@ -1,4 +1,4 @@
-"""The image at work: it answers by itself, keeps to its limits, drains, and says why it ends."""
+"""Containers of a built image: answers, resource limits, graceful shutdown, exit codes, size and contents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [needs_image, pytest.mark.system]
 ONE_CPU = ("--cpus", "1", "--memory", "1g")
 QUESTION = {"inputs": "国足客场两球取胜，晋级十二强赛", "labels": ["体育", "财经", "娱乐"]}
 
-# Asks a request of seconds, says when the server is at it, and at the end what came of it.
+# Sends a request that takes seconds; prints "running" when the server computes it, and its status at the end.
 LONG_REQUEST = """
 import json, threading, urllib.request
 def get(path, body=None):
@@ -55,7 +55,7 @@ def test_threads_follow_the_quota() -> None:
 
 def test_a_model_of_a_mounted_folder(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "mine", kind="sequence-classification", num_layers=1, hidden_size=16, num_heads=2)
-    for path in (tmp_path, *tmp_path.rglob("*")):  # the container's user is another one
+    for path in (tmp_path, *tmp_path.rglob("*")):  # readable for the user of the container
         path.chmod(0o755)
     with running("--model", "/models/mine", flags=("--volume", f"{tmp_path}:/models:ro")) as container:
         container.wait_until("ready")
@@ -63,7 +63,7 @@ def test_a_model_of_a_mounted_folder(tmp_path: Path) -> None:
 
 
 def stopped_while_asked(container: Container) -> str:
-    """What a request says that runs when the container is stopped."""
+    """The result of a request that is running when the container is stopped."""
     command = [ENGINE, "exec", container.name, "python", "-c", LONG_REQUEST]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
         assert asking.stdout is not None
@@ -72,7 +72,7 @@ def stopped_while_asked(container: Container) -> str:
         return asking.stdout.read()
 
 
-def test_stop_answers_what_runs_and_ends_with_0() -> None:
+def test_stop_answers_running_requests_and_exits_with_0() -> None:
     with running(flags=ONE_CPU) as container:
         container.wait_until("ready")
         assert stopped_while_asked(container) == "[200]\n"
@@ -81,18 +81,18 @@ def test_stop_answers_what_runs_and_ends_with_0() -> None:
 
 
 @pytest.mark.parametrize("memory", ["40m"])
-def test_out_of_memory_as_a_whole_is_137(memory: str) -> None:
+def test_out_of_memory_of_the_container_exits_with_137(memory: str) -> None:
     with running(flags=("--memory", memory, "--memory-swap", memory)) as container:
         assert container.exit_code() == 137
 
 
-def test_out_of_memory_of_the_model_is_told_before_the_end() -> None:
+def test_out_of_memory_of_the_worker_process_is_logged() -> None:
     with running(flags=("--memory", "180m", "--memory-swap", "180m")) as container:
         assert container.exit_code() == 2
         assert "out of memory" in container.logs()
 
 
-def test_what_is_written_on_the_image() -> None:
+def test_the_metadata_of_the_image() -> None:
     (image,) = json.loads(engine("image", "inspect", IMAGE))
     assert image["Config"]["User"] == "10001:10001"
     assert image["Config"]["Labels"]["org.opencontainers.image.version"] == VERSION
@@ -100,7 +100,12 @@ def test_what_is_written_on_the_image() -> None:
     assert healthcheck["Test"] == ["CMD", "python", "-m", "service", "health"]
 
 
-def test_no_compiler_and_a_list_of_what_is_inside() -> None:
+def test_the_cpu_image_stays_small() -> None:
+    (image,) = json.loads(engine("image", "inspect", IMAGE))
+    assert image["Size"] <= 1_100_000_000
+
+
+def test_no_compiler_and_a_bill_of_materials() -> None:
     with running() as container:
         container.wait_until("ready")
         missing = "import shutil; print(*map(shutil.which, ['gcc', 'cc', 'g++', 'make']))"

@@ -1,4 +1,4 @@
-"""What can be said of the image and of Compose without building them."""
+"""The Dockerfile and the Compose files, without a build."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def service_environment(*compose: dict[str, Any]) -> dict[str, str]:
     return merged
 
 
-def test_the_image_answers_on_its_port_from_everywhere() -> None:
+def test_the_image_listens_on_all_interfaces() -> None:
     settings = load(environ=image_environment())
     assert (settings.server.host, settings.security.allow_anonymous) == ("0.0.0.0", True)
     assert instructions("EXPOSE") == [str(settings.server.port)]
@@ -44,20 +44,20 @@ def test_it_does_not_run_as_root() -> None:
     assert f"--uid {user}" in DOCKERFILE
 
 
-def test_what_may_be_kept_lies_in_the_one_writable_folder() -> None:
+def test_caches_are_in_the_one_writable_folder() -> None:
     environment = image_environment()
     folders = {environment[name] for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
     assert {Path(folder).parts[1] for folder in folders} == {"cache"}
 
 
-def test_it_runs_our_commands() -> None:
+def test_it_runs_commands_of_the_service() -> None:
     assert instructions("ENTRYPOINT") == ['["python", "-m", "service"]']
     assert instructions("CMD") == ['["serve"]']
     (check,) = re.findall(r'CMD \["python", "-m", "service", "(\w+)"\]', DOCKERFILE)
     assert check in COMMANDS
 
 
-def test_a_change_of_code_leaves_all_but_the_last_layers() -> None:
+def test_a_change_of_code_rebuilds_only_the_last_layers() -> None:
     final = re.findall(r"^(?!ARG|LABEL)([A-Z]+ \S+ \S+)", DOCKERFILE.split(" AS final")[1], re.MULTILINE)
     assert final[-1].startswith("COPY --from=code")
     packages = DOCKERFILE.split(" AS packages\n")[1].split("\nFROM ")[0]
@@ -65,7 +65,7 @@ def test_a_change_of_code_leaves_all_but_the_last_layers() -> None:
     assert "service" not in packages
 
 
-def test_all_that_is_copied_is_sent_to_the_build() -> None:
+def test_the_build_context_is_what_the_dockerfile_copies() -> None:
     sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copied = [word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]]
     assert sorted(sent) == sorted(copied)
@@ -86,8 +86,12 @@ def test_one_version_everywhere() -> None:
 # Compose
 
 
+def test_the_folder_does_not_hide_the_python_package_of_its_name() -> None:
+    assert list((ROOT / "docker").rglob("*.py")) == []
+
+
 @pytest.mark.parametrize("compose", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
-def test_compose_sets_settings_that_there_are(compose: tuple[dict[str, Any], ...]) -> None:
+def test_compose_sets_existing_settings(compose: tuple[dict[str, Any], ...]) -> None:
     assert load(environ=service_environment(*compose)).log.format == "json"
 
 
@@ -97,19 +101,19 @@ def test_compose_waits_for_the_drain() -> None:
     assert patience > server.drain_delay_s + server.drain_timeout_s + LAST_RESPONSES_S
 
 
-def test_what_compose_mounts_is_there() -> None:
+def test_what_compose_mounts_exists() -> None:
     for service in COMPOSE["services"].values():
         for source, *_ in (volume.split(":") for volume in service["volumes"]):
             assert source in COMPOSE["volumes"] or (ROOT / "docker" / source).is_dir(), source
 
 
-def test_every_port_is_for_this_machine_only() -> None:
+def test_every_port_is_bound_to_loopback() -> None:
     published = [port for service in COMPOSE["services"].values() for port in service["ports"]]
     assert len(published) == len(COMPOSE["services"])
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_the_monitoring_finds_its_neighbours_by_their_names() -> None:
+def test_the_monitoring_uses_the_names_of_the_compose_services() -> None:
     scraped = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
     (ours,) = [job for job in scraped["scrape_configs"] if job["job_name"] == "erlangshen"]
     assert ours["static_configs"] == [{"targets": [f"erlangshen:{image_environment()['ERLANGSHEN_SERVER__PORT']}"]}]

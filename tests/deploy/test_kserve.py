@@ -1,4 +1,4 @@
-"""The KServe example starts the image as the image wants to be started."""
+"""The KServe example starts the image with its port, probes, keys and model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def test_the_inference_service_finds_the_runtime_and_its_format() -> None:
     assert model["modelFormat"]["name"] in formats
 
 
-def test_the_model_is_called_after_the_inference_service() -> None:
+def test_the_model_has_the_name_of_the_inference_service() -> None:
     assert CONTAINER["args"] == ["serve", "--model", "{{.Name}}=/mnt/models"]
 
 
-def test_the_image_is_ours_and_asks_for_keys() -> None:
+def test_it_runs_this_image_and_requires_keys() -> None:
     assert CONTAINER["image"].endswith(f"/erlangshen-service:{VERSION}")
     settings = load(environ=image_environment() | {one["name"]: one["value"] for one in CONTAINER["env"]})
     (keys,) = [mount["mountPath"] for mount in CONTAINER["volumeMounts"] if mount["name"] == "keys"]

@@ -1,4 +1,4 @@
-"""What one manifest says of another, or of the service, is so: names, selectors, ports, paths, times, settings."""
+"""The manifests agree with each other and with the service: names, selectors, ports, paths, times, settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROBE_NAMES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
 def settings(overlay: str) -> Settings:
-    """As the service in the container reads them."""
+    """The settings as the service in the container reads them."""
     return load(environ=environment(overlay, container(overlay)))
 
 
@@ -43,12 +43,12 @@ def matches(selector: Document, labels: Document) -> bool:
 # names
 
 
-def test_everything_lies_in_one_namespace(overlay: str) -> None:
+def test_everything_is_in_one_namespace(overlay: str) -> None:
     spaces = {one["metadata"].get("namespace") for one in documents(overlay) if one["kind"] != "Namespace"}
     assert spaces == {one(overlay, "Namespace")["metadata"]["name"]}
 
 
-def test_every_selector_finds_the_pods_and_is_not_empty(overlay: str) -> None:
+def test_every_selector_matches_the_pods(overlay: str) -> None:
     selectors = [one(overlay, "Service")["spec"]["selector"]]
     selectors += [
         one(overlay, kind)["spec"]["selector"]["matchLabels"] for kind in ("Deployment", "PodDisruptionBudget")
@@ -59,7 +59,7 @@ def test_every_selector_finds_the_pods_and_is_not_empty(overlay: str) -> None:
     assert all(selector and matches(selector, pod_labels(overlay)) for selector in selectors)
 
 
-def test_what_the_pod_names_is_there(overlay: str) -> None:
+def test_what_the_pod_refers_to_exists(overlay: str) -> None:
     made = {(document["kind"], document["metadata"]["name"]) for document in documents(overlay)}
     spec = pod(overlay)
     named = {("ServiceAccount", spec["serviceAccountName"])}
@@ -86,7 +86,7 @@ def test_the_keys_are_read_where_their_secret_is_mounted(overlay: str) -> None:
 # ports and paths
 
 
-def test_the_service_leads_to_the_port_that_is_listened_on(overlay: str) -> None:
+def test_the_service_targets_the_port_that_is_listened_on(overlay: str) -> None:
     (port,) = container(overlay)["ports"]
     assert port["containerPort"] == settings(overlay).server.port
     assert settings(overlay).server.host == "0.0.0.0"
@@ -97,7 +97,7 @@ def test_the_service_leads_to_the_port_that_is_listened_on(overlay: str) -> None
     assert all(rule["ports"] == [{"port": port["name"]}] for rule in rules)
 
 
-def test_the_probes_ask_real_routes_that_need_no_key(overlay: str) -> None:
+def test_the_probes_use_routes_that_need_no_key(overlay: str) -> None:
     probes = {name: container(overlay)[name]["httpGet"] for name in PROBE_NAMES}
     assert {probe["port"] for probe in probes.values()} == {container(overlay)["ports"][0]["name"]}
     assert {name: probe["path"] for name, probe in probes.items()} == {
@@ -111,7 +111,7 @@ def test_the_probes_ask_real_routes_that_need_no_key(overlay: str) -> None:
 # times
 
 
-def test_a_pod_has_as_long_to_end_as_the_service_takes(overlay: str) -> None:
+def test_the_grace_period_covers_the_shutdown_of_the_service(overlay: str) -> None:
     server = settings(overlay).server
     command = container(overlay)["lifecycle"]["preStop"]["exec"]["command"]
     assert command[:-1] == ["sleep"]
@@ -119,14 +119,14 @@ def test_a_pod_has_as_long_to_end_as_the_service_takes(overlay: str) -> None:
     assert longest < pod(overlay)["terminationGracePeriodSeconds"] <= 2 * longest
 
 
-def test_the_cluster_waits_as_long_for_a_start_as_the_service_does(overlay: str) -> None:
+def test_the_startup_probe_covers_the_start_timeout_of_the_service(overlay: str) -> None:
     probe = container(overlay)["startupProbe"]
     patience = probe["periodSeconds"] * probe["failureThreshold"]
     assert patience >= settings(overlay).replicas.start_timeout_s
     assert one(overlay, "Deployment")["spec"]["progressDeadlineSeconds"] > patience
 
 
-def test_a_rollout_never_dips_below_capacity(overlay: str) -> None:
+def test_a_rollout_keeps_the_capacity(overlay: str) -> None:
     rolling = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert (rolling["maxUnavailable"], rolling["maxSurge"]) == (0, 1)
     assert one(overlay, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
@@ -135,15 +135,15 @@ def test_a_rollout_never_dips_below_capacity(overlay: str) -> None:
 # settings
 
 
-def test_every_variable_is_a_setting_with_a_good_value(overlay: str) -> None:
-    # load() refuses unknown names and wrong values; what it cannot see is a name without the prefix
+def test_every_variable_is_a_setting_with_a_valid_value(overlay: str) -> None:
+    # load() rejects unknown names and invalid values, but ignores names without the prefix
     for part in [*pod(overlay)["containers"], *pod(overlay).get("initContainers", [])]:
         assert load(environ=environment(overlay, part)) is not None
         own = environment(overlay, part).keys() - image_environment().keys()
         assert [name for name in own if not name.startswith(ENV_PREFIX)] == []
 
 
-def test_nobody_is_answered_without_a_key(overlay: str) -> None:
+def test_a_key_is_required(overlay: str) -> None:
     assert image_environment()["ERLANGSHEN_SECURITY__ALLOW_ANONYMOUS"] == "true"
     assert settings(overlay).security.allow_anonymous is False
 
@@ -155,22 +155,22 @@ def test_only_init_containers_may_ask_the_hub(overlay: str) -> None:
         assert load(environ=environment(overlay, part)).models.offline is False
 
 
-# hardening, beyond what checkov looks at
+# hardening that checkov does not check
 
 
-def test_what_the_service_writes_is_writable_and_nothing_else(overlay: str) -> None:
+def test_only_the_folders_that_the_service_writes_are_writable(overlay: str) -> None:
     writable = {mount["mountPath"] for mount in container(overlay)["volumeMounts"] if not mount.get("readOnly")}
     assert writable == {"/tmp", image_environment()["HOME"]}
 
 
-def test_threads_have_a_limit_to_follow_and_memory_is_no_promise_to_two(overlay: str) -> None:
+def test_cpu_and_memory_requests_equal_their_limits(overlay: str) -> None:
     for part in [*pod(overlay)["containers"], *pod(overlay).get("initContainers", [])]:
         resources = part["resources"]
         assert resources["requests"]["memory"] == resources["limits"]["memory"]
         assert resources["requests"]["cpu"] == resources["limits"]["cpu"]
 
 
-def test_no_pod_can_reach_out_unless_a_policy_says_so(overlay: str) -> None:
+def test_egress_is_only_open_for_downloads(overlay: str) -> None:
     ports = {
         (port["port"], port["protocol"])
         for policy in of_kind(overlay, "NetworkPolicy")

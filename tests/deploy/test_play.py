@@ -1,7 +1,6 @@
-"""The Deployment of the cpu overlay, played by podman: keys, probes, limits, hardening, drain.
+"""The Deployment of the cpu overlay, played by podman: keys, probes, limits, hardening, graceful shutdown.
 
-It is played as it is, but for the image, the port on this machine, and the keys, which come from a folder: podman 4.3
-does not decode a Secret.
+Only the image, the host port and the volume of the keys are replaced: podman 4.3 does not decode a Secret.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ class Played(NamedTuple):
 
 
 def new_key() -> tuple[str, str]:
-    """(the secret, the keys file that knows it) as `python -m service key` makes them."""
-    told = subprocess.run([sys.executable, "-m", "service", "key", "app"], capture_output=True, text=True, check=True)
-    (secret,) = re.findall(r"^  (erl_\S+)$", told.stdout, re.MULTILINE)
-    table = re.search(r"^  \[keys.*?\n\n", told.stdout, re.MULTILINE | re.DOTALL)
+    """(secret, keys file with its entry) as `python -m service key` prints them."""
+    made = subprocess.run([sys.executable, "-m", "service", "key", "app"], capture_output=True, text=True, check=True)
+    (secret,) = re.findall(r"^  (erl_\S+)$", made.stdout, re.MULTILINE)
+    table = re.search(r"^  \[keys.*?\n\n", made.stdout, re.MULTILINE | re.DOTALL)
     assert table is not None
     return secret, re.sub(r"^  ", "", table[0], flags=re.MULTILINE)
 
 
 def played(port: int, keys: Path) -> Document:
-    """One pod, of the image that was built, on a port of this machine."""
+    """One pod of the built image, on a port of this machine."""
     deployment = one(OVERLAY, "Deployment")
     deployment["spec"]["replicas"] = 1
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -66,7 +65,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("play")
-    folder.chmod(0o755)  # the container's user is another one
+    folder.chmod(0o755)  # readable for the user of the container
     secret, keys = new_key()
     (folder / "keys.toml").write_text(keys)
     file = folder / "all.yaml"
@@ -81,7 +80,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
         engine("kube", "down", str(file), check=False)
 
 
-def test_it_answers_who_has_a_key_and_the_probes(service: Played) -> None:
+def test_it_answers_the_probes_and_requests_with_a_key(service: Played) -> None:
     client, _, secret = service
     paths = ("/livez", "/readyz", "/v1/models", "/metrics")
     assert [client.get(path).status_code for path in paths] == [200, 200, 401, 401]
@@ -89,12 +88,12 @@ def test_it_answers_who_has_a_key_and_the_probes(service: Played) -> None:
     assert (reply.status_code, reply.json()["results"][0]["label"]) == (200, "体育")
 
 
-def test_it_runs_within_its_limits_and_without_rights(service: Played) -> None:
+def test_it_runs_with_limits_and_without_capabilities(service: Played) -> None:
     client, container, secret = service
-    (told,) = json.loads(engine("inspect", container.name))
-    host = told["HostConfig"]
+    (inspected,) = json.loads(engine("inspect", container.name))
+    host = inspected["HostConfig"]
     assert (host["ReadonlyRootfs"], host["Memory"], host["CpuQuota"]) == (True, 2 * 2**30, 200_000)
-    assert (told["Config"]["User"], told["EffectiveCaps"] or []) == ("10001:10001", [])
+    assert (inspected["Config"]["User"], inspected["EffectiveCaps"] or []) == ("10001:10001", [])
     replicas = client.get("/v1/models", headers={"X-API-Key": secret}).json()["replicas"]
     assert [replica["threads"] for replica in replicas] == [min(2, len(os.sched_getaffinity(0)))]
 

@@ -1,4 +1,4 @@
-"""When each alert fires and when it does not: counters and gauges minute by minute, in promtool's notation."""
+"""Cases in which each alert fires or does not: counters and gauges per minute, in promtool's notation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Case:
 
 
 def requests(good: int, bad: int, code: str = "500") -> dict[str, str]:
-    """So many a minute, for eighty minutes."""
+    """`good` and `bad` requests per minute, for eighty minutes."""
     name = "erlangshen_requests_total"
     return {f'{name}{{{JOB},code="200"}}': f"0+{good}x80", f'{name}{{{JOB},code="{code}"}}': f"0+{bad}x80"}
 
@@ -56,7 +56,7 @@ def ratios(total: int) -> dict[str, str]:
 
 
 def scores(low_then: int, low_now: int) -> dict[str, str]:
-    """Of ten decisions a minute so many were of low confidence for a day, and so many are since."""
+    """Ten predictions a minute: `low_then` of low confidence for a day, `low_now` since then."""
     labels, name = f'{JOB},task="nli",model="m"', "erlangshen_prediction_score"
     return {
         f'{name}_bucket{{{labels},le="0.6"}}': f"0+{low_then}x1440 {1440 * low_then}+{low_now}x120",
@@ -65,7 +65,7 @@ def scores(low_then: int, low_now: int) -> dict[str, str]:
 
 
 def labels(same_then: int, same_now: int) -> dict[str, str]:
-    """Of ten decisions a minute so many were `same` for a week, and so many are since."""
+    """Ten predictions a minute: `same_then` with the label `same` for a week, `same_now` since then."""
     selected = f'erlangshen_predictions_total{{{JOB},task="similarity",model="m",label='
     return {
         f'{selected}"same"}}': f"0+{same_then}x10080 {10080 * same_then}+{same_now}x480",

@@ -1,4 +1,4 @@
-"""Every alert fires when it should and is quiet when it should be, as Prometheus' own tool computes it."""
+"""Every alert fires in the cases where it should and only there, as computed by promtool."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from docker.monitoring.alerts import alerts
-from docker.monitoring.files import ROOT, RULES
-from docker.monitoring.slo import burn_alerts
+from monitoring.alerts import alerts
+from monitoring.files import ROOT, RULES
+from monitoring.slo import burn_alerts
 from tests.monitoring.cases import CASES, Case
 
 NAMES = {rule.name for group in (*alerts(), burn_alerts()) for rule in group.rules}
@@ -47,7 +47,7 @@ def run(tests: list[dict[str, Any]], folder: Path, every: str = "1m") -> subproc
 @needs_promtool
 @pytest.mark.parametrize("every", ["1m", "30m"])
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, every: str) -> None:
-    """Days and weeks are looked at every half hour only: it would take minutes otherwise."""
+    """Cases of days and weeks are evaluated every 30 minutes only, which saves minutes."""
     chosen = [case for case in CASES if (case.minute > LONG) == (every == "30m")]
     assert chosen
     ended = run([as_test(case) for case in chosen], tmp_path, every)
@@ -55,7 +55,7 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, every: str) 
 
 
 @needs_promtool
-def test_a_wrong_expectation_is_found_out(tmp_path: Path) -> None:
+def test_a_wrong_expectation_fails(tmp_path: Path) -> None:
     wrong = Case("ErlangshenReplicaDown", {}, 12, {"": "warning"})
     assert run([as_test(wrong)], tmp_path).returncode == 1
 
@@ -66,14 +66,14 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet()
 
 
 @needs_promtool
-def test_what_an_alert_says(tmp_path: Path) -> None:
+def test_the_texts_of_an_alert(tmp_path: Path) -> None:
     series = {"series": 'erlangshen_replica_up{job="erlangshen",instance="a",replica="cuda:0"}', "values": "0x15"}
     expected = {
         "exp_labels": {"severity": "warning", "job": "erlangshen", "instance": "a", "replica": "cuda:0"},
         "exp_annotations": {
-            "summary": "Replica cuda:0 of a does not compute",
-            "description": "It has not been ready for ten minutes: it cannot start, or loads very slowly. "
-            "The others carry its load.",
+            "summary": "Replica cuda:0 of a is not ready",
+            "description": "It has not been ready for ten minutes: it fails to start, or loads very slowly. "
+            "Other replicas take its load.",
             "runbook_url": "docs/runbooks.md#erlangshenreplicadown",
         },
     }
@@ -86,13 +86,13 @@ def test_what_an_alert_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [("config", "docker/prometheus/prometheus.yml"), ("rules", f"{RULES}/alerts.yaml")]
 )
-def test_prometheus_takes_the_files_as_they_are(arguments: tuple[str, str]) -> None:
+def test_prometheus_accepts_the_files(arguments: tuple[str, str]) -> None:
     ended = promtool("check", *arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 @pytest.mark.skipif(shutil.which("amtool") is None, reason="amtool is not installed")
-def test_alertmanager_takes_its_file_as_it_is() -> None:
+def test_alertmanager_accepts_its_file() -> None:
     file = "docker/alertmanager/alertmanager.yml"
     ended = subprocess.run(
         ["amtool", "check-config", file], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60

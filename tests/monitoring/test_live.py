@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the real service under load: every expression answers, and a killed replica is an alert."""
+"""A real Prometheus scrapes the service under load: every expression has a result; a killed replica fires an alert."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_every_expression_has_an_answer(stack: Stack) -> None:
-    """Rates want samples of some seconds: what is still missing then is missing."""
-    missing: list[str] = ["not asked yet"]
+def test_every_expression_has_a_result(stack: Stack) -> None:
+    """Rates need samples over some seconds, so missing results are retried."""
+    missing: list[str] = ["not queried yet"]
 
     def all_answer() -> bool:
         missing[:] = unanswered(stack, SHORT)
@@ -34,11 +34,11 @@ def test_every_expression_has_an_answer(stack: Stack) -> None:
     try:
         until(all_answer, within_s=45)
     except AssertionError:
-        pytest.fail("without an answer:\n" + "\n".join(missing))
+        pytest.fail("without a result:\n" + "\n".join(missing))
 
 
 def test_a_killed_replica_is_an_alert_that_reaches_alertmanager(stack: Stack) -> None:
     kill_replica(stack.service)
     until(lambda: "ErlangshenReplicaLost" in stack.alerts())
-    told = stack.alerts()["ErlangshenReplicaLost"]
-    assert (told["severity"], told["reason"], told["replica"]) == ("warning", "killed", "cpu")
+    alert = stack.alerts()["ErlangshenReplicaLost"]
+    assert (alert["severity"], alert["reason"], alert["replica"]) == ("warning", "killed", "cpu")

@@ -231,7 +231,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib as _  # noqa: F401 - the import takes a second and only --plot needs it
     except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install -r requirements-bench.txt") from None
+        raise ValueError("--plot needs matplotlib: pip install -r requirements/bench.txt") from None
 
 
 def plot(report: Mapping[str, Any], file: Path) -> None:

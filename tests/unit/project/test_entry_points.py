@@ -1,4 +1,4 @@
-"""The Makefile and CI name things that exist."""
+"""The targets of the Makefile and the CI script."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
 
 
 def dry_run(*arguments: str) -> str:
-    """What make would run, with nothing installed: a folder for the environment that is not there."""
+    """The commands that make would run when nothing is installed, as the environment's folder does not exist."""
     command = ["make", "--dry-run", "VENV=no-such-folder", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
 
@@ -37,6 +37,20 @@ def test_from_nothing_a_target_installs_torch_first(target: str) -> None:
     assert "-r requirements.txt" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("target", "installed"),
+    [
+        ("serve", []),
+        ("mini", ["requirements/train.txt"]),
+        ("bench", ["requirements/bench.txt"]),
+        ("test", ["requirements/dev.txt"]),
+    ],
+)
+def test_a_target_installs_no_more_than_it_needs(target: str, installed: list[str]) -> None:
+    files = re.findall(r"pip install .*-r (\S+)", dry_run(target, "DATA=d"))
+    assert files == ["requirements.txt", *installed]
+
+
 def test_test_lints_and_runs_the_tests() -> None:
     output = dry_run("test")
     for tool in ("ruff check .", "ruff format --check .", "mypy --strict", "lint-imports", "-m pytest"):
@@ -47,11 +61,13 @@ def test_arguments_reach_the_server() -> None:
     assert "-m service serve --port 9000" in dry_run("serve", "ARGS=--port 9000")
 
 
-def test_an_audit_that_could_not_ask_about_all_is_none() -> None:
-    assert "pip-audit --strict" in dry_run("audit")
+def test_the_audit_is_strict_and_covers_serving_tracing_and_training() -> None:
+    output = dry_run("audit")
+    assert "pip-audit --strict" in output
+    assert "-r requirements.txt -r requirements/tracing.txt -r requirements/train.txt" in output
 
 
-def test_what_the_makefile_runs_is_there() -> None:
+def test_what_the_makefile_runs_exists() -> None:
     assert set(re.findall(r"-m service (\w+)", MAKEFILE)) <= set(COMMANDS)
     assert all((ROOT / path).is_file() for path in re.findall(r"service/\S+\.toml", MAKEFILE))
     assert "-m benchmarks.peers" in MAKEFILE

@@ -1,10 +1,11 @@
-"""The pinned requirements hold everything that is imported, and everything that those packages need in turn."""
+"""The requirements pin every imported package and its dependencies, each in the file that needs it."""
 
 from __future__ import annotations
 
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
-OURS = {"service", "tests", "benchmarks", "docker"}
-# What torch brings differs from build to build (CPU, CUDA versions), and setuptools is the environment's own.
+OURS = {"service", "tests", "benchmarks", "monitoring"}
 PEERS = ROOT / "benchmarks" / "peers" / "servers"
-"""They run in environments of their own, with requirements of their own."""
+"""They run in their own environments with their own requirements."""
+TRAINING = [ROOT / "service" / "tools" / "training", ROOT / "service" / "commands" / "finetune.py"]
 UNPINNED = re.compile(r"nvidia-|cuda-|triton|setuptools")
+"""The dependencies of torch differ between builds (CPU, CUDA versions); setuptools comes with the environment."""
 
 
 def canonical(name: str) -> str:
@@ -29,18 +31,25 @@ def pins(file: str) -> dict[str, str]:
     return {canonical(name): pin for name, _, pin in (line.partition("==") for line in lines if line[:1] not in "#-")}
 
 
-def imported(folder: str) -> dict[str, Path]:
-    """Top-level modules of others, each with a file that imports it."""
+def imported(*paths: Path) -> dict[str, Path]:
+    """Imported top-level modules of other packages, each with a file that imports it."""
     found = {}
-    for path in (ROOT / folder).rglob("*.py"):
-        if path.is_relative_to(PEERS):
-            continue
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
             found |= {name.partition(".")[0]: path for name in names}
     return {name: path for name, path in found.items() if name not in OURS and name not in sys.stdlib_module_names}
+
+
+def sources(*folders: str) -> list[Path]:
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return [path for path in paths if not path.is_relative_to(PEERS)]
+
+
+def is_training(path: Path) -> bool:
+    return any(path.is_relative_to(part) for part in TRAINING)
 
 
 def needed(name: str) -> Iterator[str]:
@@ -51,58 +60,86 @@ def needed(name: str) -> Iterator[str]:
             yield canonical(requirement.name)
 
 
-RUNTIME = pins("requirements.txt")
-BENCH = pins("requirements-bench.txt")
-TRACING = pins("requirements-tracing.txt")
-DEV = pins("requirements-dev.txt") | BENCH | TRACING
+def with_what_they_need(names: set[str], pinned: dict[str, str]) -> set[str]:
+    found, waiting = set(names), list(names)
+    while waiting:
+        more = {need for need in needed(waiting.pop()) if need in pinned} - found
+        found |= more
+        waiting += more
+    return found
+
+
+SERVING = pins("requirements.txt")
+EXTRAS = {name: pins(f"requirements/{name}.txt") for name in ("train", "tracing", "bench")}
+ALL = SERVING | EXTRAS["train"] | EXTRAS["tracing"] | EXTRAS["bench"] | pins("requirements/dev.txt")
+WITHOUT_TRAINING = [path for path in sources("service") if not is_training(path)]
 
 
 @pytest.mark.parametrize(
-    ("folder", "pinned"),
+    ("paths", "pinned"),
     [
-        ("service", RUNTIME | BENCH | TRACING),
-        ("benchmarks", RUNTIME | DEV),
-        ("docker", RUNTIME | DEV),
-        ("tests", RUNTIME | DEV),
+        (WITHOUT_TRAINING, SERVING | EXTRAS["tracing"] | EXTRAS["bench"]),
+        (sources("service"), SERVING | EXTRAS["train"] | EXTRAS["tracing"] | EXTRAS["bench"]),
+        (sources("benchmarks", "monitoring", "tests"), ALL),
     ],
+    ids=["service without training", "service", "all else"],
 )
-def test_everything_imported_is_pinned(folder: str, pinned: dict[str, str]) -> None:
+def test_everything_imported_is_pinned(paths: list[Path], pinned: dict[str, str]) -> None:
     providers = packages_distributions()
     missing = {
         f"{module} ({path.relative_to(ROOT)})"
-        for module, path in imported(folder).items()
+        for module, path in imported(*paths).items()
         if not {canonical(name) for name in providers.get(module, [])} & set(pinned)
     }
     assert not missing
 
 
-@pytest.mark.parametrize("pinned", [RUNTIME, RUNTIME | TRACING, RUNTIME | DEV], ids=["runtime", "tracing", "dev"])
+@pytest.mark.parametrize(
+    "pinned",
+    [SERVING, *(SERVING | extra for extra in EXTRAS.values()), ALL],
+    ids=["serving", *EXTRAS, "all"],
+)
 def test_what_the_pinned_packages_need_is_pinned_too(pinned: dict[str, str]) -> None:
     missing = {need for name in pinned for need in needed(name) if need not in pinned and not UNPINNED.match(need)}
     assert not missing
 
 
-def test_nothing_is_pinned_that_nobody_needs() -> None:
-    # transformers' Trainer asks for accelerate, and uvicorn is told to use httptools: neither is imported here.
-    wanted = {"accelerate", "httptools"}
+def test_serving_installs_only_what_it_imports() -> None:
+    wanted = {"httptools"}  # uvicorn parses HTTP with it; no file here imports it
     modules = packages_distributions()
-    for module in imported("service") | imported("benchmarks"):
+    for module in imported(*WITHOUT_TRAINING):
         wanted |= {canonical(name) for name in modules[module]}
-    waiting = list(wanted)
-    while waiting:
-        name = waiting.pop()
-        more = set(needed(name)) - wanted if name in RUNTIME else set()
-        wanted |= more
-        waiting += more
-    assert set(RUNTIME) <= wanted
+    assert set(SERVING) <= with_what_they_need(wanted, SERVING)
+
+
+def test_training_adds_only_what_it_imports() -> None:
+    wanted = {"accelerate"}  # transformers' Trainer asks for it
+    modules = packages_distributions()
+    for module in imported(*filter(is_training, sources("service"))):
+        wanted |= {canonical(name) for name in modules[module]}
+    assert set(EXTRAS["train"]) <= with_what_they_need(wanted, SERVING | EXTRAS["train"])
 
 
 def test_every_pin_is_exact_and_is_what_is_installed() -> None:
-    for name, pin in (RUNTIME | DEV).items():
+    for name, pin in ALL.items():
         assert re.fullmatch(r"[\w.!]+", pin), f"{name} is not pinned exactly"
         assert distribution(name).version.partition("+")[0] == pin, f"{name}: run make lint to install what is pinned"
 
 
-def test_torch_comes_first_and_no_package_is_pinned_twice() -> None:
-    assert next(iter(RUNTIME)) == "torch"
-    assert not set(RUNTIME) & set(DEV)
+def test_torch_comes_first_and_no_extra_repeats_what_serving_has() -> None:
+    assert next(iter(SERVING)) == "torch"
+    for extra in (*EXTRAS.values(), pins("requirements/dev.txt")):
+        assert not set(SERVING) & set(extra)
+
+
+def test_what_two_files_pin_has_one_version() -> None:
+    for extra in EXTRAS.values():
+        assert {name: ALL[name] for name in extra} == extra
+
+
+def test_the_package_s_extras_are_files_that_setuptools_can_read() -> None:
+    dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+    named = {extra: source["file"] for extra, source in dynamic["optional-dependencies"].items()}
+    assert named == {name: [f"requirements/{name}.txt"] for name in EXTRAS}
+    for path in ("requirements.txt", *(f"requirements/{name}.txt" for name in EXTRAS)):
+        assert not re.search(r"^-", (ROOT / path).read_text(), re.MULTILINE)

@@ -37,7 +37,7 @@ def test_while_it_is_off_opentelemetrys_sdk_is_not_even_imported() -> None:
 def test_whoever_lacks_the_packages_is_told_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "service.tracing.otlp")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(SettingError, match=r"tracing.endpoint: .* pip install -r requirements-tracing.txt"):
+    with pytest.raises(SettingError, match=r"tracing.endpoint: .* pip install -r requirements/tracing.txt"):
         open_tracer("http://127.0.0.1:9", sample_ratio=1.0, version="1")
 
 

@@ -88,5 +88,5 @@ def test_without_matplotlib_the_error_names_the_install_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"pip install -r requirements-bench\.txt"):
+    with pytest.raises(ValueError, match=r"pip install -r requirements/bench\.txt"):
         report.plot(made_report(), tmp_path / "sweep.png")

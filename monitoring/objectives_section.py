@@ -1,25 +1,25 @@
-"""The part of the dashboard *Service* on what was promised: what is left of the error budgets."""
+"""The section of the dashboard *Service* on the objectives: remaining error budgets and burn rates."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import stat, timeseries
 
-from docker.monitoring.board import Section
-from docker.monitoring.panels import GREEN, ORANGE, RED, Query, lines, number
-from docker.monitoring.slo import BURNS, MONTH, OBJECTIVES, Objective
+from monitoring.board import Section
+from monitoring.panels import GREEN, ORANGE, RED, Query, lines, number
+from monitoring.slo import BURNS, MONTH, OBJECTIVES, Objective
 
 CALLED = BURNS[0].rate
 
 
 def burn(objective: Objective, window: str) -> str:
-    """How many times quicker than allowed the error budget is used up."""
+    """Burn rate of the error budget: 1 uses it up in exactly 30 days."""
     return f'{objective.ratio(window)}{{job=~"$job"}} / {objective.budget}'
 
 
 def left(objective: Objective) -> stat.Panel:
     return number(
         f"Error budget left: {objective.name}",
-        f"Of the requests of 30 days {objective.budget:.1%} may be bad: what is left of them. {objective.about}",
+        f"Of the requests of 30 days {objective.budget:.1%} may be bad; this share of them is left. {objective.about}",
         Query(f"1 - {burn(objective, MONTH)}"),
         unit="percentunit",
         steps=((None, RED), (0, ORANGE), (0.25, GREEN)),
@@ -29,8 +29,8 @@ def left(objective: Objective) -> stat.Panel:
 
 def now(objective: Objective) -> stat.Panel:
     return number(
-        f"Burn rate of an hour: {objective.name}",
-        f"1 uses up the budget in exactly 30 days; at {CALLED} somebody is called.",
+        f"Burn rate over 1 h: {objective.name}",
+        f"1 uses up the budget in exactly 30 days; above {CALLED} a critical alert fires.",
         Query(burn(objective, "1h")),
         steps=((None, GREEN), (1, ORANGE), (CALLED, RED)),
         width=6,
@@ -40,7 +40,7 @@ def now(objective: Objective) -> stat.Panel:
 def over_time(objective: Objective) -> timeseries.Panel:
     return lines(
         f"Burn rate: {objective.name}",
-        "An alert wants both a long time, which means that it matters, and a short one: that it goes on.",
+        "An alert fires when the burn rate is exceeded over a long window (it matters) and a short one (it continues).",
         *(Query(burn(objective, window), window) for window in ("5m", "1h", "6h")),
         limit=CALLED,
     )

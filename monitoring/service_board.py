@@ -1,16 +1,16 @@
-"""The dashboard for who is asked whether the service is well: rate, errors, duration, and the objectives."""
+"""The dashboard *Service*: request rate, errors, duration, objectives and callers."""
 
 from __future__ import annotations
 
-from docker.monitoring.board import Board, Section
-from docker.monitoring.objectives_section import PROMISED
-from docker.monitoring.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, YELLOW, Query, heat, lines, number, rows
-from docker.monitoring.promql import increase, mean, quantile, rate, select, share, total
-from docker.monitoring.slo import AVAILABILITY, LATENCY_S
+from monitoring.board import Board, Section
+from monitoring.objectives_section import PROMISED
+from monitoring.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, YELLOW, Query, heat, lines, number, rows
+from monitoring.promql import increase, mean, quantile, rate, select, share, total
+from monitoring.slo import AVAILABILITY, LATENCY_S
 
 CHOSEN = 'task=~"$task",model=~"$model"'
 REACHED = f'{CHOSEN},model!="none"'
-"""Requests that were refused before a model was chosen take no time worth telling."""
+"""Leaves out requests that were refused before a model was chosen: they take almost no time."""
 TASK = 'task=~"$task"'
 FAULT = f'{CHOSEN},code=~"5.."'
 OURS = f'{CHOSEN},code=~"2..|5.."'
@@ -31,40 +31,39 @@ STAGES = {"tokenize": BLUE, "queue": ORANGE, "compute": GREEN}
 
 
 GLANCE = Section(
-    "At a glance",
+    "Overview",
     [
         number(
-            "Requests a second",
-            "All that came, whatever became of them.",
+            "Requests per second",
+            "All requests, whatever their status.",
             Query(rate("requests_total", CHOSEN)),
             unit="reqps",
         ),
         number(
-            "Answered without a fault",
-            "Of the requests that were the service's to answer (2xx and 5xx), those without a 5xx, over the time "
-            "shown.",
+            "Availability",
+            "Share of 2xx among the responses with 2xx or 5xx, over the time range.",
             Query(f"1 - {share(increase('requests_total', FAULT), increase('requests_total', OURS))}"),
             unit="percentunit",
             steps=((None, RED), (AVAILABILITY.target - AVAILABILITY.budget, ORANGE), (AVAILABILITY.target, GREEN)),
         ),
         number(
             "p95 latency",
-            "95 of 100 requests took no longer.",
+            "95 % of the requests took at most this long.",
             Query(quantile(0.95, "request_duration_seconds", REACHED)),
             unit="s",
             steps=((None, GREEN), (LATENCY_S, ORANGE), (5 * LATENCY_S, RED)),
         ),
         number(
-            "Refused for load",
-            "Share of requests answered 429: the queue was full, the wait too long, or a key at its limit.",
+            "Refused (429)",
+            "Share of requests answered with 429: the queue was full, the wait too long, or a key at its rate limit.",
             Query(share(rate("requests_total", REFUSED), rate("requests_total", CHOSEN))),
             unit="percentunit",
             steps=((None, GREEN), (0.01, ORANGE), (0.05, RED)),
         ),
-        number("In progress", "Requests not yet replied to.", Query(total(select("requests_in_progress", TASK)))),
+        number("In progress", "Requests without a response yet.", Query(total(select("requests_in_progress", TASK)))),
         number(
             "Replicas ready",
-            "Share of the replicas that answer batches.",
+            "Share of the replicas that are ready.",
             Query(share(total(select("replica_up")), f"count({select('replica_up')})")),
             unit="percentunit",
             steps=((None, RED), (0.01, ORANGE), (1, GREEN)),
@@ -77,7 +76,7 @@ RATE = Section(
     [
         lines(
             "Requests by task",
-            "Requests a second.",
+            "Requests per second.",
             Query(rate("requests_total", CHOSEN, "task"), "{{task}}"),
             unit="reqps",
             stacked=True,
@@ -85,7 +84,7 @@ RATE = Section(
         ),
         lines(
             "Requests by status",
-            "Requests a second by HTTP status; 499 is a client that went away before its answer.",
+            "Requests per second by HTTP status; 499 means that the client disconnected before the response.",
             Query(f"{rate('requests_total', CHOSEN, 'code')} > 0", "{{code}}"),
             unit="reqps",
             stacked=True,
@@ -93,36 +92,36 @@ RATE = Section(
             colors=CODES,
         ),
         lines(
-            "What went wrong",
-            "Share of requests: faults are the service's own (5xx), refusals are for load (429), mistakes the "
-            "caller's (other 4xx).",
-            Query(share(rate("requests_total", FAULT), rate("requests_total", CHOSEN)), "faults"),
-            Query(share(rate("requests_total", REFUSED), rate("requests_total", CHOSEN)), "refusals"),
-            Query(share(rate("requests_total", WRONG), rate("requests_total", CHOSEN)), "mistakes"),
+            "Errors by kind",
+            "Share of requests: server errors (5xx), refusals because of load or rate limits (429), client errors "
+            "(other 4xx).",
+            Query(share(rate("requests_total", FAULT), rate("requests_total", CHOSEN)), "server errors"),
+            Query(share(rate("requests_total", REFUSED), rate("requests_total", CHOSEN)), "refused"),
+            Query(share(rate("requests_total", WRONG), rate("requests_total", CHOSEN)), "client errors"),
             unit="percentunit",
             width=8,
-            colors={"faults": RED, "refusals": ORANGE, "mistakes": YELLOW},
+            colors={"server errors": RED, "refused": ORANGE, "client errors": YELLOW},
         ),
         lines(
-            "Rows refused, by reason",
-            "Rows a second not let into the queue.",
+            "Refused rows by reason",
+            "Rows per second that admission refused.",
             Query(rate("jobs_refused_total", by="reason"), "{{reason}}"),
             unit="rowsps",
             stacked=True,
             width=8,
         ),
         lines(
-            "Rows dropped, by reason",
-            "Rows a second that were let in but never computed: the caller had gone, the deadline had passed, or "
-            "another row of the request had failed.",
+            "Dropped rows by reason",
+            "Rows per second that were queued but not computed: the client disconnected, the deadline passed, or "
+            "another row of the request failed.",
             Query(rate("jobs_dropped_total", by="reason"), "{{reason}}"),
             unit="rowsps",
             stacked=True,
             width=8,
         ),
         lines(
-            "Inputs of a request",
-            "How many texts come in one request.",
+            "Inputs per request",
+            "Mean number of inputs in a request.",
             Query(mean("request_inputs", TASK, "task"), "{{task}}"),
             width=8,
         ),
@@ -134,12 +133,12 @@ DURATION = Section(
     [
         heat(
             "Latency",
-            "How many requests a second took how long.",
+            "Requests per second by duration.",
             rate("request_duration_seconds_bucket", REACHED, "le"),
         ),
         lines(
             "Latency, percentiles",
-            "Half, 95 and 99 of 100 requests took no longer. Points lead to traces where tracing is on.",
+            "50, 95 and 99 % of the requests took at most this long. With tracing on, points link to traces.",
             *(
                 Query(quantile(q, "request_duration_seconds", REACHED), f"p{q * 100:.0f}", exemplars=True)
                 for q in (0.5, 0.95, 0.99)
@@ -150,22 +149,22 @@ DURATION = Section(
         ),
         lines(
             "p95 latency by task",
-            "95 of 100 requests took no longer.",
+            "95 % of the requests took at most this long.",
             Query(quantile(0.95, "request_duration_seconds", REACHED, "task"), "{{task}}"),
             unit="s",
             width=8,
         ),
         lines(
             "p95 latency by model",
-            "95 of 100 requests took no longer.",
+            "95 % of the requests took at most this long.",
             Query(quantile(0.95, "request_duration_seconds", REACHED, "model"), "{{model}}"),
             unit="s",
             width=8,
         ),
         lines(
-            "Where the time of a request goes",
-            "Mean seconds of an answered request by stage, as Server-Timing tells them. The rest is reading, "
-            "checking and writing.",
+            "Request time by stage",
+            "Mean seconds of an answered request by stage, as in Server-Timing. Reading, validating and writing are "
+            "not included.",
             Query(
                 share(
                     rate("request_stage_seconds_total", TASK, "stage"),
@@ -179,11 +178,11 @@ DURATION = Section(
             colors=STAGES,
         ),
         rows(
-            "Every task of every model",
-            "Rate, errors and duration over the time shown.",
+            "Tasks and models",
+            "Rate, server errors and duration over the time range.",
             {
-                "Requests a second": (f"{rate('requests_total', REACHED, BY_BOTH, '$__range')} > 0", "reqps"),
-                "Faults": (
+                "Requests per second": (f"{rate('requests_total', REACHED, BY_BOTH, '$__range')} > 0", "reqps"),
+                "Server errors": (
                     share(
                         rate("requests_total", f'{FAULT},model!="none"', BY_BOTH, "$__range"),
                         f"({rate('requests_total', REACHED, BY_BOTH, '$__range')} > 0)",
@@ -204,7 +203,7 @@ CALLERS = Section(
     [
         lines(
             "Requests by key",
-            "Requests a second; without keys everybody is one caller.",
+            "Requests per second; without API keys all clients count as one.",
             Query(rate("key_requests_total", by="key"), "{{key}}"),
             unit="reqps",
             stacked=True,
@@ -212,14 +211,14 @@ CALLERS = Section(
         ),
         lines(
             "Tokens by key",
-            "Tokens a second: what a caller costs.",
+            "Tokens per second: the cost of a caller.",
             Query(rate("key_tokens_total", by="key"), "{{key}}"),
             stacked=True,
             width=8,
         ),
         lines(
-            "Refused by key",
-            "Requests a second refused for their key, by reason.",
+            "Refused requests by key",
+            "Requests per second refused by the limits of a key, by reason.",
             Query(f"{rate('key_refused_total', by='key, reason')}", "{{key}} {{reason}}"),
             unit="reqps",
             stacked=True,
@@ -227,12 +226,12 @@ CALLERS = Section(
         ),
         lines(
             "Connections",
-            "Open now: each takes a little memory, asked or not.",
+            "Open connections. Each takes a little memory, also when idle.",
             Query(total(select("connections"), "instance"), "{{instance}}"),
         ),
         lines(
-            "Connections refused, by reason",
-            "Closed a second for what the client did, or for want of room.",
+            "Refused connections by reason",
+            "Connections per second closed because of the client's behaviour or a limit.",
             Query(rate("connections_refused_total", by="reason"), "{{reason}}"),
             unit="ops",
             stacked=True,
@@ -243,6 +242,6 @@ CALLERS = Section(
 SERVICE = Board(
     "erlangshen-service",
     "Erlangshen / Service",
-    "Is the service well: how much is asked, what fails, how long it takes, and how much of the error budget is left.",
+    "Health of the service: request rate, errors, latency, error budgets and callers.",
     [GLANCE, RATE, DURATION, PROMISED, CALLERS],
 )

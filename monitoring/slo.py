@@ -1,5 +1,5 @@
-"""What is promised, and the rules that watch it: the share of bad requests over several windows, and alerts on how
-quickly the error budget is used up.
+"""Service level objectives and their rules: the share of bad requests over several windows, and alerts on the burn rate
+of the error budget.
 
 Source: Beyer et al., "The Site Reliability Workbook", chapter 5, Alerting on SLOs (multi-window, multi-burn-rate).
 """
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from docker.monitoring.rule import Alert, Group, Recording, Severity
+from monitoring.rule import Alert, Group, Recording, Severity
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 MONTH = "30d"
 LATENCY_S = 1.0
-"""A request within it is quick enough. It has to be a bucket of `erlangshen_request_duration_seconds`."""
+"""Latency objective. It must be a bucket of `erlangshen_request_duration_seconds`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """`target` is the share of requests that are to be good. `bad` and `valid` are requests a second by job, in PromQL
-    with [WINDOW]."""
+    """`target` is the required share of good requests. `bad` and `valid` are requests per second by job, in PromQL with
+    [WINDOW]."""
 
     name: str
     target: float
@@ -39,14 +39,14 @@ class Objective:
 AVAILABILITY = Objective(
     name="availability",
     target=0.999,
-    about="Good is 2xx, bad is 5xx; mistakes of callers (4xx) and refusals for load (429) are neither.",
+    about="2xx counts as good and 5xx as bad; client errors (4xx, including 429) are not counted.",
     bad='sum by (job) (rate(erlangshen_requests_total{code=~"5.."}[WINDOW]))',
     valid='sum by (job) (rate(erlangshen_requests_total{code=~"2..|5.."}[WINDOW]))',
 )
 LATENCY = Objective(
     name="latency",
     target=0.99,
-    about=f"Good is a request that reached a model and was replied to within {LATENCY_S:g} s.",
+    about=f"A request that reached a model is good when it is answered within {LATENCY_S:g} s.",
     bad='sum by (job) (rate(erlangshen_request_duration_seconds_count{model!="none"}[WINDOW]))'
     f' - sum by (job) (rate(erlangshen_request_duration_seconds_bucket{{model!="none",le="{LATENCY_S}"}}[WINDOW]))',
     valid='sum by (job) (rate(erlangshen_request_duration_seconds_count{model!="none"}[WINDOW]))',
@@ -56,7 +56,7 @@ OBJECTIVES = (AVAILABILITY, LATENCY)
 
 @dataclass(frozen=True, slots=True)
 class Burn:
-    """So many times quicker than allowed, over a long window and still so over a short one."""
+    """An alert fires when `rate` is exceeded over both windows; `gone` is the share of the budget that this uses."""
 
     rate: float
     long: str
@@ -66,10 +66,10 @@ class Burn:
 
 
 BURNS = (
-    Burn(14.4, "1h", "5m", "critical", "2 % of the month's budget in an hour"),
-    Burn(6, "6h", "30m", "critical", "5 % of the month's budget in six hours"),
-    Burn(3, "1d", "2h", "warning", "10 % of the month's budget in a day"),
-    Burn(1, "3d", "6h", "warning", "10 % of the month's budget in three days"),
+    Burn(14.4, "1h", "5m", "critical", "2 % of the 30-day budget in an hour"),
+    Burn(6, "6h", "30m", "critical", "5 % of the 30-day budget in six hours"),
+    Burn(3, "1d", "2h", "warning", "10 % of the 30-day budget in a day"),
+    Burn(1, "3d", "6h", "warning", "10 % of the 30-day budget in three days"),
 )
 
 
@@ -78,7 +78,7 @@ def recordings() -> list[Group]:
 
 
 def _recordings(objective: Objective) -> list[Recording]:
-    """The month is the mean of what was recorded, not a rate: over 30 days of raw samples that would be dear."""
+    """The 30-day share is a mean of recorded rates: a rate over 30 days of raw samples would be expensive."""
     bad, valid = (f"erlangshen:{objective.name}_{kind}:rate5m" for kind in ("bad", "valid"))
     windows = [
         Recording(objective.ratio(window), f"({objective.bad}) / ({objective.valid})".replace("WINDOW", window))
@@ -99,10 +99,8 @@ def _alert(objective: Objective, burn: Burn) -> Alert:
         name=f"Erlangshen{objective.name.capitalize()}Burn",
         expr=f"{objective.ratio(burn.long)} > {most} and {objective.ratio(burn.short)} > {most}",
         severity=burn.severity,
-        summary=f"{{{{ $labels.job }}}}: the error budget for {objective.name} is used up {burn.rate:g} times too "
-        "quickly",
-        about=f"{{{{ $value | humanizePercentage }}}} of the requests of {burn.long} were bad, and it goes on: "
-        f"{burn.gone}. "
-        f"The objective is {objective.target:.1%} of 30 days. {objective.about}",
+        summary=f"{{{{ $labels.job }}}}: the {objective.name} error budget burns {burn.rate:g} times too fast",
+        about=f"{{{{ $value | humanizePercentage }}}} of the requests of the last {burn.long} were bad, and still are. "
+        f"This rate uses {burn.gone}. The objective is {objective.target:.1%} over 30 days. {objective.about}",
         labels={"objective": objective.name, "window": burn.long},
     )

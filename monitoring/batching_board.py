@@ -1,10 +1,10 @@
-"""The dashboard for who runs the machines: what waits, what batches look like, and what the devices do."""
+"""The dashboard *Batching and device*: the queue, batches, devices, replicas and reuse of results."""
 
 from __future__ import annotations
 
-from docker.monitoring.board import Board, Section
-from docker.monitoring.panels import BLUE, GREEN, ORANGE, RED, YELLOW, Query, heat, lines, number, timeline
-from docker.monitoring.promql import HERE, WINDOW, increase, mean, quantile, rate, select, share, total
+from monitoring.board import Board, Section
+from monitoring.panels import BLUE, GREEN, ORANGE, RED, YELLOW, Query, heat, lines, number, timeline
+from monitoring.promql import HERE, WINDOW, increase, mean, quantile, rate, select, share, total
 
 MODEL = 'model=~"$model"'
 REPLICA = "instance, replica"
@@ -13,7 +13,7 @@ STATES = (("starting", BLUE), ("loading", YELLOW), ("ready", GREEN), ("restartin
 
 
 def of_state(number: int, name: str) -> str:
-    """A replica is in one state: the sum over all states is the number of that one."""
+    """A replica is in exactly one state: the sum over all states is the number of that state."""
     matched = select("replica_state", f'state="{name}"')
     return f"{number} * max by ({REPLICA}) ({matched})"
 
@@ -30,28 +30,28 @@ PARTS = tuple(
 EFFICIENCY = f"{PARTS[0]} / ({' + '.join(PARTS)})"
 
 GLANCE = Section(
-    "At a glance",
+    "Overview",
     [
         number(
             "Predicted wait",
-            "Seconds until what waits now is computed, at the server where it is longest.",
+            "Predicted seconds until the queued rows are computed; the maximum over all instances.",
             Query(f"max({select('queue_predicted_wait_seconds')})"),
             unit="s",
             steps=((None, GREEN), (2, ORANGE), (10, RED)),
         ),
-        number("Tokens waiting", "Tokens of the rows in the queue.", Query(total(select("queue_tokens")))),
+        number("Queued tokens", "Tokens of the rows in the queue.", Query(total(select("queue_tokens")))),
         number(
             "Utilisation",
-            "Share of the time in which replicas compute. Near 100 % more load only makes the queue longer.",
+            "Share of the time in which the replicas compute. Near 100 %, additional load only makes the queue longer.",
             Query(f"avg({rate('replica_busy_seconds_total', by=REPLICA)})"),
             unit="percentunit",
             steps=((None, GREEN), (0.8, ORANGE), (0.95, RED)),
         ),
-        number("Tokens computed a second", "What the devices achieve.", Query(rate("batch_tokens_sum", MODEL))),
-        number("Rows of a batch", "How many texts share a forward pass, on average.", Query(mean("batch_rows", MODEL))),
+        number("Tokens per second", "Tokens that the devices compute.", Query(rate("batch_tokens_sum", MODEL))),
+        number("Rows per batch", "Mean number of rows in a forward pass.", Query(mean("batch_rows", MODEL))),
         number(
-            "Replicas lost",
-            "Child processes that ended over the time shown.",
+            "Lost replicas",
+            "Worker processes that exited unexpectedly, over the time range.",
             Query(f"round({increase('replica_losses_total')})"),
             steps=((None, GREEN), (0.5, ORANGE), (3, RED)),
         ),
@@ -62,25 +62,25 @@ QUEUE = Section(
     "Queue",
     [
         lines(
-            "Waiting",
-            "Tokens of the rows in the queue, and of those at a replica.",
-            Query(total(select("queue_tokens")), "in the queue"),
-            Query(total(select("tokens_in_flight")), "at a replica"),
+            "Queued and in-flight tokens",
+            "Tokens of the rows in the queue, and of those sent to a replica.",
+            Query(total(select("queue_tokens")), "queued"),
+            Query(total(select("tokens_in_flight")), "in flight"),
             stacked=True,
             width=8,
         ),
         lines(
-            "How long is the wait",
-            "What the latency model expects against the age of the row that waits longest: far apart, the model "
-            "is wrong or a priority starves.",
+            "Predicted wait and oldest row",
+            "The prediction of the latency model, and the age of the oldest queued row. A large difference means "
+            "that the prediction is wrong or that a priority starves.",
             Query(f"max({select('queue_predicted_wait_seconds')})", "predicted"),
             Query(f"max({select('queue_oldest_age_seconds')})", "oldest row"),
             unit="s",
             width=8,
         ),
         lines(
-            "Wait, percentiles",
-            "Half, 95 and 99 of 100 rows waited no longer before a batch took them.",
+            "Wait percentiles",
+            "50, 95 and 99 % of the rows waited at most this long in the queue.",
             *(Query(quantile(q, "queue_duration_seconds"), f"p{q * 100:.0f}") for q in (0.5, 0.95, 0.99)),
             unit="s",
             width=8,
@@ -93,33 +93,33 @@ BATCHES = Section(
     "Batches",
     [
         heat(
-            "Tokens of a batch",
-            "How many batches a second had how many tokens.",
+            "Tokens per batch",
+            "Batches per second by their number of tokens.",
             rate("batch_tokens_bucket", MODEL, "le"),
             unit="short",
         ),
         heat(
-            "Seconds of a batch",
-            "How many batches a second computed how long.",
+            "Batch duration",
+            "Batches per second by their compute time.",
             rate("compute_duration_seconds_bucket", MODEL, "le"),
         ),
         lines(
-            "Batch against budget",
-            "The mean batch, and what a full one may have. A mean near the budget: the service is at its limit.",
+            "Batch size and budget",
+            "Mean tokens of a batch, and the token budget. Near the budget the service is at its limit.",
             Query(mean("batch_tokens", MODEL, "model"), "{{model}} mean"),
             Query(f"max by (model) ({select('batch_budget_tokens', MODEL)})", "{{model}} budget"),
             width=8,
             dashed=".* budget",
         ),
         lines(
-            "Rows of a batch by model",
-            "How many rows share a forward pass.",
+            "Rows per batch by model",
+            "Number of rows in a forward pass.",
             Query(mean("batch_rows", MODEL, "model"), "{{model}} mean"),
             Query(quantile(0.95, "batch_rows", MODEL, "model"), "{{model}} p95"),
             width=8,
         ),
         lines(
-            "Batches a second",
+            "Batches per second",
             "By model.",
             Query(rate("batches_total", MODEL, "model"), "{{model}}"),
             unit="ops",
@@ -134,16 +134,16 @@ DEVICES = Section(
     [
         lines(
             "Utilisation by replica",
-            "Share of the time in which a replica computes.",
+            "Share of the time in which the replica computes.",
             Query(rate("replica_busy_seconds_total", by=REPLICA), BY_REPLICA),
             unit="percentunit",
             most=1,
             width=8,
         ),
         lines(
-            "Tokens a second, against the limit",
-            "While computing. The limit is what the latency model expects of an endless batch: one token after "
-            "the other, no fixed cost.",
+            "Tokens per second and limit",
+            "While computing. The limit is the rate that the latency model predicts for an infinitely large batch, "
+            "without fixed costs.",
             Query(
                 share(rate("batch_tokens_sum", MODEL, "model"), rate("compute_duration_seconds_sum", MODEL, "model")),
                 "{{model}}",
@@ -154,23 +154,22 @@ DEVICES = Section(
         ),
         lines(
             "Efficiency",
-            "Of the time that batches are expected to take, what their tokens take; the rest is fixed cost of "
-            "batches and rows. Low with little load, when batches are small.",
+            "Share of the tokens in the predicted time of the batches; the rest is the fixed cost of batches and rows. "
+            "Low under low load, when batches are small.",
             Query(EFFICIENCY, "{{model}}"),
             unit="percentunit",
             width=8,
         ),
         lines(
-            "Took, over what was expected",
-            "1 is as predicted. For long above it: the device is throttled or shared.",
+            "Actual over predicted time",
+            "1 is as predicted. Above 1 for long: the device is throttled or shared.",
             Query(mean("prediction_ratio", MODEL, "model"), "{{model}} mean"),
             Query(quantile(0.95, "prediction_ratio", MODEL, "model"), "{{model}} p95"),
             width=8,
         ),
         lines(
             "Device memory",
-            "What a replica has allocated of the device's memory (of a GPU), or its resident memory and the "
-            "limit (on a CPU).",
+            "GPU: allocated and total device memory of the replica. CPU: its resident memory and the limit.",
             Query(f"max by ({REPLICA}, kind) ({select('replica_device_memory_bytes')})", f"{BY_REPLICA} {{{{kind}}}}"),
             unit="bytes",
             width=8,
@@ -178,29 +177,29 @@ DEVICES = Section(
         ),
         lines(
             "Memory of the HTTP process",
-            "It holds the vocabulary, the queue and the connections; the weights are with the replicas.",
+            "Resident memory. It holds tokenizers, queue and connections; the weights are in the worker processes.",
             Query(total(f"process_resident_memory_bytes{{{HERE}}}", "instance"), "{{instance}}"),
             unit="bytes",
             width=8,
         ),
         lines(
-            "Processor time of the HTTP process",
-            "Cores in use. It is one process: near 1 it is the bottleneck, and another instance helps more than "
-            "a replica.",
+            "CPU time of the HTTP process",
+            "Cores in use. It is a single process: near 1 it is the bottleneck, and another instance helps more than "
+            "another replica.",
             Query(total(f"rate(process_cpu_seconds_total{{{HERE}}}[{WINDOW}])", "instance"), "{{instance}}"),
             limit=1,
             width=8,
         ),
         lines(
             "Memory of the replicas",
-            "Resident memory of the child processes when they became ready.",
+            "Resident memory of the worker processes when they became ready.",
             Query(total(select("replica_memory_bytes"), REPLICA), BY_REPLICA),
             unit="bytes",
             width=8,
         ),
         lines(
             "Failed rows",
-            "Rows a second that the forward failed on: their requests are answered 500.",
+            "Rows per second whose forward pass failed: their requests are answered with 500.",
             Query(rate("failed_rows_total", MODEL, "model"), "{{model}}"),
             unit="rowsps",
             width=8,
@@ -213,28 +212,28 @@ REPLICAS = Section(
     [
         timeline(
             "State",
-            "What each replica was doing.",
+            "State of each replica.",
             Query(" + ".join(of_state(number, name) for number, (name, _) in enumerate(STATES)), BY_REPLICA),
             {str(number): state for number, state in enumerate(STATES)},
         ),
         lines(
             "Losses by reason",
-            "Child processes that ended, in five minutes: killed, oom, hang, exit, crash, wrong (the canary), start.",
+            "Worker processes that exited in five minutes: killed, oom, hang, exit, crash, wrong (canary), start.",
             Query(increase("replica_losses_total", by="reason", window="5m"), "{{reason}}"),
             stacked=True,
         ),
         lines(
             "Canary",
-            "Runs a second of the fixed row whose answer is known. A wrong one restarts the replica.",
+            "Canary runs per second: a fixed row with a known answer. A wrong answer restarts the replica.",
             Query(rate("canary_runs_total", by="result"), "{{result}}"),
             unit="ops",
             width=8,
             colors={"ok": GREEN, "wrong": RED},
         ),
         lines(
-            "What a loss cost",
-            "Rows a second that were put back into the queue and computed again, that the forward failed on, and "
-            "forwards that ran out of memory.",
+            "Retried and failed rows",
+            "Rows per second that went back to the queue after a loss, rows whose forward pass failed, and forward "
+            "passes that ran out of memory.",
             Query(rate("jobs_given_back_total"), "given back"),
             Query(rate("failed_rows_total", MODEL), "failed"),
             Query(rate("out_of_memory_total", MODEL), "out of memory"),
@@ -244,7 +243,7 @@ REPLICAS = Section(
         ),
         lines(
             "Restarts",
-            "Child processes replaced, ever since the server started.",
+            "Worker processes replaced since the server started.",
             Query(total(select("replica_restarts_total"), REPLICA), BY_REPLICA),
             width=8,
         ),
@@ -252,12 +251,11 @@ REPLICAS = Section(
 )
 
 SAVED = Section(
-    "Computed once",
+    "Reuse of results",
     [
         lines(
-            "Rows that need no computing",
-            "Share of the rows that got the output of an identical row in flight, and of those asked of the "
-            "cache that were there.",
+            "Rows answered without computing",
+            "Share of the rows that shared the output of an identical row in flight, and hit rate of the result cache.",
             Query(
                 share(
                     rate("shared_rows_total", MODEL),
@@ -276,14 +274,14 @@ SAVED = Section(
             width=8,
         ),
         lines(
-            "Kept outputs",
-            "How many the cache holds; 0 where it is off.",
-            Query(total(select("cache_entries")), "outputs"),
+            "Cached results",
+            "Results in the cache; 0 when it is off.",
+            Query(total(select("cache_entries")), "results"),
             width=8,
         ),
         lines(
             "Memory of the cache",
-            "Bytes of the outputs that are kept.",
+            "Bytes of the cached results.",
             Query(total(select("cache_size_bytes")), "bytes"),
             unit="bytes",
             width=8,
@@ -294,6 +292,6 @@ SAVED = Section(
 BATCHING = Board(
     "erlangshen-batching",
     "Erlangshen / Batching and device",
-    "What the machines do: what waits, how large batches are, how busy and how efficient the devices, what was lost.",
+    "Load of the devices: queue, batch sizes, utilisation, efficiency, memory and lost replicas.",
     [GLANCE, QUEUE, BATCHES, DEVICES, REPLICAS, SAVED],
 )

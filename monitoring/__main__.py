@@ -1,8 +1,8 @@
-"""`python -m docker.monitoring` (`make dashboards`): writes every dashboard and rule to where it is read from."""
+"""`python -m monitoring` (`make dashboards`): writes every dashboard and rule file."""
 
 from __future__ import annotations
 
-from docker.monitoring.files import ROOT, files
+from monitoring.files import ROOT, files
 
 for path, text in files().items():
     target = ROOT / path

@@ -1,11 +1,11 @@
-"""The dashboard for who owns the model: what it decides, how sure it is, and whether either has moved."""
+"""The dashboard *Predictions*: labels, scores and inputs of the models, and their drift."""
 
 from __future__ import annotations
 
-from docker.monitoring.board import Board, Choice, Section
-from docker.monitoring.drift import low_confidence, moved, own_label_share, truncated
-from docker.monitoring.panels import GREEN, ORANGE, RED, Query, bars, heat, lines, number
-from docker.monitoring.promql import HERE, buckets, mean, rate, share
+from monitoring.board import Board, Choice, Section
+from monitoring.drift import low_confidence, moved, own_label_share, truncated
+from monitoring.panels import GREEN, ORANGE, RED, Query, bars, heat, lines, number
+from monitoring.promql import HERE, buckets, mean, rate, share
 
 CHOSEN = f'{HERE},task=~"$task",model=~"$model"'
 MATCH = 'task=~"$task",model=~"$model"'
@@ -14,45 +14,45 @@ BOTH = "task, model"
 EACH = "{{task}} {{model}}"
 
 GLANCE = Section(
-    "At a glance",
+    "Overview",
     [
         number(
-            "Decisions a second",
-            "Results with a label: of classify, similarity, nli and mrc.",
+            "Predictions per second",
+            "Results with a label: classify, similarity, nli and mrc.",
             Query(rate("predictions_total", MATCH)),
             unit="ops",
         ),
         number(
             "Mean score",
-            "How sure the model is of its decisions, 0 to 1.",
+            "Mean score of the predictions, 0 to 1.",
             Query(mean("prediction_score", MATCH)),
             unit="percentunit",
         ),
         number(
             "Low confidence",
-            "Share of the decisions whose score is no more than what is chosen above.",
+            "Share of the predictions with at most the score selected above.",
             Query(low_confidence(CHOSEN, "$low", "$__rate_interval")),
             unit="percentunit",
             steps=((None, GREEN), (0.2, ORANGE), (0.4, RED)),
         ),
         number(
-            "Labels moved",
-            "How far the shares of the labels are from what they were at the time chosen above: 0 not at all, 1 "
-            "wholly. The task and model that moved most.",
+            "Label drift",
+            "Total variation distance between the label shares now and at the time selected above: 0 for equal "
+            "shares, 1 for no label in common. The maximum over tasks and models.",
             Query(f"max({moved(CHOSEN, '$over', '$before')})"),
             unit="percentunit",
             steps=((None, GREEN), (0.1, ORANGE), (0.2, RED)),
         ),
         number(
             "Truncated",
-            "Share of the inputs that were cut to fit the model: what was cut was not read.",
+            "Share of the inputs that were truncated to the maximum length of the model.",
             Query(truncated(f"{HERE},{TASK}", "$__rate_interval")),
             unit="percentunit",
             steps=((None, GREEN), (0.02, ORANGE), (0.1, RED)),
         ),
         number(
-            "Tokens of an input",
-            "How long texts are, on average.",
+            "Tokens per input",
+            "Mean length of the inputs.",
             Query(share(rate("input_tokens_total", MATCH), rate("inputs_total", MATCH))),
         ),
     ],
@@ -63,29 +63,29 @@ LABELS = Section(
     [
         lines(
             "Label shares",
-            "What was decided, as shares of each task and model. Labels and choices that requests bring along "
-            "are not shown.",
+            "Share of each label in the predictions of its task and model. Labels and choices sent in requests are "
+            "not shown.",
             Query(own_label_share(CHOSEN, "$__rate_interval"), f"{EACH} {{{{label}}}}"),
             unit="percentunit",
             most=1,
             width=16,
         ),
         bars(
-            "Label shares over the time shown",
+            "Label shares over the time range",
             "The same, as one number for each label.",
             Query(own_label_share(CHOSEN, "$__range"), f"{EACH} {{{{label}}}}"),
         ),
         lines(
-            "How far the labels have moved",
-            "Half the sum of the differences between the shares now and then (total variation): 0.2 means that "
-            "every fifth decision is another one.",
+            "Label drift by task",
+            "Total variation distance between the label shares now and at the time selected above: half the sum of "
+            "the absolute differences.",
             Query(moved(CHOSEN, "$over", "$before"), EACH),
             unit="percentunit",
             limit=0.2,
         ),
         lines(
-            "Decisions by task",
-            "By task and model.",
+            "Predictions by task",
+            "Predictions per second by task and model.",
             Query(rate("predictions_total", MATCH, BOTH), EACH),
             unit="ops",
             stacked=True,
@@ -98,20 +98,20 @@ CONFIDENCE = Section(
     [
         heat(
             "Scores",
-            "How many decisions a second had which score.",
+            "Predictions per second by score.",
             rate("prediction_score_bucket", MATCH, "le"),
             unit="short",
         ),
         lines(
             "Low confidence by task",
-            "Share of the decisions whose score is no more than what is chosen above. What is low depends on the "
-            "task: of two labels a score is never below one half.",
+            "Share of the predictions with at most the score selected above. What is low depends on the task: with two "
+            "labels the best score is never below 0.5.",
             Query(low_confidence(CHOSEN, "$low", "$__rate_interval", BOTH), EACH),
             unit="percentunit",
         ),
         lines(
             "Scores, percentiles",
-            "10, 50 and 90 of 100 decisions had no higher score.",
+            "10, 50 and 90 % of the predictions had at most this score.",
             *(
                 Query(f"histogram_quantile({q}, {buckets('prediction_score', MATCH)})", f"p{q * 100:.0f}")
                 for q in (0.1, 0.5, 0.9)
@@ -121,7 +121,7 @@ CONFIDENCE = Section(
         ),
         lines(
             "Mean score by task",
-            "By task and model.",
+            "Mean score of the predictions by task and model.",
             Query(mean("prediction_score", MATCH, BOTH), EACH),
             unit="percentunit",
             most=1,
@@ -134,19 +134,19 @@ INPUTS = Section(
     [
         lines(
             "Truncated by task",
-            "Share of the inputs that were cut to fit the model.",
+            "Share of the inputs that were truncated to the maximum length of the model.",
             Query(truncated(f"{HERE},{TASK}", "$__rate_interval", "task"), "{{task}}"),
             unit="percentunit",
             width=8,
         ),
         lines(
-            "Tokens of an input by task",
-            "How long texts are, on average; a candidate or a choice of labels counts with each input.",
+            "Tokens per input by task",
+            "Mean length of the inputs, including their candidates or labels.",
             Query(share(rate("input_tokens_total", MATCH, "task"), rate("inputs_total", MATCH, "task")), "{{task}}"),
             width=8,
         ),
         lines(
-            "Inputs a second",
+            "Inputs per second",
             "By task.",
             Query(rate("inputs_total", MATCH, "task"), "{{task}}"),
             unit="ops",
@@ -159,11 +159,11 @@ INPUTS = Section(
 PREDICTIONS = Board(
     "erlangshen-predictions",
     "Erlangshen / Predictions",
-    "What the models decide and how sure they are: drift that the owner of a model should see before its users do.",
+    "Predictions of the models for their owners: label shares, scores, confidence, truncation, and their drift.",
     [GLANCE, LABELS, CONFIDENCE, INPUTS],
     [
         Choice("low", "Low score", ("0.6", "0.5", "0.7", "0.8", "0.9")),
-        Choice("over", "Labels taken over", ("30m", "5m", "6h", "1d")),
+        Choice("over", "Window of label shares", ("30m", "5m", "6h", "1d")),
         Choice("before", "Compared with", ("1d", "1h", "1w")),
     ],
 )

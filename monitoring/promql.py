@@ -1,18 +1,15 @@
-"""PromQL in few words: rates, means, quantiles and shares of what the variables of a dashboard choose.
-
-Knows no dashboard and no metric.
-"""
+"""PromQL helpers: rates, means, quantiles and shares of the series that the variables of a dashboard select."""
 
 from __future__ import annotations
 
 PREFIX = "erlangshen_"
 WINDOW = "$__rate_interval"
 HERE = 'job=~"$job",instance=~"$instance"'
-"""Every selector of a dashboard holds it, so that all panels show the same servers."""
+"""Part of every selector of a dashboard, so that all panels show the same instances."""
 
 
 def select(metric: str, match: str = "") -> str:
-    """The series of a metric, whose prefix is left out."""
+    """Selects the series of a metric; `metric` is its name without the prefix."""
     return f"{PREFIX}{metric}{{{HERE}{',' if match else ''}{match}}}"
 
 
@@ -21,12 +18,12 @@ def total(selected: str, by: str = "") -> str:
 
 
 def rate(metric: str, match: str = "", by: str = "", window: str = WINDOW) -> str:
-    """How much a counter grows a second."""
+    """Growth of a counter per second."""
     return total(f"rate({select(metric, match)}[{window}])", by)
 
 
 def increase(metric: str, match: str = "", by: str = "", window: str = "$__range") -> str:
-    """How much a counter has grown."""
+    """Growth of a counter over the window."""
     return total(f"increase({select(metric, match)}[{window}])", by)
 
 
@@ -43,5 +40,5 @@ def quantile(q: float, histogram: str, match: str = "", by: str = "", window: st
 
 
 def buckets(histogram: str, match: str = "", by: str = "", window: str = WINDOW) -> str:
-    """What a heat map shows, and a quantile is computed from."""
+    """Bucket rates of a histogram, for a heat map or a quantile."""
     return rate(f"{histogram}_bucket", match, f"le, {by}" if by else "le", window)

@@ -1,5 +1,5 @@
-"""What is made, and where it lies: for Compose under docker/, and again for Kubernetes, whose kustomize reads no files
-outside its own folder.
+"""The generated files and their paths: for Compose under docker/, and a copy for Kubernetes, because kustomize reads no
+files outside its own folder.
 """
 
 from __future__ import annotations
@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from docker.monitoring.alerts import alerts
-from docker.monitoring.batching_board import BATCHING
-from docker.monitoring.predictions_board import PREDICTIONS
-from docker.monitoring.rule import Group, as_yaml
-from docker.monitoring.service_board import SERVICE
-from docker.monitoring.slo import burn_alerts, recordings
+from monitoring.alerts import alerts
+from monitoring.batching_board import BATCHING
+from monitoring.predictions_board import PREDICTIONS
+from monitoring.rule import Group, as_yaml
+from monitoring.service_board import SERVICE
+from monitoring.slo import burn_alerts, recordings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 BOARDS = (SERVICE, BATCHING, PREDICTIONS)
 DASHBOARDS, RULES, KUBERNETES = "docker/grafana/dashboards", "docker/prometheus/rules", "k8s/components/monitoring"
 

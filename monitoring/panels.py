@@ -1,6 +1,6 @@
-"""Panels in one look: a few kinds, each a title, a sentence on what it tells, and PromQL with a legend.
+"""Panel kinds in one style: each has a title, a description, and PromQL with a legend.
 
-Knows no metric. The kinds are built with Grafana's own SDK, so that what comes out fits Grafana's schema.
+They are built with Grafana's own SDK, so that the output fits Grafana's schema.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ GREY = "#8e8e8e"
 
 P = TypeVar("P", timeseries.Panel, stat.Panel, heatmap.Panel, bargauge.Panel, statetimeline.Panel, table.Panel)
 Steps = Sequence[tuple[float | None, str]]
-"""Colours from these values on; the first value is None."""
+"""Thresholds: a colour from each value upwards; the first value is None."""
 
 PLAIN: Steps = ((None, BLUE),)
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """An expression, and what its series are called: `{{label}}` is the value of a label."""
+    """An expression and the legend of its series, in which `{{label}}` is the value of a label."""
 
     expr: str
     legend: str = ""
     exemplars: bool = False
-    """Whether single requests are shown as points, each with its trace, where Prometheus keeps them."""
+    """Whether to show exemplars: single requests as points, each with its trace, when Prometheus stores them."""
 
 
 def number(
     title: str, about: str, query: Query, *, unit: str = "short", steps: Steps = PLAIN, width: int = 4
 ) -> stat.Panel:
-    """The last value, large, over a small graph of how it came there."""
+    """The last value, large, over a small graph of its history."""
     panel = _begin(stat.Panel(), title, about, [query], width, 4)
     return (
         panel.unit(unit)
@@ -66,8 +66,8 @@ def lines(
     colors: Mapping[str, str] | None = None,
     dashed: str = "",
 ) -> timeseries.Panel:
-    """Series over time. `most` is the top of the axis, `limit` a red line, `colors` are by a pattern of the whole
-    legend, of which the last that fits counts; what fits `dashed` is a bound of the others."""
+    """Series over time. `most` is the maximum of the axis and `limit` a red line. `colors` maps regular expressions for
+    the whole legend to colours; the last match counts. Series that match `dashed` are bounds and drawn dashed."""
     panel = _begin(timeseries.Panel(), title, about, queries, width, 8)
     panel.unit(unit).min(0).line_width(1 if stacked else 2).fill_opacity(60 if stacked else 8)
     panel.show_points(kinds.VisibilityMode.NEVER).color_scheme(
@@ -96,7 +96,7 @@ def lines(
 
 
 def heat(title: str, about: str, expr: str, *, unit: str = "s", width: int = 12) -> heatmap.Panel:
-    """How often values fall into each bucket of a histogram; `expr` keeps `le`."""
+    """Counts per bucket of a histogram over time; `expr` keeps `le`."""
     panel = _begin(heatmap.Panel(), title, about, [], width, 8)
     panel.with_target(_target(Query(expr, "{{le}}"), "A").format(PromQueryFormat.HEATMAP))
     return (
@@ -117,7 +117,7 @@ def heat(title: str, about: str, expr: str, *, unit: str = "s", width: int = 12)
 
 
 def bars(title: str, about: str, *queries: Query, unit: str = "percentunit", width: int = 8) -> bargauge.Panel:
-    """The last value of each series, as a bar."""
+    """The last value of each series as a bar."""
     panel = _begin(bargauge.Panel(), title, about, queries, width, 8)
     return (
         panel.unit(unit)
@@ -132,7 +132,7 @@ def bars(title: str, about: str, *queries: Query, unit: str = "percentunit", wid
 def timeline(
     title: str, about: str, query: Query, names: Mapping[str, tuple[str, str]], *, width: int = 12
 ) -> statetimeline.Panel:
-    """A band for each series, coloured by its value; `names` tells text and colour of a value."""
+    """A band for each series, coloured by its value; `names` maps a value to its text and colour."""
     panel = _begin(statetimeline.Panel(), title, about, [query], width, 8)
     options = {
         value: model.ValueMappingResult(text=text, color=color, index=index)

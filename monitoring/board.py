@@ -1,7 +1,4 @@
-"""A dashboard: sections of panels behind the same variables, linked to the other dashboards.
-
-Knows no metric but those that its variables are filled from.
-"""
+"""A dashboard: sections of panels that share variables, with links to the other dashboards."""
 
 from __future__ import annotations
 
@@ -21,7 +18,8 @@ from grafana_foundation_sdk.builders.dashboard import (
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as model
 
-from docker.monitoring.panels import DATASOURCE, RED
+from monitoring.panels import DATASOURCE, RED
+from monitoring.rule import GENERATED
 
 TAG = "erlangshen"
 ALL = model.VariableOption(text="All", value="$__all", selected=True)
@@ -37,7 +35,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A variable of one dashboard: the first of its values holds until another is chosen."""
+    """A variable of one dashboard; the first value is the default."""
 
     name: str
     label: str
@@ -46,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """`uid` is a part of its address, so that links from alerts and runbooks last."""
+    """`uid` is part of its URL, so links from alerts and runbooks stay valid."""
 
     uid: str
     title: str
@@ -58,7 +56,7 @@ class Board:
         return JSONEncoder(sort_keys=True, indent=2).encode(self._build()) + "\n"
 
     def _build(self) -> model.Dashboard:
-        built = Dashboard(self.title).uid(self.uid).description(self.about).tags([TAG])
+        built = Dashboard(self.title).uid(self.uid).description(f"{self.about} {GENERATED}").tags([TAG])
         built.time("now-1h", "now").refresh("30s").timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR)
         for variable in (*_servers(), *map(_choice, self.choices)):
             built.with_variable(variable)
@@ -81,13 +79,13 @@ class Board:
 
 
 def _servers() -> tuple[DatasourceVariable | QueryVariable, ...]:
-    """Which Prometheus, and which servers, models and tasks of what it knows."""
+    """Selectors for Prometheus, job, instance, model and task."""
     source = DatasourceVariable("datasource").label("Prometheus").type("prometheus")
     return (
         source,
         _from_labels("job", "Job", "erlangshen_build_info"),
         _from_labels("instance", "Instance", 'erlangshen_build_info{job=~"$job"}'),
-        # Of all models are the requests, too, that were refused before one was chosen.
+        # All models includes requests that were refused before a model was chosen.
         _from_labels("model", "Model", 'erlangshen_model_info{job=~"$job"}').all_value(".*"),
         _from_labels("task", "Task", 'erlangshen_requests_in_progress{job=~"$job"}').all_value(".*"),
     )
@@ -113,6 +111,6 @@ def _choice(choice: Choice) -> CustomVariable:
 
 
 def _alerts() -> AnnotationQuery:
-    """A mark on every graph where an alert fires."""
+    """Marks on every graph while an alert fires."""
     firing = 'ALERTS{alertname=~"Erlangshen.*",alertstate="firing",severity!="info"}'
     return AnnotationQuery().name("Alerts").datasource(DATASOURCE).enable(True).icon_color(RED).expr(firing)

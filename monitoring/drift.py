@@ -1,6 +1,6 @@
-"""Expressions that tell whether what a model is asked and decides has changed; for the dashboard and for the alerts.
+"""PromQL for drift of inputs and predictions; for the dashboard and the alerts.
 
-`match` selects series by their labels; a `window` is how much time goes into a share.
+`match` selects series by their labels; a share is taken over `window`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ BOTH = "task, model"
 
 
 def label_share(match: str, window: str, ago: str = "", by: str = BOTH) -> str:
-    """The share of each label in the decisions of its task and model."""
+    """The share of each label in the predictions of its task and model."""
     return _label_share(match, match, window, ago, by)
 
 
 def own_label_share(match: str, window: str) -> str:
-    """The same without the words of callers, which are all one label."""
+    """The same without labels sent in requests, which all count as one label."""
     return _label_share(f'{match},label!="{OTHER_LABEL}"', match, window, "", BOTH)
 
 
@@ -27,19 +27,19 @@ def _label_share(part: str, whole: str, window: str, ago: str, by: str) -> str:
 
 
 def moved(match: str, window: str, ago: str, by: str = BOTH) -> str:
-    """Total variation between the shares now and then: 0 for the same, 1 for no label in common."""
+    """Total variation distance between the shares now and `ago`: 0 for equal shares, 1 for no label in common."""
     now, then = label_share(match, window, by=by), label_share(match, window, ago, by)
     return f"0.5 * sum by ({by}) (abs({now} - {then}))"
 
 
 def low_confidence(match: str, score: str, window: str, by: str = "", ago: str = "") -> str:
-    """The share of decisions with no higher score; `score` has to be a bucket of `erlangshen_prediction_score`."""
+    """The share of predictions with at most this score, which must be a bucket of `erlangshen_prediction_score`."""
     bucket, count = f'bucket{{{match}{"," if match else ""}le="{score}"}}', f"count{{{match}}}"
     return _share(f"erlangshen_prediction_score_{bucket}", f"erlangshen_prediction_score_{count}", window, by, ago)
 
 
 def truncated(match: str, window: str, by: str = "") -> str:
-    """The share of inputs that were cut to fit the model."""
+    """The share of truncated inputs."""
     return _share(f"erlangshen_truncated_inputs_total{{{match}}}", f"erlangshen_inputs_total{{{match}}}", window, by)
 
 
