@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.openapi import NO_KEY, NOT_READY, described_elsewhere
-from service.api.request import LoggedRoute, not_ready
+from service.api.request import PlainRoute, not_ready
 from service.api.schemas import ModelsReply
 from service.api.state import ServiceState
 from service.errors import Unavailable
@@ -41,12 +41,12 @@ class OperationRoutes:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self.state.metrics.registry), media_type=media_type)
 
-    def routes(self) -> list[LoggedRoute]:
+    def routes(self) -> list[PlainRoute]:
         return [
-            LoggedRoute("/livez", self.livez),
-            LoggedRoute("/readyz", self.readyz),
-            LoggedRoute("/v1/models", self.models),
-            LoggedRoute("/metrics", self.metrics),
+            PlainRoute("/livez", self.livez),
+            PlainRoute("/readyz", self.readyz),
+            PlainRoute("/v1/models", self.models),
+            PlainRoute("/metrics", self.metrics),
         ]
 
 

@@ -75,13 +75,19 @@ def context_of(request: Request) -> RequestContext:
     return cast("RequestContext", request.scope[CONTEXT_KEY])
 
 
-class LoggedRoute(Route):
-    """A Starlette route that leaves itself in the scope, as FastAPI's do: the access log shows the path of the route,
-    not that of the caller."""
+class PlainRoute(Route):
+    """A Starlette route that calls its endpoint without the wrapper for exceptions: RequestMiddleware handles them all.
+
+    It leaves itself in the scope, as FastAPI's routes do: the access log shows the path of the route, not the caller's.
+    """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self
-        await super().handle(scope, receive, send)
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)  # 405
+            return
+        response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def not_ready(reason: str) -> Unavailable:

@@ -19,7 +19,7 @@ from service.api.openapi import ERRORS, EXAMPLES, REPLY_HEADERS, described_elsew
 from service.api.problems import invalid
 from service.api.request import (
     Headers,
-    LoggedRoute,
+    PlainRoute,
     RequestContext,
     context_of,
     not_ready,
@@ -69,8 +69,8 @@ class TaskRoutes:
     limits: Server
     clock: Callable[[], float] = time.monotonic
 
-    def routes(self) -> list[LoggedRoute]:
-        return [LoggedRoute(route.path, partial(self.answer, route), methods=["POST"]) for route in ROUTES]
+    def routes(self) -> list[PlainRoute]:
+        return [PlainRoute(route.path, partial(self.answer, route), methods=["POST"]) for route in ROUTES]
 
     async def answer(self, route: TaskRoute, request: Request) -> Response:
         started = self.clock()
