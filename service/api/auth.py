@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 CHECK_INTERVAL_S = 1.0
 """Shortest time between two checks whether the keys file has changed."""
 
-Stamp = tuple[int, int, int] | None
+Stamp = tuple[int, int, int, int] | None
 
 
 class KeyStore:
@@ -43,6 +43,7 @@ class KeyStore:
         self._accounts: dict[str, Account] = {}
         self._digests: list[tuple[bytes, Account]] = []
         self._stamp: Stamp = None
+        self._last_failure = ""
         self._checked_at = clock()
         self._load()
 
@@ -60,7 +61,9 @@ class KeyStore:
         try:
             self._load()
         except SettingError as error:
-            logger.error("keys not reloaded: the previous keys stay in use", extra={"reason": error.detail})
+            if error.detail != self._last_failure:  # once, though it is tried every second
+                logger.error("keys not reloaded: the previous keys stay in use", extra={"reason": error.detail})
+            self._last_failure = error.detail
         else:
             logger.info("keys reloaded", extra={"keys": ", ".join(self._accounts)})
 
@@ -73,10 +76,10 @@ class KeyStore:
             self.reload()
 
     def _load(self) -> None:
-        """Raises SettingError."""
-        keys = dict(self._fixed)
+        """Raises SettingError. A file that could not be read counts as changed: it is read again at the next check."""
+        keys, stamp = dict(self._fixed), None
         if self._file is not None:
-            self._stamp = _read_stamp(self._file)
+            stamp = _read_stamp(self._file)
             for name, key in read_keys(self._file).items():
                 if keys.setdefault(name, key) is not key:
                     raise SettingError(f"keys file {self._file}: {name} is in security.keys as well; rename one")
@@ -85,6 +88,8 @@ class KeyStore:
         self._accounts = {name: self._account(name, key) for name, key in keys.items()}
         self._digests = [(key.digest, self._accounts[name]) for name, key in keys.items()]
         self._metrics.declare_keys(keys)
+        self._stamp = stamp
+        self._last_failure = ""
 
     def _account(self, name: str, key: Key) -> Account:
         """The account of a key. An existing account keeps the state of its limits."""
@@ -96,12 +101,13 @@ class KeyStore:
 
 
 def _read_stamp(file: Path) -> Stamp:
-    """Modification time, inode and size, which change when a file is written or replaced; None if it is missing."""
+    """Times of modification and of change, inode and size: they change when a file is written, replaced, or gets other
+    permissions; None if it is missing."""
     try:
         status = file.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
 PROBES = frozenset({"/livez", "/readyz"})

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.api.accounts import Key, hash_of
+from service.api import auth
+from service.api.accounts import Key, hash_of, new_secret
 from service.api.auth import CHECK_INTERVAL_S, KeyStore
 from service.errors import SettingError
 from service.metrics import Metrics
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, make_metrics
 
 
 def table(name: str, secret: str, more: str = "") -> str:
@@ -143,3 +145,33 @@ def test_a_file_written_in_place_is_seen_by_its_time(tmp_path: Path) -> None:
     os.utime(kept.file, ns=(1, 1))
     kept.clock.now += CHECK_INTERVAL_S
     assert kept.name("y") == "a"
+
+
+def test_a_file_that_could_not_be_read_once_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key is revoked, and the file is not readable at first: the revocation must not be forgotten."""
+    file, clock = tmp_path / "keys.toml", FakeClock()
+    secrets = {name: new_secret() for name in ("kept", "revoked")}
+    write_keys(file, secrets)
+    store = KeyStore({}, file, make_metrics(), clock)
+    assert store.find(secrets["revoked"].encode())
+    write_keys(file, {"kept": secrets["kept"]})
+    read = auth.read_keys
+    monkeypatch.setattr(auth, "read_keys", _refuse)
+    for _ in range(3):
+        clock.now += 1.0
+        assert store.find(secrets["revoked"].encode())
+    assert [record.message for record in caplog.records] == ["keys not reloaded: the previous keys stay in use"]
+    monkeypatch.setattr(auth, "read_keys", read)
+    clock.now += 1.0
+    assert store.find(secrets["revoked"].encode()) is None
+    assert store.find(secrets["kept"].encode())
+
+
+def _refuse(path: Path) -> Any:
+    raise SettingError(f"keys file {path}: Permission denied")
+
+
+def write_keys(file: Path, secrets: dict[str, str]) -> None:
+    file.write_text("".join(f'[keys.{name}]\nhash = "{hash_of(secret)}"\n' for name, secret in secrets.items()))
