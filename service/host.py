@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -200,3 +201,16 @@ def is_loopback(host: str | None) -> bool:
 def local_address(host: str) -> str:
     """The address with which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def open_closed_streams() -> None:
+    """Opens /dev/null for each standard stream that was closed before the start.
+
+    Otherwise the next file or socket that is opened would get the stream's number, and what is written to the stream.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -126,6 +126,10 @@ class Metrics(DeclaredMetrics):
             "request_inputs", "Inputs of a request that succeeded.", known.COUNTS, ("task",)
         )
         self.connections = self._gauge("connections", "Open connections.")
+        self.log_lines_dropped = self._counter(
+            "log_lines_dropped", "Log lines dropped because stderr did not take them."
+        )
+        self._num_log_lines_dropped = 0
         self.connections_refused = self._counter(
             "connections_refused",
             "Connections closed for an error of the client or at the connection limit.",
@@ -146,6 +150,11 @@ class Metrics(DeclaredMetrics):
         """`exemplar` is the trace of this request; the OpenMetrics format exposes it."""
         self.requests.labels(task, model or known.NO_MODEL, str(code)).inc()
         self.request_duration.labels(task, model or known.NO_MODEL).observe(seconds, exemplar)
+
+    def log_lines_are_dropped(self, total: int) -> None:
+        """`total` is the number of lines that were dropped since the start of the process."""
+        self.log_lines_dropped.inc(total - self._num_log_lines_dropped)
+        self._num_log_lines_dropped = total
 
     def connection_opened(self) -> None:
         self.connections.inc()

@@ -17,6 +17,7 @@ from service.api.request import PlainRoute, not_ready
 from service.api.schemas import ModelsReply
 from service.api.state import ServiceState
 from service.errors import Unavailable
+from service.logs import num_dropped
 from service.tasks.registry import TASKS
 
 
@@ -38,6 +39,7 @@ class OperationRoutes:
         return _json(self.state.models().model_dump())
 
     async def metrics(self, request: Request) -> Response:
+        self.state.metrics.log_lines_are_dropped(num_dropped())
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self.state.metrics.registry), media_type=media_type)
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from service import logs
+from service.logs import MAX_KEPT_BYTES, BoundedHandler, JsonFormatter, num_dropped
 from service.tracing import trace
 from tests.unit.tracing.recording import RecordedTrace
 
@@ -79,3 +86,69 @@ def test_elsewhere_than_on_a_terminal_lines_are_json(capsys: pytest.CaptureFixtu
     logging.getLogger("service").warning("once")
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"] == "once"
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, BoundedHandler]]:
+    """The reading end of a pipe, and a handler that writes into it."""
+    reading, writing = os.pipe()
+    handler = BoundedHandler(writing)
+    handler.setFormatter(JsonFormatter())
+    yield reading, handler
+    for fd in (reading, writing):
+        with suppress(OSError):
+            os.close(fd)
+
+
+def read(fd: int) -> bytes:
+    os.set_blocking(fd, False)
+    data = b""
+    with suppress(BlockingIOError):
+        while more := os.read(fd, 1 << 16):
+            data += more
+    return data
+
+
+def parse(data: bytes) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in data.splitlines()]
+
+
+def long_record(number: int) -> logging.LogRecord:
+    return logging.LogRecord("service.x", logging.INFO, "x.py", 1, f"{number} " + "x" * 10_000, (), None)
+
+
+def test_a_reader_that_stalls_stops_nobody_and_gets_what_was_kept(
+    pipe: tuple[int, BoundedHandler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, handler = pipe
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    num_lines = 3 * MAX_KEPT_BYTES // 10_000
+    for number in range(num_lines):
+        handler.emit(long_record(number))
+    assert handler.num_dropped == num_dropped() > 0
+    data = b""
+    while more := read(reading):
+        data += more
+        handler.flush()
+    found = parse(data)
+    numbers = [int(line["message"].split()[0]) for line in found if line["message"].endswith("x")]
+    assert numbers == list(range(num_lines - handler.num_dropped)), "the first ones, whole and in order"
+    assert [line["lines"] for line in found if line["message"] == "log lines were dropped"] == [handler.num_dropped]
+    handler.emit(long_record(0))
+    assert len(parse(read(reading))) == 1
+
+
+def test_without_a_reader_lines_are_dropped_and_counted(pipe: tuple[int, BoundedHandler]) -> None:
+    reading, handler = pipe
+    os.close(reading)
+    handler.emit(long_record(1))
+    assert handler.num_dropped == 1
+
+
+def test_a_line_into_a_file_is_written_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    with file.open("ab") as stream:
+        handler = BoundedHandler(stream.fileno())
+        handler.setFormatter(JsonFormatter())
+        handler.emit(long_record(7))
+        assert orjson.loads(file.read_bytes())["message"].startswith("7 ")
