@@ -182,5 +182,5 @@ class CheckpointError(StartupError):
     code = "checkpoint_error"
 
 
-class Died(Exception):
+class DeviceFailure(Exception):
     """A worker process can no longer compute correctly and must be replaced. Never reaches a client."""

@@ -79,7 +79,7 @@ def num_dropped() -> int:
 class BoundedHandler(logging.Handler):
     """Writes lines to a file descriptor and never waits for its reader.
 
-    A reader that stalls would stop whoever logs, the event loop first. Lines that cannot be written are kept, up to
+    A reader that stalls would stop the event loop, which logs. Lines that cannot be written are kept, up to
     MAX_KEPT_BYTES; then new ones are dropped and counted, and a line says how many once there is a reader again. The
     descriptor is opened again for that: O_NONBLOCK on the one that was inherited would hold for other processes, too.
     """

@@ -195,7 +195,7 @@ class Batcher:
             error = cancelled
             self._give_back(batch.jobs)
             raise
-        except Exception as failed:  # the edge of the loop: one bad batch must not end the feeder
+        except Exception as failed:  # the outermost handler: one bad batch must not end the feeder
             error = failed
             logger.exception("batch failed", extra={"rows": len(batch.jobs), "tokens": batch.num_tokens})
             self._in_flight_rows.fail(

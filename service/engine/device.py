@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service import host
 from service.domain import Memory, Quantization
-from service.errors import Died, OutOfMemory, SettingError
+from service.errors import DeviceFailure, OutOfMemory, SettingError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -99,14 +99,14 @@ fail for every new batch size, even with free memory, or end the process."""
 def or_out_of_memory(call: Callable[[], T], device: torch.device) -> T:
     """Returns the result of the call.
 
-    Raises OutOfMemory when memory is missing; the memory of the call is free again then. Raises Died when the process
-    cannot recover from it.
+    Raises OutOfMemory when memory is missing; the memory of the call is free again then. Raises DeviceFailure when the
+    process cannot recover from it.
     """
     try:
         return call()
     except (RuntimeError, MemoryError) as error:
         if _PERMANENT_FAILURE_TEXT in str(error):
-            raise Died(str(error)) from error
+            raise DeviceFailure(str(error)) from error
         if not is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -23,7 +23,7 @@ from typing import NoReturn, Protocol
 from service import host
 from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Memory, Output
-from service.errors import Died, OutOfMemory, StartupError
+from service.errors import DeviceFailure, OutOfMemory, StartupError
 from service.replicas.canary import Canary
 from service.replicas.isolation import MemoryProbe, run_rows
 from service.replicas.protocol import (
@@ -59,7 +59,7 @@ def main(fd: int, parent_pid: int) -> int:
         return _serve(pipe, spec)
     except (BrokenPipeError, ConnectionResetError):
         return 1  # the parent has gone
-    except Exception:  # the edge of the process: its parent notices the exit and starts another
+    except Exception:  # the outermost handler: the parent notices the exit and starts another
         logger.exception("replica failed", extra={"device": spec.device})
         return 1
 
@@ -78,7 +78,7 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
     except StartupError as error:
         pipe.send(Broken(error))
         return 1
-    except Exception as error:  # the edge of loading: the parent reports it
+    except Exception as error:  # any failure of loading: the parent reports it
         logger.exception("models could not be loaded", extra={"device": spec.device})
         pipe.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
         return 1
@@ -144,7 +144,7 @@ class Prepared:
 def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: SimpleQueue[Prepared | None]) -> None:
     """Computes until Stop; measures and runs the canary between batches and while there are none.
 
-    Raises Died in place of an answer when a batch broke the device: that batch is computed elsewhere.
+    Raises DeviceFailure in place of an answer when a batch broke the device: that batch is computed elsewhere.
     """
     measuring = measure_profiles(engines)
     while True:
@@ -169,7 +169,7 @@ def check_canary(canary: Canary, engines: Mapping[str, Runner], pipe: Sender) ->
     wrong = canary.wrong_model()
     pipe.send(Checked(wrong, device_memory(engines)))
     if wrong is not None:
-        raise Died(f"{wrong} answers differently than at the start")
+        raise DeviceFailure(f"{wrong} answers differently than at the start")
 
 
 def device_memory(engines: Mapping[str, Runner]) -> Memory:
@@ -186,7 +186,7 @@ def measure_profiles(engines: Mapping[str, Runner]) -> Iterator[Profile | None]:
             for step in engine.profile():
                 steps.append(step)
                 yield None
-        except Died:
+        except DeviceFailure:
             raise
         except OutOfMemory:
             fitting_tokens = max((step.tokens for step in steps), default=0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain import Encoding, Failure, Output
-from service.errors import Died, OutOfMemory
+from service.errors import DeviceFailure, OutOfMemory
 from service.replicas.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _run_or_halve(
         outputs = (finish or engine.prepare(encodings))()
         probe.fits(extra["tokens"])
         return _check_finite(outputs)
-    except Died:
+    except DeviceFailure:
         raise
     except OutOfMemory as error:
         probe.exceeds(extra["tokens"])

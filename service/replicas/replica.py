@@ -130,7 +130,7 @@ class Replica:
                     await self._run_process(feed, started)
                 except StartupError:
                     raise  # of the first start only
-                except Exception:  # the edge of supervision: it must go on, whatever fails in it
+                except Exception:  # the outermost handler: supervision must go on, whatever fails in it
                     logger.exception("replica supervision failed", extra={"replica": self.name})
                     if not started.done():
                         raise

@@ -26,7 +26,7 @@ BACKLOG = 2048
 """Connections that the kernel holds until they are accepted; the kernel's own limit may be lower."""
 
 MOST_AT_ONCE = 256
-"""Open connections get their turn after so many."""
+"""Open connections get their turn after this many new ones."""
 
 PAUSE_S = 1.0
 """Wait after there was no file descriptor or memory for a connection; asyncio waits as long."""

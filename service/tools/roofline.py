@@ -98,7 +98,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """How long do batches of so many tokens take."""
+    """Asks how long batches of these numbers of tokens take."""
 
     sizes: Sizes
     token_counts: tuple[int, ...]

@@ -17,7 +17,7 @@ import torch
 from service.checkpoints.checkpoint import describe
 from service.engine.device import device_memory, or_out_of_memory
 from service.engine.engine import Engine
-from service.errors import Died, OutOfMemory
+from service.errors import DeviceFailure, OutOfMemory
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
 
@@ -47,7 +47,7 @@ def test_what_is_told_as_out_of_memory(error: Exception) -> None:
 
 
 def test_what_a_process_does_not_get_over() -> None:
-    with pytest.raises(Died, match="could not create a primitive"):
+    with pytest.raises(DeviceFailure, match="could not create a primitive"):
         or_out_of_memory(lambda: fail_with(RuntimeError("could not create a primitive")), CPU)
 
 

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 import pytest
 
 from service.domain import Encoding, Output, Step
-from service.errors import Died, OutOfMemory
+from service.errors import DeviceFailure, OutOfMemory
 from service.replicas.canary import Canary
 from service.replicas.child import Prepared, advance, compute, load, measure_profiles, prepare, work
 from service.replicas.isolation import MemoryProbe
@@ -81,7 +81,7 @@ def work_through(*batches: list[int], interval_s: float = 0.0, clock: FakeClock 
     queue.put(None)
     try:
         work(engines, canary, told, queue)
-    except Died:
+    except DeviceFailure:
         told.has_died = True
     return told
 
@@ -128,11 +128,11 @@ class Dying(FakeEngine):
 
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
         if encodings[0].ids[0] == 2:
-            raise Died("never again")
+            raise DeviceFailure("never again")
         return super().run(encodings)
 
     def profile(self) -> Iterator[Step]:
-        raise Died("never again")
+        raise DeviceFailure("never again")
         yield
 
 
@@ -140,10 +140,10 @@ def test_a_process_that_is_at_its_end_answers_no_more() -> None:
     engines, told = {"m": Dying(Path())}, OnMessage()
     queue: SimpleQueue[Prepared | None] = SimpleQueue()
     queue.put(prepare(engines, ComputeRequest(0, [row(2), row(3)])))
-    with pytest.raises(Died):
+    with pytest.raises(DeviceFailure):
         work(engines, Canary(engines, 0.0), told, queue)
     assert told.messages == []
-    with pytest.raises(Died):
+    with pytest.raises(DeviceFailure):
         compute(engines, prepare(engines, ComputeRequest(0, [row(2), row(3)])), MemoryProbe(), free_since=0.0)
 
 
