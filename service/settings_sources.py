@@ -178,6 +178,11 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"configuration file {path} is not TOML: {error}") from error
 
 
+def mask_password(text: str) -> str:
+    """The text with the user and the password of every URL in it replaced by `***`."""
+    return re.sub(r"(?<=//)[^/?#\s]*@|[^/?#\s'\"]+:[^/?#\s]*@", "***@", text)
+
+
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """A hint at the most similar name. Compares without `prefix`, which would make all names similar."""
     near = get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
@@ -191,6 +196,6 @@ def _setting_error(error: ValidationError, origins: Mapping[str, str]) -> Settin
         key = ".".join(str(part) for part in one["loc"][:2])
         message = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
         origin = f" (from {origins[key]})" if key in origins else ""
-        value = f" = {one['input']!r}" if key in origins and key not in secret else ""
+        value = f" = {mask_password(repr(one['input']))}" if key in origins and key not in secret else ""
         lines.append(f"{key}{value}{origin}: {message}")
     return SettingError("; ".join(lines))

@@ -94,11 +94,13 @@ def read_ahead(files: Sequence[Path]) -> Thread:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`; CheckpointError when the file is missing, too large, or holds no JSON object."""
+    """The JSON object in `file`; CheckpointError when the file is missing, too large, or holds no JSON object, or a
+    lone surrogate, which no reply could contain."""
     try:
         if (size := file.stat().st_size) > _MAX_JSON_BYTES:
             raise CheckpointError(f"{file}: has {size} bytes; wanted at most {_MAX_JSON_BYTES}")
         content = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:

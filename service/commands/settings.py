@@ -10,7 +10,7 @@ import orjson
 
 from service.cli_args import add_setting_flags, settings_from
 from service.settings import Settings
-from service.settings_sources import ENV_CONFIG, SettingRow, section_help, setting_rows
+from service.settings_sources import ENV_CONFIG, SettingRow, mask_password, section_help, setting_rows
 
 _HEAD = f"""# Settings
 
@@ -40,11 +40,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _redact(settings: Settings) -> dict[str, Any]:
-    """The values of all settings; of secret tables the names only."""
+    """The values of all settings; of secret tables the names only, of URLs no user and password."""
     values = settings.model_dump(mode="json")
     for row in setting_rows():
+        value = values[row.section][row.name]
         if row.is_secret:
-            values[row.section][row.name] = sorted(values[row.section][row.name])
+            values[row.section][row.name] = sorted(value)
+        elif isinstance(value, str):
+            values[row.section][row.name] = mask_password(value)
     return values
 
 

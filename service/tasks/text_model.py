@@ -25,6 +25,8 @@ from service.errors import CheckpointError
 YES, NO = "是", "非"
 FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MAX_TOKEN_CHARS = 256
+"""On average over a vocab.txt: a larger file is not read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +59,7 @@ class TextModel:
         Raises:
             CheckpointError: no vocabulary, or one that lacks a special token or has more entries than the embeddings.
         """
-        vocab = read_vocab(checkpoint.path)
+        vocab = read_vocab(checkpoint.path, checkpoint.shape.vocab_size)
         check_vocab(vocab, checkpoint)
         return cls(
             name=checkpoint.name,
@@ -133,15 +135,15 @@ def find_single_characters(tokenizer: Tokenizer) -> dict[str, int]:
     }
 
 
-def read_vocab(path: Path) -> dict[str, int]:
+def read_vocab(path: Path, vocab_size: int) -> dict[str, int]:
     """`vocab.txt` (one token a line), else the WordPiece vocabulary inside `tokenizer.json`.
 
     Raises:
-        CheckpointError: neither exists, or the file cannot be read.
+        CheckpointError: neither exists, or the file cannot be read or is far too large for `vocab_size` tokens.
     """
     lines, whole = path / "vocab.txt", path / "tokenizer.json"
     if lines.is_file():
-        return {token: index for index, token in enumerate(_read_text(lines).rstrip("\n").split("\n"))}
+        return {token: index for index, token in enumerate(_read_text(lines, vocab_size).rstrip("\n").split("\n"))}
     model = read_json(whole).get("model") if whole.is_file() else None
     if not isinstance(model, dict) or model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{path}: has neither vocab.txt nor a WordPiece tokenizer.json")
@@ -163,13 +165,21 @@ def check_vocab(vocab: dict[str, int], checkpoint: Checkpoint) -> None:
         )
 
 
-def _read_text(file: Path) -> str:
+def _read_text(file: Path, vocab_size: int) -> str:
+    limit = vocab_size * _MAX_TOKEN_CHARS
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(limit + 1)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{file}: is not UTF-8 text ({error})") from error
+    if len(text) > limit:
+        raise CheckpointError(
+            f"{file}: has more than {limit} characters, which is too large for the {vocab_size} tokens (vocab_size) of"
+            " config.json"
+        )
+    return text
 
 
 def _tokenizer_config(path: Path) -> dict[str, Any]:

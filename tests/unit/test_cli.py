@@ -71,6 +71,8 @@ def test_settings_are_printed_as_they_are_in_effect(capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert '"port": 9' in out
     assert '"offline": true' in out
+    assert cli.main(["settings", "--tracing-endpoint", "https://user:s3cret@collector:4318"]) == 0
+    assert '"endpoint": "https://***@collector:4318"' in capsys.readouterr().out
     assert cli.main(["settings", "--markdown"]) == 0
     assert capsys.readouterr().out.startswith("# Settings")
 

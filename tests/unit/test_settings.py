@@ -121,6 +121,13 @@ def test_a_name_that_is_no_setting_keeps_its_secret_and_gets_a_sensible_hint(tmp
     assert "s3cret" not in caught.value.detail
 
 
+@pytest.mark.parametrize("url", ["ftp://user:s3cret@collector", "ftp://s3cret@collector", "user:s3cret@collector:4318"])
+def test_the_error_about_a_url_does_not_show_its_password(url: str) -> None:
+    with pytest.raises(SettingError, match=r"tracing\.endpoint = '.*\*\*\*@collector") as caught:
+        given(ERLANGSHEN_TRACING__ENDPOINT=url)
+    assert "s3cret" not in caught.value.detail
+
+
 def test_what_kubernetes_says_of_a_service_called_erlangshen_is_no_setting() -> None:
     assert (
         given(

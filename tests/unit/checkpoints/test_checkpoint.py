@@ -156,7 +156,7 @@ def test_wrong_configs_are_refused_by_key(masked_lm: Path, key: str, value: obje
         describe(edit(masked_lm, **{key: value}), "x")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, rb'{"id2label": {"0": "\ud800"}}'])
 def test_a_config_that_is_no_json_object_is_refused(masked_lm: Path, content: bytes) -> None:
     (masked_lm / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json: (cannot be read as JSON|wanted a JSON object)"):

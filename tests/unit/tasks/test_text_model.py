@@ -104,13 +104,19 @@ def test_a_vocabulary_whose_ids_are_no_ids(tmp_path: Path, index: object) -> Non
     vocab = {token: place for place, token in enumerate(SMALL)} | {"好": index}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: vocab: '好' is .*; wanted a whole number from 0$"):
-        read_vocab(tmp_path)
+        read_vocab(tmp_path, 533)
 
 
 def test_a_vocabulary_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").symlink_to("/proc/self/mem")
     with pytest.raises(CheckpointError, match=r"vocab\.txt: cannot be read: Input/output error$"):
-        read_vocab(tmp_path)
+        read_vocab(tmp_path, 533)
+
+
+def test_a_vocabulary_far_too_large_for_the_config(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("词" * (533 * 256 + 1))
+    with pytest.raises(CheckpointError, match=r"more than 136448 characters, .* the 533 tokens \(vocab_size\)"):
+        read_vocab(tmp_path, 533)
 
 
 def test_a_vocabulary_that_lacks_special_tokens(tmp_path: Path) -> None:
