@@ -298,7 +298,7 @@ def _fail(*flags: str) -> subprocess.CompletedProcess[str]:
         (("--model", "IDEA-CCNL/Nothing", "--offline", "--port", "0"), ("IDEA-CCNL/Nothing", "offline")),
         (("--config", "nowhere.toml"), ("nowhere.toml", "No such file")),
         (("--model", "a=./x", "--model", "a=./y"), ("two models are called a",)),
-        (("--model", "a=./x", "--labels", "b=x,y"), ("b is not served", "there is a")),
+        (("--model", "a=./x", "--labels", "b=x,y"), ("b is not served", "the served models are a")),
         (("frobnicate",), ("unknown command 'frobnicate'",)),
     ],
 )
