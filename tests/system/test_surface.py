@@ -206,12 +206,26 @@ def test_connections_beyond_the_limit_are_503_until_others_go(hasty: Running) ->
     until(lambda: hasty.metrics()["erlangshen_connections"] == 1)
     with ExitStack() as stack:
         for _ in range(20):
-            stack.enter_context(connected(hasty))
+            stack.enter_context(connected(hasty)).sendall(b"POST /v1/embed HTTP/1.1\r\nX: ")
         with connected(hasty) as client:
+            client.sendall(post())
             received = read_all(client)
+        with connected(hasty) as probe:
+            probe.sendall(get(b"/readyz"))
+            assert statuses(read_all(probe)) == [200]
         assert statuses(received) == [503]
         assert b"retry-after: 5\r\n" in received
     until(lambda: _answers(hasty))
+
+
+def test_at_the_limit_the_longest_idle_connection_makes_room(hasty: Running) -> None:
+    until(lambda: hasty.metrics()["erlangshen_connections"] == 1)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connected(hasty)) for _ in range(20)]
+        with connected(hasty) as client:
+            client.sendall(post(b"Connection: close"))
+            assert read_all(idle[0]) == b""
+            assert statuses(read_all(client)) == [200]
 
 
 def _answers(server: Running) -> bool:
