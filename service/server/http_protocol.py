@@ -75,6 +75,8 @@ MAX_PIPELINED = 32
 FULL_RETRY_S = 5.0
 LINGER_S = 2.0
 """Time for a client that is still sending to read its response and to stop, from the last byte that it sent."""
+MIN_IDLE_S = 1.0
+"""A younger idle connection is not closed to make room: its request may have arrived, and not been read yet."""
 RESERVED_CONNECTIONS = 32
 """Connections above the limit that may ask for a probe or for metrics, and for nothing else."""
 RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
@@ -89,14 +91,15 @@ Awaited = Literal["head", "body"]
 class ConnectionLimits:
     """What all connections of one server share. Once it `is_closing`, every response is the last on its connection.
 
-    `idle` holds the connections that wait for the first byte of a request, the longest idle one first.
+    `idle` holds the connections that wait for the first byte of a request, the longest idle one first, and the loop's
+    time since which they do.
     """
 
     limits: Server
     metrics: Metrics
     max_connections: int
     is_closing: bool = False
-    idle: dict[HttpProtocol, None] = field(default_factory=dict)
+    idle: dict[HttpProtocol, float] = field(default_factory=dict)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -137,14 +140,15 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(_too_many_connections())
         else:
             self._await("head", self._limits.header_timeout_s, self._head_is_late)
-            self._shared.idle[self] = None
+            self._shared.idle[self] = self.loop.time()
 
     def _make_room(self) -> None:
         """At the limit the longest idle connection is closed: unused connections must not shut out new clients."""
         if len(self.connections) > self._shared.max_connections and self._shared.idle:
-            oldest = next(iter(self._shared.idle))
-            oldest._close()
-            oldest._leave()
+            oldest, since = next(iter(self._shared.idle.items()))
+            if self.loop.time() - since >= MIN_IDLE_S:
+                oldest._close()
+                oldest._leave()
 
     def _leave(self) -> None:
         """The connection counts no longer, though its last bytes may not have left."""
@@ -308,7 +312,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif not self.cycle.response_complete:  # the next request is here already
             self._await_next()
         else:
-            self._shared.idle[self] = None
+            self._shared.idle[self] = self.loop.time()
 
     def pause_writing(self) -> None:
         super().pause_writing()

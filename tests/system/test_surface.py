@@ -218,16 +218,6 @@ def test_connections_beyond_the_limit_are_503_until_others_go(hasty: Running) ->
     until(lambda: _answers(hasty))
 
 
-def test_at_the_limit_the_longest_idle_connection_makes_room(hasty: Running) -> None:
-    until(lambda: hasty.metrics()["erlangshen_connections"] == 1)
-    with ExitStack() as stack:
-        idle = [stack.enter_context(connected(hasty)) for _ in range(20)]
-        with connected(hasty) as client:
-            client.sendall(post(b"Connection: close"))
-            assert read_all(idle[0]) == b""
-            assert statuses(read_all(client)) == [200]
-
-
 def _answers(server: Running) -> bool:
     with suppress(httpx.TransportError):
         return httpx.post(f"{server.url}/v1/embed", content=BODY, timeout=ANSWER_S).status_code == 200

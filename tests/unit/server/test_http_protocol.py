@@ -23,6 +23,7 @@ from service.server.http_protocol import (
     CONTINUE,
     LINGER_S,
     MAX_PIPELINED,
+    MIN_IDLE_S,
     RESERVED_CONNECTIONS,
     ConnectionLimits,
     HttpProtocol,
@@ -168,16 +169,17 @@ class Peer:
 
 
 @dataclass
-class House:
-    """The application behind a door, and connections to it."""
+class App:
+    """The application and its connections."""
 
     service: Service
     connection_limits: ConnectionLimits
     state: ServerState
     config: uvicorn.Config
 
-    def connect(self) -> Peer:
+    def connect(self, now: float = 0.0) -> Peer:
         loop, transport = HandLoop(), HandTransport()
+        loop.now = now
         connection = HttpProtocol(
             config=self.config,
             server_state=self.state,
@@ -198,20 +200,20 @@ class House:
 
 
 @asynccontextmanager
-async def house(
+async def serving(
     submit: FakeSubmit | None = None, max_connections: int = 100, limits: Server = LIMITS
-) -> AsyncIterator[House]:
+) -> AsyncIterator[App]:
     async with running(submit=submit, settings=limits) as service:
         config = uvicorn.Config(
             service.app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=round(LIMITS.keep_alive_s)
         )
         connection_limits = ConnectionLimits(limits, service.metrics, max_connections)
-        yield House(service, connection_limits, ServerState(), config)
+        yield App(service, connection_limits, ServerState(), config)
 
 
 @pytest.fixture
 async def peer() -> AsyncIterator[Peer]:
-    async with house() as found:
+    async with serving() as found:
         yield found.connect()
 
 
@@ -267,7 +269,7 @@ async def test_who_waits_to_be_asked_for_the_body_is_asked(peer: Peer) -> None:
 
 async def test_a_client_that_goes_takes_its_jobs_along() -> None:
     submit = FakeSubmit(gate=asyncio.Event())
-    async with house(submit) as found:
+    async with serving(submit) as found:
         peer = found.connect()
         peer.send(post())
         await submit.arrived.wait()
@@ -279,7 +281,7 @@ async def test_a_client_that_goes_takes_its_jobs_along() -> None:
 
 async def test_a_client_is_listened_to_after_a_body_that_was_too_large_to_read_on() -> None:
     submit, body = FakeSubmit(gate=asyncio.Event()), b'{"inputs": "a"%s}' % (b" " * HIGH_WATER_LIMIT)
-    async with house(submit, limits=Server(max_body_bytes=2 * HIGH_WATER_LIMIT)) as found:
+    async with serving(submit, limits=Server(max_body_bytes=2 * HIGH_WATER_LIMIT)) as found:
         peer = found.connect()
         peer.send(post(body=body)[:-1])
         assert peer.connection.flow.read_paused
@@ -340,7 +342,7 @@ async def test_a_body_that_does_not_end_is_408(peer: Peer, start: bytes) -> None
 
 async def test_the_body_of_a_request_that_waits_for_another_has_its_time_later() -> None:
     gate = asyncio.Event()
-    async with house(FakeSubmit(gate=gate)) as found:
+    async with serving(FakeSubmit(gate=gate)) as found:
         peer = found.connect()
         peer.send(post(), post(announced=100))
         assert peer.loop.running == []
@@ -436,7 +438,7 @@ async def test_a_body_that_breaks_off_into_something_else_is_400(peer: Peer, pie
 
 async def test_what_came_whole_before_is_answered_and_what_comes_after_not_read() -> None:
     gate = asyncio.Event()
-    async with house(FakeSubmit(gate=gate)) as found:
+    async with serving(FakeSubmit(gate=gate)) as found:
         peer = found.connect()
         peer.send(post() * 2 + b"\x00", b"\x00", post())
         gate.set()
@@ -469,20 +471,29 @@ async def test_this_is_no_proxy(peer: Peer) -> None:
 
 
 async def test_at_the_limit_the_connection_that_was_idle_for_longest_is_closed() -> None:
-    async with house(max_connections=2) as found:
+    async with serving(max_connections=2) as found:
         first, second = found.connect(), found.connect()
         second.send(post())
         assert await second.answered() == [(200, "")]
-        third = found.connect()
+        third = found.connect(now=MIN_IDLE_S)
         assert [peer.transport.is_open for peer in (first, second, third)] == [False, True, True]
         third.send(post())
         assert await third.answered() == [(200, "")]
-        fourth = found.connect()
+        fourth = found.connect(now=2 * MIN_IDLE_S)
         assert [peer.transport.is_open for peer in (second, third, fourth)] == [False, True, True]
 
 
+async def test_a_connection_that_was_just_accepted_makes_no_room() -> None:
+    async with serving(max_connections=1) as found:
+        first, second = found.connect(), found.connect(now=MIN_IDLE_S / 2)
+        first.send(post())
+        second.send(post())
+        assert await first.answered() == [(200, "")]
+        assert await second.answered() == [(503, "too_many_connections")]
+
+
 async def test_at_the_limit_of_busy_connections_only_probes_are_answered() -> None:
-    async with house(max_connections=1) as found:
+    async with serving(max_connections=1) as found:
         busy = found.connect()
         busy.send(post()[:-1])
         client = found.connect()
@@ -506,7 +517,7 @@ async def test_at_the_limit_of_busy_connections_only_probes_are_answered() -> No
 
 
 async def test_above_the_reserve_a_connection_is_refused_before_it_asks() -> None:
-    async with house(max_connections=1) as found:
+    async with serving(max_connections=1) as found:
         for _ in range(1 + RESERVED_CONNECTIONS):
             found.connect().send(b"G")
         refused = found.connect()
@@ -550,7 +561,7 @@ async def test_a_last_response_waits_for_a_client_that_is_still_sending(peer: Pe
 
 
 async def test_who_does_not_read_is_cut_off() -> None:
-    async with house() as found:
+    async with serving() as found:
         peer = found.connect()
         peer.send(post())
         await peer.answered()
@@ -574,7 +585,7 @@ async def test_a_connection_to_be_closed_has_its_time_too(peer: Peer) -> None:
 
 
 async def test_a_lost_connection_leaves_no_clock_and_nobody_waiting() -> None:
-    async with house(submit := FakeSubmit(gate=asyncio.Event())) as found:
+    async with serving(submit := FakeSubmit(gate=asyncio.Event())) as found:
         peer = found.connect()
         peer.send(post() + post())
         await submit.arrived.wait()
@@ -585,7 +596,7 @@ async def test_a_lost_connection_leaves_no_clock_and_nobody_waiting() -> None:
 
 async def test_when_the_door_closes_every_answer_is_the_last_on_its_connection() -> None:
     gate = asyncio.Event()
-    async with house(FakeSubmit(gate=gate)) as found:
+    async with serving(FakeSubmit(gate=gate)) as found:
         running_one, idle = found.connect(), found.connect()
         running_one.send(post() + post())
         found.connection_limits.is_closing = True
@@ -604,7 +615,7 @@ async def test_when_the_door_closes_every_answer_is_the_last_on_its_connection()
 
 async def test_broken_requests_end_with_an_answer_or_without_but_they_end() -> None:
     seen = set()
-    async with house() as found:
+    async with serving() as found:
         for seed in range(300):
             rng, peer = random.Random(seed), found.connect()
             data = malformed(rng)
