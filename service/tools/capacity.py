@@ -29,10 +29,11 @@ NUM_REQUESTS = 20_000
 """Per simulation: enough for a 95th percentile that varies by a few hundredths between seeds."""
 
 FRONT_S = 0.0011
-"""Latency added by HTTP, tokenisation, queue and pipe: benchmarks/results/front.json."""
+"""Latency added by HTTP, tokenisation, queue and pipe, as `python -m benchmarks.http front` measures it on a CPU with
+avx512_bf16; the slower CPU of benchmarks/results/front.json takes three times as long."""
 
 FRONT_CPU_S, FRONT_CPU_ROW_S = 0.00037, 0.000047
-"""CPU time of the HTTP process per request and per row: the same file."""
+"""CPU time of the HTTP process per request and per row, from the same run."""
 
 FRONT_BUSY = 0.7
 """The planned utilisation of that process's core."""
