@@ -22,7 +22,7 @@ VARIANT ?= cpu
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test lint format unit mini bench bench-peers image image-run check-deploy dashboards check-monitoring audit sbom clean
+.PHONY: help serve test test-all lint format unit mini bench bench-peers image image-run check-deploy dashboards check-monitoring audit sbom clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -31,7 +31,10 @@ help: ## list all targets
 serve: $(VENV)/serve.stamp ## install the packages for serving and start the server on http://127.0.0.1:8000
 	exec $(BIN)/python -m service serve $(ARGS)
 
-test: lint unit ## install all packages, lint, and run every test, as CI does
+test: lint unit ## install all packages, lint, and run the tests, as CI does
+
+test-all: lint ## the same with the slow tests: every benchmark in miniature
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.stamp ## run ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
@@ -44,7 +47,7 @@ format: $(VENV)/dev.stamp ## format the code and apply the fixes of ruff
 	$(BIN)/ruff format .
 
 unit: $(VENV)/dev.stamp ## run the tests without linting: make unit ARGS="-k similarity"
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 mini: $(VENV)/train.stamp ## train the model that ships: make mini DATA=FOLDER OUT=runs/mini
 	@test -n "$(DATA)" || { echo 'Set DATA to the folder of the data sets: make mini DATA=FOLDER' >&2; exit 2; }

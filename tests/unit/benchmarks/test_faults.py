@@ -12,6 +12,7 @@ from benchmarks.faults.soak import Sample, growth, leaks, rss_slope
 from tests.support.clients import agree, numbers, questions
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_killed_replica_loses_no_request(tmp_path: Path) -> None:
     file = tmp_path / "faults.json"
@@ -22,6 +23,7 @@ def test_a_killed_replica_loses_no_request(tmp_path: Path) -> None:
     assert found["counted_by_the_server"]["killed"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_malformed_requests_leave_the_server_healthy() -> None:
     assert malformed.main(["--seconds", "1", "--clients", "4"]) == 0

@@ -24,6 +24,7 @@ def test_every_text_is_a_distinct_row_of_equal_length(tmp_path: Path, row_tokens
     assert {row.num_tokens for row in rows} == {row_tokens}
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_rows_over_http_and_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.set_num_threads", lambda num: None)  # it would hold for the tests that follow

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.overload import HeaderClient, Reply, main, recovery_s
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_short_flood(tmp_path: Path) -> None:
     file = tmp_path / "overload.json"
