@@ -58,6 +58,10 @@ class KeyStore:
 
     def reload(self) -> None:
         """Reads the keys file again. If it has an error, the error is logged and the previous keys stay in use."""
+        self._last_failure = ""
+        self._try_to_load()
+
+    def _try_to_load(self) -> None:
         try:
             self._load()
         except SettingError as error:
@@ -73,7 +77,7 @@ class KeyStore:
             return
         self._checked_at = now
         if _read_stamp(self._file) != self._stamp:
-            self.reload()
+            self._try_to_load()
 
     def _load(self) -> None:
         """Raises SettingError. A file that could not be read counts as changed: it is read again at the next check."""

@@ -147,6 +147,14 @@ def test_a_file_written_in_place_is_seen_by_its_time(tmp_path: Path) -> None:
     assert kept.name("y") == "a"
 
 
+def test_every_requested_reload_logs_its_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = Kept(tmp_path, table("a", "x"))
+    kept.put("[keys.a")
+    for _ in range(2):
+        kept.key_store.reload()
+    assert [one.levelname for one in caplog.records] == ["ERROR", "ERROR"]
+
+
 def test_a_file_that_could_not_be_read_once_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
