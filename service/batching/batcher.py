@@ -153,7 +153,7 @@ class Batcher:
         if not rows:
             return []
         jobs = self._in_flight_rows.add(pending, rows)
-        if num_shared := len(rows) - sum([job.number < 0 for job in jobs]):
+        if num_shared := len(rows) - sum([job.is_new for job in jobs]):
             self._metrics.shared(pending.encodings[0].model, num_shared)
         self._queue.push(jobs, pending.options)
         self._filled.set()

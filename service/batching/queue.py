@@ -221,7 +221,7 @@ class Queue:
         for job in jobs:
             position = QueuePosition(entry, tag)
             tag += job.num_tokens
-            if job.number < 0:
+            if job.is_new:
                 job.number, job.position = self._num_pushed, position
                 self._num_pushed += 1
                 self._link(job)

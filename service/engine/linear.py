@@ -128,18 +128,8 @@ class OneDnnInt8(Linear):
 
 
 @dataclass(frozen=True, slots=True)
-class Cuda(Linear):
-    """A GPU, in the precision of the weights."""
-
-    weight: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Self:
-        return cls(weight, bias)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight, self.bias)
+class Cuda(Plain):
+    """A GPU, in the precision of the weights: torch's own linear, with fused GELU and norm."""
 
     def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
         # cuBLAS has the approximation by tanh only, and computes it with fewer digits than float32 has.

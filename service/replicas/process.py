@@ -192,25 +192,27 @@ class WorkerProcess(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
         try:
-            ours, theirs = socket.socketpair()
+            await self._open()
         except OSError as error:
-            raise self._cannot_start(error) from error
-        with theirs:
-            try:
-                self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
-            except OSError as error:
-                ours.close()
-                raise self._cannot_start(error) from error
-            try:
-                self._popen = spawn(theirs.fileno(), self._threads)
-            except OSError as error:
-                self._pipe.abort()
-                raise self._cannot_start(error) from error
+            detail = f"{self._spec.device}: no process could be started: {error.strerror}"
+            raise StartupError(detail) from error
         self._has_exited.clear()
         self._send(self._spec)
 
-    def _cannot_start(self, error: OSError) -> StartupError:
-        return StartupError(f"{self._spec.device}: no process could be started: {error.strerror}")
+    async def _open(self) -> None:
+        """Makes the pipe and the process at its other end. An OSError leaves neither."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
+            except OSError:
+                ours.close()
+                raise
+            try:
+                self._popen = spawn(theirs.fileno(), self._threads)
+            except OSError:
+                self._pipe.abort()
+                raise
 
     async def ready(self, timeout_s: float) -> Ready:
         """Waits until the models are loaded. StartupError (CheckpointError and so on) when they cannot be, or are not

@@ -148,12 +148,8 @@ class HttpProtocol(HttpToolsProtocol):
             oldest, since = next(iter(self._shared.idle.items()))
             if self.loop.time() - since >= MIN_IDLE_S:
                 oldest._close()
-                oldest._leave()
-
-    def _leave(self) -> None:
-        """The connection counts no longer, though its last bytes may not have left."""
-        self._shared.idle.pop(self, None)
-        self.connections.discard(self)
+                self._shared.idle.pop(oldest, None)
+                self.connections.discard(oldest)  # counts no longer, though it is closed in the next turn only
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -362,14 +358,13 @@ class HttpProtocol(HttpToolsProtocol):
     def _linger(self, *, is_sending: bool = False) -> None:
         """Closes later: a connection that is closed while the client sends is reset, and the response lost (RFC 9112,
         section 9.6). Reads on, and ignores what it reads, until the client stops or the time for a body is over."""
-        if len(self.connections) > self._shared.max_connections + RESERVED_CONNECTIONS:
-            self._close()
-            return
-        if not (is_sending or self.transport.can_write_eof()):  # TLS cannot be closed for writing alone
+        is_full = len(self.connections) > self._shared.max_connections + RESERVED_CONNECTIONS
+        can_write_eof = self.transport.can_write_eof()  # TLS cannot be closed for writing alone
+        if is_full or not (is_sending or can_write_eof):
             self._close()
             return
         self._linger_until = self.loop.time() + self._limits.body_timeout_s
-        if self.transport.can_write_eof():
+        if can_write_eof:
             self.transport.write_eof()
         self._rearm_linger()
 

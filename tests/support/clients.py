@@ -79,7 +79,6 @@ class Clients:
         self.num = num_clients
         self.exchanges: list[Exchange] = []
         self._asked = asked
-        self._deadline_s = deadline_s
         self._right: dict[Question, Numbers] = {}
         self._http = httpx.AsyncClient(
             base_url=url,

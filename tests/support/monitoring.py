@@ -247,7 +247,3 @@ def unanswered(stack: Stack, variables: Variables) -> Iterator[str]:
 
 def _has_numbers(stack: Stack, expr: str) -> bool:
     return any(not math.isnan(float(one["value"][1])) for one in stack.query(expr))
-
-
-def num_expressions() -> int:
-    return sum(len(list(expressions(dashboard))) for dashboard in dashboards().values())

@@ -286,19 +286,24 @@ def test_the_kernels_killing_for_memory_is_told_from_others(tmp_path: Path) -> N
     assert ran.stdout.strip() == "[1.0, 5.0] 1 {'oom': 2}"
 
 
-async def test_a_restart_that_finds_no_file_descriptor_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    made, failures = socket.socketpair, [OSError(errno.EMFILE, "Too many open files")] * 3
+def fail_socketpairs(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> None:
+    """The next calls of socket.socketpair raise these, one each."""
+    made = socket.socketpair
 
     def socketpair() -> tuple[socket.socket, socket.socket]:
         if failures:
             raise failures.pop()
         return made()
 
+    monkeypatch.setattr(socket, "socketpair", socketpair)
+
+
+async def test_a_restart_that_finds_no_file_descriptor_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async with running(compose(tmp_path)) as service:
         await service.metrics.ready.acquire()
-        monkeypatch.setattr(socket, "socketpair", socketpair)
+        fail_socketpairs(monkeypatch, [OSError(errno.EMFILE, "Too many open files")] * 3)
         os.kill(service.pid, signal.SIGKILL)
         assert await service.ask(1, 2) == 3
         assert service.losses() == {"killed": 1, "start": 3}
@@ -309,16 +314,9 @@ async def test_a_restart_that_finds_no_file_descriptor_is_tried_again(
 async def test_an_error_that_nobody_foresaw_does_not_end_the_supervision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made, failures = socket.socketpair, [RuntimeError("can't start new thread")]
-
-    def socketpair() -> tuple[socket.socket, socket.socket]:
-        if failures:
-            raise failures.pop()
-        return made()
-
     async with running(compose(tmp_path)) as service:
         await service.metrics.ready.acquire()
-        monkeypatch.setattr(socket, "socketpair", socketpair)
+        fail_socketpairs(monkeypatch, [RuntimeError("can't start new thread")])
         os.kill(service.pid, signal.SIGKILL)
         assert await service.ask(1, 2) == 3
     assert "replica supervision failed" in caplog.text

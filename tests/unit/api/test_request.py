@@ -118,17 +118,18 @@ async def test_an_error_of_the_answer_comes_through() -> None:
         await unless_gone(request_of(), answer())
 
 
+async def never_answer(started: asyncio.Event, ended: asyncio.Event) -> None:
+    started.set()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.set()
+
+
 async def test_the_answer_is_cancelled_when_the_client_goes() -> None:
     gone, started, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def answer() -> None:
-        started.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    waiting = asyncio.create_task(unless_gone(request_of(gone=gone), answer()))
+    waiting = asyncio.create_task(unless_gone(request_of(gone=gone), never_answer(started, ended)))
     await started.wait()
     gone.set()
     with pytest.raises(ClientDisconnect):
@@ -139,15 +140,8 @@ async def test_the_answer_is_cancelled_when_the_client_goes() -> None:
 async def test_the_answer_is_cancelled_when_the_server_stops() -> None:
     started, ended = asyncio.Event(), asyncio.Event()
 
-    async def answer() -> None:
-        started.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
     before = asyncio.all_tasks()
-    waiting = asyncio.create_task(unless_gone(request_of(), answer()))
+    waiting = asyncio.create_task(unless_gone(request_of(), never_answer(started, ended)))
     await started.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
