@@ -66,7 +66,7 @@ def _encode(model: TextModel, text: str, query: FillMaskQuery, field: str) -> En
     pieces = text.split(MASK)
     if len(pieces) == 1:
         raise InvalidRequest.of(field, f"has no {MASK}")
-    first, *rest = model.tokenize(pieces)
+    first, *rest = model.tokenize(pieces, model.max_length, from_end=query.truncation == "left")
     tokens = [*first, *(token for piece in rest for token in (model.mask, *piece))]
     row = encode_row(model, [tokens], TopTokens((), query.top_k), query.truncation, field)
     positions = tuple(index for index, token in enumerate(row.ids.tolist()) if token == model.mask)

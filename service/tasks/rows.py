@@ -20,10 +20,11 @@ def encode_rows(
     Raises:
         InvalidRequest: an input does not fit and `truncation` is "error".
     """
-    flat = iter(model.tokenize([text for texts in inputs for text in texts]))
+    texts = [text for one in inputs for text in one]
+    flat = iter(model.tokenize(texts, model.max_length, from_end=truncation == "left"))
     return [
-        encode_row(model, [next(flat) for _ in texts], readout, truncation, f"inputs[{index}]")
-        for index, texts in enumerate(inputs)
+        encode_row(model, [next(flat) for _ in one], readout, truncation, f"inputs[{index}]")
+        for index, one in enumerate(inputs)
     ]
 
 
@@ -55,7 +56,7 @@ def fit(texts: Sequence[list[int]], max_tokens: int, truncation: Truncation, fie
     if total <= max_tokens:
         return list(texts)
     if truncation == "error":
-        raise InvalidRequest.of(field, f"takes {total} tokens, at most {max_tokens} fit")
+        raise InvalidRequest.of(field, f"takes at least {total} tokens; at most {max_tokens} fit")
     lengths = divide([len(text) for text in texts], max_tokens)
     if truncation == "left":
         return [text[len(text) - length :] for text, length in zip(texts, lengths, strict=True)]

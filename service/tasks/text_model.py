@@ -2,13 +2,18 @@
 
 Special tokens in a request's text are plain text: the tokenizer is built without added tokens, so `[SEP]` becomes `[`,
 `sep`, `]` and cannot change the structure of a row.
+
+A model keeps only its `max_length` tokens of a text, so no more of it is tokenized. A long text is read in slices that
+are cut where the tokenizer starts a new word, whatever stands around the cut.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,12 +26,17 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from service.checkpoints.checkpoint import Checkpoint, Kind
 from service.checkpoints.files import read_json
 from service.errors import CheckpointError
+from service.slices import between_slices
 
 YES, NO = "是", "非"
 FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MAX_TOKEN_CHARS = 256
 """On average over a vocab.txt: a larger file is not read."""
+SLICE_CHARS = 16_384
+"""Characters that the tokenizer reads in one call, unless no word ends there: some milliseconds."""
+CHINESE = ("\u3400-\u4dbf", "\u4e00-\u9fff", "\uf900-\ufaff", "\U00020000-\U0002a6df", "\U0002a700-\U0002ceaf")
+"""Blocks of characters that BERT's normalizer makes words of their own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +56,13 @@ class TextModel:
     no: int | None
     _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
+    _word_start: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_single", find_single_characters(self.tokenizer))
         listed = re.escape("".join(self._single))
         object.__setattr__(self, "_others", re.compile(f"[^{listed}]+" if listed else "(?s:.+)"))
+        object.__setattr__(self, "_word_start", find_word_starts(self.tokenizer))
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> TextModel:
@@ -80,12 +92,61 @@ class TextModel:
         """Whether this model can do UniMC: a masked LM whose vocabulary has the words for yes and no."""
         return self.kind == "masked-lm" and self.yes is not None and self.no is not None
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize(
+        self, texts: Sequence[str], max_tokens: int | None = None, *, from_end: bool = False
+    ) -> list[list[int]]:
         """Token ids of each text, without special tokens.
 
-        Characters that are always single tokens, most of a Chinese text, are looked up in a table. The tokenizer reads
-        only the runs between them, and releases the GIL meanwhile.
+        With `max_tokens`, a longer text is read only until it has at least as many tokens: from its start, or with
+        `from_end` from its end. At most about twice as many are returned.
         """
+        kept = (
+            slice(None) if max_tokens is None else slice(-2 * max_tokens, None) if from_end else slice(2 * max_tokens)
+        )
+        found: list[list[int]] = [[] for _ in texts]
+        unread = {index: (0, len(text)) for index, text in enumerate(texts)}
+        num_chars = SLICE_CHARS if max_tokens is None else min(2 * max_tokens, SLICE_CHARS)
+        while unread:
+            spans = {index: self._slice(texts[index], *rest, num_chars, from_end) for index, rest in unread.items()}
+            read = self._read([texts[index][start:end] for index, (start, end) in spans.items()], kept)
+            for (index, (start, end)), ids in zip(spans.items(), read, strict=True):
+                found[index] = ids + found[index] if from_end else found[index] + ids
+                rest = (unread[index][0], start) if from_end else (end, unread[index][1])
+                unread[index] = rest
+                if rest[0] == rest[1] or (max_tokens is not None and len(found[index]) >= max_tokens):
+                    del unread[index]
+            num_chars = min(2 * num_chars, SLICE_CHARS)
+        return found
+
+    def _slice(self, text: str, start: int, end: int, num_chars: int, from_end: bool) -> tuple[int, int]:
+        """About `num_chars` of the span at its start or end, cut where a word starts; more where no word does."""
+        if end - start <= num_chars:
+            return start, end
+        if not from_end:
+            cut = self._word_start.search(text, start + num_chars, end)
+            return start, cut.start() if cut else end
+        while num_chars < end - start:
+            if cut := self._word_start.search(text, end - num_chars, end):
+                return cut.start(), end
+            num_chars *= 2
+        return start, end
+
+    def _read(self, texts: Sequence[str], kept: slice) -> list[list[int]]:
+        """The `kept` token ids of each text; SLICE_CHARS at most, or one text, in each call of the tokenizer."""
+        read: list[list[int]] = []
+        while len(read) < len(texts):
+            between_slices()
+            first, num_chars = len(read), 0
+            last = first
+            while last < len(texts) and (last == first or num_chars + len(texts[last]) <= SLICE_CHARS):
+                num_chars += len(texts[last])
+                last += 1
+            read += [ids[kept] for ids in self._read_at_once(texts[first:last])]
+        return read
+
+    def _read_at_once(self, texts: Sequence[str]) -> list[list[int]]:
+        """Characters that are always single tokens, most of a Chinese text, are looked up in a table. The tokenizer
+        reads only the runs between them, and releases the GIL meanwhile."""
         between = [self._others.findall(text) for text in texts]
         runs = [run for found in between for run in found]
         read = iter(self.tokenizer.encode_batch_fast(runs) if runs else ())
@@ -133,6 +194,31 @@ def find_single_characters(tokenizer: Tokenizer) -> dict[str, int]:
         for character, ids in zip(characters, (encoding.ids for encoding in read), strict=True)
         if len(ids) == 3 and ids[0] == ids[2] and ids[1] == vocab[character]
     }
+
+
+def find_word_starts(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """Matches a character that is never in a word with its neighbours: white space, punctuation, a Chinese character.
+
+    The candidates are tried with the tokenizer, so that a cut before one never changes the tokens. Of the characters
+    above U+FFFF only Chinese ones are candidates: with more of them a search takes 80 times as long.
+    """
+    letter = tokenizer.encode("a").ids
+    candidates = [*_separators(), *CHINESE]
+    read = tokenizer.encode_batch_fast([f"a{each[0]}a" for each in candidates])
+    starts = [
+        each if len(each) == 3 else re.escape(each)
+        for each, ids in zip(candidates, (encoding.ids for encoding in read), strict=True)
+        if len(ids) in (2, 3) and ids[:1] == letter == ids[-1:]
+    ]
+    return re.compile(f"[{''.join(starts)}]" if starts else "(?!)")
+
+
+@cache
+def _separators() -> tuple[str, ...]:
+    """White space, and the punctuation of Unicode and the symbols of ASCII that stand below U+10000."""
+    symbols = [chr(code) for code in range(33, 127) if not chr(code).isalnum()]
+    others = [character for character in map(chr, range(128, 0x10000)) if unicodedata.category(character)[0] == "P"]
+    return (" ", "\t", "\n", "\r", *symbols, *others)
 
 
 def read_vocab(path: Path, vocab_size: int) -> dict[str, int]:

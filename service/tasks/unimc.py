@@ -65,7 +65,7 @@ def encode_choices(
     Raises:
         InvalidRequest: the options do not fit even when shortened, or a row is too long and `truncation` is "error".
     """
-    tokens = _tokenize_once(model, choices)
+    tokens = _tokenize_once(model, choices, truncation)
     regions: dict[tuple[str, ...], Region] = {}
     rows = []
     for index, choice in enumerate(choices):
@@ -102,9 +102,11 @@ def fit_options(
     while (size := _size(ids)) > limit:
         if truncation == "error" or all(len(text) <= 1 for text in texts):
             shortened = " even when each is cut to one character" if texts is not options else ""
-            raise InvalidRequest.of(field, f"{len(ids)} options take {size} tokens{shortened}, at most {limit} fit")
+            raise InvalidRequest.of(
+                field, f"{len(ids)} options take at least {size} tokens{shortened}; at most {limit} fit"
+            )
         texts = [text[: max(1, len(text) // 2)] for text in texts]
-        ids = model.tokenize(texts)
+        ids = model.tokenize(texts, limit + 1)
     return ids
 
 
@@ -113,11 +115,12 @@ def _size(options: Sequence[list[int]]) -> int:
     return sum(map(len, options)) + len(options) + 1
 
 
-def _tokenize_once(model: TextModel, choices: Sequence[Choice]) -> Tokens:
+def _tokenize_once(model: TextModel, choices: Sequence[Choice], truncation: Truncation) -> Tokens:
     strings: dict[str, None] = {}
     for choice in choices:
         strings.update(dict.fromkeys((*choice.options, *choice.rest)))
-    return dict(zip(strings, model.tokenize(list(strings)), strict=True))
+    read = model.tokenize(list(strings), model.max_length, from_end=truncation == "left")
+    return dict(zip(strings, read, strict=True))
 
 
 def _region(model: TextModel, options: Sequence[list[int]], truncated: bool) -> Region:

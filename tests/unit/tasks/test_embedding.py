@@ -46,7 +46,7 @@ def test_a_long_text_is_cut_or_refused() -> None:
     [row] = EMBED.encode(text_model(), query)
     [result] = EMBED.decode(text_model(), query, [row], [logits(1)])
     assert (result.tokens, result.truncated) == (512, True)
-    with pytest.raises(InvalidRequest, match=r"^inputs\[0\]: takes 600 tokens, at most 510 fit$"):
+    with pytest.raises(InvalidRequest, match=r"^inputs\[0\]: takes at least 600 tokens; at most 510 fit$"):
         EMBED.encode(text_model(), EmbedQuery((letters(600),), truncation="error"))
 
 

@@ -63,7 +63,7 @@ def test_a_mask_that_would_be_cut_is_refused(truncation: Truncation, text: str) 
 
 
 def test_a_long_text_is_refused_where_nothing_may_be_cut() -> None:
-    with pytest.raises(InvalidRequest, match=r"^inputs\[0\]: takes 601 tokens, at most 510 fit$"):
+    with pytest.raises(InvalidRequest, match=r"^inputs\[0\]: takes at least 601 tokens; at most 510 fit$"):
         encode(f"[MASK]{letters(600)}", "error")
 
 

@@ -48,7 +48,9 @@ def test_a_long_passage_is_cut_and_told() -> None:
 
 def test_choices_that_do_not_fit_are_named() -> None:
     readings = (READING, Reading("丙", "戊", tuple(chr(0x5000 + index) for index in range(300))))
-    with pytest.raises(InvalidRequest, match=r"^inputs\[1\]\.choices: 300 options take 601 tokens, at most 480 fit$"):
+    with pytest.raises(
+        InvalidRequest, match=r"^inputs\[1\]\.choices: 300 options take at least 601 tokens; at most 480 fit$"
+    ):
         MRC.encode(text_model(), MrcQuery(readings))
 
 

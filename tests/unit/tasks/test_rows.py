@@ -75,7 +75,9 @@ def test_a_pair_is_cut_on_one_side_each() -> None:
 
 @pytest.mark.parametrize(("texts", "room"), [(("甲" * 511,), 510), (("甲" * 500, "乙" * 11), 509)])
 def test_what_does_not_fit_is_refused_where_nothing_may_be_cut(texts: tuple[str, ...], room: int) -> None:
-    with pytest.raises(InvalidRequest, match=rf"^inputs\[1\]: takes 511 tokens, at most {room} fit$") as caught:
+    with pytest.raises(
+        InvalidRequest, match=rf"^inputs\[1\]: takes at least 511 tokens; at most {room} fit$"
+    ) as caught:
         encode_rows(text_model(), [("甲",), texts], Cls(), "error")
     assert caught.value.errors[0].field == "inputs[1]"
 

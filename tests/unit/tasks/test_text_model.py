@@ -13,6 +13,7 @@ from transformers import BertTokenizer
 
 from service.checkpoints.checkpoint import Checkpoint, Kind, Shape, describe
 from service.errors import CheckpointError
+from service.tasks import text_model
 from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer, find_single_characters, read_vocab
 from tests.checkpoints import make_checkpoint, vocabulary
 
@@ -232,6 +233,40 @@ def test_characters_that_are_looked_up_change_no_token(config: dict[str, bool]) 
         assert model.tokenize(texts) == [whole.encode(text).ids for text in texts]
 
     same()
+
+
+@pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"tokenize_chinese_chars": False}])
+def test_slices_of_a_long_text_have_the_tokens_of_the_whole(
+    config: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_model, "SLICE_CHARS", 5)
+    whole = build_tokenizer(VOCAB, config)
+    model = TextModel("m", "encoder", (), (), 512, whole, cls=2, sep=3, mask=4, yes=None, no=None)
+    odd = st.text("aäA今臺𪚥，.፡#\u0308\ufe0f\u0000 \n\u30001😀한", max_size=60)
+
+    @settings(deadline=None)
+    @given(st.lists(TEXTS | odd, max_size=3), st.integers(1, 12))
+    def same(texts: list[str], limit: int) -> None:
+        wanted = [whole.encode(text).ids for text in texts]
+        assert model.tokenize(texts) == wanted
+        assert [ids[:limit] for ids in model.tokenize(texts, limit)] == [ids[:limit] for ids in wanted]
+        ends = model.tokenize(texts, limit, from_end=True)
+        assert [ids[-limit:] for ids in ends] == [ids[-limit:] for ids in wanted]
+
+    same()
+
+
+@pytest.mark.parametrize("text", ["今" * 50_000, "a." * 25_000, "ab " * 20_000, "a፡" * 25_000])
+@pytest.mark.parametrize("from_end", [False, True])
+def test_a_long_text_is_read_only_as_far_as_its_tokens_are_kept(
+    text: str, from_end: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TextModel("m", "encoder", (), (), 512, OURS, cls=2, sep=3, mask=4, yes=None, no=None)
+    read: list[int] = []
+    monkeypatch.setattr(text_model, "between_slices", lambda: read.append(1))
+    [ids] = model.tokenize([text], 128, from_end=from_end)
+    assert 128 <= len(ids) <= 256
+    assert len(read) <= 3, "slices of 256, 512 and 1024 characters"
 
 
 def test_only_characters_that_always_stand_alone_are_looked_up() -> None:

@@ -184,9 +184,13 @@ def test_as_many_options_as_fit() -> None:
 
 
 IMPOSSIBLE = {
-    "one more": (240, 1, "240 options take 481 tokens, at most 480 fit"),
-    "300 labels": (300, 1, "300 options take 601 tokens, at most 480 fit"),
-    "300 long labels": (300, 4, "300 options take 601 tokens even when each is cut to one character, at most 480 fit"),
+    "one more": (240, 1, "240 options take at least 481 tokens; at most 480 fit"),
+    "300 labels": (300, 1, "300 options take at least 601 tokens; at most 480 fit"),
+    "300 long labels": (
+        300,
+        4,
+        "300 options take at least 601 tokens even when each is cut to one character; at most 480 fit",
+    ),
 }
 
 
@@ -202,7 +206,7 @@ def test_options_that_can_never_fit_are_refused(name: str) -> None:
 
 def test_long_options_are_refused_where_nothing_may_be_cut() -> None:
     choice = Choice((letters(300), letters(300)), ("甲",))
-    with pytest.raises(InvalidRequest, match=r"^labels: 2 options take 603 tokens, at most 480 fit$"):
+    with pytest.raises(InvalidRequest, match=r"^labels: 2 options take at least 603 tokens; at most 480 fit$"):
         encode_choices(text_model(), [choice], "error", options_field="labels")
 
 
@@ -245,7 +249,9 @@ def test_texts_are_cut_to_their_shares(name: str) -> None:
         assert cut(question, *texts, truncation="error") == [ids(letters(length)) for length in kept]
         return
     room = 48 - 6 - len(wholes)
-    with pytest.raises(InvalidRequest, match=rf"^inputs\[0\]: takes {sum(wholes)} tokens, at most {room} fit$"):
+    with pytest.raises(
+        InvalidRequest, match=rf"^inputs\[0\]: takes at least {sum(wholes)} tokens; at most {room} fit$"
+    ):
         cut(question, *texts, truncation="error")
 
 
@@ -377,9 +383,11 @@ def test_a_long_second_text_is_halved_with_its_reading() -> None:
 
 def test_a_second_text_that_does_not_fit_is_named() -> None:
     pairs = (("甲", "乙"), ("甲", letters(400)))
-    with pytest.raises(InvalidRequest, match=r"^inputs\[1\]\[1\]: 2 options take 815 tokens, at most 480 fit$"):
+    with pytest.raises(
+        InvalidRequest, match=r"^inputs\[1\]\[1\]: 2 options take at least 815 tokens; at most 480 fit$"
+    ):
         SIMILARITY.encode(text_model(), SimilarityQuery(pairs, "error"))
-    with pytest.raises(InvalidRequest, match=r"^inputs\[1\]: takes 600 tokens, at most 493 fit$"):
+    with pytest.raises(InvalidRequest, match=r"^inputs\[1\]: takes at least 600 tokens; at most 493 fit$"):
         SIMILARITY.encode(text_model(), SimilarityQuery((("甲", "乙"), (letters(600), "乙")), "error"))
 
 
