@@ -177,8 +177,10 @@ DEVICES = Section(
         ),
         lines(
             "Memory of the HTTP process",
-            "Resident memory. It holds tokenizers, queue and connections; the weights are in the worker processes.",
+            "Resident memory, without weights; and the counted memory of requests in progress with its budget, above "
+            "which requests get 503.",
             Query(total(f"process_resident_memory_bytes{{{HERE}}}", "instance"), "{{instance}}"),
+            Query(total(select("request_memory_bytes"), "instance, kind"), "{{instance}} requests {{kind}}"),
             unit="bytes",
             width=8,
         ),

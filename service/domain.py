@@ -49,6 +49,9 @@ class TopTokens:
     k: int
 
 
+TOP_TOKENS_COST = 2
+"""Tokens that cost as much as the most probable words at one position: 1 to 2 with a small model, less with a large."""
+
 Readout = Cls | Mean | Labels | TokenScores | TopTokens
 
 
@@ -69,9 +72,13 @@ class Encoding:
     blocks: tuple[tuple[int, int], ...] = ()
     truncated: bool = False
     num_tokens: int = field(init=False)
+    cost: int = field(init=False)
+    """Tokens that the row counts as in a batch: its own, and what its readout costs beyond the usual."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_tokens", len(self.ids))
+        readout_cost = TOP_TOKENS_COST * len(self.readout.positions) if isinstance(self.readout, TopTokens) else 0
+        object.__setattr__(self, "cost", self.num_tokens + readout_cost)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

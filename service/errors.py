@@ -18,6 +18,7 @@ ServiceError
 ├── DeadlineUnreachable       429 deadline_unreachable, retryable: the predicted wait exceeds the deadline
 ├── Unavailable               503 unavailable, retryable: starting, draining, no replica
 │   ├── TooManyConnections    503 too_many_connections, retryable
+│   ├── MemoryFull            503 memory_full, retryable: other requests in progress use all memory for requests
 │   ├── ReplicaLost           503 replica_lost, retryable
 │   └── OutOfMemory           503 out_of_memory, retryable: this row does not fit into the device's memory
 ├── DeadlineExceeded          504 deadline_exceeded
@@ -147,6 +148,10 @@ class Unavailable(ServiceError):
 
 class TooManyConnections(Unavailable):
     code = "too_many_connections"
+
+
+class MemoryFull(Unavailable):
+    code = "memory_full"
 
 
 class ReplicaLost(Unavailable):

@@ -31,6 +31,7 @@ REPLICA_STATES: tuple[ReplicaState, ...] = get_args(ReplicaState)
 LOSS_REASONS: tuple[LossReason, ...] = get_args(LossReason)
 CANARY_RESULTS: tuple[CanaryResult, ...] = get_args(CanaryResult)
 MEMORY_KINDS = ("allocated", "total")
+REQUEST_MEMORY_KINDS = ("used", "budget")
 CODES = ("200", "400", "404", "408", "413", "415", "422", "429", "499", "500", "503", "504")
 KEY_CODES = ("403", *CODES)
 CONNECTION_REASONS = (
@@ -38,6 +39,7 @@ CONNECTION_REASONS = (
     "malformed_request",
     "headers_too_large",
     "request_timeout",
+    "memory_full",
     "slow_reader",
 )
 SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)

@@ -126,6 +126,9 @@ class Metrics(DeclaredMetrics):
             "request_inputs", "Inputs of a request that succeeded.", known.COUNTS, ("task",)
         )
         self.connections = self._gauge("connections", "Open connections.")
+        self.request_memory = self._gauge(
+            "request_memory", "Memory of the requests in progress, as counted, and its budget.", ("kind",), "bytes"
+        )
         self.log_lines_dropped = self._counter(
             "log_lines_dropped", "Log lines dropped because stderr did not take them."
         )
@@ -155,6 +158,12 @@ class Metrics(DeclaredMetrics):
         """`total` is the number of lines that were dropped since the start of the process."""
         self.log_lines_dropped.inc(total - self._num_log_lines_dropped)
         self._num_log_lines_dropped = total
+
+    def watch_request_memory(self, used: Callable[[], float], budget: int) -> None:
+        """`used` is called at scrape time."""
+        of_used, of_budget = known.REQUEST_MEMORY_KINDS
+        self.request_memory.labels(of_used).set_function(used)
+        self.request_memory.labels(of_budget).set(budget)
 
     def connection_opened(self) -> None:
         self.connections.inc()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.domain import DEFAULT_OPTIONS, Encoding, RequestOptions, Timing
-from service.errors import DeadlineExceeded
+from service.errors import InvalidRequest
 from service.metrics import Metrics
 from service.tasks.registry import route
 from service.tasks.task import Task
@@ -21,6 +21,9 @@ from service.tracing import trace
 INLINE_BYTES = 4096
 """A query no longer than this is tokenised on the event loop: mostly in less time than a thread takes to wake, at worst
 in a few milliseconds."""
+INLINE_REPLY_BYTES = 32_768
+"""A reply no longer than this is decoded on the event loop."""
+MAX_REPLY_BYTES = 16 * 2**20
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -34,13 +37,20 @@ class Submit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A query as rows for one model; `num_tokens` is the sum over all rows, `seconds` the time that it took."""
+    """A query as rows for one model; `num_tokens` is the sum over all rows, `seconds` the time that it took,
+    `reply_bytes` an estimate."""
 
     model: TextModel
     rows: Sequence[Encoding]
     num_tokens: int
+    reply_bytes: int
     started: float
     seconds: float
+
+    @property
+    def is_reply_large(self) -> bool:
+        """Whether the reply is made off the event loop."""
+        return self.reply_bytes > INLINE_REPLY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +64,23 @@ class Answer(Generic[R]):
 
 
 class Pipeline:
-    """Answers queries of every task with the `models` that are served."""
+    """Answers queries of every task with the `models` that are served. Long computations are done by the `threads`."""
 
     def __init__(
         self,
         models: Mapping[str, TextModel],
         submit: Submit,
-        tokenizers: Executor,
+        threads: FairThreads,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
         self.models = models
+        self.threads = threads
         self._submit = submit
-        self._tokenizers = tokenizers
         self._metrics = metrics
         self._clock = clock
+        self._max_reply_bytes = max_reply_bytes
 
     async def encode(
         self,
@@ -81,14 +93,15 @@ class Pipeline:
     ) -> Encoded:
         """Chooses the model and tokenises. `num_bytes` is the size of the query's text, where it is known.
 
-        Raises what routing and encoding raise, and DeadlineExceeded.
+        Raises what routing and encoding raise, DeadlineExceeded, and InvalidRequest for too large a reply.
         """
         started = self._clock()
         chosen = route(self.models, task, query, model)
+        reply_bytes = self._check_reply(task, chosen, query)
         if num_bytes is not None and num_bytes <= INLINE_BYTES:
             rows = task.encode(chosen, query)
         else:
-            rows = await self._encode_in_thread(task, chosen, query, options.deadline)
+            rows = await self.threads.run(options, partial(task.encode, chosen, query))
         seconds = self._clock() - started
         num_tokens, num_truncated = sum([row.num_tokens for row in rows]), sum([row.truncated for row in rows])
         trace.current.get().stage("tokenize", seconds)
@@ -100,27 +113,24 @@ class Pipeline:
             truncated=num_truncated,
             seconds=seconds,
         )
-        return Encoded(chosen, rows, num_tokens, started, seconds)
+        return Encoded(chosen, rows, num_tokens, reply_bytes, started, seconds)
 
     async def compute(
         self, task: Task[Q, R], query: Q, encoded: Encoded, options: RequestOptions = DEFAULT_OPTIONS
     ) -> Answer[R]:
         """Computes the rows and decodes them. Raises what batching raises."""
         result = await self._submit(encoded.rows, options)
-        results = task.decode(encoded.model, query, encoded.rows, result.outputs)
+        decode = partial(task.decode, encoded.model, query, encoded.rows, result.outputs)
+        results = await self.threads.run(options, decode) if encoded.is_reply_large else decode()
         decisions = [] if task.predict is None else [task.predict(query, each) for each in results]
         timing = Timing(encoded.seconds, result.queue_s, result.compute_s, self._clock() - encoded.started)
         self._metrics.answered(task.name, encoded.model.name, len(results), timing, decisions)
         return Answer(encoded.model.name, results, encoded.num_tokens, timing)
 
-    async def _encode_in_thread(
-        self, task: Task[Q, R], model: TextModel, query: Q, deadline: float | None
-    ) -> list[Encoding]:
-        """Tokenises off the event loop: the tokenizer releases the GIL, so other requests are read meanwhile."""
-        loop = asyncio.get_running_loop()
-        encoding = loop.run_in_executor(self._tokenizers, task.encode, model, query)
-        try:
-            async with asyncio.timeout(None if deadline is None else deadline - self._clock()):
-                return await encoding
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the text was tokenised") from None
+    def _check_reply(self, task: Task[Q, R], model: TextModel, query: Q) -> int:
+        """An estimate of the reply's size: a request of some kilobytes can ask for gigabytes."""
+        size, limit = task.reply_bytes(model, query), self._max_reply_bytes
+        if size > limit:
+            detail = f"the response would have about {size} bytes, at most {limit} are sent"
+            raise InvalidRequest.of("inputs", f"{detail}; send fewer inputs, shorter labels or a smaller top_k")
+        return size

@@ -80,6 +80,15 @@ class Server(Section):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 chooses a free port and logs it.")
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Maximum request body in bytes; above it: 413.")
+    max_reply_bytes: int = Field(
+        16 * 2**20, ge=1024, description="Maximum estimated size of a response in bytes; above it: 422."
+    )
+    memory_budget_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory for requests in progress in bytes: bodies, tokenized rows and replies; above it: 503. "
+        "0: 256 MiB, or a sixteenth of the memory limit if that is less.",
+    )
     max_inputs: int = Field(256, ge=1, description="Maximum inputs or candidates of a request; above it: 422.")
     max_chars: int = Field(100_000, ge=1, description="Maximum characters of a text; above it: 422.")
     max_labels: int = Field(256, ge=1, description="Maximum labels or choices of an input; above it: 422.")
@@ -112,6 +121,12 @@ class Server(Section):
             raise ValueError(f"default_timeout_ms must not be above max_timeout_ms ({self.max_timeout_ms})")
         return self
 
+    @model_validator(mode="after")
+    def _budget_holds_two_bodies(self) -> Self:
+        if 0 < self.memory_budget_bytes < 2 * self.max_body_bytes:
+            raise ValueError(f"memory_budget_bytes must be at least twice max_body_bytes ({self.max_body_bytes})")
+        return self
+
 
 class Models(Section):
     """The checkpoints to serve."""
@@ -136,7 +151,9 @@ class Models(Section):
         "`erlangshen/weights` in the user's cache directory ($XDG_CACHE_HOME or ~/.cache); off: no cache.",
     )
     offline: bool = Field(False, description="Do not contact the hub: load models from directories and the cache only.")
-    tokenizer_threads: int = Field(2, ge=1, le=64, description="Number of threads for tokenization of long texts.")
+    tokenizer_threads: int = Field(
+        2, ge=1, le=64, description="Number of threads for long requests: JSON, tokenization and replies."
+    )
 
 
 class Batching(Section):

@@ -1,29 +1,21 @@
-"""Reading one request: its headers, once, into options; its body and JSON; and whether its client is still there."""
+"""Reading one request: its headers, once, into options; its body; and whether its client is still there."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, NoReturn, TypeVar, cast
 
-import orjson
-from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.api.accounts import ANYONE, Account
-from service.api.problems import MAX_LISTED, from_validation_error, invalid, path_of
 from service.domain import RANKS, Priority, RequestOptions, Timing
 from service.errors import (
     BodyTooLarge,
-    FieldError,
     InvalidRequest,
-    MalformedBody,
     Unavailable,
     UnsupportedEncoding,
 )
@@ -31,8 +23,6 @@ from service.settings import Server
 from service.tracing.trace import NO_TRACE, Trace
 
 T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
-FieldPath = tuple[str | int, ...]
 
 CONTEXT_KEY = "erlangshen.context"
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -41,9 +31,8 @@ BODY_ERROR = "erlangshen.body_error"
 """In the state of a request's scope: set by the connection when the rest of the body will not come, to the reason."""
 GONE = "erlangshen.gone"
 """In the state, too: a future that the connection resolves when the client has disconnected."""
-MAX_SEARCHED = 100_000
-"""Values (about) of a body that is searched for a lone surrogate: more than a request within the limits holds."""
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+BYTES_PER_TOKEN = 1024
+"""Of a body and of a reply: as many bytes are charged as one token. Only a request far from the usual pays for them."""
 STARTING_RETRY_S = 5.0
 
 
@@ -63,12 +52,28 @@ class RequestContext:
     timing: Timing | None = None
     status: int = 0
     code: str | None = None
+    num_paid: int = 0
+    """Tokens that the account was charged."""
+
+    def received(self, num_bytes: int) -> None:
+        """The body was read: it is charged, whatever becomes of the request."""
+        self._pay(num_bytes // BYTES_PER_TOKEN)
 
     def encoded(self, inputs: int, tokens: int) -> None:
         """The texts were tokenised: from now on the tokens count for the account, whatever becomes of the request."""
         self.inputs = inputs
         self.tokens = tokens
-        self.account.spend(tokens)
+        self._pay(tokens)
+
+    def replied(self, num_bytes: int) -> None:
+        """The reply was made: what it has above the tokens of the request is charged, too."""
+        self._pay(num_bytes // BYTES_PER_TOKEN)
+
+    def _pay(self, tokens: int) -> None:
+        """Charges the account, at least these tokens for the request as a whole."""
+        if tokens > self.num_paid:
+            self.account.spend(tokens - self.num_paid)
+            self.num_paid = tokens
 
 
 def context_of(request: Request) -> RequestContext:
@@ -155,7 +160,7 @@ _READERS: dict[bytes, tuple[str, Callable[[str, Server], Any]]] = {
 }
 
 
-async def read_body(request: Request, headers: Headers, max_bytes: int) -> bytes:
+async def read_body(request: Request, headers: Headers, max_bytes: int) -> bytearray:
     """The body, whatever its content type says.
 
     Raises:
@@ -168,119 +173,23 @@ async def read_body(request: Request, headers: Headers, max_bytes: int) -> bytes
         raise UnsupportedEncoding("the body is compressed; send it as it is")
     if headers.content_length > max_bytes:
         _refuse_size(max_bytes)
-    chunks, size, is_complete = [], 0, False
+    body, is_complete = bytearray(), False
     while not is_complete:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > max_bytes:
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
             _refuse_size(max_bytes)
         is_complete = not message.get("more_body", False)
         if not is_complete and (error := request.scope.get("state", {}).get(BODY_ERROR)):
+            body.clear()  # the error is in the scope, and its traceback would keep both until a garbage collection
             raise error
-    return b"".join(chunks)
+    return body
 
 
 def _refuse_size(max_bytes: int) -> NoReturn:
     raise BodyTooLarge(f"the body is larger than {max_bytes} bytes; send fewer inputs in one request")
-
-
-def parse(body: bytes, model: type[M], limits: Server) -> M:
-    """The body as a wire model.
-
-    Raises:
-        MalformedBody: not UTF-8, not JSON, or nested too deep.
-        InvalidRequest: names every field that is wrong.
-    """
-    value = parse_json(body)
-    if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    try:
-        return model.model_validate(value, context=limits)
-    except ValidationError as error:
-        raise from_validation_error(error, model) from None
-
-
-def parse_json(body: bytes) -> Any:
-    """The value of a body.
-
-    Raises:
-        MalformedBody: not UTF-8, not JSON, or nested too deep.
-        InvalidRequest: JSON of at most MAX_SEARCHED values that holds a lone surrogate, which is not text.
-    """
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        _refuse_surrogates(body)
-        raise MalformedBody(f"the body is not JSON: {_reason(body, error)}") from None
-
-
-def _reason(body: bytes, error: orjson.JSONDecodeError) -> str:
-    if not body.strip():
-        return "it is empty"
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as wrong:
-        return f"byte {wrong.start} is not UTF-8"
-    return f"{error.msg} at line {error.lineno}, column {error.colno}"
-
-
-def _refuse_surrogates(body: bytes) -> None:
-    """orjson calls "\\ud800" malformed; it is well-formed JSON, and the error should name the field that holds it."""
-    num_values = sum(map(body.count, (b",", b"[", b"{")))
-    if num_values > MAX_SEARCHED or not _SURROGATE.search(body):
-        return
-    try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return
-    broken = islice(_surrogates(value), MAX_LISTED)
-    found = [FieldError(path, "holds a lone surrogate, which is no character") for path in broken]
-    if found:
-        raise invalid(found)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _surrogates(value: Any) -> Iterator[str]:
-    """Paths of the strings that UTF-8 cannot encode."""
-    for path, one in _values(value):
-        if isinstance(one, str) and _is_broken(one):
-            yield path_of(path) or "body"
-
-
-def _values(value: Any) -> Iterator[tuple[FieldPath, Any]]:
-    """Every value in a JSON value with its path, in order; for a name that UTF-8 cannot encode, the name.
-
-    Without recursion: a hostile body is deeply nested.
-    """
-    open_ones: list[Iterator[tuple[FieldPath, Any]]] = [iter([((), value)])]
-    while open_ones:
-        for path, one in open_ones[-1]:
-            yield path, one
-            if isinstance(one, list | dict):
-                open_ones.append(_parts(path, one))
-                break
-        else:
-            open_ones.pop()
-
-
-def _parts(path: FieldPath, whole: list[Any] | dict[str, Any]) -> Iterator[tuple[FieldPath, Any]]:
-    if isinstance(whole, list):
-        return (((*path, index), part) for index, part in enumerate(whole))
-    return (((*path, name), name if _is_broken(name) else part) for name, part in whole.items())
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from service.api.memory import MemoryBudget
 from service.api.schemas import ModelsReply
 from service.domain import RequestOptions
 from service.metrics import Metrics
@@ -19,6 +20,9 @@ class ServiceState(Protocol):
 
     @property
     def metrics(self) -> Metrics: ...
+
+    @property
+    def memory(self) -> MemoryBudget: ...
 
     @property
     def tracer(self) -> Tracer: ...

@@ -144,7 +144,7 @@ class Batcher:
         return {row: output for row, output in enumerate(found) if output is not None}
 
     def _check_admission(self, encodings: Sequence[Encoding], options: RequestOptions, now: float) -> None:
-        num_tokens, num_rows = sum([encoding.num_tokens for encoding in encodings]), len(encodings)
+        num_tokens, num_rows = sum([encoding.cost for encoding in encodings]), len(encodings)
         expected_s = self._latency_models.predict(encodings[0].model, num_tokens, num_rows)
         self._admission.check(options, now, num_tokens=num_tokens, num_rows=num_rows, expected_s=expected_s)
 

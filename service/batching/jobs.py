@@ -114,7 +114,7 @@ class Job:
     """One encoding and the rows of requests that wait for it.
 
     `number` (by arrival), `position` and `is_given_back` belong to the queue; `num_losses` counts the replicas that
-    were lost while they computed it.
+    were lost while they computed it. `num_tokens` is the cost of the encoding.
     """
 
     encoding: Encoding
@@ -127,7 +127,7 @@ class Job:
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.num_tokens = self.encoding.num_tokens
+        self.num_tokens = self.encoding.cost
 
     @property
     def is_new(self) -> bool:

@@ -9,15 +9,17 @@ import logging
 import platform
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from service import host, logs
+from service.api.memory import MemoryBudget, default_budget
 from service.api.schemas import ModelInfo, ModelsReply, ReplicaInfo
 from service.batching.batcher import Batcher
+from service.batching.fair_threads import FairThreads
 from service.batching.latency_model import LatencyModels
 from service.batching.result_cache import ResultCache
 from service.checkpoints.checkpoint import Checkpoint
@@ -38,6 +40,8 @@ from service.tracing.trace import open_tracer
 
 logger = logging.getLogger(__name__)
 
+GC_THRESHOLD = 10_000
+"""New objects before a collection. With Python's 700, a large reply triggers hundreds of them, half of its time."""
 STOPPING = "the service is stopping"
 
 
@@ -68,7 +72,7 @@ class Application:
         self._checkpoints: list[Checkpoint] = []
         self._models: dict[str, TextModel] = {}
         self._pool: Pool | None = None
-        self._tokenizers = ThreadPoolExecutor(settings.models.tokenizer_threads, "tokenizer")
+        self._request_threads = FairThreads(settings.models.tokenizer_threads)
         self._revisions: dict[str, str] = {}
         self._latency_models = LatencyModels(
             metrics=self.metrics,
@@ -85,7 +89,18 @@ class Application:
             metrics=self.metrics,
         )
         self.admit = self._batcher.admit
-        self.pipeline = Pipeline(self._models, self._batcher.submit, self._tokenizers, self.metrics)
+        self.memory = MemoryBudget(
+            settings.server.memory_budget_bytes
+            or default_budget(host.process_memory().total, settings.server.max_body_bytes)
+        )
+        self.metrics.watch_request_memory(lambda: self.memory.used, self.memory.max_bytes)
+        self.pipeline = Pipeline(
+            self._models,
+            self._batcher.submit,
+            self._request_threads,
+            self.metrics,
+            max_reply_bytes=settings.server.max_reply_bytes,
+        )
         self.metrics.declare([spec.name for spec in self._specs], replica_names(self._devices), list(TASKS))
         self.metrics.declare_build(version=VERSION, python=platform.python_version())
 
@@ -195,6 +210,7 @@ class Application:
         # All objects so far are permanent: excluded from collections, which would pause all requests to traverse them.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         served = ", ".join(self._models)
         logger.info("ready", extra={"url": self._url, "models": served, "devices": ", ".join(self._devices)})
         task, body = first_request(self._models.values())
@@ -263,7 +279,7 @@ class Application:
         self._batcher.close()
         if self._pool is not None:
             await self._pool.stop()
-        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        self._request_threads.close()
         self.tracer.close()
         logger.info("stopped")
 

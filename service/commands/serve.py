@@ -58,7 +58,9 @@ def make_server(application: Application, settings: Settings) -> Server:
         application, settings.server, settings.security, key_store=key_store, lifespan=application.lifespan
     )
     limits = settings.server
-    connection_limits = ConnectionLimits(limits, application.metrics, fit_connections(limits.max_connections))
+    connection_limits = ConnectionLimits(
+        limits, application.metrics, fit_connections(limits.max_connections), application.memory
+    )
     config = uvicorn.Config(
         app,
         http=partial(HttpProtocol, connection_limits=connection_limits),  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.api.memory import SMALL_BYTES, MemoryBudget, memory_full
 from service.api.problems import problem
 from service.api.request import BODY_ERROR, GONE
 from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, TooManyConnections
@@ -77,6 +78,10 @@ LINGER_S = 2.0
 """Time for a client that is still sending to read its response and to stop, from the last byte that it sent."""
 MIN_IDLE_S = 1.0
 """A younger idle connection is not closed to make room: its request may have arrived, and not been read yet."""
+STALLED_S = 1.0
+"""When memory is short, a large request that has sent nothing for so long is refused to make room."""
+READ_BYTES = 262_144
+"""What uvloop reads at once: at most as much is waiting of pipelined requests, as reading is paused behind it."""
 RESERVED_CONNECTIONS = 32
 """Connections above the limit that may ask for a probe or for metrics, and for nothing else."""
 RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
@@ -92,14 +97,24 @@ class ConnectionLimits:
     """What all connections of one server share. Once it `is_closing`, every response is the last on its connection.
 
     `idle` holds the connections that wait for the first byte of a request, the longest idle one first, and the loop's
-    time since which they do.
+    time since which they do; `receiving` those with a part of a large request, the longest silent one first.
     """
 
     limits: Server
     metrics: Metrics
     max_connections: int
+    memory: MemoryBudget
     is_closing: bool = False
     idle: dict[HttpProtocol, float] = field(default_factory=dict)
+    receiving: dict[HttpProtocol, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.memory.reclaim = self._refuse_stalled
+
+    def _refuse_stalled(self) -> bool:
+        """Refuses the large request that has been silent longest, if it has been for STALLED_S."""
+        connection, since = next(iter(self.receiving.items()), (None, 0.0))
+        return connection is not None and connection.refuse_stalled(since)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -115,6 +130,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._gone: asyncio.Future[None] | None = None
         self._num_pending = 0
         """Bytes read that have not completed a head or a piece of a body: the parser keeps them."""
+        self._num_held = 0
+        """Bytes read since the connection was idle: what the memory budget counts for its requests."""
+        self._num_unsent = 0
         self._is_incomplete = False
         self._has_head = False
         """Header lines that come from now on are trailers."""
@@ -159,6 +177,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._running.message_event.set()
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
+        self._give_back(self._num_held)
+        self._count_unsent(0)
         self._shared.metrics.connection_closed()
         self._unset_keepalive_if_required()
         self._stop_sending_clock()
@@ -175,6 +195,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._rearm_linger()
             return
         self._shared.idle.pop(self, None)
+        if not self._shared.memory.take(len(data), self._num_held):
+            self._refuse(memory_full())
+            return
+        self._num_held += len(data)
         self._num_pending += len(data)
         self._is_incomplete = True
         try:
@@ -191,6 +215,30 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(self._too_large())
                 return
             self._await_next()
+            self._note_receiving()
+
+    def _note_receiving(self) -> None:
+        if self._num_held > SMALL_BYTES:
+            self._shared.receiving.pop(self, None)
+            if self._awaited:
+                self._shared.receiving[self] = self.loop.time()
+
+    def refuse_stalled(self, since: float) -> bool:
+        """Refuses the request that is arriving, if nothing of it has come for STALLED_S."""
+        if self.loop.time() - since < STALLED_S:
+            return False
+        self._refuse(memory_full())
+        return True
+
+    def _give_back(self, num_bytes: int) -> None:
+        """Gives bytes back to the memory budget."""
+        self._shared.memory.give(num_bytes)
+        self._num_held -= num_bytes
+        self._shared.receiving.pop(self, None)
+
+    def _count_unsent(self, num_bytes: int) -> None:
+        self._shared.memory.add(num_bytes - self._num_unsent)
+        self._num_unsent = num_bytes
 
     def on_message_begin(self) -> None:
         self._has_head = False
@@ -306,16 +354,20 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._start_sending_clock()
         elif not self.cycle.response_complete:  # the next request is here already
+            self._give_back(max(0, self._num_held - READ_BYTES))
             self._await_next()
         else:
+            self._give_back(self._num_held)
             self._shared.idle[self] = self.loop.time()
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._count_unsent(self.transport.get_write_buffer_size())
         self._start_sending_clock()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._count_unsent(0)
         self._stop_sending_clock()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -327,6 +379,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._shared.metrics.connection_refused(error.code)
         self.parser = _IGNORE
+        self._give_back(self._num_held)
         if self.cycle is None or self.cycle.response_complete:
             if self.cycle is None or not self.cycle.more_body:  # else it was refused before its body came
                 self._answer(error)

@@ -12,6 +12,9 @@ from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice, encode_choices, probabilities, yes_probabilities
 
+SCORE_BYTES = 45
+"""A label's score in JSON, without the label."""
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -83,6 +86,12 @@ def _result(scores: tuple[LabelScore, ...], top_k: int | None, encoding: Encodin
     return ClassifyResult(best.label, best.score, scores[:top_k], encoding.num_tokens, encoding.truncated)
 
 
+def reply_bytes(model: TextModel, query: ClassifyQuery) -> int:
+    sizes = [SCORE_BYTES + len(label.encode()) for label in query.labels or model.labels]
+    per_input = sum(sorted(sizes, reverse=True)[: query.top_k]) + max(sizes, default=0)
+    return len(query.inputs) * per_input
+
+
 def predict(query: ClassifyQuery, result: ClassifyResult) -> Prediction:
     return Prediction(None if query.labels else result.label, result.score)
 
@@ -93,6 +102,7 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task(
     encode,
     decode,
     needs="a masked LM (UniMC) and `labels` in the request, or a fine-tuned classifier and no `labels`",
+    reply_bytes=reply_bytes,
     predict=predict,
     own_labels=lambda model: model.labels,
 )

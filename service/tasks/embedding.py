@@ -13,6 +13,9 @@ from service.tasks.rows import encode_rows
 from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel
 
+NUMBER_BYTES = 22
+"""A number in JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedQuery:
@@ -56,4 +59,8 @@ def _vector(output: Output, normalize: bool) -> FloatArray:
     return np.asarray(vector / norm, dtype=np.float32) if normalize and norm > 0 else vector
 
 
-EMBED: Task[EmbedQuery, EmbedResult] = Task("embed", can, encode, decode, needs="any model")
+def reply_bytes(model: TextModel, query: EmbedQuery) -> int:
+    return len(query.inputs) * model.hidden_size * NUMBER_BYTES
+
+
+EMBED: Task[EmbedQuery, EmbedResult] = Task("embed", can, encode, decode, needs="any model", reply_bytes=reply_bytes)

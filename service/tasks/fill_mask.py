@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from service.domain import Encoding, Output, TopTokens
 from service.errors import InvalidRequest
@@ -12,8 +13,8 @@ from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel
 
 MASK = "[MASK]"
-MAX_RESPONSE_TOKENS = 100_000
-"""Limit on the tokens in one response, over all its masks. Larger responses take hundreds of megabytes to build."""
+TOKEN_BYTES = 48
+"""A token and its score in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +47,21 @@ def encode(model: TextModel, query: FillMaskQuery) -> list[Encoding]:
     vocab_size = model.tokenizer.get_vocab_size()
     if query.top_k > vocab_size:
         raise InvalidRequest.of("top_k", f"is {query.top_k}; the vocabulary of {model.name} has {vocab_size} tokens")
-    num_masks = sum(text.count(MASK) for text in query.inputs)
-    if num_masks * query.top_k > MAX_RESPONSE_TOKENS:
-        limit = f"a response holds at most {MAX_RESPONSE_TOKENS} tokens over all masks"
-        raise InvalidRequest.of("top_k", f"is {query.top_k} for each of {num_masks} {MASK}; {limit}")
     return [_encode(model, text, query, f"inputs[{index}]") for index, text in enumerate(query.inputs)]
 
 
 def decode(
     model: TextModel, query: FillMaskQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[FillMaskResult]:
+    token = cache(model.token)
     return [
-        FillMaskResult(_masks(model, output), encoding.num_tokens, encoding.truncated)
+        FillMaskResult(_masks(token, output), encoding.num_tokens, encoding.truncated)
         for encoding, output in zip(encodings, outputs, strict=True)
     ]
+
+
+def reply_bytes(model: TextModel, query: FillMaskQuery) -> int:
+    return sum(text.count(MASK) for text in query.inputs) * query.top_k * TOKEN_BYTES
 
 
 def _encode(model: TextModel, text: str, query: FillMaskQuery, field: str) -> Encoding:
@@ -76,13 +78,15 @@ def _encode(model: TextModel, text: str, query: FillMaskQuery, field: str) -> En
     return replace(row, readout=TopTokens(positions, query.top_k))
 
 
-def _masks(model: TextModel, output: Output) -> tuple[tuple[TokenProbability, ...], ...]:
+def _masks(token: Callable[[int], str], output: Output) -> tuple[tuple[TokenProbability, ...], ...]:
     if output.ids is None:
         raise ValueError("a TopTokens readout came back without token ids")
     return tuple(
-        tuple(TokenProbability(model.token(int(token)), float(score)) for token, score in zip(ids, scores, strict=True))
-        for ids, scores in zip(output.ids, output.scores, strict=True)
+        tuple(map(TokenProbability, map(token, ids), scores))
+        for ids, scores in zip(output.ids.tolist(), output.scores.tolist(), strict=True)
     )
 
 
-FILL_MASK: Task[FillMaskQuery, FillMaskResult] = Task("fill-mask", can, encode, decode, needs="a masked LM")
+FILL_MASK: Task[FillMaskQuery, FillMaskResult] = Task(
+    "fill-mask", can, encode, decode, needs="a masked LM", reply_bytes=reply_bytes
+)

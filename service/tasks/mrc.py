@@ -10,6 +10,9 @@ from service.tasks.task import Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice, encode_choices, probabilities
 
+SCORE_BYTES = 22
+"""A score in JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -67,8 +70,17 @@ def _result(reading: Reading, encoding: Encoding, output: Output) -> MrcResult:
     )
 
 
+def reply_bytes(model: TextModel, query: MrcQuery) -> int:
+    return sum(
+        SCORE_BYTES * len(reading.choices) + max(len(choice.encode()) for choice in reading.choices)
+        for reading in query.inputs
+    )
+
+
 def predict(query: MrcQuery, result: MrcResult) -> Prediction:
     return Prediction(None, result.score)
 
 
-MRC: Task[MrcQuery, MrcResult] = Task("mrc", can, encode, decode, needs="a masked LM (UniMC)", predict=predict)
+MRC: Task[MrcQuery, MrcResult] = Task(
+    "mrc", can, encode, decode, needs="a masked LM (UniMC)", reply_bytes=reply_bytes, predict=predict
+)

@@ -30,13 +30,18 @@ def no_labels(model: TextModel) -> tuple[str, ...]:
     return ()
 
 
+def small_reply(model: TextModel, query: object) -> int:
+    """The default: a few hundred bytes per input, which the limit on inputs bounds."""
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Task(Generic[Q, R]):
     """`encode` returns one encoding per input, `decode` one result per input, both in the order of the inputs.
 
     `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query, and `needs`
-    describes such a model in error messages. `predict` is set if a result is a decision; the label of the prediction is
-    one of `own_labels`, or None.
+    describes such a model in error messages. `reply_bytes` estimates the JSON of all results. `predict` is set if a
+    result is a decision; the label of the prediction is one of `own_labels`, or None.
     """
 
     name: str
@@ -44,5 +49,6 @@ class Task(Generic[Q, R]):
     encode: Callable[[TextModel, Q], list[Encoding]]
     decode: Callable[[TextModel, Q, Sequence[Encoding], Sequence[Output]], list[R]]
     needs: str = "another model"
+    reply_bytes: Callable[[TextModel, Q], int] = small_reply
     predict: Callable[[Q, R], Prediction] | None = None
     own_labels: Callable[[TextModel], tuple[str, ...]] = no_labels

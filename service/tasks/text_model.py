@@ -54,6 +54,7 @@ class TextModel:
     mask: int
     yes: int | None
     no: int | None
+    hidden_size: int
     _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
     _word_start: re.Pattern[str] = field(init=False)
@@ -85,6 +86,7 @@ class TextModel:
             mask=vocab["[MASK]"],
             yes=vocab.get(YES),
             no=vocab.get(NO),
+            hidden_size=checkpoint.shape.hidden_size,
         )
 
     @property

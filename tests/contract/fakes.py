@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,9 @@ import numpy as np
 from service.api.accounts import Key
 from service.api.app import create_app
 from service.api.auth import KeyStore
+from service.api.memory import MemoryBudget
 from service.api.schemas import ModelsReply, ReplicaInfo
+from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.checkpoints.checkpoint import Kind
 from service.domain import DEFAULT_OPTIONS, Cls, Encoding, Labels, Mean, Output, RequestOptions, TokenScores, TopTokens
@@ -49,6 +50,7 @@ def text_model(
         mask=vocab["[MASK]"],
         yes=vocab["是"],
         no=vocab["非"],
+        hidden_size=HIDDEN,
     )
 
 
@@ -106,6 +108,7 @@ class Service:
     app: Any
     client: httpx.AsyncClient
     reason: list[str]
+    memory: MemoryBudget
 
     async def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         return await self.client.post(path, json=body, headers=headers)
@@ -122,6 +125,7 @@ class FakeState:
     why_not_alive: Callable[[], str | None]
     admit: Callable[[RequestOptions], None]
     tracer: Tracer = NO_TRACER
+    memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(2**28))
 
     def why_not_ready(self) -> str | None:
         return self.reason[0] if self.reason else None
@@ -152,10 +156,11 @@ async def running(
     metrics = Metrics(new_registry())
     metrics.declare(list(served), ["cpu"], list(TASKS))
     reason: list[str] = []
-    with ThreadPoolExecutor(1) as tokenizers:
-        state = FakeState(Pipeline(served, submit, tokenizers, metrics, clock), metrics, reason, info, alive, admit)
+    with FairThreads(1, clock) as threads:
+        pipeline = Pipeline(served, submit, threads, metrics, clock)
+        state = FakeState(pipeline, metrics, reason, info, alive, admit)
         key_store = None if keys is None else KeyStore(dict(keys), None, metrics, clock)
         app = create_app(state, settings or Server(), security or Security(), key_store=key_store, clock=clock)
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield Service(submit, metrics, app, client, reason)
+            yield Service(submit, metrics, app, client, reason, state.memory)

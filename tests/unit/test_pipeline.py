@@ -6,13 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
+from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.domain import DEFAULT_OPTIONS, Encoding, Output, RequestOptions
 from service.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, QueueFull
@@ -29,7 +29,20 @@ Query = list[list[int]]
 
 
 def model(name: str = "m") -> TextModel:
-    return TextModel(name, "encoder", (), (), 512, Tokenizer(WordPiece()), cls=0, sep=1, mask=2, yes=None, no=None)
+    return TextModel(
+        name,
+        "encoder",
+        (),
+        (),
+        512,
+        Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]")),
+        cls=0,
+        sep=1,
+        mask=2,
+        yes=None,
+        no=None,
+        hidden_size=8,
+    )
 
 
 def task(encode: object = None) -> Task[Query, float]:
@@ -59,13 +72,13 @@ class FakeBatcher:
 
 
 @pytest.fixture
-def tokenizers() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
+def tokenizers() -> Iterator[FairThreads]:
+    with FairThreads(1) as threads:
+        yield threads
 
 
 def make(
-    tokenizers: ThreadPoolExecutor,
+    tokenizers: FairThreads,
     batcher: FakeBatcher,
     metrics: Metrics | None = None,
     clock: FakeClock | None = None,
@@ -89,15 +102,18 @@ async def answer(
     return await pipeline.compute(task, query, encoded, options)
 
 
-async def test_results_in_order_with_tokens_and_timing(tokenizers: ThreadPoolExecutor) -> None:
+async def test_results_in_order_with_tokens_and_timing() -> None:
     clock, batcher, metrics = FakeClock(), FakeBatcher(), make_metrics(("m", "n"))
 
     def encode(model: TextModel, query: Query) -> list[Encoding]:
         clock.now += 0.125
         return _encode(model, query)
 
-    pipeline = make(tokenizers, batcher, metrics, clock)
-    reply = await answer(pipeline, task(encode), [[1, 2, 3], [4]], model="n", options=RequestOptions(clock.now + 9, 3))
+    with FairThreads(1, clock) as threads:
+        pipeline = make(threads, batcher, metrics, clock)
+        reply = await answer(
+            pipeline, task(encode), [[1, 2, 3], [4]], model="n", options=RequestOptions(clock.now + 9, 3)
+        )
     assert (reply.model, reply.results, reply.tokens) == ("n", [6, 4], 4)
     timing = reply.timing
     assert (timing.tokenize, timing.queue, timing.compute, timing.total) == (0.125, 0.25, 0.5, 0.125)
@@ -110,7 +126,7 @@ async def test_results_in_order_with_tokens_and_timing(tokenizers: ThreadPoolExe
     assert value(metrics, "tokenize_duration_seconds_count") == 1
 
 
-async def test_the_trace_hears_how_long_the_tokens_took(tokenizers: ThreadPoolExecutor) -> None:
+async def test_the_trace_hears_how_long_the_tokens_took(tokenizers: FairThreads) -> None:
     clock, mine = FakeClock(), RecordedTrace()
 
     def encode(model: TextModel, query: Query) -> list[Encoding]:
@@ -123,7 +139,7 @@ async def test_the_trace_hears_how_long_the_tokens_took(tokenizers: ThreadPoolEx
     assert mine.stages == [("tokenize", 0.125)]
 
 
-async def test_rows_and_tokens_are_known_before_they_are_submitted(tokenizers: ThreadPoolExecutor) -> None:
+async def test_rows_and_tokens_are_known_before_they_are_submitted(tokenizers: FairThreads) -> None:
     batcher = FakeBatcher(QueueFull("full"))
     pipeline = make(tokenizers, batcher)
     encoded = await pipeline.encode(task(), [[1, 2], [3]])
@@ -133,11 +149,11 @@ async def test_rows_and_tokens_are_known_before_they_are_submitted(tokenizers: T
         await pipeline.compute(task(), [[1, 2], [3]], encoded)
 
 
-async def test_the_first_able_model_answers_when_none_is_named(tokenizers: ThreadPoolExecutor) -> None:
+async def test_the_first_able_model_answers_when_none_is_named(tokenizers: FairThreads) -> None:
     assert (await answer(make(tokenizers, FakeBatcher()), task(), [[1]])).model == "m"
 
 
-async def test_an_unknown_model_is_told_before_anything_is_encoded(tokenizers: ThreadPoolExecutor) -> None:
+async def test_an_unknown_model_is_told_before_anything_is_encoded(tokenizers: FairThreads) -> None:
     batcher, metrics = FakeBatcher(), make_metrics(("m", "n"))
     with pytest.raises(ModelNotFound):
         await answer(make(tokenizers, batcher, metrics), task(), [[1]], model="x")
@@ -145,7 +161,7 @@ async def test_an_unknown_model_is_told_before_anything_is_encoded(tokenizers: T
     assert value(metrics, "tokenize_duration_seconds_count") == 0
 
 
-async def test_errors_of_encoding_and_batching_pass(tokenizers: ThreadPoolExecutor) -> None:
+async def test_errors_of_encoding_and_batching_pass(tokenizers: FairThreads) -> None:
     def refuse(model: TextModel, query: Query) -> list[Encoding]:
         raise InvalidRequest.of("inputs[0]", "is empty")
 
@@ -156,7 +172,7 @@ async def test_errors_of_encoding_and_batching_pass(tokenizers: ThreadPoolExecut
         await answer(make(tokenizers, batcher), task(), [[1]])
 
 
-async def test_text_is_tokenised_off_the_event_loop(tokenizers: ThreadPoolExecutor) -> None:
+async def test_text_is_tokenised_off_the_event_loop(tokenizers: FairThreads) -> None:
     threads: list[int] = []
 
     def encode(model: TextModel, query: Query) -> list[Encoding]:
@@ -167,7 +183,7 @@ async def test_text_is_tokenised_off_the_event_loop(tokenizers: ThreadPoolExecut
     assert threads != [threading.get_ident()]
 
 
-async def test_a_short_text_is_tokenised_where_it_is(tokenizers: ThreadPoolExecutor) -> None:
+async def test_a_short_text_is_tokenised_where_it_is(tokenizers: FairThreads) -> None:
     threads: list[int] = []
 
     def encode(model: TextModel, query: Query) -> list[Encoding]:
@@ -180,7 +196,7 @@ async def test_a_short_text_is_tokenised_where_it_is(tokenizers: ThreadPoolExecu
     assert [thread == threading.get_ident() for thread in threads] == [True, False]
 
 
-async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers: ThreadPoolExecutor) -> None:
+async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers: FairThreads) -> None:
     gate, entered, batcher = threading.Event(), asyncio.Event(), FakeBatcher()
     loop = asyncio.get_running_loop()
     tokenised: list[Query] = []

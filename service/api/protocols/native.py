@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import schemas
+from service.api.json_body import Body, is_quick, parse
+from service.api.memory import ROW_BYTES, TOKEN_BYTES
 from service.api.openapi import ERRORS, EXAMPLES, REPLY_HEADERS, described_elsewhere, request_body
 from service.api.problems import invalid
 from service.api.request import (
@@ -23,15 +25,15 @@ from service.api.request import (
     RequestContext,
     context_of,
     not_ready,
-    parse,
     read_body,
     unless_gone,
 )
 from service.api.state import ServiceState
 from service.domain import RANKS, RequestOptions, Timing
 from service.errors import InvalidRequest
-from service.pipeline import Answer
+from service.pipeline import Answer, Encoded
 from service.settings import Server
+from service.slices import between_slices
 from service.tasks.registry import TASKS
 
 _PRIORITIES = {rank: name for name, rank in RANKS.items()}
@@ -84,39 +86,79 @@ class TaskRoutes:
             context.priority = _PRIORITIES[options.priority]
             self.state.admit(options)  # before the body is read: under overload a refusal must cost next to nothing
             data = await read_body(request, headers, self.limits.max_body_bytes)
-            body = parse(data, route.request, self.limits)
-            if body.model in self.state.pipeline.models:
-                context.model = body.model
-            options = headers.narrow(options, started, self.limits, timeout_ms=body.timeout_ms, priority=body.priority)
-            context.priority = _PRIORITIES[options.priority]
-            answer = await unless_gone(request, self._compute(route, body, options, len(data), context))
-        context.model, context.timing = answer.model, answer.timing
-        content = {
-            "model": answer.model,
-            "task": route.task,
-            "results": answer.results,
-            "usage": {"tokens": answer.tokens},
-        }
-        server_timing = {"Server-Timing": format_server_timing(answer.timing)}
-        return Response(orjson.dumps(content), media_type="application/json", headers=server_timing)
+            context.received(len(data))
+            answer = _Answering(self.state, self.limits, route, context, headers, options, started)
+            return await unless_gone(request, answer.respond(data))
 
-    async def _compute(
-        self,
-        route: TaskRoute,
-        body: schemas.TaskRequest,
-        options: RequestOptions,
-        num_bytes: int,
-        context: RequestContext,
-    ) -> Answer[Any]:
-        pipeline, task, query = self.state.pipeline, TASKS[route.task], body.query()
+
+@dataclass(slots=True)
+class _Answering:
+    """One request whose body has been read, on its way to its response; long steps are done by the threads."""
+
+    state: ServiceState
+    limits: Server
+    route: TaskRoute
+    context: RequestContext
+    headers: Headers
+    options: RequestOptions
+    started: float
+
+    async def respond(self, data: Body) -> Response:
+        num_bytes = len(data)
+        parsing = partial(self._parse, data)
+        body, query = parsing() if is_quick(data) else await self.state.pipeline.threads.run(self.options, parsing)
+        del data, parsing
+        self._narrow(body)
+        encoded = await self._encode(body, query, num_bytes)
+        self.context.encoded(len(encoded.rows), encoded.num_tokens)
+        with self.state.memory.reserved(memory_of(encoded)):
+            answer = await self.state.pipeline.compute(TASKS[self.route.task], query, encoded, self.options)
+            self.context.model, self.context.timing = answer.model, answer.timing
+            write = partial(self._write, answer)
+            content = await self.state.pipeline.threads.run(self.options, write) if encoded.is_reply_large else write()
+        self.context.replied(len(content))
+        server_timing = {"Server-Timing": format_server_timing(answer.timing)}
+        return Response(content, media_type="application/json", headers=server_timing)
+
+    def _parse(self, data: Body) -> tuple[schemas.TaskRequest, Any]:
+        body = parse(data, self.route.request, self.limits)
+        return body, body.query()
+
+    def _narrow(self, body: schemas.TaskRequest) -> None:
+        """Applies what the body says about its model, deadline and priority."""
+        if body.model in self.state.pipeline.models:
+            self.context.model = body.model
+        self.options = self.headers.narrow(
+            self.options, self.started, self.limits, timeout_ms=body.timeout_ms, priority=body.priority
+        )
+        self.context.priority = _PRIORITIES[self.options.priority]
+
+    async def _encode(self, body: schemas.TaskRequest, query: Any, num_bytes: int) -> Encoded:
+        pipeline, task = self.state.pipeline, TASKS[self.route.task]
         try:
-            encoded = await pipeline.encode(task, query, model=body.model, options=options, num_bytes=num_bytes)
+            return await pipeline.encode(task, query, model=body.model, options=self.options, num_bytes=num_bytes)
         except InvalidRequest as error:
             if not error.errors:
                 raise
             raise invalid([replace(one, field=body.field(one.field)) for one in error.errors]) from None
-        context.encoded(len(encoded.rows), encoded.num_tokens)
-        return await pipeline.compute(task, query, encoded, options)
+
+    def _write(self, answer: Answer[Any]) -> bytes:
+        results = []
+        for result in answer.results:
+            between_slices()
+            results.append(orjson.Fragment(orjson.dumps(result)))
+        content = {
+            "model": answer.model,
+            "task": self.route.task,
+            "results": results,
+            "usage": {"tokens": answer.tokens},
+        }
+        return orjson.dumps(content)
+
+
+def memory_of(encoded: Encoded) -> int:
+    """Bytes of a request's rows and of its reply, as `MemoryBudget` counts them."""
+    return len(encoded.rows) * ROW_BYTES + encoded.num_tokens * TOKEN_BYTES + encoded.reply_bytes
 
 
 def format_server_timing(timing: Timing) -> str:

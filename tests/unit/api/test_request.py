@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
+from service.api.json_body import has_more_values, is_quick, parse
+from service.api.json_body import parse_json as parse_json_within
 from service.api.protocols.native import ROUTES
-from service.api.request import BODY_ERROR, MAX_SEARCHED, Headers, not_ready, parse, parse_json, unless_gone
+from service.api.request import BODY_ERROR, Headers, not_ready, unless_gone
 from service.api.request import read_body as read_body_of
 from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, RequestTimeout, Unavailable
 from service.settings import Server
@@ -158,6 +160,13 @@ def test_readiness_is_refused_with_its_reason() -> None:
     assert refusal.retry_after_s
 
 
+LIMIT = 5000
+
+
+def parse_json(body: bytes) -> Any:
+    return parse_json_within(body, LIMIT)
+
+
 def test_a_malformed_body_is_told_by_line_and_column() -> None:
     with pytest.raises(MalformedBody, match="line 2, column 3"):
         parse_json(b'{\n  x": 1}')
@@ -184,14 +193,32 @@ def test_a_surrogate_is_found_in_order_and_at_any_depth() -> None:
     assert [one.field for one in caught.value.errors] == ["a[1].b", "a[2]", "c.\ud801"]
 
 
-@pytest.mark.parametrize("filler", [b"0,", b"[],", b'{"a":[0]},'])
-def test_the_search_for_a_surrogate_ends(filler: bytes) -> None:
-    """It runs on the event loop: a body beyond all limits gets the shorter answer."""
+@pytest.mark.parametrize("filler", [b"0,", b"[],", b'{"a":[0]},', b'"",', b'"\\\\",', b'"\\"",', b'{"":0},'])
+def test_json_with_too_many_values_is_refused_before_it_is_parsed(filler: bytes) -> None:
     found = b"[" + filler * 1000 + b'"\\ud800"]'
     with pytest.raises(InvalidRequest, match=r"\[1000\]: holds a lone surrogate"):
         parse_json(found)
-    with pytest.raises(MalformedBody, match="surrogate"):
-        parse_json(b"[" + filler * MAX_SEARCHED + b'"\\ud800"]')
+    with pytest.raises(MalformedBody, match="more than 5000 JSON values"):
+        parse_json(b"[" + filler * LIMIT + b'"\\ud800"]')
+
+
+@given(
+    st.recursive(st.text(st.sampled_from('a,[{"\\')), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+)
+def test_marks_in_strings_are_no_values(value: Any) -> None:
+    def count(value: Any) -> int:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return bool(parts) * (len(parts) - 1) + isinstance(value, dict | list) + sum(map(count, parts))
+
+    body = json.dumps(value).encode()
+    assert not has_more_values(body, count(value))
+    assert has_more_values(body, count(value) - 1) or not count(value)
+
+
+def test_a_body_is_quick_by_size_and_by_values() -> None:
+    assert is_quick(b'{"inputs": "text"}')
+    assert not is_quick(b'"' + b"a" * 300_000 + b'"')
+    assert not is_quick(b"[" + b"0," * 3000 + b"0]")
 
 
 texts = st.text(st.characters(codec=None), max_size=8)

@@ -207,7 +207,7 @@ async def serving(
         config = uvicorn.Config(
             service.app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=round(LIMITS.keep_alive_s)
         )
-        connection_limits = ConnectionLimits(limits, service.metrics, max_connections)
+        connection_limits = ConnectionLimits(limits, service.metrics, max_connections, service.memory)
         yield App(service, connection_limits, ServerState(), config)
 
 

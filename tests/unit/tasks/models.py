@@ -50,7 +50,9 @@ def text_model(
     yes: int | None = YES,
 ) -> TextModel:
     tokenizer = build_tokenizer(VOCAB, {})
-    return TextModel(name, kind, labels, tasks, max_length, tokenizer, cls=CLS, sep=SEP, mask=MASK, yes=yes, no=NO)
+    return TextModel(
+        name, kind, labels, tasks, max_length, tokenizer, cls=CLS, sep=SEP, mask=MASK, yes=yes, no=NO, hidden_size=8
+    )
 
 
 def head(*labels: str, name: str = "m", tasks: tuple[str, ...] = (), max_length: int = 512) -> TextModel:

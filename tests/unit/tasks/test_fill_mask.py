@@ -7,7 +7,7 @@ import pytest
 
 from service.domain import Encoding, Output, TopTokens
 from service.errors import InvalidRequest
-from service.tasks.fill_mask import FILL_MASK, MAX_RESPONSE_TOKENS, FillMaskQuery, TokenProbability
+from service.tasks.fill_mask import FILL_MASK, FillMaskQuery, TokenProbability
 from service.tasks.task import Truncation
 from tests.unit.tasks.models import CLS, MASK, SEP, VOCAB, head, letters, text_model
 
@@ -73,15 +73,6 @@ def test_more_tokens_than_there_are_cannot_be_asked_for() -> None:
         InvalidRequest, match=rf"^top_k: is {len(VOCAB) + 1}; the vocabulary of m has {len(VOCAB)} tokens$"
     ):
         FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",), top_k=len(VOCAB) + 1))
-
-
-def test_a_reply_tells_so_many_tokens_and_no_more() -> None:
-    most = MAX_RESPONSE_TOKENS // 5
-    assert len(FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",) * most, top_k=5))) == most
-    with pytest.raises(
-        InvalidRequest, match=rf"^top_k: is 5 for each of {most + 1} \[MASK\]; a response holds at most 100000"
-    ):
-        FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",) * (most + 1), top_k=5))
 
 
 def test_each_mask_has_its_tokens() -> None:

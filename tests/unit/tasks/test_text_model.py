@@ -225,7 +225,7 @@ def test_the_tokenizer_is_berts_on_any_string(text: str) -> None:
 @pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"tokenize_chinese_chars": False}])
 def test_characters_that_are_looked_up_change_no_token(config: dict[str, bool]) -> None:
     whole = build_tokenizer(VOCAB, config)
-    model = TextModel("m", "encoder", (), (), 512, whole, cls=2, sep=3, mask=4, yes=None, no=None)
+    model = TextModel("m", "encoder", (), (), 512, whole, cls=2, sep=3, mask=4, yes=None, no=None, hidden_size=8)
 
     @settings(deadline=None)
     @given(st.lists(TEXTS | st.text("aäA今臺，.#\u0308\ufe0f\u0000 1", max_size=30), max_size=3))
@@ -241,7 +241,7 @@ def test_slices_of_a_long_text_have_the_tokens_of_the_whole(
 ) -> None:
     monkeypatch.setattr(text_model, "SLICE_CHARS", 5)
     whole = build_tokenizer(VOCAB, config)
-    model = TextModel("m", "encoder", (), (), 512, whole, cls=2, sep=3, mask=4, yes=None, no=None)
+    model = TextModel("m", "encoder", (), (), 512, whole, cls=2, sep=3, mask=4, yes=None, no=None, hidden_size=8)
     odd = st.text("aäA今臺𪚥，.፡#\u0308\ufe0f\u0000 \n\u30001😀한", max_size=60)
 
     @settings(deadline=None)
@@ -261,7 +261,7 @@ def test_slices_of_a_long_text_have_the_tokens_of_the_whole(
 def test_a_long_text_is_read_only_as_far_as_its_tokens_are_kept(
     text: str, from_end: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = TextModel("m", "encoder", (), (), 512, OURS, cls=2, sep=3, mask=4, yes=None, no=None)
+    model = TextModel("m", "encoder", (), (), 512, OURS, cls=2, sep=3, mask=4, yes=None, no=None, hidden_size=8)
     read: list[int] = []
     monkeypatch.setattr(text_model, "between_slices", lambda: read.append(1))
     [ids] = model.tokenize([text], 128, from_end=from_end)
