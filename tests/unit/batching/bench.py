@@ -1,4 +1,4 @@
-"""A queue to push requests into and take batches from, and what became of its jobs."""
+"""Test bench for the queue: push requests, take batches, record dropped jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Budgets(LatencyModels):
 
 
 class Bench:
-    """A queue, and what happened to its jobs; a job is known by the order it was pushed in."""
+    """A queue and its dropped jobs. A job's number is its position in the order of pushes."""
 
     def __init__(self) -> None:
         self.dropped: list[tuple[DropReason, list[int]]] = []

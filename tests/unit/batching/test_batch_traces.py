@@ -1,4 +1,4 @@
-"""The tracer is called for every batch: how it ended, and which requests were in it."""
+"""Batch traces: the tracer is called for every batch with its outcome, times and requests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.anyio
 FIELDS = {"model": "m", "rows": 2, "tokens": 5, "replica": "cpu#2"}
 
 
-class Timed:
-    """A replica whose only batch takes `seconds`, and is lost when `is_lost`; then there are no more."""
+class TimedReplica:
+    """A replica that computes one batch in `seconds`, or loses it when `is_lost`, and closes the batcher."""
 
     name = "cpu#2"
 
@@ -41,9 +41,9 @@ class Timed:
 
 
 async def trace_batch(
-    replica: Timed, clock: FakeClock, *requests: tuple[RecordedTrace, list[Encoding]]
+    replica: TimedReplica, clock: FakeClock, *requests: tuple[RecordedTrace, list[Encoding]]
 ) -> list[object]:
-    """Submits the requests, each under its trace and a second before the batch; what the tracer was called with."""
+    """Submits the requests, each under its trace and 1 s before the batch. Returns the calls of the tracer."""
     tracer = RecordingTracer()
     metrics = make_metrics(replicas=("cpu#2",))
     batcher = Batcher(
@@ -62,21 +62,21 @@ async def trace_batch(
     return list(tracer.batches)
 
 
-async def test_a_batch_that_was_computed_is_told_with_its_times_and_its_requests() -> None:
+async def test_a_computed_batch_is_traced_with_its_times_and_requests() -> None:
     clock, one, other = FakeClock(), RecordedTrace(), RecordedTrace()
     encodings = rows(2, 3)
-    batches = await trace_batch(Timed(clock, 0.5), clock, (one, encodings), (other, encodings[1:]))
+    batches = await trace_batch(TimedReplica(clock, 0.5), clock, (one, encodings), (other, encodings[1:]))
     assert batches == [(BatchTrace(0.5, 0.25, "", FIELDS), [(one, 1.5), (one, 1.5), (other, 1.5)])]
 
 
-async def test_a_batch_that_was_lost_is_told_with_what_it_failed_with() -> None:
+async def test_a_lost_batch_is_traced_with_its_error() -> None:
     clock, one = FakeClock(), RecordedTrace()
-    [(told, _)] = await trace_batch(Timed(clock, 2.0, is_lost=True), clock, (one, rows(2, 3)))  # type: ignore[misc]
-    assert told == BatchTrace(2.0, 0.0, "ReplicaLost", FIELDS)
+    [(traced, _)] = await trace_batch(TimedReplica(clock, 2.0, is_lost=True), clock, (one, rows(2, 3)))  # type: ignore[misc]
+    assert traced == BatchTrace(2.0, 0.0, "ReplicaLost", FIELDS)
 
 
-async def test_a_request_waits_under_its_own_trace() -> None:
+async def test_a_request_is_traced_under_its_own_trace() -> None:
     clock, mine = FakeClock(), RecordedTrace()
-    [(told, requests)] = await trace_batch(Timed(clock, 0.5), clock, (mine, [row(1, 2)]))  # type: ignore[misc]
-    assert told.fields == {"model": "m", "rows": 1, "tokens": 2, "replica": "cpu#2"}
+    [(traced, requests)] = await trace_batch(TimedReplica(clock, 0.5), clock, (mine, [row(1, 2)]))  # type: ignore[misc]
+    assert traced.fields == {"model": "m", "rows": 1, "tokens": 2, "replica": "cpu#2"}
     assert [one for one, _ in requests] == [mine]

@@ -1,4 +1,4 @@
-"""The batcher between callers and a runner, with gates in place of time."""
+"""The batcher between requests and replicas. Events, not time, decide when a batch finishes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Runner:
-    """A replica that computes sums; a batch waits at the gate, and the first errors in `fates` are raised."""
+    """A replica that computes sums when `gate` is set. Batch i raises `fates[i]` unless that is None."""
 
     def __init__(self, *fates: Exception | None, name: str = "cpu") -> None:
         self.name = name
@@ -70,13 +70,13 @@ async def fed(batcher: Batcher, *runners: Runner) -> AsyncIterator[None]:
     await asyncio.gather(*feeders)
 
 
-def ask(batcher: Batcher, *ids: int, **options: Any) -> asyncio.Task[RequestResult]:
-    """A request of one-token rows, queued once the loop has had one turn."""
+def submit(batcher: Batcher, *ids: int, **options: Any) -> asyncio.Task[RequestResult]:
+    """Submits a request of one-token rows; it is queued after one turn of the event loop."""
     return asyncio.create_task(batcher.submit([row(each) for each in ids], RequestOptions(**options)))
 
 
 async def turn() -> None:
-    """Lets every task that can run do so once."""
+    """Lets every task that is ready run once."""
     await asyncio.sleep(0)
 
 
@@ -84,13 +84,13 @@ def sums(settled: RequestResult) -> list[float]:
     return [float(output.scores[0, 0]) for output in settled.outputs]
 
 
-async def test_five_submits_make_a_batch_of_one_and_one_of_four() -> None:
+async def test_requests_that_wait_during_a_batch_form_the_next_batch() -> None:
     metrics, runner = make_metrics(), Runner()
     batcher = make(metrics)
     async with fed(batcher, runner):
-        requests = [ask(batcher, 1)]
+        requests = [submit(batcher, 1)]
         await runner.arrived.acquire()
-        requests += [ask(batcher, each) for each in (2, 3, 4, 5)]
+        requests += [submit(batcher, each) for each in (2, 3, 4, 5)]
         await turn()
         assert value(metrics, "queue_jobs") == 4
         assert value(metrics, "batches_in_flight") == 1
@@ -104,22 +104,22 @@ async def test_five_submits_make_a_batch_of_one_and_one_of_four() -> None:
     assert value(metrics, "batch_rows_sum", model="m") == 5
 
 
-async def test_two_feeders_hold_two_batches() -> None:
+async def test_two_feeders_have_two_batches_in_flight() -> None:
     runner = Runner()
     batcher = make()
     async with fed(batcher, runner, runner):
-        requests = [ask(batcher, 1)]
+        requests = [submit(batcher, 1)]
         await runner.arrived.acquire()
-        requests.append(ask(batcher, 2))
+        requests.append(submit(batcher, 2))
         await runner.arrived.acquire()
-        requests += [ask(batcher, 3), ask(batcher, 4)]
+        requests += [submit(batcher, 3), submit(batcher, 4)]
         await turn()
         runner.gate.set()
         await asyncio.gather(*requests)
     assert runner.batches == [[1], [2], [3, 4]]
 
 
-async def test_a_request_of_many_rows_is_settled_as_one_in_its_order() -> None:
+async def test_a_request_of_several_batches_is_answered_once_in_row_order() -> None:
     clock, runner = FakeClock(), Runner()
     runner.gate.set()
     batcher = make(clock=clock, max_batch_tokens=2)
@@ -129,15 +129,15 @@ async def test_a_request_of_many_rows_is_settled_as_one_in_its_order() -> None:
     assert sums(answer) == [5, 4, 3, 2, 1]
 
 
-async def test_nothing_to_compute_is_answered_at_once() -> None:
+async def test_a_request_without_rows_is_answered_immediately() -> None:
     assert await make().submit([]) == RequestResult([], 0.0, 0.0)
 
 
-async def test_queue_and_compute_seconds() -> None:
+async def test_a_result_reports_queue_and_compute_seconds() -> None:
     clock, runner = FakeClock(), Runner()
     batcher = make(clock=clock)
     async with fed(batcher, runner):
-        request = ask(batcher, 1)
+        request = submit(batcher, 1)
         await runner.arrived.acquire()
         clock.now += 2.0
         runner.gate.set()
@@ -145,11 +145,11 @@ async def test_queue_and_compute_seconds() -> None:
     assert (answer.queue_s, answer.compute_s) == (1.5, 0.5)
 
 
-async def test_seconds_of_batches_that_overlap_are_counted_once() -> None:
+async def test_seconds_of_overlapping_batches_are_counted_once() -> None:
     clock, runner = FakeClock(), Runner()
     batcher = make(clock=clock, max_batch_tokens=1)
     async with fed(batcher, runner, runner):
-        request = ask(batcher, 1, 2)
+        request = submit(batcher, 1, 2)
         await runner.arrived.acquire()
         await runner.arrived.acquire()
         clock.now += 0.75
@@ -158,11 +158,11 @@ async def test_seconds_of_batches_that_overlap_are_counted_once() -> None:
     assert (answer.queue_s, answer.compute_s) == (0.25, 0.5)
 
 
-async def test_a_runner_that_raises_fails_its_batch_and_the_next_one_runs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_fails_its_batch_and_the_next_batch_runs(caplog: pytest.LogCaptureFixture) -> None:
     runner = Runner(RuntimeError("broken"))
     batcher = make(max_batch_tokens=2)
     async with fed(batcher, runner):
-        requests = [ask(batcher, each) for each in (1, 2, 3)]
+        requests = [submit(batcher, each) for each in (1, 2, 3)]
         runner.gate.set()
         first, second, third = await asyncio.gather(*requests, return_exceptions=True)
     assert isinstance(first, InferenceFailed)
@@ -185,81 +185,81 @@ async def test_a_wrong_number_of_outputs_is_an_error() -> None:
     await feeder
 
 
-async def test_a_row_that_fails_fails_its_request_and_no_other() -> None:
+async def test_a_failed_row_fails_only_its_own_request() -> None:
     metrics, runner = make_metrics(), Runner()
     batcher = make(metrics, max_batch_tokens=3)
     async with fed(batcher, runner):
-        bad, good = ask(batcher, -1, 7), ask(batcher, 8)
-        late = ask(batcher, -2, *range(11, 19))
+        bad, good = submit(batcher, -1, 7), submit(batcher, 8)
+        late = submit(batcher, -2, *range(11, 19))
         runner.gate.set()
         with pytest.raises(InferenceFailed, match="row 0"):
             await bad
         assert sums(await good) == [8]
         with pytest.raises(InferenceFailed):
             await late
-    assert runner.batches == [[-1, 8, -2]], "what is left of a failed request is not computed"
+    assert runner.batches == [[-1, 8, -2]], "the remaining rows of a failed request are not computed"
     assert value(metrics, "failed_rows_total", model="m") == 2
     assert value(metrics, "jobs_dropped_total", reason="abandoned") == 9
 
 
-async def test_a_lost_batch_is_given_back_once_in_order() -> None:
-    metrics, dying, runner = make_metrics(), Runner(ReplicaLost("gone")), Runner()
+async def test_a_lost_batch_is_given_back_in_order() -> None:
+    metrics, lost, runner = make_metrics(), Runner(ReplicaLost("gone")), Runner()
     runner.gate.set()
     batcher = make(metrics, max_batch_tokens=2)
-    feeder = asyncio.create_task(batcher.feed(dying))
-    requests = [ask(batcher, each) for each in (1, 2, 3, 4)]
-    await dying.arrived.acquire()
-    dying.gate.set()
+    feeder = asyncio.create_task(batcher.feed(lost))
+    requests = [submit(batcher, each) for each in (1, 2, 3, 4)]
+    await lost.arrived.acquire()
+    lost.gate.set()
     await feeder
     assert value(metrics, "jobs_given_back_total") == 2
     async with fed(batcher, runner):
         answers = await asyncio.gather(*requests)
-    assert dying.batches == [[1, 2]]
-    assert runner.batches == [[1], [2], [3, 4]], "one of the two may be what the replica died of"
+    assert lost.batches == [[1, 2]]
+    assert runner.batches == [[1], [2], [3, 4]], "the two suspect rows are computed one per batch"
     assert [sums(answer) for answer in answers] == [[1], [2], [3], [4]]
 
 
-async def test_a_row_that_kills_is_lost_alone_and_its_neighbours_are_answered() -> None:
-    metrics, dying, runner = make_metrics(), Runner(ReplicaLost("gone"), None, ReplicaLost("gone")), Runner()
-    dying.gate.set()
+async def test_a_crashing_row_fails_alone_and_the_other_rows_are_answered() -> None:
+    metrics, lost, runner = make_metrics(), Runner(ReplicaLost("gone"), None, ReplicaLost("gone")), Runner()
+    lost.gate.set()
     runner.gate.set()
     batcher = make(metrics)
-    requests = [ask(batcher, each) for each in (1, 2, 3)]
+    requests = [submit(batcher, each) for each in (1, 2, 3)]
     await turn()
-    await batcher.feed(dying)
-    await batcher.feed(dying)
+    await batcher.feed(lost)
+    await batcher.feed(lost)
     async with fed(batcher, runner):
         first, second, third = await asyncio.gather(*requests, return_exceptions=True)
-    assert dying.batches == [[1, 2, 3], [1], [2]]
+    assert lost.batches == [[1, 2, 3], [1], [2]]
     assert isinstance(first, RequestResult)
     assert isinstance(second, ReplicaLost)
     assert isinstance(third, RequestResult)
     assert value(metrics, "jobs_given_back_total") == 3
 
 
-async def test_a_batch_that_only_waited_is_not_to_blame() -> None:
-    dying, runner = Runner(*[BatchNotStarted("gone")] * 3), Runner()
-    dying.gate.set()
+async def test_a_batch_that_was_not_started_is_not_suspect() -> None:
+    lost, runner = Runner(*[BatchNotStarted("gone")] * 3), Runner()
+    lost.gate.set()
     runner.gate.set()
     batcher = make()
-    requests = [ask(batcher, each) for each in (1, 2)]
+    requests = [submit(batcher, each) for each in (1, 2)]
     await turn()
     for _ in range(3):
-        await batcher.feed(dying)
+        await batcher.feed(lost)
     async with fed(batcher, runner):
         await asyncio.gather(*requests)
-    assert dying.batches + runner.batches == [[1, 2]] * 4
+    assert lost.batches + runner.batches == [[1, 2]] * 4
 
 
-async def test_a_second_loss_is_the_callers() -> None:
-    dying, runner = Runner(ReplicaLost("gone"), ReplicaLost("gone")), Runner()
-    dying.gate.set()
+async def test_a_job_that_is_lost_twice_fails_with_replica_lost() -> None:
+    lost, runner = Runner(ReplicaLost("gone"), ReplicaLost("gone")), Runner()
+    lost.gate.set()
     runner.gate.set()
     batcher = make(max_batch_tokens=1)
-    first, second = ask(batcher, 1), ask(batcher, 2)
+    first, second = submit(batcher, 1), submit(batcher, 2)
     await turn()
-    await batcher.feed(dying)
-    await batcher.feed(dying)
+    await batcher.feed(lost)
+    await batcher.feed(lost)
     with pytest.raises(ReplicaLost) as lost:
         await first
     assert (lost.value.status, lost.value.retryable) == (503, True)
@@ -267,25 +267,25 @@ async def test_a_second_loss_is_the_callers() -> None:
         assert sums(await second) == [2]
 
 
-async def test_a_feeder_that_is_cancelled_gives_its_batch_back() -> None:
-    dying, runner = Runner(), Runner()
+async def test_a_cancelled_feeder_gives_its_batch_back() -> None:
+    lost, runner = Runner(), Runner()
     runner.gate.set()
     batcher = make()
-    feeder = asyncio.create_task(batcher.feed(dying))
-    request = ask(batcher, 1)
-    await dying.arrived.acquire()
+    feeder = asyncio.create_task(batcher.feed(lost))
+    request = submit(batcher, 1)
+    await lost.arrived.acquire()
     feeder.cancel()
     async with fed(batcher, runner):
         assert sums(await request) == [1]
 
 
-async def test_whose_caller_has_gone_is_never_computed() -> None:
+async def test_rows_of_a_cancelled_request_are_not_computed() -> None:
     metrics, runner = make_metrics(), Runner()
     batcher = make(metrics)
     async with fed(batcher, runner):
-        first = ask(batcher, 1)
+        first = submit(batcher, 1)
         await runner.arrived.acquire()
-        gone, stays = ask(batcher, 2, 3), ask(batcher, 4)
+        gone, stays = submit(batcher, 2, 3), submit(batcher, 4)
         await turn()
         gone.cancel()
         await turn()
@@ -297,24 +297,24 @@ async def test_whose_caller_has_gone_is_never_computed() -> None:
     assert gone.cancelled()
 
 
-async def test_a_caller_that_goes_while_computing_disturbs_nobody() -> None:
+async def test_a_request_cancelled_while_computing_leaves_others_unaffected() -> None:
     runner = Runner()
     batcher = make()
     async with fed(batcher, runner):
-        gone, stays = ask(batcher, 1), ask(batcher, 2)
+        gone, stays = submit(batcher, 1), submit(batcher, 2)
         await runner.arrived.acquire()
         gone.cancel()
         runner.gate.set()
         assert sums(await stays) == [2]
 
 
-async def test_a_job_whose_deadline_has_passed_is_not_in_the_batch() -> None:
+async def test_a_job_past_its_deadline_is_not_computed() -> None:
     clock, metrics, runner = FakeClock(), make_metrics(), Runner()
     batcher = make(metrics, clock)
     async with fed(batcher, runner):
-        first = ask(batcher, 1)
+        first = submit(batcher, 1)
         await runner.arrived.acquire()
-        late, later = ask(batcher, 2, deadline=clock.now + 1000), ask(batcher, 3, deadline=clock.now + 2000)
+        late, later = submit(batcher, 2, deadline=clock.now + 1000), submit(batcher, 3, deadline=clock.now + 2000)
         await turn()
         clock.now += 1000
         runner.gate.set()
@@ -325,13 +325,13 @@ async def test_a_job_whose_deadline_has_passed_is_not_in_the_batch() -> None:
     assert value(metrics, "jobs_dropped_total", reason="expired") == 1
 
 
-async def test_the_deadline_is_told_while_waiting_and_while_computing() -> None:
+async def test_a_deadline_is_raised_while_waiting_and_while_computing() -> None:
     metrics, runner = make_metrics(), Runner()
     batcher = make(metrics)
     async with fed(batcher, runner):
-        computing = ask(batcher, 1, deadline=time.monotonic() + 0.01)
+        computing = submit(batcher, 1, deadline=time.monotonic() + 0.01)
         await runner.arrived.acquire()
-        waiting = ask(batcher, 2, deadline=time.monotonic() + 0.01)
+        waiting = submit(batcher, 2, deadline=time.monotonic() + 0.01)
         for request in (computing, waiting):
             with pytest.raises(DeadlineExceeded):
                 await request
@@ -341,7 +341,7 @@ async def test_the_deadline_is_told_while_waiting_and_while_computing() -> None:
     assert value(metrics, "jobs_dropped_total", reason="expired") == 1
 
 
-async def test_a_deadline_in_the_past_is_never_computed() -> None:
+async def test_a_request_submitted_past_its_deadline_is_not_computed() -> None:
     runner = Runner()
     runner.gate.set()
     batcher = make()
@@ -352,16 +352,16 @@ async def test_a_deadline_in_the_past_is_never_computed() -> None:
     assert runner.batches == [[2]]
 
 
-async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
+async def test_a_full_queue_refuses_with_its_predicted_wait_as_retry_after() -> None:
     clock, metrics, runner, other = FakeClock(), make_metrics(("m", "n")), Runner(), Runner(name="cpu#2")
     batcher = make(metrics, clock, max_batch_tokens=10, max_queue_tokens=40)
     first, second, *others = rows(*[10] * 6)
     async with fed(batcher, other, runner):
-        elsewhere = asyncio.create_task(batcher.submit([row(1, model="n")]))
-        await other.arrived.acquire()  # for good, and of a model of which nothing is known
+        other_model = asyncio.create_task(batcher.submit([row(1, model="n")]))
+        await other.arrived.acquire()  # it computes until the end of the test, for a model without a latency model
         computing = asyncio.create_task(batcher.submit([first]))
         await runner.arrived.acquire()
-        runner.gate.set()  # 10 tokens in half a second
+        runner.gate.set()  # 10 tokens take 0.5 s
         await computing
         runner.gate.clear()
         computing = asyncio.create_task(batcher.submit([second]))
@@ -370,7 +370,7 @@ async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
         await turn()
         clock.now += 0.25
         expected = pytest.approx(0.875)
-        assert value(metrics, "queue_predicted_wait_seconds") == expected, "30 tokens and half a batch, two replicas"
+        assert value(metrics, "queue_predicted_wait_seconds") == expected, "30 tokens and half a batch on two replicas"
         with pytest.raises(QueueFull) as refusal:
             await batcher.submit(rows(5, 6))
         assert refusal.value.retry_after_s == expected
@@ -380,24 +380,24 @@ async def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
         runner.gate.set()
         await asyncio.gather(computing, waiting, fits)
         other.gate.set()
-        await elsewhere
+        await other_model
     assert value(metrics, "queue_predicted_wait_seconds") == 0.0
 
 
-async def test_a_deadline_out_of_reach_is_refused_and_the_queue_stays_as_it_is() -> None:
+async def test_an_unreachable_deadline_is_refused_and_not_queued() -> None:
     clock, metrics, runner = FakeClock(), make_metrics(), Runner()
     batcher = make(metrics, clock, max_batch_tokens=1)
     async with fed(batcher, runner):
         runner.gate.set()
-        await ask(batcher, 1)  # a token in half a second
+        await submit(batcher, 1)  # one token takes 0.5 s
         runner.gate.clear()
-        computing = ask(batcher, 2)
+        computing = submit(batcher, 2)
         await runner.arrived.acquire()
         await runner.arrived.acquire()
-        patient = ask(batcher, 3, deadline=clock.now + 2.0)
+        admitted = submit(batcher, 3, deadline=clock.now + 2.0)
         await turn()
         with pytest.raises(DeadlineUnreachable) as refusal:
-            await ask(batcher, 4, deadline=clock.now + 2.0)
+            await submit(batcher, 4, deadline=clock.now + 2.0)
         assert (refusal.value.status, refusal.value.retryable) == (429, True)
         assert refusal.value.retry_after_s == pytest.approx(1.0, abs=0.1)
         assert value(metrics, "queue_jobs") == 1
@@ -405,25 +405,25 @@ async def test_a_deadline_out_of_reach_is_refused_and_the_queue_stays_as_it_is()
             batcher.admit(RequestOptions(deadline=clock.now + 2.0))
         batcher.admit(RequestOptions(deadline=clock.now + 2.0, priority=1))
         runner.gate.set()
-        await asyncio.gather(computing, patient)
+        await asyncio.gather(computing, admitted)
     assert value(metrics, "jobs_refused_total", reason="deadline") == 2
 
 
-async def test_a_bulk_account_with_a_thousand_rows_in_flight_does_not_starve_another() -> None:
+async def test_an_account_with_a_thousand_rows_does_not_starve_another() -> None:
     runner = Runner()
     batcher = make(max_batch_tokens=10, max_queue_tokens=1000)
     async with fed(batcher, runner, runner):
-        bulk = [ask(batcher, *range(start, start + 10), account="bulk") for start in range(1000, 2000, 10)]
+        bulk = [submit(batcher, *range(start, start + 10), account="bulk") for start in range(1000, 2000, 10)]
         for _ in range(2):
             await runner.arrived.acquire()
-        live = [ask(batcher, each, account="live") for each in range(5)]
+        live = [submit(batcher, each, account="live") for each in range(5)]
         await turn()
         runner.gate.set()
         await asyncio.gather(*live, *bulk)
-    assert runner.batches[2] == [0, 1200, 1, 1210, 2, 1220, 3, 1230, 4, 1240], "two were in flight, the next has all"
+    assert runner.batches[2] == [0, 1200, 1, 1210, 2, 1220, 3, 1230, 4, 1240], "the first batch after two of bulk"
 
 
-async def test_before_anything_was_measured_a_full_queue_guesses() -> None:
+async def test_a_full_queue_without_a_latency_model_sends_the_default_retry_after() -> None:
     batcher = make(max_queue_tokens=10)
     waiting = asyncio.create_task(batcher.submit(rows(10)))
     await turn()
@@ -433,7 +433,7 @@ async def test_before_anything_was_measured_a_full_queue_guesses() -> None:
     waiting.cancel()
 
 
-async def test_a_request_above_the_limit_is_let_into_an_empty_queue() -> None:
+async def test_an_empty_queue_admits_a_request_above_the_token_limit() -> None:
     runner = Runner()
     runner.gate.set()
     batcher = make(max_queue_tokens=10)
@@ -441,16 +441,16 @@ async def test_a_request_above_the_limit_is_let_into_an_empty_queue() -> None:
         assert len((await batcher.submit(rows(20, 20))).outputs) == 2
 
 
-async def test_close_fails_whoever_waits_and_whoever_comes() -> None:
+async def test_close_fails_waiting_and_later_requests() -> None:
     metrics = make_metrics()
-    batcher, dying = make(metrics, max_batch_tokens=1), Runner(ReplicaLost("gone"))
-    feeder = asyncio.create_task(batcher.feed(dying))
-    requests = [ask(batcher, 1), ask(batcher, 2)]
-    await dying.arrived.acquire()
+    batcher, lost = make(metrics, max_batch_tokens=1), Runner(ReplicaLost("gone"))
+    feeder = asyncio.create_task(batcher.feed(lost))
+    requests = [submit(batcher, 1), submit(batcher, 2)]
+    await lost.arrived.acquire()
     batcher.close()
-    dying.gate.set()
+    lost.gate.set()
     await feeder
-    for request in [*requests, ask(batcher, 3)]:
+    for request in [*requests, submit(batcher, 3)]:
         with pytest.raises(Unavailable):
             await request
     with pytest.raises(Unavailable):
@@ -458,10 +458,10 @@ async def test_close_fails_whoever_waits_and_whoever_comes() -> None:
     assert value(metrics, "jobs_refused_total", reason="draining") == 2
 
 
-async def test_the_age_of_the_oldest_is_shown_as_it_grows() -> None:
+async def test_the_metric_of_the_oldest_age_grows_with_time() -> None:
     clock, metrics = FakeClock(), make_metrics()
     batcher = make(metrics, clock)
-    request = ask(batcher, 1)
+    request = submit(batcher, 1)
     await turn()
     clock.now += 3.0
     assert value(metrics, "queue_oldest_age_seconds") == 3.0
@@ -470,61 +470,61 @@ async def test_the_age_of_the_oldest_is_shown_as_it_grows() -> None:
     assert value(metrics, "queue_oldest_age_seconds") == 0.0
 
 
-async def test_equal_rows_are_computed_once() -> None:
+async def test_equal_rows_of_concurrent_requests_are_computed_once() -> None:
     metrics, runner = make_metrics(), Runner()
     batcher = make(metrics, max_batch_tokens=2)
     async with fed(batcher, runner):
-        first = ask(batcher, 1, 2, 1)
+        first = submit(batcher, 1, 2, 1)
         await runner.arrived.acquire()
-        late, other = ask(batcher, 2, 3), ask(batcher, 3)
+        late, other = submit(batcher, 2, 3), submit(batcher, 3)
         await turn()
         runner.gate.set()
         answers = await asyncio.gather(first, late, other)
-    assert runner.batches == [[1, 2], [3]], "a row that computes or waits already is not queued again"
+    assert runner.batches == [[1, 2], [3]], "a row that is computing or waiting is not queued again"
     assert [sums(answer) for answer in answers] == [[1, 2, 1], [2, 3], [3]]
     assert value(metrics, "shared_rows_total", model="m") == 3
     assert value(metrics, "queue_jobs") == 0
 
 
-async def test_what_has_landed_is_computed_anew() -> None:
+async def test_a_finished_row_is_computed_again_without_a_cache() -> None:
     runner = Runner(RuntimeError("broken"))
     runner.gate.set()
     batcher = make()
     async with fed(batcher, runner):
         with pytest.raises(InferenceFailed):
-            await ask(batcher, 1)
+            await submit(batcher, 1)
         for _ in range(2):
-            assert sums(await ask(batcher, 1)) == [1]
+            assert sums(await submit(batcher, 1)) == [1]
     assert runner.batches == [[1]] * 3
 
 
 @pytest.mark.parametrize("is_computing", [False, True], ids=["waiting", "computing"])
-async def test_a_follower_outlives_its_leader(is_computing: bool) -> None:
+async def test_a_follower_is_answered_when_its_leader_is_cancelled(is_computing: bool) -> None:
     metrics, runner = make_metrics(), Runner()
     batcher = make(metrics)
     async with fed(batcher, runner):
-        first = ask(batcher, 1 if is_computing else 7)
+        first = submit(batcher, 1 if is_computing else 7)
         await runner.arrived.acquire()
-        leader = first if is_computing else ask(batcher, 1, 2)
+        leader = first if is_computing else submit(batcher, 1, 2)
         await turn()
-        follower = ask(batcher, 1)
+        follower = submit(batcher, 1)
         await turn()
         leader.cancel()
         await turn()
-        assert value(metrics, "queue_jobs") == (0 if is_computing else 1), "what nobody else waits for is dropped"
+        assert value(metrics, "queue_jobs") == (0 if is_computing else 1), "the leader's other row is dropped"
         runner.gate.set()
         assert sums(await follower) == [1]
     assert runner.batches == ([[1]] if is_computing else [[7], [1]])
 
 
-async def test_a_follower_has_its_own_deadline_and_outlives_that_of_its_leader() -> None:
+async def test_a_follower_is_answered_after_the_deadline_of_its_leader() -> None:
     clock, runner = FakeClock(), Runner()
     batcher = make(clock=clock)
     async with fed(batcher, runner):
-        first = ask(batcher, 7)
+        first = submit(batcher, 7)
         await runner.arrived.acquire()
-        leader, follower = ask(batcher, 1, deadline=clock.now + 1000), ask(batcher, 1, deadline=clock.now + 3000)
-        last = ask(batcher, 2, deadline=clock.now + 1000)
+        leader, follower = submit(batcher, 1, deadline=clock.now + 1000), submit(batcher, 1, deadline=clock.now + 3000)
+        last = submit(batcher, 2, deadline=clock.now + 1000)
         await turn()
         clock.now += 2000
         runner.gate.set()
@@ -535,64 +535,64 @@ async def test_a_follower_has_its_own_deadline_and_outlives_that_of_its_leader()
     assert runner.batches == [[7], [1]]
 
 
-async def test_a_lost_batch_keeps_its_followers() -> None:
-    dying, runner = Runner(ReplicaLost("gone")), Runner()
+async def test_followers_of_a_lost_batch_are_answered() -> None:
+    lost, runner = Runner(ReplicaLost("gone")), Runner()
     batcher = make()
-    feeder = asyncio.create_task(batcher.feed(dying))
-    leader = ask(batcher, 1)
-    await dying.arrived.acquire()
-    follower, gone = ask(batcher, 1), ask(batcher, 1)
+    feeder = asyncio.create_task(batcher.feed(lost))
+    leader = submit(batcher, 1)
+    await lost.arrived.acquire()
+    follower, gone = submit(batcher, 1), submit(batcher, 1)
     await turn()
     gone.cancel()
     leader.cancel()
-    dying.gate.set()
+    lost.gate.set()
     await feeder
-    late = ask(batcher, 1, 2)
+    late = submit(batcher, 1, 2)
     runner.gate.set()
     async with fed(batcher, runner):
         assert [sums(answer) for answer in await asyncio.gather(follower, late)] == [[1], [1, 2]]
     assert runner.batches == [[1], [2]]
 
 
-async def test_a_lost_batch_that_nobody_waits_for_is_over() -> None:
-    dying, runner = Runner(ReplicaLost("gone")), Runner()
+async def test_a_lost_batch_of_cancelled_requests_is_dropped() -> None:
+    lost, runner = Runner(ReplicaLost("gone")), Runner()
     batcher = make()
-    feeder = asyncio.create_task(batcher.feed(dying))
-    gone = ask(batcher, 1)
-    await dying.arrived.acquire()
+    feeder = asyncio.create_task(batcher.feed(lost))
+    gone = submit(batcher, 1)
+    await lost.arrived.acquire()
     gone.cancel()
     await turn()
-    dying.gate.set()
+    lost.gate.set()
     await feeder
     runner.gate.set()
     async with fed(batcher, runner):
-        assert sums(await ask(batcher, 1)) == [1], "who comes later does not wait for what was given up"
+        assert sums(await submit(batcher, 1)) == [1], "a later equal request does not wait for the dropped job"
 
 
-async def test_a_follower_in_a_hurry_takes_the_job_along() -> None:
+async def test_a_follower_with_higher_priority_moves_the_job_forward() -> None:
     runner = Runner()
     batcher = make(max_batch_tokens=1)
     async with fed(batcher, runner):
-        requests = [ask(batcher, 9)]
+        requests = [submit(batcher, 9)]
         await runner.arrived.acquire()
-        requests += [ask(batcher, 1, 2, 3), ask(batcher, 4), ask(batcher, 3, priority=1)]
+        requests += [submit(batcher, 1, 2, 3), submit(batcher, 4), submit(batcher, 3, priority=1)]
         await turn()
         runner.gate.set()
         await asyncio.gather(*requests)
     assert runner.batches == [[9], [3], [1], [4], [2]]
 
 
-async def test_a_kept_output_needs_no_computing() -> None:
+async def test_a_cached_output_is_not_computed() -> None:
     clock, metrics, runner = FakeClock(), make_metrics(), Runner()
     runner.gate.set()
     cache = ResultCache(max_entries=10, max_bytes=10**6, ttl_s=60, metrics=metrics, revisions={"m": "1"}, clock=clock)
     batcher = make(metrics, clock, cache=cache)
     async with fed(batcher, runner):
-        await ask(batcher, 1, 2)
-        again = await ask(batcher, 2, 1)
-        mixed = await ask(batcher, 3, 1)
+        await submit(batcher, 1, 2)
+        again = await submit(batcher, 2, 1)
+        mixed = await submit(batcher, 3, 1)
         clock.now += 60.0
-        await ask(batcher, 1)
+        await submit(batcher, 1)
     assert (sums(again), again.queue_s, again.compute_s) == ([2, 1], 0.0, 0.0)
     assert sums(mixed) == [3, 1]
     assert runner.batches == [[1, 2], [3], [1]]
@@ -601,14 +601,14 @@ async def test_a_kept_output_needs_no_computing() -> None:
     assert value(metrics, "cache_evicted_total", reason="expired") == 1
 
 
-async def test_what_a_device_may_have_got_wrong_is_computed_again() -> None:
+async def test_distrusted_results_are_computed_again() -> None:
     metrics, runner = make_metrics(), Runner()
     runner.gate.set()
     cache = ResultCache(max_entries=10, max_bytes=10**6, ttl_s=60, metrics=metrics, revisions={"m": "1"})
     batcher = make(metrics, cache=cache)
     async with fed(batcher, runner):
-        await ask(batcher, 1, 2)
+        await submit(batcher, 1, 2)
         batcher.distrust_results()
-        await ask(batcher, 1)
+        await submit(batcher, 1)
     assert runner.batches == [[1, 2], [1]]
     assert value(metrics, "cache_evicted_total", reason="distrusted") == 2

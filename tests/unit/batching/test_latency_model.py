@@ -1,4 +1,4 @@
-"""The latency model by table, its robustness, and least squares against brute force."""
+"""Latency model: predictions, batch budget, reaction to stalls, and least squares against brute force."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def steps(cost: Cost, sizes: list[tuple[int, int]] = SIZES) -> list[Step]:
         ([(1, 1, 1)], [-1], (0, 0, 0)),
     ],
 )
-def test_least_squares(x: list[tuple[float, float, float]], y: list[float], solution: tuple[float, ...]) -> None:
+def test_least_squares_has_no_negative_coefficients(
+    x: list[tuple[float, float, float]], y: list[float], solution: tuple[float, ...]
+) -> None:
     sums = Sums()
     for row, target in zip(x, y, strict=True):
         sums.add(row, target, 2.0)
@@ -54,7 +56,7 @@ whole = st.integers(0, 9)
 
 
 @given(st.lists(st.tuples(whole, whole, whole, st.integers(-9, 9)), min_size=1, max_size=8))
-def test_nothing_on_a_grid_is_better_than_least_squares(table: list[tuple[int, int, int, int]]) -> None:
+def test_least_squares_is_at_least_as_good_as_any_grid_point(table: list[tuple[int, int, int, int]]) -> None:
     sums = Sums()
     for *x, y in table:
         sums.add((x[0], x[1], x[2]), y, 1.0)
@@ -67,17 +69,17 @@ def test_nothing_on_a_grid_is_better_than_least_squares(table: list[tuple[int, i
     assert ((x @ found - y) ** 2).sum() <= errors.min() + 1e-6 * (y**2).sum()
 
 
-def test_a_calibration_is_found_again() -> None:
+def test_a_calibration_recovers_the_cost() -> None:
     model = LatencyModel(steps(LARGE))
     assert model.cost is not None
     assert model.predict(300, 7) == pytest.approx(LARGE.of(300, 7))
 
 
-def test_nothing_measured_predicts_nothing() -> None:
+def test_an_unmeasured_model_predicts_none() -> None:
     assert LatencyModel().predict(10, 1) is None
 
 
-def test_without_a_calibration_cost_is_of_tokens_until_more_is_known() -> None:
+def test_without_a_calibration_the_cost_is_fitted_to_the_observed_batches() -> None:
     model = LatencyModel()
     model.note(100, 4, 0.5)
     assert model.predict(200, 1) == pytest.approx(1.0)
@@ -86,7 +88,7 @@ def test_without_a_calibration_cost_is_of_tokens_until_more_is_known() -> None:
     assert model.predict(200, 2) == pytest.approx(LARGE.of(200, 2), rel=0.02)
 
 
-def test_batches_that_are_all_alike_leave_the_shape_of_the_calibration() -> None:
+def test_batches_of_one_size_scale_the_calibrated_cost() -> None:
     model = LatencyModel(steps(LARGE))
     for _ in range(1000):
         model.note(200, 5, 2 * LARGE.of(200, 5))
@@ -94,7 +96,7 @@ def test_batches_that_are_all_alike_leave_the_shape_of_the_calibration() -> None
         assert model.predict(tokens, rows) == pytest.approx(2 * LARGE.of(tokens, rows), rel=0.02)
 
 
-def test_one_stall_changes_little_and_a_lasting_change_is_followed() -> None:
+def test_one_stall_changes_little_and_a_lasting_change_is_learned() -> None:
     model = LatencyModel(steps(LARGE))
     usual = LARGE.of(200, 5)
     for _ in range(50):
@@ -110,7 +112,7 @@ def test_one_stall_changes_little_and_a_lasting_change_is_followed() -> None:
     st.lists(st.tuples(st.integers(1, 10_000), st.integers(1, 64), st.floats(0.0, 100.0)), min_size=1, max_size=60),
     st.booleans(),
 )
-def test_no_prediction_is_below_zero(noted: list[tuple[int, int, float]], is_calibrated: bool) -> None:
+def test_no_cost_is_negative(noted: list[tuple[int, int, float]], is_calibrated: bool) -> None:
     model = LatencyModel(steps(LARGE) if is_calibrated else ())
     for tokens, rows, seconds in noted:
         model.note(tokens, min(rows, tokens), seconds)
@@ -144,7 +146,7 @@ def model_steps(cost: Cost) -> list[Step]:
     return [Step(tokens, rows, cost.of(tokens, rows)) for tokens, rows in MODEL_SIZES]
 
 
-def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_calibration_sets_logs_and_exports_the_budget(caplog: pytest.LogCaptureFixture) -> None:
     metrics = make_metrics()
     latency_models = LatencyModels(metrics=metrics, target_s=0.5)
     assert latency_models.budget("m") == UNMEASURED_TOKENS
@@ -154,7 +156,7 @@ def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFix
         latency_models.calibrate("cpu", "n", [])
         latency_models.calibrate("cpu", "m", model_steps(SLOW))
     assert latency_models.budget("m") == pytest.approx(153, abs=1)
-    assert latency_models.budget("n") == UNMEASURED_TOKENS, "nothing was measured"
+    assert latency_models.budget("n") == UNMEASURED_TOKENS, "it has no measurements"
     assert value(metrics, "batch_budget_tokens", model="m") == latency_models.budget("m")
     assert value(metrics, "predicted_cost_seconds", model="m", of="batch") == pytest.approx(0.1)
     assert value(metrics, "predicted_cost_seconds", model="m", of="token") == pytest.approx(0.0026)
@@ -162,7 +164,7 @@ def test_a_calibration_sets_the_budget_and_shows_it(caplog: pytest.LogCaptureFix
     assert (record.getMessage(), record.__dict__["model"]) == ("batch budget chosen", "m")
 
 
-def test_a_setting_overrides_the_budget_and_leaves_the_predictions() -> None:
+def test_max_batch_tokens_overrides_the_budget_and_not_the_predictions() -> None:
     latency_models = LatencyModels(metrics=make_metrics(), max_batch_tokens=1000)
     latency_models.calibrate("cpu", "m", model_steps(SLOW))
     assert latency_models.budget("m") == 1000
@@ -170,7 +172,7 @@ def test_a_setting_overrides_the_budget_and_leaves_the_predictions() -> None:
     assert latency_models.predict("m", 5000, 1) == pytest.approx(5 * SLOW.of(1000, 0))
 
 
-def test_the_slowest_replica_must_bear_the_budget_and_a_restart_measures_anew() -> None:
+def test_the_budget_follows_the_slowest_replica_and_a_new_calibration_replaces_the_old() -> None:
     latency_models = LatencyModels(metrics=make_metrics())
     latency_models.calibrate("cuda:0", "m", model_steps(FAST))
     assert latency_models.budget("m") > 10_000
@@ -181,7 +183,7 @@ def test_the_slowest_replica_must_bear_the_budget_and_a_restart_measures_anew() 
     assert latency_models.predict("m", 100, 1) == pytest.approx(FAST.of(100, 1))
 
 
-def test_a_device_that_becomes_slower_gets_smaller_batches_and_larger_ones_when_it_recovers() -> None:
+def test_the_budget_shrinks_when_a_device_slows_down_and_grows_when_it_recovers() -> None:
     metrics = make_metrics()
     latency_models = LatencyModels(metrics=metrics, target_s=0.5)
     latency_models.calibrate("cpu", "m", model_steps(SLOW))
@@ -193,7 +195,7 @@ def test_a_device_that_becomes_slower_gets_smaller_batches_and_larger_ones_when_
     assert latency_models.budget("m") == pytest.approx(usual, abs=1)
 
 
-def test_batches_of_one_size_say_nothing_of_the_knee() -> None:
+def test_batches_of_one_size_do_not_change_the_budget() -> None:
     latency_models = LatencyModels(metrics=make_metrics(), target_s=10.0)
     latency_models.calibrate("cuda:0", "m", model_steps(FAST))
     usual = latency_models.budget("m")
@@ -206,7 +208,7 @@ def serve(latency_models: LatencyModels, cost: Cost) -> None:
         latency_models.note("m", 100, 1, cost.of(100, 1))
 
 
-def test_how_good_predictions_are_is_counted() -> None:
+def test_the_ratio_of_actual_to_predicted_time_is_a_metric() -> None:
     metrics = make_metrics()
     latency_models = LatencyModels(metrics=metrics)
     latency_models.note("m", 100, 1, 0.5)
@@ -216,7 +218,7 @@ def test_how_good_predictions_are_is_counted() -> None:
     assert latency_models.predict("m", 100, 1) == pytest.approx(0.75, abs=0.05)
 
 
-def test_a_batch_that_found_no_memory_lowers_the_budget_and_a_calibration_does_not_raise_it() -> None:
+def test_out_of_memory_lowers_the_budget_and_a_calibration_does_not_raise_it() -> None:
     metrics = make_metrics()
     latency_models = LatencyModels(metrics=metrics)
     latency_models.calibrate("cuda:0", "m", model_steps(FAST))
@@ -224,30 +226,30 @@ def test_a_batch_that_found_no_memory_lowers_the_budget_and_a_calibration_does_n
     assert latency_models.budget("m") == value(metrics, "batch_budget_tokens", model="m") == 3000
     latency_models.limit_memory("m", 4000)
     latency_models.calibrate("cuda:0", "m", model_steps(FAST))
-    assert latency_models.budget("m") == 3000, "the least counts"
+    assert latency_models.budget("m") == 3000, "the lowest limit applies"
     latency_models.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=2048)
     assert latency_models.budget("m") == 2048
     assert latency_models.budget("n") == UNMEASURED_TOKENS
 
 
-def test_the_first_calibration_may_meet_the_end_of_the_memory() -> None:
+def test_the_first_calibration_limits_the_budget_to_the_tokens_that_fit() -> None:
     latency_models = LatencyModels(metrics=make_metrics())
     latency_models.calibrate("cuda:0", "m", model_steps(FAST), fitting_tokens=8192)
-    assert latency_models.budget("m") == 8192, "not what an unmeasured model is given"
+    assert latency_models.budget("m") == 8192, "not the budget of an unmeasured model"
 
 
-def test_a_budget_of_the_settings_is_lowered_too() -> None:
+def test_out_of_memory_lowers_a_configured_budget() -> None:
     latency_models = LatencyModels(metrics=make_metrics(), max_batch_tokens=1000)
     latency_models.limit_memory("m", 5)
     assert latency_models.budget("m") == MIN_BATCH_TOKENS
 
 
-def test_full_batches_widen_a_lowered_budget_until_it_is_what_it_was() -> None:
+def test_full_batches_raise_a_lowered_budget_up_to_its_original_value() -> None:
     latency_models = LatencyModels(metrics=make_metrics(), max_batch_tokens=1000)
     latency_models.limit_memory("m", 500)
     for _ in range(100):
         latency_models.note("m", 100, 1, 0.1)
-    assert latency_models.budget("m") == 500, "small batches prove nothing"
+    assert latency_models.budget("m") == 500, "small batches do not raise it"
     for _ in range(694):
         latency_models.note("m", latency_models.budget("m"), 1, 0.1)
     assert 990 < latency_models.budget("m") <= 1000

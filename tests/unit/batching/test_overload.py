@@ -1,4 +1,4 @@
-"""Far more requests than can be computed, in simulated time: the real queue and admission around a made-up device."""
+"""Overload in simulated time: the real queue and admission in front of a simulated device."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ Landing = tuple[float, int, float, Batch, InFlightBatch]
 
 @dataclass
 class Device:
-    """A replica that takes `slow` times as long as its cost, give or take `noise`, and `lag_s` on top that nobody
-    measures. Counts what became of the requests."""
+    """A simulated replica and the outcomes of its requests.
+
+    A batch takes `slow` times its cost, with log-normal `noise`, plus `lag_s` that the latency model does not see.
+    """
 
     slow: float = 1.0
     noise: float = 0.0
@@ -69,18 +71,18 @@ class Device:
         return num_rows / (self.slow * COST.of(full, round(num_rows)) + self.lag_s)
 
     def serve(self, times: float) -> None:
-        coming = self._rng.expovariate(times * self.capacity)
-        while coming < SECONDS or self._landings:
-            if coming < SECONDS and (not self._landings or coming <= self._landings[0][0]):
-                self.now = coming
-                self._ask()
-                coming += self._rng.expovariate(times * self.capacity)
+        next_arrival = self._rng.expovariate(times * self.capacity)
+        while next_arrival < SECONDS or self._landings:
+            if next_arrival < SECONDS and (not self._landings or next_arrival <= self._landings[0][0]):
+                self.now = next_arrival
+                self._submit()
+                next_arrival += self._rng.expovariate(times * self.capacity)
             else:
                 self._land()
             while len(self._landings) < DEPTH and (batch := self._queue.take(self.now)):
                 self._take(batch)
 
-    def _ask(self) -> None:
+    def _submit(self) -> None:
         options = RequestOptions(self.now + DEADLINE_S)
         encodings = rows(LENGTH)
         try:
@@ -116,9 +118,9 @@ class Device:
 @pytest.mark.parametrize(
     "how",
     [{}, {"slow": 2.0}, {"lag_s": 0.05}, {"noise": 0.3, "lag_s": 0.02}],
-    ids=["as measured", "twice as slow", "lag that nobody measures", "noisy"],
+    ids=["as measured", "twice as slow", "unmeasured lag", "noisy"],
 )
-def test_at_ten_times_the_capacity_what_is_let_in_is_answered_in_time(how: dict[str, float]) -> None:
+def test_admitted_requests_meet_their_deadline_at_ten_times_the_capacity(how: dict[str, float]) -> None:
     device = Device(**how)
     device.serve(times=10.0)
     in_time, late, refused = (device.outcomes[each] for each in ("in time", "late", "deadline_unreachable"))
@@ -128,7 +130,7 @@ def test_at_ten_times_the_capacity_what_is_let_in_is_answered_in_time(how: dict[
     assert refused >= 0.8 * device.outcomes.total()
 
 
-def test_at_half_the_capacity_nobody_is_refused() -> None:
+def test_no_request_is_refused_at_half_the_capacity() -> None:
     device = Device(noise=0.3)
     device.serve(times=0.5)
     assert device.outcomes["in time"] == device.outcomes.total() > 0.4 * device.capacity * SECONDS

@@ -1,4 +1,4 @@
-"""The queue by table, with a fake clock, and its invariants under hypothesis."""
+"""The queue: batch contents, priorities, deadlines, lost jobs, and property tests of its invariants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.fakes import rows
 from tests.unit.batching.bench import AGE, Bench, jobs_of, numbers_of
 
 
-def _blame(jobs: Sequence[Job]) -> None:
+def _mark_suspect(jobs: Sequence[Job]) -> None:
     for job in jobs:
         job.num_losses += 1
 
@@ -39,21 +39,21 @@ def _blame(jobs: Sequence[Job]) -> None:
         ([6, 5, 3, 1], 10, [[0, 2, 3], [1]]),
     ],
 )
-def test_batches_by_table(lengths: list[int], budget: int, batches: list[list[int]]) -> None:
+def test_batches_fill_the_token_budget(lengths: list[int], budget: int, batches: list[list[int]]) -> None:
     bench = Bench()
     bench.push(*lengths)
     assert bench.take_all(budget) == batches
     assert len(bench.queue) == bench.queue.num_tokens == 0
 
 
-def test_one_model_per_batch_and_that_of_the_head() -> None:
+def test_a_batch_has_only_the_model_of_the_first_job() -> None:
     bench = Bench()
     for length, model in [(2, "a"), (2, "b"), (2, "a"), (2, "b")]:
         bench.push(length, model=model)
     assert bench.take_all(10) == [[0, 2], [1, 3]]
 
 
-def test_what_was_passed_over_leads_the_next_batch() -> None:
+def test_a_job_that_was_passed_over_is_first_in_the_next_batch() -> None:
     bench = Bench()
     for length in (6, 6, 2):
         bench.push(length)
@@ -62,17 +62,17 @@ def test_what_was_passed_over_leads_the_next_batch() -> None:
     assert bench.take() == [1, 3]
 
 
-def test_priority_goes_first_but_every_fourth_batch_is_for_who_waits_too_long() -> None:
+def test_every_fourth_batch_takes_overdue_jobs_before_higher_priorities() -> None:
     bench = Bench()
     for priority in (0, 0, 5, 5, 5, 5, 5, 5):
         bench.push(10, priority=priority)
     assert bench.take_all(now=AGE) == [[2], [3], [4], [0], [5], [6], [7], [1]]
     for priority in (0, 5, 5, 5, 5):
         bench.push(10, now=1.0, priority=priority)
-    assert bench.take_all(now=AGE) == [[9], [10], [11], [12], [8]], "nobody has waited too long"
+    assert bench.take_all(now=AGE) == [[9], [10], [11], [12], [8]], "no job is overdue"
 
 
-def test_a_long_request_that_is_overdue_holds_others_back_by_every_fourth_batch() -> None:
+def test_an_overdue_long_request_takes_only_every_fourth_batch() -> None:
     bench = Bench()
     bench.push(*[5] * 9, now=0.0)
     taken = []
@@ -82,7 +82,7 @@ def test_a_long_request_that_is_overdue_holds_others_back_by_every_fourth_batch(
     assert [batch for batch in taken if batch[0] < 9] == [[0, 1], [2, 3]]
 
 
-def test_what_is_overdue_and_does_not_fit_leaves_the_rest_to_the_others() -> None:
+def test_an_overdue_job_that_does_not_fit_leaves_the_remaining_tokens_to_others() -> None:
     bench = Bench()
     bench.push(*[10] * 3, priority=1)
     bench.push(6, 6, 4)
@@ -92,14 +92,14 @@ def test_what_is_overdue_and_does_not_fit_leaves_the_rest_to_the_others() -> Non
     assert bench.take(now=AGE) == [4, 5]
 
 
-def test_a_batch_mixes_priorities_in_their_order() -> None:
+def test_a_batch_mixes_priorities_highest_first() -> None:
     bench = Bench()
     for priority in (0, 1, 0, 1):
         bench.push(2, priority=priority)
     assert bench.take(10) == [1, 3, 0, 2]
 
 
-def test_the_expired_are_not_in_the_batch_that_is_taken() -> None:
+def test_expired_jobs_are_dropped_on_take() -> None:
     bench = Bench()
     bench.push(2, deadline=5.0)
     bench.push(2)
@@ -109,7 +109,7 @@ def test_the_expired_are_not_in_the_batch_that_is_taken() -> None:
     assert bench.queue.num_tokens == 0
 
 
-def test_the_cancelled_and_the_failed_are_not_in_the_batch_that_is_taken() -> None:
+def test_cancelled_and_failed_jobs_are_dropped_on_take() -> None:
     bench = Bench()
     pending = [bench.push(2) for _ in range(3)]
     pending[0].close("cancelled")
@@ -119,14 +119,14 @@ def test_the_cancelled_and_the_failed_are_not_in_the_batch_that_is_taken() -> No
     assert len(bench.queue) == bench.queue.num_tokens == 0
 
 
-def test_only_dead_jobs_make_no_batch() -> None:
+def test_take_returns_no_batch_when_every_job_is_expired() -> None:
     bench = Bench()
     bench.push(2, 2, deadline=1.0)
     assert bench.take(10, now=1.0) == []
     assert bench.dropped == [("expired", [0, 1])]
 
 
-def test_remove_drops_those_that_still_wait() -> None:
+def test_remove_drops_only_waiting_jobs() -> None:
     bench = Bench()
     pending = PendingRequest(rows(5, 5), 0.0)
     jobs = jobs_of(pending)
@@ -138,7 +138,7 @@ def test_remove_drops_those_that_still_wait() -> None:
     assert bench.queue.num_tokens == 0
 
 
-def test_lost_jobs_go_to_the_head_in_order() -> None:
+def test_jobs_given_back_return_to_the_head_in_order() -> None:
     bench = Bench()
     bench.push(*[5] * 6)
     first, second = bench.take_jobs(), bench.take_jobs()
@@ -149,17 +149,17 @@ def test_lost_jobs_go_to_the_head_in_order() -> None:
     assert bench.take_all(10) == [[0, 1], [2, 3], [6, 4], [5]]
 
 
-def test_suspects_go_alone_and_in_order_of_arrival() -> None:
+def test_suspect_jobs_are_taken_one_per_batch_in_order_of_arrival() -> None:
     bench = Bench()
     bench.push(*[2] * 5)
     lost = bench.take_jobs()
     bench.push(2)
-    _blame(lost[1:3])
+    _mark_suspect(lost[1:3])
     bench.queue.give_back(lost)
     assert bench.take_all(10) == [[0], [1], [2], [3, 4, 5]]
 
 
-def test_lost_jobs_lead_but_do_not_mix_models() -> None:
+def test_jobs_given_back_do_not_mix_models() -> None:
     bench = Bench()
     bench.push(2, model="a")
     bench.push(2, model="b")
@@ -169,7 +169,7 @@ def test_lost_jobs_lead_but_do_not_mix_models() -> None:
     assert bench.take_all(10) == [[0, 2], [1]]
 
 
-def test_oldest_arrival() -> None:
+def test_oldest_arrival_is_that_of_the_oldest_waiting_job() -> None:
     bench = Bench()
     assert bench.queue.oldest_arrival() is None
     bench.push(1, now=7.0, priority=1)
@@ -177,25 +177,25 @@ def test_oldest_arrival() -> None:
     assert bench.queue.oldest_arrival() == 7.0
 
 
-def test_looking_for_short_jobs_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_jobs_that_fit_is_limited_by_max_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "MAX_PASSED_OVER", 3)
     bench = Bench()
     bench.push(6, 9, 9, 9, 1)
     assert bench.take(10) == [0]
 
 
-def test_a_long_request_stands_beside_those_that_come_later() -> None:
+def test_a_long_request_alternates_with_later_requests() -> None:
     bench = Bench()
     bench.push(*[5] * 8)
     assert bench.take() == [0, 1]
     bench.push(5)
     bench.push(5, 5)
-    assert bench.take() == [2, 8], "it is in its third row, they are in their first"
+    assert bench.take() == [2, 8], "row 2 of the long request comes after row 0 of the later ones"
     assert bench.take() == [9, 3]
     assert bench.take_all() == [[10, 4], [5, 6], [7]]
 
 
-def test_a_stream_of_small_requests_does_not_stop_a_long_one() -> None:
+def test_a_stream_of_small_requests_does_not_starve_a_long_one() -> None:
     bench = Bench()
     bench.push(*[5] * 3)
     taken = []
@@ -206,7 +206,7 @@ def test_a_stream_of_small_requests_does_not_stop_a_long_one() -> None:
     assert [number for number in chain(*taken) if number < 3] == [0, 1, 2]
 
 
-def test_an_idle_queue_forgets_who_had_how_much() -> None:
+def test_an_empty_queue_resets_the_shares() -> None:
     bench = Bench()
     bench.push(*[5] * 8)
     bench.take_all()
@@ -215,7 +215,7 @@ def test_an_idle_queue_forgets_who_had_how_much() -> None:
     assert bench.take_all() == [[8, 11], [9, 10]]
 
 
-def test_shares_are_within_a_priority() -> None:
+def test_shares_are_counted_per_priority() -> None:
     bench = Bench()
     bench.push(*[5] * 4)
     bench.push(*[5] * 4, priority=1)
@@ -224,19 +224,19 @@ def test_shares_are_within_a_priority() -> None:
     assert bench.take_all() == [[6, 7], [0, 8], [1, 2], [3]]
 
 
-def test_what_went_first_for_its_age_does_not_put_back_those_that_come() -> None:
+def test_rows_taken_for_their_age_do_not_delay_later_requests() -> None:
     bench = Bench()
     bench.push(*[5] * 12, now=0.0)
     assert [bench.take() for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
     assert bench.take(now=AGE) == [6, 7]
     bench.push(5, now=AGE)
-    assert bench.take(now=AGE) == [12, 8], "as if the batch before had not been"
+    assert bench.take(now=AGE) == [12, 8], "the overdue batch does not change the order"
 
 
 @pytest.mark.parametrize(
     ("priority", "batches"), [(0, [[0, 2], [1, 3]]), (1, [[2, 3], [0, 1]]), (-1, [[0, 1], [2, 3]])]
 )
-def test_a_job_of_two_requests_has_the_better_place(priority: int, batches: list[list[int]]) -> None:
+def test_a_job_of_two_requests_has_the_better_position_of_the_two(priority: int, batches: list[list[int]]) -> None:
     bench = Bench()
     jobs = jobs_of(PendingRequest(rows(*[5] * 3), 0.0))
     bench.queue.push(jobs)
@@ -247,14 +247,14 @@ def test_a_job_of_two_requests_has_the_better_place(priority: int, batches: list
     assert bench.take_all() == batches
 
 
-def test_long_queues_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted, not timed: how often a job is looked at, per job that is pushed and taken."""
-    looks = 0
+def test_a_job_is_checked_a_constant_number_of_times_in_a_long_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts the calls of `Job.is_wanted` per job instead of measuring time."""
+    num_checks = 0
     is_wanted = Job.is_wanted
 
     def counted(job: Job, now: float) -> bool:
-        nonlocal looks
-        looks += 1
+        nonlocal num_checks
+        num_checks += 1
         return is_wanted(job, now)
 
     monkeypatch.setattr(Job, "is_wanted", counted)
@@ -262,10 +262,10 @@ def test_long_queues_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(2000):
         bench.push(1 + number % 3, 1 + number % 2, priority=number % 4)
     assert sum(map(len, bench.take_all(budget=100))) == 4000
-    assert looks < 3 * 4000
+    assert num_checks < 3 * 4000
 
 
-def test_what_is_stale_is_cleared_away() -> None:
+def test_stale_heap_entries_are_removed() -> None:
     bench = Bench()
     (job,) = jobs_of(bench.push(10))
     lane, entry = LazyHeap({job.number}), job.position.entry
@@ -287,7 +287,7 @@ events = st.lists(st.one_of(requests, st.sampled_from(["take", "lose", "cancel",
 
 
 @given(events, st.integers(1, 40))
-def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int) -> None:
+def test_every_job_is_taken_or_dropped_exactly_once(events: list[Request | str], budget: int) -> None:
     bench, now = Bench(), 0.0
     bench.models.tokens = budget
     pending: list[PendingRequest] = []
@@ -299,7 +299,7 @@ def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int
             lengths, model, priority, account = event
             pending.append(bench.push(*lengths, now=now, model=model, priority=priority, account=account))
         elif event == "lose" and not any(job.num_losses for job in batch):
-            _blame(batch)
+            _mark_suspect(batch)
             bench.queue.give_back(batch)
         elif event == "cancel" and pending:
             pending[len(taken) % len(pending)].close("cancelled")
@@ -317,8 +317,8 @@ def test_nothing_is_lost_or_taken_twice(events: list[Request | str], budget: int
 
 
 @given(st.lists(requests, max_size=10), st.integers(1, 40))
-def test_a_request_is_taken_in_its_order(pushed: list[Request], budget: int) -> None:
-    """For rows of one length: others may be passed over."""
+def test_rows_of_a_request_are_taken_in_order(pushed: list[Request], budget: int) -> None:
+    """Holds for rows of equal length; a longer row may be passed over."""
     bench = Bench()
     for lengths, model, priority, account in pushed:
         bench.push(*[lengths[0]] * len(lengths), model=model, priority=priority, account=account)
@@ -331,7 +331,7 @@ def test_a_request_is_taken_in_its_order(pushed: list[Request], budget: int) -> 
 
 
 @given(st.integers(2, 60), st.lists(st.integers(1, 10), min_size=1, max_size=10))
-def test_a_long_request_holds_a_small_one_back_by_a_batch_at_most(num_rows: int, lengths: list[int]) -> None:
+def test_a_long_request_delays_small_ones_by_at_most_one_batch(num_rows: int, lengths: list[int]) -> None:
     bench = Bench()
     bench.push(*[5] * num_rows)
     bench.take()

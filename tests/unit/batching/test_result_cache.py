@@ -1,4 +1,4 @@
-"""The result cache: what it finds again, and what it lets go."""
+"""The result cache: lookup by row identity, eviction, expiry and its metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHERS = [
 
 
 class Bench:
-    """A cache and what it is made of."""
+    """A cache with its clock, metrics and revisions."""
 
     def __init__(self, max_entries: int = 10, max_bytes: int = 10**6) -> None:
         self.clock = FakeClock()
@@ -54,7 +54,7 @@ class Bench:
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_only_an_equal_row_of_the_same_weights_is_found(other: Encoding) -> None:
+def test_get_finds_only_an_equal_row_of_the_same_revision(other: Encoding) -> None:
     bench = Bench()
     bench.put(other)
     assert not bench.has(ROW)
@@ -67,7 +67,7 @@ def test_only_an_equal_row_of_the_same_weights_is_found(other: Encoding) -> None
     assert not bench.has(ROW)
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_entry_is_evicted_first() -> None:
     bench = Bench(max_entries=2)
     first, second, third = row(1), row(2), row(3)
     bench.put(first, second)
@@ -80,17 +80,17 @@ def test_the_least_recently_used_goes_first() -> None:
     assert value(bench.metrics, "cache_misses_total", model="m") == 1
 
 
-def test_bytes_are_bounded_and_counted() -> None:
+def test_the_size_in_bytes_is_limited_and_exported() -> None:
     bench = Bench(max_bytes=2 * (ENTRY_BYTES + 4))
     bench.put(row(1), row(2), row(2))
     assert value(bench.metrics, "cache_size_bytes") == 2 * (ENTRY_BYTES + 4)
     bench.put(row(3))
     assert len(bench.cache) == 2
     bench.cache.put(row(4), Output(np.zeros((100, 100), dtype=np.float32), np.zeros((100, 100), dtype=np.int32)))
-    assert (len(bench.cache), value(bench.metrics, "cache_size_bytes")) == (0, 0), "larger than all there is"
+    assert (len(bench.cache), value(bench.metrics, "cache_size_bytes")) == (0, 0), "an output larger than the cache"
 
 
-def test_too_old_is_not_found() -> None:
+def test_an_expired_entry_is_not_found() -> None:
     bench = Bench()
     bench.put(ROW)
     bench.clock.now += 59.0
@@ -101,7 +101,7 @@ def test_too_old_is_not_found() -> None:
     assert value(bench.metrics, "cache_size_bytes") == 0
 
 
-def test_what_is_kept_is_a_copy() -> None:
+def test_the_cache_keeps_a_copy_of_the_output() -> None:
     bench, whole = Bench(), np.ones((4, 1), dtype=np.float32)
     bench.cache.put(ROW, Output(whole[:1]))
     kept = bench.cache.get(ROW)
