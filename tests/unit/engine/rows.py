@@ -1,4 +1,4 @@
-"""Rows to feed an engine, and what transformers' own classes answer for them: the reference of the parity tests."""
+"""Rows for an engine, and the outputs of transformers' own classes for them: the reference of the parity tests."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def choice_row(option_lengths: Sequence[int], rest: int, seed: int = 0, yes_id: 
 
 
 def dense_mask(row: Encoding) -> torch.Tensor:
-    """The mask of one row, token pair by token pair, straight from the formula: [1, 1, length, length]."""
+    """The attention mask of one row, computed pair by pair from its blocks: [1, 1, length, length]."""
     mask = torch.zeros(row.num_tokens, row.num_tokens)
     for i in range(row.num_tokens):
         for j in range(row.num_tokens):
@@ -107,7 +107,7 @@ def mean_rows(lengths: Sequence[int] = LENGTHS) -> list[Encoding]:
 
 
 def max_difference(outputs: Sequence[Output], wanted: Sequence[torch.Tensor]) -> float:
-    """The largest absolute difference between the outputs' scores and the wanted ones, which must have their shapes."""
+    """The largest absolute difference between the outputs' scores and the wanted ones. Their shapes must be equal."""
     assert [output.scores.shape for output in outputs] == [tuple(each.shape) for each in wanted]
     pairs = zip(outputs, wanted, strict=True)
     return max(float(np.abs(output.scores - each.numpy()).max()) for output, each in pairs)

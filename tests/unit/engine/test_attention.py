@@ -1,4 +1,4 @@
-"""Where rows lie, who sees whom, and which way of computing attention is taken."""
+"""Attention: layout of packed rows, masks, and the choice of the backend."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def wanted(qkv: torch.Tensor, layout: Layout) -> torch.Tensor:
     return dense(added_mask(owners, torch.float32))(qkv)
 
 
-def test_owners_are_rows_and_the_blocks_inside() -> None:
+def test_owners_number_rows_and_blocks_of_each_token() -> None:
     assert MIXED.owners(17).tolist() == [
         [0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3],
         [0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0],
     ]
 
 
-def test_the_filling_is_a_row_at_the_end() -> None:
+def test_padding_of_the_pack_is_a_last_row() -> None:
     assert (MIXED.offsets, MIXED.ends) == ((0, 2, 5, 13), (0, 2, 5, 13, 16))
     full = Layout(MIXED.rows, 13)
     assert full.ends == full.offsets
 
 
-def test_rows_with_blocks_are_split_off_and_take_the_filling() -> None:
+def test_split_puts_rows_with_blocks_and_the_padding_in_the_second_layout() -> None:
     assert MIXED.split() == (Layout(MIXED.rows[:2], 5), Layout(MIXED.rows[2:], 11))
     plain = Layout(MIXED.rows[:2], 8)
     assert plain.split() == (plain, Layout((), 0))
@@ -56,7 +56,7 @@ def test_rows_with_blocks_are_split_off_and_take_the_filling() -> None:
 
 
 @pytest.mark.parametrize("layout", [MIXED, LONG, TYPICAL, Layout(((128, ()), (128, ())), 256), Layout(((1, ()),), 8)])
-def test_no_square_of_tokens_that_see_each_other_is_left_out(layout: Layout) -> None:
+def test_flex_blocks_cover_every_pair_of_tokens_that_attend(layout: Layout) -> None:
     counts, indices = attention_backends.flex_blocks(layout)
     seen = added_mask(torch.from_numpy(layout.owners(layout.num_tokens)), torch.float32) == 0
     size = attention_backends.FLEX_BLOCK
@@ -69,14 +69,14 @@ def test_no_square_of_tokens_that_see_each_other_is_left_out(layout: Layout) -> 
 
 
 @pytest.mark.parametrize("layout", [MIXED, LONG])
-def test_flex_sees_what_it_should(layout: Layout) -> None:
+def test_flex_matches_the_dense_mask(layout: Layout) -> None:
     qkv = random_qkv(layout)
     out = attention_backends.prepare_flex(layout, CPU, torch.float32)(qkv)
     torch.testing.assert_close(out, wanted(qkv, layout), atol=1e-6, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_our_reference_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_matches_torchs_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
     monkeypatch.setattr(attention_backends, "_flex_kernel", lambda device_type: flex_attention)
@@ -95,7 +95,7 @@ def packed_reference(
     longest_query: int,
     longest_key: int,
 ) -> torch.Tensor:
-    """What torch's varlen_attn promises, row by row."""
+    """The documented result of torch's varlen_attn, computed row by row."""
     assert query_ends.dtype == torch.int32
     assert query_ends is key_ends
     lengths = query_ends.diff().tolist()
@@ -107,7 +107,7 @@ def packed_reference(
 
 @pytest.mark.parametrize("masked", [prepare_sdpa, attention_backends.prepare_flex])
 @pytest.mark.parametrize("rows", [MIXED.rows, MIXED.rows[:2], MIXED.rows[2:], LONG.rows])
-def test_plain_rows_go_through_the_packed_kernel_and_choices_beside_it(
+def test_split_by_mask_matches_the_dense_mask(
     monkeypatch: pytest.MonkeyPatch, rows: tuple[object, ...], masked: Callable[..., object]
 ) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_reference)
@@ -131,7 +131,7 @@ def test_plain_rows_go_through_the_packed_kernel_and_choices_beside_it(
         (CPU, torch.bfloat16, 64, (9, 0), False),
     ],
 )
-def test_where_the_packed_kernel_runs(
+def test_varlen_runs_on_supported_devices_dtypes_and_head_sizes(
     monkeypatch: pytest.MonkeyPatch,
     device: torch.device,
     dtype: torch.dtype,
@@ -143,8 +143,8 @@ def test_where_the_packed_kernel_runs(
     assert attention_backends.varlen_runs_on(device, dtype, head_size) is expected
 
 
-def takes(clock: FakeClock, *seconds: float) -> Callable[[], None]:
-    """A run that takes so long, each time; the last for ever after."""
+def run_for(clock: FakeClock, *seconds: float) -> Callable[[], None]:
+    """A function that advances the clock by the next of `seconds` on each call; the last one repeats."""
     left = list(seconds)
 
     def run() -> None:
@@ -153,24 +153,24 @@ def takes(clock: FakeClock, *seconds: float) -> Callable[[], None]:
     return run
 
 
-def test_the_quickest_is_kept_whatever_its_first_run_takes() -> None:
+def test_fastest_ignores_the_time_of_the_first_run() -> None:
     clock = FakeClock()
-    runs = {"slow": takes(clock, 3), "compiled": takes(clock, 60, 1), "steady": takes(clock, 2)}
+    runs = {"slow": run_for(clock, 3), "compiled": run_for(clock, 60, 1), "steady": run_for(clock, 2)}
     assert fastest(runs, clock) == "compiled"
 
 
-def test_one_unlucky_run_does_not_count() -> None:
+def test_fastest_ignores_one_slow_run() -> None:
     clock = FakeClock()
-    assert fastest({"a": takes(clock, 1, 9, 1), "b": takes(clock, 2)}, clock) == "a"
+    assert fastest({"a": run_for(clock, 1, 9, 1), "b": run_for(clock, 2)}, clock) == "a"
 
 
-def test_what_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_fastest_skips_and_logs_a_backend_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise RuntimeError("no compiler\nand a long story")
 
     clock = FakeClock()
     with caplog.at_level(logging.INFO):
-        assert fastest({"broken": fail, "slow": takes(clock, 3)}, clock) == "slow"
+        assert fastest({"broken": fail, "slow": run_for(clock, 3)}, clock) == "slow"
     [warning, measured] = caplog.records
     assert (warning.__dict__["attention"], warning.__dict__["reason"]) == ("broken", "no compiler")
     assert measured.__dict__["slow"] == 3000
@@ -178,7 +178,7 @@ def test_what_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
         fastest({"broken": fail}, clock)
 
 
-def test_the_trial_takes_every_layer_of_a_typical_batch() -> None:
+def test_trial_runs_every_layer_of_a_typical_batch() -> None:
     seen: list[tuple[int, ...]] = []
 
     def prepare_counting(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[torch.Tensor], object]:
@@ -191,32 +191,32 @@ def test_the_trial_takes_every_layer_of_a_typical_batch() -> None:
     assert TYPICAL.offsets[-1] <= TYPICAL.num_tokens
 
 
-def test_a_cpu_takes_sdpa_and_has_no_packed_kernel() -> None:
+def test_a_cpu_uses_sdpa_and_refuses_varlen() -> None:
     assert choose("auto", CONFIG)[0] == "sdpa"
     assert choose("flex", CONFIG)[0] == "flex"
     with pytest.raises(SettingError, match="'varlen' does not run on cpu; wanted auto, sdpa, flex"):
         choose("varlen", CONFIG)
 
 
-def test_cudnn_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked.append)
+def test_choose_disables_cudnn_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", seen.append)
     choose("sdpa", CONFIG)
-    assert asked == [False]
+    assert seen == [False]
 
 
-def test_a_gpu_takes_what_is_quickest_of_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_a_gpu_uses_the_fastest_backend_that_supports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
 
     def last(runs: dict[str, object]) -> str:
-        asked.extend(runs)
-        return asked[-1]
+        seen.extend(runs)
+        return seen[-1]
 
     monkeypatch.setattr("service.engine.attention.fastest", last)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: torch.empty(0))
     assert choose("auto", AttentionConfig(GPU, torch.bfloat16, 8, 256))[0] == "varlen+flex"
-    assert asked == ["sdpa", "flex", "varlen", "varlen+flex"]
-    asked.clear()
+    assert seen == ["sdpa", "flex", "varlen", "varlen+flex"]
+    seen.clear()
     choose("auto", AttentionConfig(GPU, torch.float32, 8, 256))
-    assert asked == ["sdpa", "flex"]
+    assert seen == ["sdpa", "flex"]

@@ -1,4 +1,4 @@
-"""Weights that are damaged, lie, or were made to do harm: each is refused, by file, tensor and expectation."""
+"""Damaged and malicious weight files are refused with an error that names the file, the tensor and the expectation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def words_of(sound: Path) -> torch.Tensor:
     return load_file(sound / "model.safetensors")[WORDS]
 
 
-def test_a_file_that_was_cut_off_is_told_its_length(sound: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_truncated_file_names_both_lengths(sound: Path, tmp_path: Path) -> None:
     broken = with_words(sound, tmp_path / "cut", words_of(sound), "safetensors")
     file = broken / "model.safetensors"
     size = file.stat().st_size
@@ -59,40 +59,38 @@ def test_a_file_that_was_cut_off_is_told_its_length(sound: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 @pytest.mark.parametrize(("number", "precision"), [(np.nan, "float32"), (np.inf, "float32"), (3.4e38, "bfloat16")])
-def test_one_number_that_is_not_finite_is_found(
+def test_a_single_nan_or_infinity_is_refused(
     sound: Path, tmp_path: Path, file_format: FileFormat, number: float, precision: str
 ) -> None:
     words = words_of(sound)
-    words[-1, -1] = number  # of a token that no warm-up reads; 3.4e38 is too much for bfloat16 only
+    words[-1, -1] = number  # of a token that no warm-up reads; 3.4e38 overflows in bfloat16 only
     broken = with_words(sound, tmp_path / "broken", words, file_format)
     with pytest.raises(CheckpointError, match=rf"tensor {WORDS} holds NaN or infinity as torch\.{precision}; wanted"):
         load(broken, precision)
 
 
-def test_large_numbers_whose_sum_is_not_finite_are_numbers(sound: Path, tmp_path: Path) -> None:
+def test_large_finite_numbers_are_accepted_although_their_sum_overflows(sound: Path, tmp_path: Path) -> None:
     words = torch.full_like(words_of(sound), 3e38)
     assert torch.equal(load(with_words(sound, tmp_path / "large", words)).weights.words, words)
 
 
 @pytest.mark.parametrize("kind", ["sparse", "meta"])
-def test_a_tensor_that_is_no_plain_one_is_refused(sound: Path, tmp_path: Path, kind: str) -> None:
+def test_a_sparse_or_meta_tensor_is_refused(sound: Path, tmp_path: Path, kind: str) -> None:
     words = words_of(sound)
-    odd = words.to_sparse() if kind == "sparse" else words.to("meta")
+    unusual = words.to_sparse() if kind == "sparse" else words.to("meta")
     with pytest.raises(CheckpointError, match=rf"{BIN}: tensor {WORDS} is sparse, nested or without numbers"):
-        load(with_words(sound, tmp_path / "odd", odd))
+        load(with_words(sound, tmp_path / "unusual", unusual))
 
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
-def test_numbers_that_mean_nothing_without_a_scale_are_refused(
-    sound: Path, tmp_path: Path, file_format: FileFormat
-) -> None:
+def test_float8_weights_without_a_scale_are_refused(sound: Path, tmp_path: Path, file_format: FileFormat) -> None:
     broken = with_words(sound, tmp_path / "fp8", words_of(sound).to(torch.float8_e4m3fn), file_format)
     with pytest.raises(CheckpointError, match=rf"tensor {WORDS} has type (F8_E4M3|torch\.float8_e4m3fn); wanted float"):
         load(broken)
 
 
-def test_a_compressed_archive_is_refused_before_it_unfolds(sound: Path, tmp_path: Path) -> None:
-    """Mapped as it is, its compressed bytes would be taken for weights."""
+def test_a_compressed_archive_is_refused_before_decompression(sound: Path, tmp_path: Path) -> None:
+    """The file is memory-mapped, so its compressed bytes would be read as weights."""
     broken = with_words(sound, tmp_path / "compressed", words_of(sound))
     with zipfile.ZipFile(broken / BIN) as stored, zipfile.ZipFile(tmp_path / "new", "w", zipfile.ZIP_DEFLATED) as new:
         for name in stored.namelist():
@@ -103,23 +101,23 @@ def test_a_compressed_archive_is_refused_before_it_unfolds(sound: Path, tmp_path
             read(broken)
 
 
-def test_a_config_of_absurd_sizes_is_held_against_the_file_first(sound: Path, tmp_path: Path) -> None:
-    """Within the limits of each size, but four trillion numbers: nothing is allocated for them."""
-    broken = with_words(sound, tmp_path / "absurd", words_of(sound))
-    vast = {"hidden_size": 65_536, "num_hidden_layers": 256, "vocab_size": 2_000_000, "intermediate_size": 262_144}
-    config = json.loads((broken / "config.json").read_text(encoding="utf-8")) | vast
+def test_a_config_of_huge_sizes_is_compared_with_the_file_before_allocation(sound: Path, tmp_path: Path) -> None:
+    """Each size is within its limit, but together they are 4e12 parameters, which must not be allocated."""
+    broken = with_words(sound, tmp_path / "huge", words_of(sound))
+    huge = {"hidden_size": 65_536, "num_hidden_layers": 256, "vocab_size": 2_000_000, "intermediate_size": 262_144}
+    config = json.loads((broken / "config.json").read_text(encoding="utf-8")) | huge
     (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CheckpointError, match=rf"{BIN}: tensor {WORDS} has shape .*; wanted \[2000000, 65536\]"):
         load(broken)
 
 
 def write_old(target: Path, sound: Path) -> None:
-    """The format of before torch 1.6."""
+    """Writes the format that torch used before 1.6."""
     torch.save(load_file(sound / "model.safetensors"), target / BIN, _use_new_zipfile_serialization=False)
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Bits flipped, bytes put in or left out: near the start, where the formats say what comes, or anywhere."""
+    """`content` with flipped bits, inserted bytes and removed bytes, in the header or anywhere."""
     out = bytearray(content)
     for _ in range(rng.choice((1, 2, 8))):
         at = rng.randrange(rng.choice((200, 4000, len(out))))
@@ -134,7 +132,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 def refusal(path: Path) -> str | None:
-    """Why it cannot be loaded; any other error than CheckpointError is a failure of the test."""
+    """The detail of the CheckpointError on loading, or None. Any other exception fails the test."""
     try:
         outputs = load(path).run([plain_row(9, Mean())])
     except CheckpointError as error:
@@ -145,8 +143,8 @@ def refusal(path: Path) -> str | None:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "old"])
-def test_damage_is_refused_by_name_or_does_not_matter(sound: Path, tmp_path: Path, kind: str) -> None:
-    """Or is a number that was changed into another one, which no format but the zip archive of a `.bin` could tell."""
+def test_a_damaged_file_is_refused_by_name_or_loads(sound: Path, tmp_path: Path, kind: str) -> None:
+    """A damaged file may load: only the zip archive of a `.bin` has checksums that detect a changed number."""
     rng = random.Random(kind)
     broken = with_words(sound, tmp_path / "broken", words_of(sound), "safetensors" if kind == "safetensors" else "bin")
     if kind == "old":

@@ -1,4 +1,4 @@
-"""Graphs without a GPU: which bucket is taken, what lies in its buffers, and that they hold the right forward."""
+"""CUDA graphs, tested without a GPU: choice of the bucket, content of the buffers, parity with the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = [plain_row(5, Mean()), choice_row((2, 3), 9), plain_row(5, Mean(), seed=1
 
 
 class Recorder:
-    """Remembers what was recorded; a replay is the call itself."""
+    """Keeps the recorded calls. A replay calls the function again."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -37,7 +37,7 @@ class Recorder:
 
 
 def echo(tokens: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-    """A forward that shows what it was given."""
+    """A forward that returns its inputs."""
     return torch.cat([tokens, owners]).T.clone()
 
 
@@ -50,7 +50,7 @@ def make(*buckets: int) -> tuple[Graphs, Recorder]:
     return Graphs(echo, recorder, CPU, buckets), recorder
 
 
-def test_nothing_is_replayed_before_it_is_recorded() -> None:
+def test_run_returns_none_before_record() -> None:
     graphs, recorder = make(32)
     packed = packed_of(*ROWS)
     assert graphs.run(packed.tokens, packed.layout) is None
@@ -59,7 +59,7 @@ def test_nothing_is_replayed_before_it_is_recorded() -> None:
     assert (len(recorder.calls), recorder.num_replays) == (1, 1)
 
 
-def test_every_bucket_is_recorded_once_and_the_largest_first() -> None:
+def test_record_captures_every_bucket_once_largest_first() -> None:
     graphs, recorder = make(16, 64, 32)
     graphs.record()
     graphs.record()
@@ -67,7 +67,7 @@ def test_every_bucket_is_recorded_once_and_the_largest_first() -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "bucket"), [(8, 16), (16, 16), (24, 32), (32, 32), (40, None)])
-def test_the_smallest_bucket_that_holds_the_pack(num_tokens: int, bucket: int | None) -> None:
+def test_run_uses_the_smallest_bucket_that_fits(num_tokens: int, bucket: int | None) -> None:
     graphs, _ = make(16, 32)
     graphs.record()
     tokens = torch.ones(3, num_tokens, dtype=torch.int32)
@@ -75,7 +75,7 @@ def test_the_smallest_bucket_that_holds_the_pack(num_tokens: int, bucket: int | 
     assert (None if out is None else len(out)) == bucket
 
 
-def test_without_buckets_there_is_nothing_to_do() -> None:
+def test_graphs_without_buckets_do_nothing() -> None:
     graphs, recorder = make()
     graphs.record()
     packed = packed_of(*ROWS)
@@ -84,7 +84,7 @@ def test_without_buckets_there_is_nothing_to_do() -> None:
     assert not recorder.calls
 
 
-def test_what_an_earlier_pack_left_is_a_row_of_its_own() -> None:
+def test_tokens_of_an_earlier_pack_are_a_separate_row() -> None:
     graphs, _ = make(32)
     graphs.record()
     long, short = packed_of(plain_row(32, Mean())), packed_of(*ROWS[:1])
@@ -98,7 +98,7 @@ def test_what_an_earlier_pack_left_is_a_row_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
-def test_the_forward_of_a_graph_is_that_of_the_engine(tmp_path: Path, family: str) -> None:
+def test_the_forward_of_a_graph_matches_the_engine(tmp_path: Path, family: str) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path, family=family), "test"), precision="float32")
     recorder = Recorder()
     graphs = Graphs(dense_forward(engine.weights, engine.shape), recorder, CPU, (64, 128))
@@ -112,7 +112,7 @@ def test_the_forward_of_a_graph_is_that_of_the_engine(tmp_path: Path, family: st
             assert torch.isfinite(ours).all()
 
 
-def test_a_warm_engine_answers_small_batches_by_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_warm_up_small_batches_replay_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision="float32")
     recorder = Recorder()
     graphs = Graphs(dense_forward(engine.weights, engine.shape), recorder, CPU, (32, 64))

@@ -1,4 +1,4 @@
-"""Running out of memory: what is told as that, what is not, and that the forward's tensors are let go."""
+"""Out of memory: which errors count as OutOfMemory, and that the tensors of the forward are freed."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def fail_with(error: Exception) -> NoReturn:
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_what_is_told_as_out_of_memory(error: Exception) -> None:
+def test_allocation_errors_become_out_of_memory(error: Exception) -> None:
     with pytest.raises(OutOfMemory):
         or_out_of_memory(lambda: fail_with(error), CPU)
 
 
-def test_what_a_process_does_not_get_over() -> None:
+def test_an_unrecoverable_onednn_error_becomes_device_failure() -> None:
     with pytest.raises(DeviceFailure, match="could not create a primitive"):
         or_out_of_memory(lambda: fail_with(RuntimeError("could not create a primitive")), CPU)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("out of memory")])
-def test_what_is_not(error: Exception) -> None:
+def test_other_errors_are_raised_unchanged(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         or_out_of_memory(lambda: fail_with(error), CPU)
 
 
-def test_what_the_forward_held_is_let_go_before_it_is_told() -> None:
+def test_tensors_of_the_forward_are_freed_before_out_of_memory_is_raised() -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
     def forward() -> None:
@@ -65,38 +65,38 @@ def test_what_the_forward_held_is_let_go_before_it_is_told() -> None:
         held.append(weakref.ref(tensor))
         raise MemoryError
 
-    gc.disable()  # it is not the collector that lets go
+    gc.disable()  # the tensor must be freed by its reference count, not by the collector
     try:
-        with pytest.raises(OutOfMemory) as told:
+        with pytest.raises(OutOfMemory) as raised:
             or_out_of_memory(forward, CPU)
         assert held[0]() is None
-        assert told.value.__context__ is None
+        assert raised.value.__context__ is None
     finally:
         gc.enable()
 
 
-def test_of_a_cpu_the_process_knows_better() -> None:
+def test_a_cpu_device_reports_no_memory() -> None:
     assert device_memory(CPU) is None
 
 
 @contextmanager
-def room_for(more: int) -> Iterator[None]:
-    """No more than so many bytes can be had."""
+def memory_limit(num_bytes: int) -> Iterator[None]:
+    """Limits the process to `num_bytes` more than it uses."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (taken + more, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + num_bytes, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def test_a_batch_that_finds_no_memory_is_told_and_the_engine_goes_on(tmp_path: Path) -> None:
+def test_a_batch_without_memory_raises_out_of_memory_and_the_engine_recovers(tmp_path: Path) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "m"), precision="float32")
-    # 64 MiB a tensor: whatever the heap holds, malloc asks the kernel for so much. Smaller ones could come from the
-    # heap, and oneDNN be the first to find no room, which no process gets over.
+    # 64 MiB per tensor: malloc requests that size from the kernel whatever the heap holds. Smaller tensors could come
+    # from the heap; the first allocation to fail would then be oneDNN's, from which a process does not recover.
     rows = mean_rows([512] * 512)
-    with room_for(2**20), pytest.raises(OutOfMemory):
+    with memory_limit(2**20), pytest.raises(OutOfMemory):
         engine.run(rows)
     few = engine.run(rows[:2])
     assert all(np.isfinite(output.scores).all() for output in few)

@@ -1,4 +1,4 @@
-"""The edges of the engine: nothing in, rows that cannot be computed, how rows are packed, which precision it takes."""
+"""The engine: shapes of outputs, rows that are refused, packing, precision, and the canary."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def changed(field: str, index: int, value: int) -> Encoding:
     return replace(ROW, **{field: values})
 
 
-def test_nothing_in_nothing_out(masked_lm: Engine) -> None:
+def test_run_of_no_rows_returns_no_outputs(masked_lm: Engine) -> None:
     assert masked_lm.run([]) == []
 
 
-def test_warm_up_takes_every_kind(masked_lm: Engine, encoder: Engine, tmp_path: Path) -> None:
+def test_warm_up_runs_for_every_kind_of_model(masked_lm: Engine, encoder: Engine, tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, kind="sequence-classification", num_layers=1)
     for engine in (masked_lm, encoder, Engine.load(describe(path, "test"))):
         engine.warm_up()
 
 
-def test_outputs_have_the_promised_shapes_and_types(masked_lm: Engine) -> None:
+def test_outputs_have_the_documented_shapes_and_types(masked_lm: Engine) -> None:
     readouts = [
         Cls(),
         Mean(),
@@ -86,17 +86,19 @@ def test_outputs_have_the_promised_shapes_and_types(masked_lm: Engine) -> None:
         (replace(ROW, readout=TopTokens((-1,), 1)), "outside of its row"),
     ],
 )
-def test_rows_that_cannot_be_computed_fail_by_name(masked_lm: Engine, row: Encoding, words: str) -> None:
+def test_an_invalid_row_raises_an_error_that_names_its_fault(masked_lm: Engine, row: Encoding, words: str) -> None:
     with pytest.raises(InferenceFailed, match=words):
         masked_lm.run([ROW, row])
 
 
-def test_masked_lm_readouts_need_the_head(encoder: Engine) -> None:
+def test_a_masked_lm_readout_without_the_head_is_refused(encoder: Engine) -> None:
     with pytest.raises(InferenceFailed, match="no masked-LM head"):
         encoder.run([replace(ROW, readout=TopTokens((1,), 1))])
 
 
-def test_many_positions_are_read_in_pieces(masked_lm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readouts_of_many_positions_do_not_depend_on_the_chunk_size(
+    masked_lm: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [replace(ROW, readout=TopTokens(tuple(range(10)), 3)), replace(ROW, readout=TopTokens((4,), 5))]
     whole = masked_lm.run(rows)
     monkeypatch.setattr("service.engine.readouts._MAX_POSITIONS", 3)
@@ -106,23 +108,23 @@ def test_many_positions_are_read_in_pieces(masked_lm: Engine, monkeypatch: pytes
         assert np.allclose(before.scores, after.scores, atol=1e-6)
 
 
-def test_rows_of_one_length_lie_side_by_side() -> None:
+def test_pack_groups_rows_of_equal_length() -> None:
     rows = [plain_row(5, Mean()), choice_row((2, 2), 3), plain_row(2, Mean()), plain_row(5, Mean(), seed=1)]
     packed = pack(rows, CPU)
     assert packed.rows == (2, 0, 3, 1)
     assert packed.offsets == (0, 2, 7, 12, 20)
     assert packed.tokens[0, :20].tolist() == [int(each) for row in packed.rows for each in rows[row].ids]
-    assert packed.tokens[0, 20:].tolist() == [0, 0, 0, 0], "filled up to the next bucket"
+    assert packed.tokens[0, 20:].tolist() == [0, 0, 0, 0], "padded to the next bucket"
     groups = make_groups(packed.layout, CPU, torch.float32)
     assert [(group.start, group.num_rows, group.length) for group in groups] == [(0, 1, 2), (2, 2, 5), (12, 1, 8)]
     assert [group.mask is None for group in groups] == [True, True, False]
 
 
-def test_rows_share_a_call_only_where_their_blocks_are_the_same() -> None:
+def test_rows_share_a_group_only_with_equal_blocks() -> None:
     rows = [choice_row((2, 4), 3), choice_row((4, 2), 3), choice_row((2, 4), 3, seed=1), choice_row((6,), 3)]
     packed = pack(rows, CPU)
     groups = make_groups(packed.layout, CPU, torch.float32)
-    assert packed.rows == (3, 0, 2, 1), "a single block hides nothing: plain rows come first"
+    assert packed.rows == (3, 0, 2, 1), "a single block masks nothing: plain rows come first"
     assert [group.num_rows for group in groups] == [1, 2, 1]
     masks = [group.mask for group in groups]
     assert masks[0] is None
@@ -131,21 +133,21 @@ def test_rows_share_a_call_only_where_their_blocks_are_the_same() -> None:
         assert torch.equal(mask == 0, dense_mask(row)[0, 0] == 0)
 
 
-def test_one_block_hides_nothing() -> None:
+def test_a_single_block_needs_no_mask() -> None:
     assert block_mask(9, ((1, 4),), CPU, torch.float32) is None
 
 
 @pytest.mark.parametrize(
-    ("ability", "precision"), [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx512f", "float32")]
+    ("feature", "precision"), [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx512f", "float32")]
 )
-def test_auto_precision_follows_the_abilities_of_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, ability: str, precision: str
+def test_auto_precision_follows_the_features_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, feature: str, precision: str
 ) -> None:
-    monkeypatch.setattr("service.host.cpu_features", lambda: frozenset({"avx2", ability}))
+    monkeypatch.setattr("service.host.cpu_features", lambda: frozenset({"avx2", feature}))
     assert resolve_precision("auto", CPU) == precision
 
 
-def test_a_batch_is_checked_when_it_is_prepared_and_computed_when_it_is_finished(masked_lm: Engine) -> None:
+def test_prepare_checks_a_batch_and_its_result_computes_it(masked_lm: Engine) -> None:
     rows = [plain_row(length, Mean()) for length in (4, 9, 4)]
     first, second = masked_lm.prepare(rows), masked_lm.prepare(rows[:1])
     outputs = [*first(), *second()]
@@ -157,9 +159,7 @@ def test_a_batch_is_checked_when_it_is_prepared_and_computed_when_it_is_finished
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_canary_answers_the_same_again_and_otherwise_when_a_weight_is_another(
-    tmp_path: Path, precision: str
-) -> None:
+def test_the_canary_reports_a_model_whose_weights_changed(tmp_path: Path, precision: str) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision=precision)
     engine.warm_up()
     canary = Canary({"test": engine}, 60.0)
@@ -174,5 +174,5 @@ def test_the_canary_answers_the_same_again_and_otherwise_when_a_weight_is_anothe
     assert canary.wrong_model() == "test"
 
 
-def test_a_cpu_has_no_memory_of_its_own(masked_lm: Engine) -> None:
+def test_an_engine_on_a_cpu_reports_no_device_memory(masked_lm: Engine) -> None:
     assert masked_lm.device_memory() is None

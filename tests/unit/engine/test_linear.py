@@ -1,4 +1,4 @@
-"""Every kind of linear map computes what the plain one computes, and quantised ones nearly."""
+"""Linear maps for CPUs: parity of every kind with the plain one, quantisation, and reuse of loaded memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
 @pytest.mark.parametrize("gelu", ["none", "tanh"])
-def test_prepacked_is_plain(tokens: int, num_out: int, num_in: int, gelu: Gelu) -> None:
+def test_onednn_matches_plain(tokens: int, num_out: int, num_in: int, gelu: Gelu) -> None:
     plain = make_plain(num_out, num_in)
     packed = OneDnn.of(plain.weight, plain.bias)
     hidden, residual = random(tokens, num_in), random(tokens, num_out)
@@ -60,7 +60,7 @@ def test_prepacked_is_plain(tokens: int, num_out: int, num_in: int, gelu: Gelu) 
 
 @pytest.mark.parametrize("dtype", DTYPES.values())
 @pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
-def test_eight_bits_are_near(tokens: int, num_out: int, num_in: int, dtype: torch.dtype) -> None:
+def test_int8_is_close_to_exact(tokens: int, num_out: int, num_in: int, dtype: torch.dtype) -> None:
     plain = make_plain(num_out, num_in, dtype)
     quantized = OneDnnInt8.of(plain.weight, plain.bias)
     hidden, residual = random(tokens, num_in, dtype=dtype), random(tokens, num_out, dtype=dtype)
@@ -72,8 +72,8 @@ def test_eight_bits_are_near(tokens: int, num_out: int, num_in: int, dtype: torc
 
 
 @pytest.mark.parametrize(("num_in", "sign"), [(64, 1), (64, -1)])
-def test_the_largest_codes_do_not_saturate(num_in: int, sign: int) -> None:
-    """Every input and every weight at the end of its range: the sums of a CPU that adds in 16 bits are largest here."""
+def test_int8_sums_of_the_largest_codes_do_not_saturate(num_in: int, sign: int) -> None:
+    """Every input and weight has the largest code, so the sums of a CPU that accumulates in 16 bits are largest."""
     plain = Plain(torch.full((16, num_in), float(sign)), torch.zeros(16))
     sums = OneDnnInt8.of(plain.weight, plain.bias)(torch.ones(8, num_in))
     assert torch.allclose(sums, torch.full((8, 16), float(sign * num_in)), rtol=0.01)
@@ -91,7 +91,7 @@ def test_the_largest_codes_do_not_saturate(num_in: int, sign: int) -> None:
         (set(), 127),
     ],
 )
-def test_weights_have_seven_bits_on_x86_without_vnni(
+def test_int8_weights_use_seven_bits_on_x86_without_vnni(
     monkeypatch: pytest.MonkeyPatch, features: set[str], limit: int
 ) -> None:
     monkeypatch.setattr("service.host.cpu_features", lambda: frozenset(features))
@@ -101,13 +101,13 @@ def test_weights_have_seven_bits_on_x86_without_vnni(
     assert torch.allclose(scales, torch.tensor([2.0 / limit]))
 
 
-def test_a_cpu_without_bfloat16_in_onednn_gets_the_plain_map(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_returns_plain_on_a_cpu_without_bfloat16_in_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.torch_private.has_onednn", lambda dtype: dtype == torch.float32)
     assert choose(CPU, torch.bfloat16, "none") is Plain
     assert choose(CPU, torch.float32, "none") is OneDnn
 
 
-def test_maps_leave_their_inputs_alone() -> None:
+def test_maps_do_not_modify_their_inputs() -> None:
     plain = make_plain(8, 16)
     for linear_class in (OneDnn, OneDnnInt8, Plain):
         hidden, residual = random(9, 16), random(9, 8)
@@ -116,14 +116,14 @@ def test_maps_leave_their_inputs_alone() -> None:
         assert torch.equal(residual, random(9, 8))
 
 
-def test_the_codes_of_a_token_reach_from_end_to_end() -> None:
+def test_quantize_tokens_uses_the_whole_range_of_codes() -> None:
     hidden = torch.tensor([[0.0, 1.0, -2.0], [0.5, 0.25, -0.125], [0.0, 0.0, 0.0]])
     codes, scales = quantize_tokens(hidden)
     assert codes.tolist() == [[128, 192, 1], [255, 192, 96], [128, 128, 128]]
     assert torch.allclose((codes.float() - 128) * scales, hidden, atol=0.01)
 
 
-def test_codes_do_not_depend_on_the_company(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_of_a_token_do_not_depend_on_the_other_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = random(40, 64)
     whole, _ = quantize_tokens(hidden)
     monkeypatch.setattr("service.engine.ops._CHUNK_BYTES", 4 * 64 * 3)
@@ -133,7 +133,7 @@ def test_codes_do_not_depend_on_the_company(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(whole, alone)
 
 
-def test_a_channel_of_zeros_stays_zero() -> None:
+def test_a_channel_of_zeros_quantizes_to_zeros() -> None:
     codes, scales = quantize_channels(torch.tensor([[0.0, 0.0], [3.0, -1.5]]))
     assert codes.tolist() == [[0, 0], [127, -64]]
     assert torch.isfinite(scales).all()
@@ -143,7 +143,7 @@ def read(checkpoint: Checkpoint, linear_class: type[Linear]) -> Weights:
     return read_weights(checkpoint, WeightFormat(CPU, torch.float32, linear_class), lambda done, total: None)[0]
 
 
-def test_maps_are_made_while_the_weights_are_read(tmp_path: Path) -> None:
+def test_read_weights_returns_quantised_maps(tmp_path: Path) -> None:
     checkpoint = describe(make_checkpoint(tmp_path), "test")
     for layer in read(checkpoint, choose(CPU, torch.float32, "int8")).layers:
         assert all(
@@ -151,7 +151,7 @@ def test_maps_are_made_while_the_weights_are_read(tmp_path: Path) -> None:
         )
 
 
-def test_loaded_memory_is_used_again_unless_a_map_keeps_it(tmp_path: Path) -> None:
+def test_the_loading_buffer_is_reused_unless_a_map_keeps_it(tmp_path: Path) -> None:
     checkpoint = describe(make_checkpoint(tmp_path, num_layers=2), "test")
     loaded: list[torch.Tensor] = []
 
@@ -168,13 +168,13 @@ def test_loaded_memory_is_used_again_unless_a_map_keeps_it(tmp_path: Path) -> No
         assert torch.equal(one.ffn_out.weight, other.ffn_out.weight)
 
 
-def test_the_precision_of_a_quantised_engine_is_its_quantization(tmp_path: Path) -> None:
+def test_a_quantised_engine_reports_its_quantization_as_precision(tmp_path: Path) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision="float32", quantization="int8")
     assert engine.precision == "int8"
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
-def test_a_quantised_model_points_the_same_way(tmp_path: Path, family: str) -> None:
+def test_embeddings_of_a_quantised_model_have_a_cosine_near_one(tmp_path: Path, family: str) -> None:
     checkpoint = describe(make_checkpoint(tmp_path, family=family), "test")
     rows = [replace(row, readout=Mean()) for row in mean_rows()]
     exact = Engine.load(checkpoint, precision="float32").run(rows)
@@ -184,12 +184,12 @@ def test_a_quantised_model_points_the_same_way(tmp_path: Path, family: str) -> N
         assert float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) > 0.995
 
 
-def test_unknown_arithmetic_is_refused() -> None:
+def test_an_unknown_quantization_is_refused() -> None:
     with pytest.raises(SettingError, match="quantization 'fp8'"):
         choose(CPU, torch.float32, "fp8")
 
 
-def test_buckets_are_few_and_near() -> None:
+def test_buckets_are_few_and_add_little_padding() -> None:
     assert [bucket(each) for each in (1, 8, 9, 100, 511, 513, 1025)] == [8, 8, 16, 104, 512, 528, 1056]
     assert all(0 <= bucket(each) - each <= max(7, each / 31) for each in range(1, 20_000))
     assert len({bucket(each) for each in range(1, 4097)}) < 170

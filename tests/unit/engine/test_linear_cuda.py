@@ -1,4 +1,4 @@
-"""The maps for GPUs, on a CPU: torch has the same products there, and what is compiled on a GPU runs as written."""
+"""Linear maps for GPUs, tested on a CPU: torch has the same products there and runs compiled functions eagerly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
 
 GPU = torch.device("cuda", 0)
-SIZES = ((8, 16, 32), (16, 32, 16), (24, 48, 64), (136, 64, 48))  # tokens, out, in: fewer than _int_mm takes, and more
+SIZES = (
+    (8, 16, 32),
+    (16, 32, 16),
+    (24, 48, 64),
+    (136, 64, 48),
+)  # tokens, out, in: below and above the minimum of _int_mm
 KINDS = {"none": (Cuda.of, 1e-6), "int8": (CudaInt8.of, 0.02), "fp8": (CudaFp8.of, 0.06)}
 
 
@@ -38,7 +43,7 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
 @pytest.mark.parametrize("gelu", ["none", "tanh"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_maps_compute_nearly_what_they_should(
+def test_maps_are_close_to_exact(
     kind: str, gelu: Gelu, tokens: int, num_out: int, num_in: int, dtype: torch.dtype
 ) -> None:
     make, limit = KINDS[kind]
@@ -61,7 +66,7 @@ def test_maps_compute_nearly_what_they_should(
 
 
 @pytest.mark.parametrize(("dtype", "step"), [(torch.int8, 1 / 254), (torch.float8_e4m3fn, 1 / 16)])
-def test_codes_are_near_and_reach_from_end_to_end(dtype: torch.dtype, step: float) -> None:
+def test_codes_are_close_to_exact_and_use_the_whole_range(dtype: torch.dtype, step: float) -> None:
     hidden = torch.cat([random(6, 32) * 1000, random(3, 32) / 1000, torch.zeros(1, 32)])
     channel_codes, channel_scales = quantize_channels(hidden, dtype)
     codes, scales = quantize_signed(hidden, dtype)
@@ -73,23 +78,23 @@ def test_codes_are_near_and_reach_from_end_to_end(dtype: torch.dtype, step: floa
     assert (error <= 1.01 * step * bound).all()
 
 
-def test_the_company_of_a_token_does_not_matter() -> None:
+def test_the_output_of_a_token_does_not_depend_on_the_other_tokens() -> None:
     hidden, weight, bias = random(24, 32), random(16, 32), random(16)
     for make, _ in KINDS.values():
         made: Linear = make(weight, bias)
         torch.testing.assert_close(made(hidden)[:8], made(hidden[:8]), atol=1e-6, rtol=0)
 
 
-def test_only_what_lies_on_a_gpu_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_compiles_only_for_tensors_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnGpu:
         is_cuda = True
 
-    def compiles(function: Callable[..., object], recompile_limit: int) -> Callable[..., object]:
+    def fake_compile(function: Callable[..., object], recompile_limit: int) -> Callable[..., object]:
         compiled.append(function)
         return lambda *args: "compiled"
 
     compiled: list[object] = []
-    monkeypatch.setattr(torch, "compile", compiles)
+    monkeypatch.setattr(torch, "compile", fake_compile)
     monkeypatch.setattr("service.engine.torch_private.mark_static", lambda tensor, dimension: None)
     called = ops.fused(lambda first: "as written")
     assert [called(torch.ones(1)), called(OnGpu()), called(OnGpu())] == ["as written", "compiled", "compiled"]
@@ -100,7 +105,7 @@ def test_only_what_lies_on_a_gpu_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
     ("quantization", "capability", "least"),
     [("int8", (7, 5), "8.0"), ("fp8", (8, 0), "8.9"), ("fp8", (8, 6), "8.9")],
 )
-def test_a_gpu_without_the_arithmetic_is_refused(
+def test_a_gpu_below_the_compute_capability_is_refused(
     monkeypatch: pytest.MonkeyPatch, quantization: Quantization, capability: tuple[int, int], least: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -112,7 +117,7 @@ def test_a_gpu_without_the_arithmetic_is_refused(
 @pytest.mark.parametrize(
     ("quantization", "capability"), [("none", (7, 0)), ("int8", (8, 0)), ("fp8", (8, 9)), ("fp8", (9, 0))]
 )
-def test_a_gpu_with_the_arithmetic_is_taken(
+def test_a_gpu_with_the_compute_capability_is_accepted(
     monkeypatch: pytest.MonkeyPatch, quantization: Quantization, capability: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -121,7 +126,7 @@ def test_a_gpu_with_the_arithmetic_is_taken(
 
 @pytest.mark.parametrize(("quantization", "kind"), [("none", Cuda), ("int8", CudaInt8), ("fp8", CudaFp8)])
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
-def test_a_model_of_such_maps_points_the_same_way(
+def test_embeddings_of_a_model_with_gpu_maps_have_a_cosine_near_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quantization: Quantization, kind: type, family: str
 ) -> None:
     checkpoint = describe(make_checkpoint(tmp_path, family=family), "test")

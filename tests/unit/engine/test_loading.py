@@ -1,4 +1,4 @@
-"""Loading: both formats and the old names give the same numbers; what is broken or hostile is refused by name."""
+"""Loading: every file format and naming scheme gives the same outputs; broken or malicious files are refused."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def tied(tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name != DECODER}
 
 
-def with_the_other_bias_name(tensors: Tensors) -> Tensors:
+def without_second_bias_name(tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name != "cls.predictions.bias"}
 
 
@@ -84,9 +84,9 @@ def with_extras(tensors: Tensors) -> Tensors:
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 @pytest.mark.parametrize(
-    "change", [same, without_prefix, with_old_norm_names, tied, with_the_other_bias_name, with_extras]
+    "change", [same, without_prefix, with_old_norm_names, tied, without_second_bias_name, with_extras]
 )
-def test_layouts_give_the_same_numbers(
+def test_every_naming_scheme_gives_the_same_outputs(
     checkpoint: Path, tmp_path: Path, change: Callable[[Tensors], Tensors], file_format: FileFormat
 ) -> None:
     other = rewrite(checkpoint, tmp_path / "other", change, file_format)
@@ -101,7 +101,7 @@ def test_the_old_bin_format_is_read(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_shards_are_read_together(checkpoint: Path, tmp_path: Path, suffix: FileFormat) -> None:
+def test_shards_give_the_same_outputs_as_one_file(checkpoint: Path, tmp_path: Path, suffix: FileFormat) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     whole = "pytorch_model.bin" if suffix == "bin" else "model.safetensors"
     stem = whole.partition(".")[0]
@@ -119,7 +119,7 @@ def test_shards_are_read_together(checkpoint: Path, tmp_path: Path, suffix: File
         load(other)
 
 
-def test_tied_words_are_one_tensor_and_untied_ones_are_two(checkpoint: Path, tmp_path: Path) -> None:
+def test_tied_embeddings_share_one_tensor_and_untied_ones_do_not(checkpoint: Path, tmp_path: Path) -> None:
     def untie(tensors: Tensors) -> Tensors:
         return tensors | {DECODER: tensors[WORDS] + 1}
 
@@ -131,18 +131,18 @@ def test_tied_words_are_one_tensor_and_untied_ones_are_two(checkpoint: Path, tmp
     assert torch.equal(untied.mlm.decoder.weight, weights.words + 1)
 
 
-def test_half_precision_weights_become_float32(checkpoint: Path, tmp_path: Path) -> None:
+def test_half_precision_weights_are_converted_to_float32(checkpoint: Path, tmp_path: Path) -> None:
     half = rewrite(checkpoint, tmp_path / "half", lambda all_: {n: t.half() for n, t in all_.items()}, "safetensors")
     assert load(half).weights.words.dtype == torch.float32
     assert np.abs(answer(half) - answer(checkpoint)).max() < 0.02
 
 
-def test_progress_counts_the_bytes(checkpoint: Path) -> None:
-    heard: list[tuple[int, int]] = []
+def test_progress_reports_the_bytes_read(checkpoint: Path) -> None:
+    steps: list[tuple[int, int]] = []
     engine = Engine.load(
-        describe(checkpoint, "test"), precision="bfloat16", progress=lambda done, total: heard.append((done, total))
+        describe(checkpoint, "test"), precision="bfloat16", progress=lambda done, total: steps.append((done, total))
     )
-    done, totals = [each[0] for each in heard], {each[1] for each in heard}
+    done, totals = [each[0] for each in steps], {each[1] for each in steps}
     assert done == sorted(done)
     assert totals == {done[-1]}
     assert done[-1] > engine.weights.words.nbytes
@@ -167,9 +167,9 @@ def test_progress_counts_the_bytes(checkpoint: Path) -> None:
         (lambda all_: all_ | {WORDS: all_[WORDS].long()}, r"{file}: tensor {words} has type (torch.int64|I64)"),
         (lambda all_: all_ | {WORDS.removeprefix("bert."): all_[WORDS]}, r"{file}: tensor .* is there twice"),
     ],
-    ids=["wrong shape", "missing", "unknown", "whole numbers", "twice"],
+    ids=["wrong shape", "missing", "unknown", "integers", "twice"],
 )
-def test_wrong_tensors_are_refused_by_name(
+def test_the_error_of_a_wrong_tensor_names_it(
     checkpoint: Path, tmp_path: Path, change: Callable[[Tensors], Tensors], words: str, file_format: FileFormat
 ) -> None:
     broken = rewrite(checkpoint, tmp_path / "broken", change, file_format)
@@ -180,7 +180,7 @@ def test_wrong_tensors_are_refused_by_name(
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 @pytest.mark.parametrize("keep", [0, 4, 1000, 20_000])
-def test_a_cut_off_file_is_refused(checkpoint: Path, tmp_path: Path, file_format: FileFormat, keep: int) -> None:
+def test_a_truncated_file_is_refused(checkpoint: Path, tmp_path: Path, file_format: FileFormat, keep: int) -> None:
     broken = rewrite(checkpoint, tmp_path / "broken", same, file_format)
     file = next(broken.glob("*model.*"))
     os.truncate(file, keep)
@@ -190,15 +190,15 @@ def test_a_cut_off_file_is_refused(checkpoint: Path, tmp_path: Path, file_format
 
 @pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"\x00" * 64, b"PK\x03\x04rest"])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_a_file_of_something_else_is_refused(checkpoint: Path, tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_of_another_format_is_refused(checkpoint: Path, tmp_path: Path, name: str, content: bytes) -> None:
     broken = rewrite(checkpoint, tmp_path / "broken", same, "bin")
     (broken / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
         load(broken)
 
 
-class _Hostile:
-    """Unpickling it would make a folder."""
+class _Malicious:
+    """An object whose unpickling makes a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -208,9 +208,9 @@ class _Hostile:
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_a_hostile_pickle_is_refused_and_not_run(checkpoint: Path, tmp_path: Path, is_zip: bool) -> None:
+def test_a_malicious_pickle_is_refused_and_not_run(checkpoint: Path, tmp_path: Path, is_zip: bool) -> None:
     broken = rewrite(checkpoint, tmp_path / "broken", same, "bin")
-    content = {WORDS: torch.zeros(2), "evil": _Hostile(tmp_path / "made")}
+    content = {WORDS: torch.zeros(2), "evil": _Malicious(tmp_path / "made")}
     torch.save(content, broken / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: refused"):
         load(broken)
@@ -235,8 +235,8 @@ def test_a_classifier_of_another_size_is_refused(tmp_path: Path) -> None:
         Engine.load(describe(path, "test", labels=("坏", "好")))
 
 
-def test_weights_that_make_no_numbers_are_refused_at_warm_up(checkpoint: Path, tmp_path: Path) -> None:
-    broken = rewrite(checkpoint, tmp_path / "vast", lambda all_: all_ | {WORDS: all_[WORDS] * 1e38}, "bin")
+def test_weights_that_produce_nan_or_infinity_are_refused_at_warm_up(checkpoint: Path, tmp_path: Path) -> None:
+    broken = rewrite(checkpoint, tmp_path / "overflowing", lambda all_: all_ | {WORDS: all_[WORDS] * 1e38}, "bin")
     with pytest.raises(CheckpointError, match="not finite"):
         load(broken).warm_up()
 

@@ -1,4 +1,4 @@
-"""As many variants of a function are compiled as models have widths, whichever thread asks for them."""
+"""Compiled functions: one variant per width of a model, shared by all threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TORCHS_OWN_LIMIT = 8
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> None:
+def _reset_dynamo() -> None:
     torch._dynamo.reset()
 
 
@@ -25,7 +25,7 @@ def run(add: object, tokens: int, width: int) -> None:
     assert torch.equal(add(first, second), first + second)  # type: ignore[operator]
 
 
-def test_every_width_is_compiled_and_every_number_of_tokens_is_not() -> None:
+def test_a_function_is_compiled_per_width_and_not_per_number_of_tokens() -> None:
     counter = CompileCounter()
     add = compiled(lambda first, second: first + second, backend=counter)
     widths = range(8, 8 + 8 * 2 * TORCHS_OWN_LIMIT, 8)
@@ -33,10 +33,10 @@ def test_every_width_is_compiled_and_every_number_of_tokens_is_not() -> None:
     for width in widths:
         for tokens in (32, 40, 48):
             run(add, tokens, width)
-    assert counter.frame_count == 1 + len(widths), "the first number of tokens, then any"
+    assert counter.frame_count == 1 + len(widths), "once for the first number of tokens, then once per width"
 
 
-def test_what_one_thread_has_compiled_another_takes() -> None:
+def test_a_compiled_function_is_shared_between_threads() -> None:
     counter = CompileCounter()
     add = compiled(lambda first, second: first + second, backend=counter)
     run(add, 24, 8)

@@ -1,4 +1,4 @@
-"""The engine answers what transformers' own classes answer: within 2e-5 in float32, alone and in company."""
+"""Parity with transformers' own classes: within 2e-5 in float32, for single rows and mixed batches."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def one_by_one(engine: Engine, rows: Sequence[Encoding]) -> list[Output]:
     return [output for row in rows for output in engine.run([row])]
 
 
-def test_hidden_states_of_every_token_match(masked_lm: Pair, references: dict[Path, Reference]) -> None:
+def test_hidden_states_of_every_token_match_the_reference(masked_lm: Pair, references: dict[Path, Reference]) -> None:
     rows = mean_rows()
     wanted = padded(masked_lm, references).hidden
     packed = pack(rows, torch.device("cpu"))
@@ -102,7 +102,7 @@ def test_hidden_states_of_every_token_match(masked_lm: Pair, references: dict[Pa
 
 
 @pytest.mark.parametrize("run", [Engine.run, one_by_one], ids=["mixed", "alone"])
-def test_cls_and_mean_match(
+def test_cls_and_mean_match_the_reference(
     masked_lm: Pair, references: dict[Path, Reference], run: Callable[[Engine, list[Encoding]], list[Output]]
 ) -> None:
     hidden = padded(masked_lm, references).hidden
@@ -113,7 +113,7 @@ def test_cls_and_mean_match(
 
 
 @pytest.mark.parametrize("run", [Engine.run, one_by_one], ids=["mixed", "alone"])
-def test_label_logits_match(
+def test_label_logits_match_the_reference(
     classifier: Pair, references: dict[Path, Reference], run: Callable[[Engine, list[Encoding]], list[Output]]
 ) -> None:
     logits = padded(classifier, references).logits
@@ -122,7 +122,7 @@ def test_label_logits_match(
 
 
 @pytest.mark.parametrize("run", [Engine.run, one_by_one], ids=["mixed", "alone"])
-def test_masked_lm_logits_match(
+def test_masked_lm_logits_match_the_reference(
     masked_lm: Pair, references: dict[Path, Reference], run: Callable[[Engine, list[Encoding]], list[Output]]
 ) -> None:
     logits = padded(masked_lm, references).logits
@@ -135,13 +135,13 @@ def test_masked_lm_logits_match(
     assert max_difference(run(masked_lm.engine, rows), wanted) < TOLERANCE
 
 
-def test_every_logit_of_the_vocabulary_matches(masked_lm: Pair, references: dict[Path, Reference]) -> None:
+def test_logits_of_the_whole_vocabulary_match_the_reference(masked_lm: Pair, references: dict[Path, Reference]) -> None:
     row = replace(mean_rows()[4], readout=TokenScores(tuple(range(17)), tuple(range(VOCAB_SIZE))))
     wanted = padded(masked_lm, references).logits[4, :17]
     assert max_difference(masked_lm.engine.run([row]), [wanted]) < TOLERANCE
 
 
-def test_top_tokens_match(masked_lm: Pair, references: dict[Path, Reference]) -> None:
+def test_top_tokens_match_the_reference(masked_lm: Pair, references: dict[Path, Reference]) -> None:
     rows = [replace(row, readout=TopTokens((0, 16), k)) for row, k in zip(mean_rows()[3:6], (1, 5, 9), strict=True)]
     best = padded(masked_lm, references).logits[3:6, [0, 16]].softmax(-1).topk(9)
     outputs = masked_lm.engine.run(rows)
@@ -156,19 +156,20 @@ def test_top_tokens_match(masked_lm: Pair, references: dict[Path, Reference]) ->
 @pytest.mark.parametrize(
     ("options", "rest"), [((3, 3), 5), ((2, 9, 4, 1), 40), ((7,), 3), ((5,) * 15, 120), ((30,) * 4, 391)]
 )
-def test_choice_rows_match_the_dense_formula(masked_lm: Pair, options: tuple[int, ...], rest: int) -> None:
+def test_choice_rows_match_the_reference_with_a_dense_mask(
+    masked_lm: Pair, options: tuple[int, ...], rest: int
+) -> None:
     row = choice_row(options, rest)
     wanted = reference(masked_lm.model, [row], dense_mask(row)).logits[0]
     assert isinstance(row.readout, TokenScores)
     scores = wanted[list(row.readout.positions)][:, list(row.readout.token_ids)]
-    company = [plain_row(50, Mean()), row, choice_row((4, 4), 20), plain_row(row.num_tokens, Cls())]
+    batch = [plain_row(50, Mean()), row, choice_row((4, 4), 20), plain_row(row.num_tokens, Cls())]
     assert max_difference(masked_lm.engine.run([row]), [scores]) < TOLERANCE
-    assert max_difference(masked_lm.engine.run(company)[1:2], [scores]) < TOLERANCE
+    assert max_difference(masked_lm.engine.run(batch)[1:2], [scores]) < TOLERANCE
 
 
-def test_options_do_not_see_each_other(masked_lm: Pair) -> None:
-    """Options that nothing else links: [CLS], which sees all of them, is made a block too, so that whatever passes from
-    one option to another passes through the mask."""
+def test_options_do_not_attend_to_each_other(masked_lm: Pair) -> None:
+    """[CLS] is made a block too: it attends to every option, and would pass information from one to another."""
     row = choice_row((4, 4, 4), 0)
     changed = replace(row, ids=row.ids.copy())
     changed.ids[6:9] = (row.ids[6:9] + 7) % VOCAB_SIZE
@@ -178,7 +179,7 @@ def test_options_do_not_see_each_other(masked_lm: Pair) -> None:
     assert np.abs(before[1] - after[1]).max() > 100 * TOLERANCE
 
 
-def test_company_and_order_do_not_matter(masked_lm: Pair) -> None:
+def test_outputs_do_not_depend_on_the_batch_or_its_order(masked_lm: Pair) -> None:
     rows = [*mean_rows(), choice_row((3, 5), 30), choice_row((3, 5), 30, seed=1), choice_row((2, 2, 2), 60)]
     rows[2:4] = with_readout(TopTokens((0,), 4), rows[2:4])
     rows[5] = replace(rows[5], readout=Cls())
@@ -192,7 +193,7 @@ def test_company_and_order_do_not_matter(masked_lm: Pair) -> None:
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_activations_in_both_families(tmp_path: Path, family: str, activation: str) -> None:
+def test_both_activations_match_the_reference_in_both_families(tmp_path: Path, family: str, activation: str) -> None:
     path = make_checkpoint(tmp_path, family=family, activation=activation, num_layers=2, init_std=0.3)
     row = plain_row(20, TokenScores((3,), (1, 2, 3)))
     wanted = reference(load_reference(path, family, "masked-lm"), [row]).logits[0, [3], 1:4]
@@ -201,8 +202,8 @@ def test_both_activations_in_both_families(tmp_path: Path, family: str, activati
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_head_size_256_matches(tmp_path: Path, family: str) -> None:
-    """The head size of the 1.3B models, which is the largest that common kernels take."""
+def test_head_size_256_matches_the_reference(tmp_path: Path, family: str) -> None:
+    """256 is the head size of the 1.3B models and the largest that common kernels support."""
     path = make_checkpoint(tmp_path, family=family, hidden_size=512, num_heads=2, num_layers=2, init_std=0.03)
     rows = [plain_row(40, Cls()), plain_row(129, Cls())]
     wanted = reference(load_reference(path, family, "masked-lm"), rows).hidden
@@ -211,7 +212,7 @@ def test_head_size_256_matches(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_points_the_same_way(tmp_path: Path, family: str) -> None:
+def test_embeddings_in_bfloat16_have_a_cosine_near_one(tmp_path: Path, family: str) -> None:
     path = make_checkpoint(tmp_path, family=family, hidden_size=128, num_layers=4)
     model = load_reference(path, family, "masked-lm")
     engine = Engine.load(describe(path, "test"), precision="bfloat16")

@@ -1,4 +1,4 @@
-"""Means of many rows in one kernel, which is what a GPU takes; and rows that want different tokens, in one batch."""
+"""Readouts: means of many rows in one kernel, as on a GPU, and rows with different readouts in one batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.engine.readouts import means_at_once, means_in_turn
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
 
-SIDE_BY_SIDE = ((0, 1), (1, 18), (18, 512))
+ADJACENT = ((0, 1), (1, 18), (18, 512))
 WITH_GAPS = ((3, 5), (100, 400), (401, 402))
 ONE = ((7, 12),)
 
@@ -26,8 +26,8 @@ def random(num_tokens: int = 512) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spans", [SIDE_BY_SIDE, WITH_GAPS, ONE])
-def test_the_mean_at_once_is_the_mean_in_turn(spans: tuple[tuple[int, int], ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("spans", [ADJACENT, WITH_GAPS, ONE])
+def test_means_at_once_equal_means_in_turn(spans: tuple[tuple[int, int], ...], dtype: torch.dtype) -> None:
     hidden = random().to(dtype)
     at_once = means_at_once(hidden, spans)
     assert at_once.dtype == torch.float32
@@ -36,15 +36,15 @@ def test_the_mean_at_once_is_the_mean_in_turn(spans: tuple[tuple[int, int], ...]
     torch.testing.assert_close(at_once, means_in_turn(hidden, spans), atol=1e-6, rtol=0)
 
 
-def test_the_company_of_a_span_does_not_matter() -> None:
+def test_the_mean_of_a_span_does_not_depend_on_the_other_spans() -> None:
     hidden = random()
     hidden[18:] = torch.nan
-    together = means_at_once(hidden, SIDE_BY_SIDE)
-    assert torch.equal(together[:2], torch.cat([means_at_once(hidden, (span,)) for span in SIDE_BY_SIDE[:2]]))
+    together = means_at_once(hidden, ADJACENT)
+    assert torch.equal(together[:2], torch.cat([means_at_once(hidden, (span,)) for span in ADJACENT[:2]]))
     assert together[2].isnan().all()
 
 
-def test_rows_that_want_other_tokens_share_a_batch(tmp_path: Path) -> None:
+def test_rows_with_different_token_scores_share_a_batch(tmp_path: Path) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path, num_layers=1), "test"), precision="float32")
     readouts = [TokenScores((0, 1), (5,)), TokenScores((1,), (6, 7)), TokenScores((0,), (5,)), TokenScores((), (5,))]
     rows = [replace(row, readout=readout) for row, readout in zip(mean_rows((9, 4, 9, 3)), readouts, strict=True)]

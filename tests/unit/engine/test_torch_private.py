@@ -1,4 +1,4 @@
-"""torch's private APIs are those that the engine was written for: a new torch that changes one of them fails here."""
+"""torch's private APIs have the signatures that the engine was written for; a torch that changes one fails here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCHEMAS = {
 
 
 def schema_of(name: str) -> str:
-    """Without the names of the results."""
+    """The schema of an operator without the names of its results."""
     qualified, _, overload = name.partition(".")
     namespace, _, operator = qualified.partition("::")
     schema = getattr(getattr(getattr(torch.ops, namespace), operator), overload or "default")._schema
@@ -63,7 +63,7 @@ def test_the_file_names_the_version_it_was_checked_with() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_packed_weight_goes_through_plain_tensors_and_back(dtype: torch.dtype) -> None:
+def test_a_packed_weight_survives_a_round_trip_through_plain_tensors(dtype: torch.dtype) -> None:
     if not torch_private.has_onednn(dtype):
         pytest.skip("oneDNN packs no such weights on this CPU")
     hidden, weight, bias = (torch.randn(sizes).to(dtype) for sizes in ((5, 48), (32, 48), (32,)))
@@ -74,7 +74,7 @@ def test_a_packed_weight_goes_through_plain_tensors_and_back(dtype: torch.dtype)
     assert torch.equal(torch_private.linear(hidden, mapped, bias), torch_private.linear(hidden, packed, bias))
 
 
-def test_private_names_of_torch_stand_in_no_other_file() -> None:
+def test_private_names_of_torch_are_used_in_no_other_file() -> None:
     private = re.compile(r"torch\.(ops\.(mkldnn|onednn)\b|(\w+\.)*_[a-z])")
     files = [*(ROOT / "engine").glob("*.py"), ROOT / "tools/roofline.py"]
     found = {

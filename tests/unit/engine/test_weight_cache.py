@@ -1,4 +1,4 @@
-"""Weights are converted once: the same come out, whatever happens to the cache and to its disk."""
+"""The weight cache: weights are converted once, and a broken cache or a full disk does not change them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def weights(
     path: Path, cache: Path | None, precision: str = "float32", quantization: Quantization = "none"
 ) -> dict[str, Tensor]:
-    """Some of every sort, among them a fused one, one that is arranged anew and one that goes by two names."""
+    """Some tensors of each kind: plain, fused, repacked, and one that has two names."""
     checkpoint = describe(path, "test")
     loaded = Engine.load(checkpoint, precision=precision, quantization=quantization, weight_cache=cache).weights
     assert loaded.mlm
@@ -69,7 +69,7 @@ def files(cache: Path) -> list[Path]:
 
 
 def replace_content(file: Path, content: bytes) -> None:
-    """Whoever opens the file now finds no weights, but it looks as before."""
+    """Replaces the file's content by one that is no weights, with the same size and times."""
     status = file.stat()
     file.write_bytes(content.ljust(status.st_size, b"\0"))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -81,7 +81,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_converted_weights_are_those_of_the_pickle(
+def test_cached_weights_equal_those_of_the_pickle(
     checkpoint: Path, tmp_path: Path, precision: str, quantization: Quantization
 ) -> None:
     cache = tmp_path / "cache"
@@ -93,7 +93,9 @@ def test_converted_weights_are_those_of_the_pickle(
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
-def test_what_is_mapped_is_not_copied(checkpoint: Path, tmp_path: Path, quantization: Quantization) -> None:
+def test_cached_weights_are_memory_mapped_and_not_copied(
+    checkpoint: Path, tmp_path: Path, quantization: Quantization
+) -> None:
     weights(checkpoint, tmp_path)
     kind = choose(torch.device("cpu"), torch.float32, quantization)
     assert kind.field_names()[0] == "weight"
@@ -109,10 +111,10 @@ def test_what_is_mapped_is_not_copied(checkpoint: Path, tmp_path: Path, quantiza
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "fp8"])
-def test_what_a_gpu_wants_is_kept_as_it_wants_it(
+def test_cached_weights_of_gpu_maps_equal_the_converted_ones(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization
 ) -> None:
-    """Its maps, on a CPU."""
+    """Uses the linear maps for GPUs on a CPU."""
     monkeypatch.setattr("service.engine.linear.check_capability", lambda *of: None)
     kind = choose(torch.device("cuda"), torch.bfloat16, quantization)
     described, wanted = describe(checkpoint, "test"), WeightFormat(torch.device("cpu"), torch.bfloat16, kind)
@@ -136,21 +138,21 @@ def mapping_of(address: int) -> str:
     return ""
 
 
-def test_a_conversion_tells_its_sizes_and_its_progress(
+def test_a_conversion_logs_its_sizes_and_reports_its_progress(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    heard: list[tuple[int, int]] = []
+    steps: list[tuple[int, int]] = []
     Engine.load(
         describe(checkpoint, "test"),
         precision="bfloat16",
         weight_cache=tmp_path / "cache",
-        progress=lambda *step: heard.append(step),
+        progress=lambda *step: steps.append(step),
     )
     (done,) = [record for record in caplog.records if record.message == "weights converted"]
     assert vars(done)["source_bytes"] == (checkpoint / BIN).stat().st_size
     assert vars(done)["cache_bytes"] == files(tmp_path / "cache")[0].stat().st_size
-    assert sum(done_bytes == total for done_bytes, total in heard) == 2  # converted whole, then loaded whole
+    assert sum(done_bytes == total for done_bytes, total in steps) == 2  # once for the conversion, once for the load
 
 
 def test_a_small_safetensors_checkpoint_is_not_converted(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_a_small_safetensors_checkpoint_is_not_converted(tmp_path: Path) -> None
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_large_safetensors_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_safetensors_checkpoint_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_checkpoint(tmp_path / "model", num_layers=1)
     monkeypatch.setattr(converted, "WORTHWHILE_BYTES", (model / "model.safetensors").stat().st_size)
     direct = weights(model, None)
@@ -184,28 +186,28 @@ def rename_a_tensor(file: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"word_embeddings", b"word_embedding5", 1))
 
 
-@pytest.mark.parametrize("spoil", [cut, cut_to_nothing, overwrite_header, rename_a_tensor])
-def test_a_broken_cache_is_made_again(
-    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+@pytest.mark.parametrize("damage", [cut, cut_to_nothing, overwrite_header, rename_a_tensor])
+def test_a_broken_cache_file_is_replaced(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
     direct = weights(checkpoint, None)
     weights(checkpoint, tmp_path / "cache")
     (file,) = files(tmp_path / "cache")
     sound = file.read_bytes()
-    spoil(file)
+    damage(file)
     assert_same(direct, weights(checkpoint, tmp_path / "cache"))
     assert "cached weights are broken" in messages(caplog)
     assert file.read_bytes() == sound
 
 
-def test_new_weights_are_converted_and_the_old_ones_go(checkpoint: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_converted_and_replace_the_old_ones(checkpoint: Path, tmp_path: Path) -> None:
     weights(checkpoint, tmp_path / "cache")
     make_checkpoint(checkpoint, num_layers=1, file_format="bin", seed=1)
     assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "cache"))
     assert len(files(tmp_path / "cache")) == 1
 
 
-def test_what_is_not_the_model_is_refused_by_its_own_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_missing_tensor_names_the_checkpoint_and_not_the_cache(checkpoint: Path, tmp_path: Path) -> None:
     tensors = torch.load(checkpoint / BIN, weights_only=True)
     del tensors["bert.encoder.layer.0.output.dense.bias"]
     torch.save(tensors, checkpoint / BIN)
@@ -222,7 +224,7 @@ def flip_a_bit_of_a_tensor(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_a_pickle_that_was_damaged_is_not_kept(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_damaged_pickle_is_not_cached(checkpoint: Path, tmp_path: Path) -> None:
     flip_a_bit_of_a_tensor(checkpoint / BIN)
     with pytest.raises(
         CheckpointError, match=rf"{BIN}: \w+/data/\d+ in it is corrupt: wanted the CRC-32 [0-9a-f]{{8}};"
@@ -242,8 +244,8 @@ def test_a_pickle_without_checksums_is_converted(checkpoint: Path, tmp_path: Pat
     assert len(files(tmp_path / "cache")) == 1
 
 
-class _Hostile:
-    """Unpickling it would make a folder."""
+class _Malicious:
+    """An object whose unpickling makes a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -252,8 +254,8 @@ class _Hostile:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_hostile_pickle_is_refused_and_nothing_is_kept(checkpoint: Path, tmp_path: Path) -> None:
-    torch.save({"evil": _Hostile(tmp_path / "made")}, checkpoint / BIN)
+def test_a_malicious_pickle_is_refused_and_not_cached(checkpoint: Path, tmp_path: Path) -> None:
+    torch.save({"evil": _Malicious(tmp_path / "made")}, checkpoint / BIN)
     with pytest.raises(CheckpointError, match="refused"):
         weights(checkpoint, tmp_path / "cache")
     assert not (tmp_path / "made").exists()
@@ -261,8 +263,8 @@ def test_a_hostile_pickle_is_refused_and_nothing_is_kept(checkpoint: Path, tmp_p
 
 
 @contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """Writes beyond it fail, as on a full disk."""
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    """Writes beyond `num_bytes` fail, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -271,10 +273,10 @@ def largest_file(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_no_reason_not_to_serve(
+def test_weights_load_uncached_on_a_full_disk(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with largest_file(100_000):
+    with file_size_limit(100_000):
         loaded = weights(checkpoint, tmp_path / "cache")
     assert_same(weights(checkpoint, None), loaded)
     assert messages(caplog) == ["weights are not cached"]
@@ -283,7 +285,7 @@ def test_a_full_disk_is_no_reason_not_to_serve(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own with 64 KB."""
+    """A file system of 64 KB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
@@ -295,15 +297,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("is_seen_before", [True, False], ids=["full before", "full amid"])
-def test_a_small_disk_is_no_reason_either(
+@pytest.mark.parametrize("is_seen_before", [True, False], ids=["full before", "full during"])
+def test_weights_load_uncached_on_a_small_disk(
     checkpoint: Path,
     small_disk: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     is_seen_before: bool,
 ) -> None:
-    if not is_seen_before:  # as when others fill the disk after it was looked at
+    if not is_seen_before:  # as when the disk is filled after the check
         monkeypatch.setattr(converted, "SPARE_BYTES", -(1 << 30))
     assert_same(weights(checkpoint, None), weights(checkpoint, small_disk / "cache"))
     (warning,) = caplog.records
@@ -313,15 +315,15 @@ def test_a_small_disk_is_no_reason_either(
     assert not files(small_disk / "cache")
 
 
-def test_a_folder_that_cannot_be_is_no_reason_either(
+def test_weights_load_uncached_without_a_cache_folder(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("a file in place of the folder")
     assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "file" / "cache"))
     assert vars(caplog.records[0])["reason"] == "Not a directory"
 
 
-def test_a_torch_that_cannot_map_them_is_no_reason_either(
+def test_weights_load_uncached_with_a_torch_that_cannot_map_them(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_private, "_LIBRARY", Path("libc.so.6"))
@@ -338,12 +340,14 @@ def test_a_torch_that_cannot_map_them_is_no_reason_either(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
-def test_a_read_only_folder_is_no_reason_either(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_load_uncached_in_a_read_only_folder(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o500)
     assert_same(weights(checkpoint, None), weights(checkpoint, tmp_path / "cache"))
 
 
-def test_of_two_at_once_one_converts(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_of_two_concurrent_loads_converts(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     together = threading.Barrier(2)
     loaded = []
@@ -361,12 +365,12 @@ def test_of_two_at_once_one_converts(checkpoint: Path, tmp_path: Path, caplog: p
     assert messages(caplog).count("weights converted") == 1
 
 
-def test_whoever_waits_takes_what_the_other_has_made(
+def test_a_load_that_waits_for_the_lock_uses_the_converted_file(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     cache, is_waiting = tmp_path / "cache", threading.Event()
-    direct = weights(checkpoint, tmp_path / "elsewhere")
+    direct = weights(checkpoint, tmp_path / "other")
     loaded = []
 
     def watch(record: logging.LogRecord) -> bool:
@@ -379,17 +383,17 @@ def test_whoever_waits_takes_what_the_other_has_made(
         thread = threading.Thread(target=lambda: loaded.append(weights(checkpoint, cache)))
         thread.start()
         assert is_waiting.wait(60)
-        (made,) = files(tmp_path / "elsewhere")
+        (made,) = files(tmp_path / "other")
         made.rename(cache / made.name)
     thread.join()
     assert_same(direct, *loaded)
     assert messages(caplog).count("weights converted") == 1
 
 
-def test_tensors_of_one_class_of_maps_are_never_taken_for_those_of_another(
+def test_cached_tensors_of_another_class_of_maps_are_not_used(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As when torch is told to use another part of the same CPU: the name of the file stays the same."""
+    """As when a setting of torch changes the class of maps on the same CPU: the file name stays the same."""
     described = describe(checkpoint, "test")
 
     def load(linear_class: type[Linear]) -> type[Linear]:
@@ -413,10 +417,10 @@ TENSORS = {
 }
 
 
-def test_saved_tensors_are_those_that_the_library_reads(tmp_path: Path) -> None:
+def test_saved_tensors_are_readable_by_the_safetensors_library(tmp_path: Path) -> None:
     file = tmp_path / "file"
     assert save_tensors(file, TENSORS) == file.stat().st_size
-    assert file.stat().st_mode & 0o777 == 0o644, "replicas of another user map it, too"
+    assert file.stat().st_mode & 0o777 == 0o644, "replicas of another user map it too"
     read = load_file(file)
     assert {name for name in read if not name.endswith(".padding")} == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -425,7 +429,7 @@ def test_saved_tensors_are_those_that_the_library_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", range(1, 70, 7))
-def test_every_tensor_starts_at_a_cache_line(tmp_path: Path, length: int) -> None:
+def test_every_tensor_is_aligned_to_a_cache_line(tmp_path: Path, length: int) -> None:
     save_tensors(tmp_path / "file", TENSORS | {"x" * length: torch.ones(10 * length)})
     content = (tmp_path / "file").read_bytes()
     header_bytes = int.from_bytes(content[:8], "little")
@@ -434,7 +438,7 @@ def test_every_tensor_starts_at_a_cache_line(tmp_path: Path, length: int) -> Non
     assert {entry["data_offsets"][0] % 64 for name, entry in header.items() if name in TENSORS} == {0}
 
 
-def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_byte_is_detected(tmp_path: Path) -> None:
     file = tmp_path / "file"
     save_tensors(file, TENSORS)
     sound = file.read_bytes()
