@@ -1,4 +1,4 @@
-"""Commands: how one is found, and what becomes of what it cannot start with."""
+"""The command line: choice of the command, exit codes, and printed settings."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from service.errors import CheckpointError
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Sequence[str]]]:
-    """Puts a command of the given name in place; returns the list of what it is called with."""
+def fake_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Sequence[str]]]:
+    """Replaces the command of the given name; returns the list of the arguments of its calls."""
 
     def place(name: str, result: int | Exception = 0) -> list[Sequence[str]]:
         calls: list[Sequence[str]] = []
@@ -35,23 +35,23 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Sequence[str
     return place
 
 
-def test_without_a_command_it_serves(stand_in: Callable[..., list[Sequence[str]]]) -> None:
-    calls = stand_in("serve", 3)
+def test_no_command_means_serve(fake_command: Callable[..., list[Sequence[str]]]) -> None:
+    calls = fake_command("serve", 3)
     assert cli.main(["--port", "1"]) == 3
     assert cli.main([]) == 3
     assert cli.main(["serve", "--port", "2"]) == 3
     assert calls == [["--port", "1"], [], ["--port", "2"]]
 
 
-def test_a_startup_error_is_one_line_and_exit_code_two(
-    stand_in: Callable[..., list[Sequence[str]]], capsys: pytest.CaptureFixture[str]
+def test_a_startup_error_prints_one_line_and_exits_with_2(
+    fake_command: Callable[..., list[Sequence[str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in("evaluate", CheckpointError("config.json: hidden_size is 'x'; wanted a number"))
+    fake_command("evaluate", CheckpointError("config.json: hidden_size is 'x'; wanted a number"))
     assert cli.main(["evaluate"]) == 2
     assert capsys.readouterr().err == "error: config.json: hidden_size is 'x'; wanted a number\n"
 
 
-def test_an_unknown_command_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serv"]) == 2
     err = capsys.readouterr().err
     assert "unknown command 'serv'" in err
@@ -60,13 +60,13 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys: pytest.Captur
 
 @pytest.mark.parametrize("name", ["serve", "settings", "evaluate", "bench"])
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exited:
         cli.main([name, "--help"])
-    assert ended.value.code == 0
+    assert exited.value.code == 0
     assert f"python -m service {name}" in capsys.readouterr().out
 
 
-def test_settings_are_printed_as_they_are_in_effect(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_prints_the_effective_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["settings", "--port", "9", "--model", "a", "--model", "b", "--offline"]) == 0
     out = capsys.readouterr().out
     assert '"port": 9' in out
@@ -77,7 +77,7 @@ def test_settings_are_printed_as_they_are_in_effect(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.startswith("# Settings")
 
 
-def test_chinese_is_printed_to_a_terminal_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chinese_is_printed_as_utf_8_to_an_ascii_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     written = BytesIO()
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii", write_through=True))
     assert cli.main(["settings", "--labels", "a=好评,差评"]) == 0

@@ -1,4 +1,4 @@
-"""The cores that a container really has, on made-up file trees."""
+"""The host: cores, memory, devices, CPU features and open files, read from file trees made by the tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ CPU_V1 = "4:memory:/app\n2:cpu,cpuacct:/app\n0::/\n"
             {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2, id="v2 in a container"
         ),
         pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1, id="v2 half a core"),
-        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8, id="v2 wide"),
+        pytest.param(
+            {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8, id="v2 above the affinity"
+        ),
         pytest.param(
             {
                 "proc/self/cgroup": "0::/system.slice/app.service\n",
@@ -44,7 +46,7 @@ CPU_V1 = "4:memory:/app\n2:cpu,cpuacct:/app\n0::/\n"
                 "sys/fs/cgroup/system.slice/cpu.max": "300000 100000\n",
             },
             3,
-            id="v2 limited above",
+            id="v2 limited by the parent group",
         ),
         pytest.param(
             {
@@ -75,16 +77,16 @@ CPU_V1 = "4:memory:/app\n2:cpu,cpuacct:/app\n0::/\n"
         ),
     ],
 )
-def test_quota(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+def test_num_cores_follows_the_control_group(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     assert num_cores(tree(tmp_path, files), num_allowed=8) == expected
 
 
-def test_affinity_counts_too(tmp_path: Path) -> None:
+def test_num_cores_follows_the_affinity(tmp_path: Path) -> None:
     files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}
     assert num_cores(tree(tmp_path, files), num_allowed=2) == 2
 
 
-def test_cores_of_this_machine() -> None:
+def test_num_cores_of_this_machine_is_positive() -> None:
     assert num_cores() >= 1
 
 
@@ -109,7 +111,7 @@ MEM_V1 = {"proc/self/cgroup": "4:memory:/app\n0::/\n"}
         ),
     ],
 )
-def test_what_there_is(tmp_path: Path, files: dict[str, str], total: int) -> None:
+def test_process_memory_follows_the_control_group(tmp_path: Path, files: dict[str, str], total: int) -> None:
     assert process_memory(tree(tmp_path, MACHINE | files)) == Memory(7 * PAGE, total)
 
 
@@ -133,11 +135,11 @@ def test_what_there_is(tmp_path: Path, files: dict[str, str], total: int) -> Non
         ),
     ],
 )
-def test_who_was_killed_for_it(tmp_path: Path, files: dict[str, str], count: int) -> None:
+def test_oom_kills_are_counted_per_control_group(tmp_path: Path, files: dict[str, str], count: int) -> None:
     assert oom_kills(tree(tmp_path, files)) == count
 
 
-def test_memory_of_this_machine() -> None:
+def test_memory_of_this_machine_is_plausible() -> None:
     memory = process_memory()
     assert 0 < memory.allocated < memory.total
     assert oom_kills() >= 0
@@ -152,15 +154,15 @@ def test_memory_of_this_machine() -> None:
         (["cuda:1", "cpu"], 4, ("cuda:1", "cpu")),
     ],
 )
-def test_resolve(devices: list[str], num_cuda: int, expected: tuple[str, ...]) -> None:
+def test_resolve_devices_expands_auto(devices: list[str], num_cuda: int, expected: tuple[str, ...]) -> None:
     assert resolve_devices(devices, lambda: num_cuda) == expected
 
 
-def test_no_driver_means_no_device() -> None:
+def test_num_cuda_devices_is_zero_without_a_driver() -> None:
     assert num_cuda_devices("libthere-is-none.so") == 0
 
 
-def test_devices_of_this_machine() -> None:
+def test_num_cuda_devices_of_this_machine_is_not_negative() -> None:
     assert num_cuda_devices() >= 0
 
 
@@ -175,12 +177,12 @@ def test_devices_of_this_machine() -> None:
         ("processor\t: 0\n", ""),
     ],
 )
-def test_what_the_kernel_lists(tmp_path: Path, listed: str, found: str) -> None:
+def test_cpu_features_are_read_from_cpuinfo(tmp_path: Path, listed: str, found: str) -> None:
     (tmp_path / "cpuinfo").write_text(listed)
     assert cpu_features(tmp_path / "cpuinfo") == frozenset(found.split())
 
 
-def test_no_list_is_no_ability(tmp_path: Path) -> None:
+def test_cpu_features_are_empty_without_cpuinfo(tmp_path: Path) -> None:
     assert cpu_features(tmp_path / "missing") == frozenset()
 
 
@@ -189,20 +191,20 @@ def hard() -> Iterator[int]:
     """The hard limit; the soft one is lowered before and restored after."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
-        pytest.skip("this process may open as many files as it likes")
+        pytest.skip("this process has no limit of open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
     yield hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_the_soft_limit_becomes_the_hard_one(hard: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_fit_connections_raises_the_soft_limit_to_the_hard_one(hard: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert fit_connections(hard - RESERVED_FILES) == hard - RESERVED_FILES
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     assert caplog.records == []
 
 
-def test_where_there_is_less_room_than_wanted_it_is_told(hard: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_fit_connections_logs_when_the_limit_is_lower_than_wanted(hard: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert fit_connections(hard) == hard - RESERVED_FILES
     (record,) = caplog.records

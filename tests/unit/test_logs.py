@@ -1,4 +1,4 @@
-"""Log lines as machines and people get them."""
+"""Log lines: formats, request and trace ids, tracebacks, and a reader that stalls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def record(message: str = "batch done", **fields: object) -> logging.LogRecord:
     return made
 
 
-def test_a_json_line_has_the_fields_and_the_id_of_the_request() -> None:
+def test_a_json_line_has_the_fields_and_the_request_id() -> None:
     token = logs.request_id.set("r-1")
     line = json.loads(logs.JsonFormatter().format(record(rows=3, path=pytest)))
     logs.request_id.reset(token)
@@ -35,7 +35,7 @@ def test_a_json_line_has_the_fields_and_the_id_of_the_request() -> None:
     assert isinstance(line["path"], str)
 
 
-def test_a_line_of_a_traced_request_has_the_ids_of_its_trace() -> None:
+def test_a_json_line_of_a_traced_request_has_its_trace_ids() -> None:
     token = trace.current.set(RecordedTrace())
     line = json.loads(logs.JsonFormatter().format(record()))
     trace.current.reset(token)
@@ -43,13 +43,13 @@ def test_a_line_of_a_traced_request_has_the_ids_of_its_trace() -> None:
     assert "trace_id" not in json.loads(logs.JsonFormatter().format(record()))
 
 
-def test_a_text_line_has_them_too() -> None:
+def test_a_text_line_has_the_fields() -> None:
     line = logs.TextFormatter().format(record(rows=3, device="cpu"))
     assert line.endswith("info    batch done rows=3 device=cpu")
 
 
 @pytest.mark.parametrize("formatter", [logs.JsonFormatter(), logs.TextFormatter()])
-def test_a_traceback_tells_the_place_and_the_kind_but_not_the_message(formatter: logging.Formatter) -> None:
+def test_a_traceback_has_the_place_and_the_class_but_not_the_message(formatter: logging.Formatter) -> None:
     text = "".join(("秘", "密"))
     try:
         raise KeyError(text)
@@ -62,7 +62,7 @@ def test_a_traceback_tells_the_place_and_the_kind_but_not_the_message(formatter:
     assert text not in line
 
 
-def test_a_record_does_not_ask_for_what_no_line_shows(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_omits_fields_that_no_format_shows(caplog: pytest.LogCaptureFixture) -> None:
     logs.configure("info", "json")
     logging.getLogger().addHandler(caplog.handler)
     logging.getLogger("service.x").info("batch done")
@@ -70,7 +70,7 @@ def test_a_record_does_not_ask_for_what_no_line_shows(caplog: pytest.LogCaptureF
     assert (made.pathname, made.thread, made.process, made.processName) == ("(unknown file)", None, None, None)
 
 
-def test_uvicorn_speaks_through_the_same_writer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_uvicorn_logs_warnings_through_the_same_handler(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "json")
     logging.getLogger("uvicorn.error").error("lost")
     logging.getLogger("uvicorn.error").info("chatter")
@@ -80,7 +80,7 @@ def test_uvicorn_speaks_through_the_same_writer(capsys: pytest.CaptureFixture[st
     assert lines == ["lost", "ours"]
 
 
-def test_elsewhere_than_on_a_terminal_lines_are_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_format_is_json_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("warning", "auto")
     logs.configure("warning", "auto")
     logging.getLogger("service").warning("once")
@@ -117,7 +117,7 @@ def long_record(number: int) -> logging.LogRecord:
     return logging.LogRecord("service.x", logging.INFO, "x.py", 1, f"{number} " + "x" * 10_000, (), None)
 
 
-def test_a_reader_that_stalls_stops_nobody_and_gets_what_was_kept(
+def test_a_stalled_reader_does_not_block_and_later_gets_the_kept_lines(
     pipe: tuple[int, BoundedHandler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, handler = pipe
@@ -132,7 +132,7 @@ def test_a_reader_that_stalls_stops_nobody_and_gets_what_was_kept(
         handler.flush()
     found = parse(data)
     numbers = [int(line["message"].split()[0]) for line in found if line["message"].endswith("x")]
-    assert numbers == list(range(num_lines - handler.num_dropped)), "the first ones, whole and in order"
+    assert numbers == list(range(num_lines - handler.num_dropped)), "the first lines, complete and in order"
     assert [line["lines"] for line in found if line["message"] == "log lines were dropped"] == [handler.num_dropped]
     handler.emit(long_record(0))
     assert len(parse(read(reading))) == 1
@@ -145,7 +145,7 @@ def test_without_a_reader_lines_are_dropped_and_counted(pipe: tuple[int, Bounded
     assert handler.num_dropped == 1
 
 
-def test_a_line_into_a_file_is_written_at_once(tmp_path: Path) -> None:
+def test_a_line_to_a_file_is_written_immediately(tmp_path: Path) -> None:
     file = tmp_path / "log"
     with file.open("ab") as stream:
         handler = BoundedHandler(stream.fileno())

@@ -1,4 +1,4 @@
-"""Every series is there before the first request, under the name that is documented."""
+"""Metrics: declared series exist before the first request under their documented names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_metric_has_a_series_after_declaring() -> None:
         assert name in series, f"{entry.name} has no series before the first request"
 
 
-def test_entries_say_name_kind_help_and_labels() -> None:
+def test_entries_have_name_kind_help_and_labels() -> None:
     entries = {entry.name: entry for entry in declared().entries()}
     entry = entries["erlangshen_compute_duration_seconds"]
     assert (entry.kind, entry.labels) == ("histogram", ("model",))
@@ -39,13 +39,13 @@ def test_entries_say_name_kind_help_and_labels() -> None:
     assert len(entries) == len(declared().entries())
 
 
-def test_every_declared_metric_is_exposed_as_named() -> None:
+def test_every_entry_is_exposed_under_its_name() -> None:
     metrics = declared()
     families = {family.name for family in metrics.registry.collect()}
     assert families == {entry.name.removesuffix("_total") for entry in metrics.entries()}
 
 
-def test_a_request_is_counted_by_code_and_refusals_have_no_model() -> None:
+def test_requests_are_counted_by_code_and_refusals_have_no_model() -> None:
     metrics = make_metrics()
     with metrics.in_progress("classify"):
         assert value(metrics, "requests_in_progress", task="classify") == 1
@@ -58,7 +58,7 @@ def test_a_request_is_counted_by_code_and_refusals_have_no_model() -> None:
     assert value(metrics, "request_duration_seconds_sum", task="classify", model=NO_MODEL) == 0.5
 
 
-def test_predictions_are_there_before_the_first_one() -> None:
+def test_prediction_series_exist_before_the_first_prediction() -> None:
     metrics = make_metrics()
     metrics.declare_predictions("classify", "m", ["负面", "正面"])
     metrics.declare_predictions("mrc", "m", [])
@@ -70,7 +70,7 @@ def test_predictions_are_there_before_the_first_one() -> None:
     assert value(metrics, "prediction_score_bucket", task="mrc", model="m", le="0.3") == 1
 
 
-def test_a_replica_is_in_one_state() -> None:
+def test_a_replica_is_in_exactly_one_state() -> None:
     metrics = make_metrics()
     metrics.replica_is("cpu", "loading")
     metrics.replica_is("cpu", "ready")

@@ -1,4 +1,4 @@
-"""The pipeline with a task, a tokenizer pool and a batcher of the test's own."""
+"""The pipeline with a fake task, a fake batcher and a tokenizer pool."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def _decode(model: TextModel, query: Query, encodings: Sequence[Encoding], outpu
 
 
 class FakeBatcher:
-    """Answers at once; remembers what it was asked."""
+    """Answers immediately; records its calls."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.asked: list[tuple[list[str], RequestOptions]] = []
+        self.calls: list[tuple[list[str], RequestOptions]] = []
         self._error = error
 
     async def submit(self, encodings: Sequence[Encoding], options: RequestOptions = DEFAULT_OPTIONS) -> RequestResult:
-        self.asked.append(([encoding.model for encoding in encodings], options))
+        self.calls.append(([encoding.model for encoding in encodings], options))
         if self._error:
             raise self._error
         return RequestResult([total(encoding) for encoding in encodings], queue_s=0.25, compute_s=0.5)
@@ -102,7 +102,7 @@ async def answer(
     return await pipeline.compute(task, query, encoded, options)
 
 
-async def test_results_in_order_with_tokens_and_timing() -> None:
+async def test_an_answer_has_results_in_order_tokens_and_timing() -> None:
     clock, batcher, metrics = FakeClock(), FakeBatcher(), make_metrics(("m", "n"))
 
     def encode(model: TextModel, query: Query) -> list[Encoding]:
@@ -117,7 +117,7 @@ async def test_results_in_order_with_tokens_and_timing() -> None:
     assert (reply.model, reply.results, reply.tokens) == ("n", [6, 4], 4)
     timing = reply.timing
     assert (timing.tokenize, timing.queue, timing.compute, timing.total) == (0.125, 0.25, 0.5, 0.125)
-    assert batcher.asked == [(["n", "n"], RequestOptions(109.0, 3))]
+    assert batcher.calls == [(["n", "n"], RequestOptions(109.0, 3))]
     assert value(metrics, "input_tokens_total", task="classify", model="n") == 4
     assert value(metrics, "inputs_total", task="classify", model="n") == 2
     assert value(metrics, "truncated_inputs_total", task="classify") == 1
@@ -126,7 +126,7 @@ async def test_results_in_order_with_tokens_and_timing() -> None:
     assert value(metrics, "tokenize_duration_seconds_count") == 1
 
 
-async def test_the_trace_hears_how_long_the_tokens_took(tokenizers: FairThreads) -> None:
+async def test_the_trace_has_the_tokenize_stage(tokenizers: FairThreads) -> None:
     clock, mine = FakeClock(), RecordedTrace()
 
     def encode(model: TextModel, query: Query) -> list[Encoding]:
@@ -139,29 +139,29 @@ async def test_the_trace_hears_how_long_the_tokens_took(tokenizers: FairThreads)
     assert mine.stages == [("tokenize", 0.125)]
 
 
-async def test_rows_and_tokens_are_known_before_they_are_submitted(tokenizers: FairThreads) -> None:
+async def test_encode_counts_rows_and_tokens_before_compute_submits_them(tokenizers: FairThreads) -> None:
     batcher = FakeBatcher(QueueFull("full"))
     pipeline = make(tokenizers, batcher)
     encoded = await pipeline.encode(task(), [[1, 2], [3]])
     assert (len(encoded.rows), encoded.num_tokens) == (2, 3)
-    assert batcher.asked == []
+    assert batcher.calls == []
     with pytest.raises(QueueFull):
         await pipeline.compute(task(), [[1, 2], [3]], encoded)
 
 
-async def test_the_first_able_model_answers_when_none_is_named(tokenizers: FairThreads) -> None:
+async def test_the_first_model_that_supports_the_task_is_the_default(tokenizers: FairThreads) -> None:
     assert (await answer(make(tokenizers, FakeBatcher()), task(), [[1]])).model == "m"
 
 
-async def test_an_unknown_model_is_told_before_anything_is_encoded(tokenizers: FairThreads) -> None:
+async def test_an_unknown_model_is_refused_before_encoding(tokenizers: FairThreads) -> None:
     batcher, metrics = FakeBatcher(), make_metrics(("m", "n"))
     with pytest.raises(ModelNotFound):
         await answer(make(tokenizers, batcher, metrics), task(), [[1]], model="x")
-    assert batcher.asked == []
+    assert batcher.calls == []
     assert value(metrics, "tokenize_duration_seconds_count") == 0
 
 
-async def test_errors_of_encoding_and_batching_pass(tokenizers: FairThreads) -> None:
+async def test_errors_of_encoding_and_batching_are_raised(tokenizers: FairThreads) -> None:
     def refuse(model: TextModel, query: Query) -> list[Encoding]:
         raise InvalidRequest.of("inputs[0]", "is empty")
 
@@ -183,7 +183,7 @@ async def test_text_is_tokenised_off_the_event_loop(tokenizers: FairThreads) -> 
     assert threads != [threading.get_ident()]
 
 
-async def test_a_short_text_is_tokenised_where_it_is(tokenizers: FairThreads) -> None:
+async def test_a_short_text_is_tokenised_on_the_event_loop(tokenizers: FairThreads) -> None:
     threads: list[int] = []
 
     def encode(model: TextModel, query: Query) -> list[Encoding]:
@@ -196,7 +196,7 @@ async def test_a_short_text_is_tokenised_where_it_is(tokenizers: FairThreads) ->
     assert [thread == threading.get_ident() for thread in threads] == [True, False]
 
 
-async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers: FairThreads) -> None:
+async def test_a_request_cancelled_or_expired_in_the_queue_is_not_tokenised(tokenizers: FairThreads) -> None:
     gate, entered, batcher = threading.Event(), asyncio.Event(), FakeBatcher()
     loop = asyncio.get_running_loop()
     tokenised: list[Query] = []
@@ -220,4 +220,4 @@ async def test_whoever_gives_up_before_their_turn_is_never_tokenised(tokenizers:
     assert (await first).results == [1]
     assert gone.cancelled()
     assert tokenised == [[[1]]]
-    assert len(batcher.asked) == 1
+    assert len(batcher.calls) == 1

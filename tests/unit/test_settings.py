@@ -1,4 +1,4 @@
-"""Layers, limits and refusals of the settings."""
+"""Settings: precedence of the sources, parsing, limits, and error messages."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_nothing_given_is_the_defaults() -> None:
+def test_no_source_gives_the_defaults() -> None:
     assert given() == Settings()
     assert (given().server.host, given().server.port) == ("127.0.0.1", 8000)
 
 
-def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+def test_precedence_is_flag_then_environment_then_file_then_default(tmp_path: Path) -> None:
     file = write(tmp_path, "[server]\nport = 1\nmax_inputs = 1\nmax_labels = 1\n")
     environ = {"ERLANGSHEN_SERVER__PORT": "2", "ERLANGSHEN_SERVER__MAX_INPUTS": "2"}
     server = load({"server.port": "3"}, config=file, environ=environ).server
     assert (server.port, server.max_inputs, server.max_labels, server.max_chars) == (3, 2, 1, 100_000)
 
 
-def test_the_environment_names_the_file(tmp_path: Path) -> None:
+def test_erlangshen_config_names_the_settings_file(tmp_path: Path) -> None:
     file = write(tmp_path, "[log]\nlevel = 'debug'\n")
     assert given(ERLANGSHEN_CONFIG=str(file)).log.level == "debug"
 
 
-def test_every_setting_has_a_flag_and_an_environment_name_of_its_own() -> None:
+def test_every_setting_has_a_unique_flag_and_environment_name() -> None:
     assert len({row.flag for row in setting_rows()}) == len({row.env for row in setting_rows()}) == len(setting_rows())
     assert all(row.help.endswith(".") for row in setting_rows())
 
@@ -67,7 +67,7 @@ def test_every_setting_can_be_given_in_the_environment(row: Any) -> None:
     assert getattr(getattr(settings, row.section), row.name) == wanted
 
 
-def test_models_and_labels_are_given_alike_by_flag_environment_and_file(tmp_path: Path) -> None:
+def test_models_and_labels_are_equal_from_flag_environment_and_file(tmp_path: Path) -> None:
     file = write(tmp_path, '[models]\nspecs = ["a", "b=c@main"]\n[models.labels]\nb = ["x", "y"]\n')
     by_flag = given({"models.specs": ["a", "b=c@main"], "models.labels": ["b=x,y"]})
     by_env = given(ERLANGSHEN_MODELS__SPECS="a, b=c@main", ERLANGSHEN_MODELS__LABELS="b=x,y")
@@ -91,13 +91,13 @@ def test_models_and_labels_are_given_alike_by_flag_environment_and_file(tmp_path
         ("[security]\ncors_origins = ['a.b']", ["security.cors_origins", "'a.b'", "https://app.example.com"]),
     ],
 )
-def test_a_bad_file_is_refused_by_key_value_and_what_was_wanted(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_the_error_of_a_bad_file_names_key_value_and_expectation(tmp_path: Path, text: str, words: list[str]) -> None:
     with pytest.raises(SettingError) as caught:
         given(config=write(tmp_path, text))
     assert all(word in caught.value.detail for word in words), caught.value.detail
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"none\.toml: No such file"):
         given(config=tmp_path / "none.toml")
 
@@ -108,7 +108,7 @@ def test_an_unknown_environment_name_is_refused(name: str) -> None:
         given(**{name: "1"})
 
 
-def test_a_name_that_is_no_setting_keeps_its_secret_and_gets_a_sensible_hint(tmp_path: Path) -> None:
+def test_the_error_of_an_unknown_name_has_a_hint_and_not_the_value(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"ERLANGSHEN_API_KEY is not a setting; see docs/settings\.md") as caught:
         given(ERLANGSHEN_API_KEY="s3cret")
     assert "s3cret" not in caught.value.detail
@@ -128,7 +128,7 @@ def test_the_error_about_a_url_does_not_show_its_password(url: str) -> None:
     assert "s3cret" not in caught.value.detail
 
 
-def test_what_kubernetes_says_of_a_service_called_erlangshen_is_no_setting() -> None:
+def test_kubernetes_service_variables_of_erlangshen_are_ignored() -> None:
     assert (
         given(
             ERLANGSHEN_SERVICE_HOST="10.0.0.1",
@@ -143,24 +143,24 @@ def test_what_kubernetes_says_of_a_service_called_erlangshen_is_no_setting() -> 
     )
 
 
-def test_an_empty_environment_value_is_not_set() -> None:
+def test_an_empty_environment_value_is_ignored() -> None:
     assert given(ERLANGSHEN_MODELS__CACHE_DIR="", ERLANGSHEN_CONFIG="") == Settings()
 
 
 @pytest.mark.parametrize(
     ("text", "devices"), [("auto", ("auto",)), ("cpu,cpu", ("cpu", "cpu")), ("cuda:0", ("cuda:0",))]
 )
-def test_devices(text: str, devices: tuple[str, ...]) -> None:
+def test_devices_are_parsed_from_a_list(text: str, devices: tuple[str, ...]) -> None:
     assert given({"replicas.devices": [text]}).replicas.devices == devices
 
 
 @pytest.mark.parametrize("text", ["gpu", "cuda:", "auto,cpu", ""])
-def test_devices_that_are_none(text: str) -> None:
+def test_invalid_devices_are_refused(text: str) -> None:
     with pytest.raises(SettingError, match=r"replicas\.devices"):
         given({"replicas.devices": [text]})
 
 
 @pytest.mark.parametrize("text", ["x", "=a", "a=", "a"])
-def test_labels_that_are_none(text: str) -> None:
+def test_invalid_labels_are_refused(text: str) -> None:
     with pytest.raises(SettingError, match="NAME=A,B"):
         given({"models.labels": [text]})

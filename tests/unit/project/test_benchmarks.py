@@ -1,4 +1,4 @@
-"""Tests stand without benchmarks, and every benchmark command that a document names exists."""
+"""Only the benchmarks' own tests import benchmarks, and every benchmark command and result in a document exists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGES = [
 ]
 
 
-def test_only_their_own_tests_import_benchmarks() -> None:
+def test_only_the_benchmarks_own_tests_import_benchmarks() -> None:
     files = [path for path in (ROOT / "tests").rglob("*.py") if not path.is_relative_to(OWN)]
     assert [path for path in files if IMPORT.search(path.read_text(encoding="utf-8"))] == []
 
@@ -34,7 +34,7 @@ def test_benchmark_commands_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_result_files_that_are_named_exist(page: Path) -> None:
+def test_named_result_files_exist(page: Path) -> None:
     named = re.findall(r"benchmarks/results/(\w+\.(?:json|png|txt|csv))\b", page.read_text(encoding="utf-8"))
     made_by_the_reader = re.compile(r".*_(NAME|h100)\.json|a\.json")
     missing = {name for name in named if not (ROOT / "benchmarks" / "results" / name).is_file()}

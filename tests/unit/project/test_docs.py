@@ -1,4 +1,4 @@
-"""The documents point at things that exist, and the picture of the structure is true."""
+"""Links, commands, flags and file names in the documents exist, and docs/structure.md matches the code."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def section(title: str) -> str:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
+def test_relative_links_exist(document: Path) -> None:
     targets = [match[1] for match in LINK.finditer(document.read_text(encoding="utf-8"))]
     broken = [one for one in targets if "://" not in one and not (document.parent / one).exists()]
     assert broken == []
 
 
-def test_every_package_is_named_in_the_structure() -> None:
+def test_structure_lists_every_package() -> None:
     named = set(re.findall(r"`(\w+)(?:\.py|/)`", section("Packages")))
     packages = {path.stem for path in (ROOT / "service").iterdir() if path.name not in ("__init__.py", "__pycache__")}
     assert named == packages
 
 
-def test_the_files_that_the_structure_sends_one_to_exist() -> None:
+def test_files_named_in_structure_exist() -> None:
     files = re.findall(r"`([\w/]+\.(?:py|md))`", section("Where a change goes"))
     assert files
     assert [file for file in files if not (ROOT / "service" / file).is_file()] == []
 
 
-def test_the_layers_of_the_structure_are_those_of_the_linter() -> None:
+def test_layers_in_structure_equal_the_import_contract() -> None:
     picture = section("Layers").split("```")[1]
     drawn = [line.strip() for line in re.sub(r"^\d+", "", picture, flags=re.MULTILINE).strip().splitlines()]
     assert [set(layer.split(" | ")) for layer in drawn] == [set(str(one).split(" | ")) for one in contract()["layers"]]
 
 
-def test_anchors_lead_to_headings() -> None:
+def test_anchors_match_headings() -> None:
     slugs = {document: _slugs(document) for document in DOCUMENTS}
     broken = []
     for document in DOCUMENTS:
@@ -68,21 +68,21 @@ def test_anchors_lead_to_headings() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_pages_name_real_commands_and_flags(document: Path) -> None:
+def test_commands_and_flags_in_documents_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     assert set(re.findall(r"-m service ([a-z]+)", text)) <= set(COMMANDS)
     assert _typed_flags(text) <= {row.flag for row in setting_rows()}
 
 
 @pytest.mark.parametrize("languages", TRANSLATED, ids=lambda languages: languages[0].name)
-def test_both_languages_show_the_same_commands(languages: tuple[Path, Path]) -> None:
+def test_translations_show_the_same_commands(languages: tuple[Path, Path]) -> None:
     blocks = [re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL) for path in languages]
     without_comments = [[re.sub(r"\s+# .*", "", block) for block in language] for language in blocks]
     assert without_comments[0] == without_comments[1]
 
 
 @pytest.mark.parametrize("languages", TRANSLATED, ids=lambda languages: languages[0].name)
-def test_both_languages_link_to_each_other(languages: tuple[Path, Path]) -> None:
+def test_translations_link_to_each_other(languages: tuple[Path, Path]) -> None:
     english, chinese = languages
     assert f"({chinese.name})" in english.read_text(encoding="utf-8")
     assert f"({english.name})" in chinese.read_text(encoding="utf-8")

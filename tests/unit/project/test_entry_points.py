@@ -31,7 +31,7 @@ def test_help_lists_every_target() -> None:
 
 
 @pytest.mark.parametrize("target", ["serve", "test", "lint", "mini", "bench", "bench-peers"])
-def test_from_nothing_a_target_installs_torch_first(target: str) -> None:
+def test_a_target_in_a_new_environment_installs_torch_first(target: str) -> None:
     lines = [line for line in dry_run(target, "DATA=d").splitlines() if "pip install" in line]
     assert "'^torch=='" in lines[0]
     assert "-r requirements.txt" in lines[1]
@@ -46,18 +46,18 @@ def test_from_nothing_a_target_installs_torch_first(target: str) -> None:
         ("test", ["requirements/dev.txt"]),
     ],
 )
-def test_a_target_installs_no_more_than_it_needs(target: str, installed: list[str]) -> None:
+def test_a_target_installs_only_its_own_requirements(target: str, installed: list[str]) -> None:
     files = re.findall(r"pip install .*-r (\S+)", dry_run(target, "DATA=d"))
     assert files == ["requirements.txt", *installed]
 
 
-def test_test_lints_and_runs_the_tests() -> None:
+def test_make_test_lints_and_runs_the_tests() -> None:
     output = dry_run("test")
     for tool in ("ruff check .", "ruff format --check .", "mypy --strict", "lint-imports", "-m pytest"):
         assert tool in output
 
 
-def test_arguments_reach_the_server() -> None:
+def test_make_serve_passes_args_to_the_server() -> None:
     assert "-m service serve --port 9000" in dry_run("serve", "ARGS=--port 9000")
 
 
@@ -67,7 +67,7 @@ def test_the_audit_is_strict_and_covers_serving_tracing_and_training() -> None:
     assert "-r requirements.txt -r requirements/tracing.txt -r requirements/train.txt" in output
 
 
-def test_what_the_makefile_runs_exists() -> None:
+def test_commands_and_files_in_the_makefile_exist() -> None:
     assert set(re.findall(r"-m service (\w+)", MAKEFILE)) <= set(COMMANDS)
     assert all((ROOT / path).is_file() for path in re.findall(r"service/\S+\.toml", MAKEFILE))
     assert "-m benchmarks.peers" in MAKEFILE
@@ -80,7 +80,7 @@ def test_ci_runs_make_test() -> None:
     assert script.read_text().splitlines()[-2:] == ["make sbom", "make test"]
 
 
-def test_every_command_has_its_file() -> None:
+def test_every_command_has_a_file() -> None:
     assert all((ROOT / "service" / "commands" / f"{name}.py").is_file() for name in COMMANDS)
 
 

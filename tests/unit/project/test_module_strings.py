@@ -1,4 +1,4 @@
-"""Modules that are named in strings exist: no linter follows `python -m` or `importlib`."""
+"""Modules named in strings exist. No linter follows `python -m` or `importlib`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def modules_in_strings() -> set[str]:
-    """Dotted names that are a whole string right behind a string "-m" in the service."""
+    """Module names that follow the string "-m" in a list or tuple of the service."""
     found = set()
     for source in (ROOT / "service").rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
@@ -26,22 +26,22 @@ def modules_in_strings() -> set[str]:
     return {str(name) for name in found}
 
 
-def test_the_modules_that_the_service_starts_exist() -> None:
+def test_modules_started_by_the_service_exist() -> None:
     started = modules_in_strings()
     assert {"service.replicas.child", "service.tools.roofline"} <= started
     for name in started:
         spec = importlib.util.find_spec(name)
         assert spec, name
         assert spec.origin, name
-        assert "__main__" in Path(spec.origin).read_text(encoding="utf-8"), f"{name} does nothing when it is started"
+        assert "__main__" in Path(spec.origin).read_text(encoding="utf-8"), f"{name} has no __main__ block"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_its_module(name: str) -> None:
+def test_every_command_has_a_module(name: str) -> None:
     assert importlib.util.find_spec(f"service.commands.{name}")
 
 
-def test_the_modules_that_makefile_and_images_start_exist() -> None:
+def test_modules_started_by_makefile_and_images_exist() -> None:
     files = [
         ROOT / "Makefile",
         ROOT / "Dockerfile",

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[3]
 OURS = {"service", "tests", "benchmarks", "monitoring"}
 PEERS = ROOT / "benchmarks" / "peers" / "servers"
-"""They run in their own environments with their own requirements."""
+"""The compared servers run in their own environments with their own requirements."""
 TRAINING = [ROOT / "service" / "tools" / "training", ROOT / "service" / "commands" / "finetune.py"]
 UNPINNED = re.compile(r"nvidia-|cuda-|triton|setuptools")
 """The dependencies of torch differ between builds (CPU, CUDA versions); setuptools comes with the environment."""
@@ -60,7 +60,7 @@ def needed(name: str) -> Iterator[str]:
             yield canonical(requirement.name)
 
 
-def with_what_they_need(names: set[str], pinned: dict[str, str]) -> set[str]:
+def with_dependencies(names: set[str], pinned: dict[str, str]) -> set[str]:
     found, waiting = set(names), list(names)
     while waiting:
         more = {need for need in needed(waiting.pop()) if need in pinned} - found
@@ -82,9 +82,9 @@ WITHOUT_TRAINING = [path for path in sources("service") if not is_training(path)
         (sources("service"), SERVING | EXTRAS["train"] | EXTRAS["tracing"] | EXTRAS["bench"]),
         (sources("benchmarks", "monitoring", "tests"), ALL),
     ],
-    ids=["service without training", "service", "all else"],
+    ids=["service without training", "service", "everything else"],
 )
-def test_everything_imported_is_pinned(paths: list[Path], pinned: dict[str, str]) -> None:
+def test_every_imported_package_is_pinned(paths: list[Path], pinned: dict[str, str]) -> None:
     providers = packages_distributions()
     missing = {
         f"{module} ({path.relative_to(ROOT)})"
@@ -99,45 +99,47 @@ def test_everything_imported_is_pinned(paths: list[Path], pinned: dict[str, str]
     [SERVING, *(SERVING | extra for extra in EXTRAS.values()), ALL],
     ids=["serving", *EXTRAS, "all"],
 )
-def test_what_the_pinned_packages_need_is_pinned_too(pinned: dict[str, str]) -> None:
+def test_dependencies_of_pinned_packages_are_pinned(pinned: dict[str, str]) -> None:
     missing = {need for name in pinned for need in needed(name) if need not in pinned and not UNPINNED.match(need)}
     assert not missing
 
 
-def test_serving_installs_only_what_it_imports() -> None:
+def test_serving_requires_only_packages_that_it_imports() -> None:
     wanted = {"httptools"}  # uvicorn parses HTTP with it; no file here imports it
     modules = packages_distributions()
     for module in imported(*WITHOUT_TRAINING):
         wanted |= {canonical(name) for name in modules[module]}
-    assert set(SERVING) <= with_what_they_need(wanted, SERVING)
+    assert set(SERVING) <= with_dependencies(wanted, SERVING)
 
 
-def test_training_adds_only_what_it_imports() -> None:
-    wanted = {"accelerate"}  # transformers' Trainer asks for it
+def test_training_requires_only_packages_that_it_imports() -> None:
+    wanted = {"accelerate"}  # transformers' Trainer imports it
     modules = packages_distributions()
     for module in imported(*filter(is_training, sources("service"))):
         wanted |= {canonical(name) for name in modules[module]}
-    assert set(EXTRAS["train"]) <= with_what_they_need(wanted, SERVING | EXTRAS["train"])
+    assert set(EXTRAS["train"]) <= with_dependencies(wanted, SERVING | EXTRAS["train"])
 
 
-def test_every_pin_is_exact_and_is_what_is_installed() -> None:
+def test_every_pin_is_exact_and_installed() -> None:
     for name, pin in ALL.items():
         assert re.fullmatch(r"[\w.!]+", pin), f"{name} is not pinned exactly"
-        assert distribution(name).version.partition("+")[0] == pin, f"{name}: run make lint to install what is pinned"
+        assert distribution(name).version.partition("+")[0] == pin, (
+            f"{name}: run make lint to install the pinned version"
+        )
 
 
-def test_torch_comes_first_and_no_extra_repeats_what_serving_has() -> None:
+def test_torch_is_first_and_no_extra_repeats_a_serving_pin() -> None:
     assert next(iter(SERVING)) == "torch"
     for extra in (*EXTRAS.values(), pins("requirements/dev.txt")):
         assert not set(SERVING) & set(extra)
 
 
-def test_what_two_files_pin_has_one_version() -> None:
+def test_a_package_pinned_in_two_files_has_one_version() -> None:
     for extra in EXTRAS.values():
         assert {name: ALL[name] for name in extra} == extra
 
 
-def test_the_package_s_extras_are_files_that_setuptools_can_read() -> None:
+def test_extras_of_the_package_are_readable_by_setuptools() -> None:
     dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
     named = {extra: source["file"] for extra, source in dynamic["optional-dependencies"].items()}
     assert named == {name: [f"requirements/{name}.txt"] for name in EXTRAS}

@@ -1,4 +1,4 @@
-"""What no line of the service may do: run code that came with a model or with a request."""
+"""The service never runs code from a model or a request: forbidden calls in its source."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ FORBIDDEN = {
     *("trust_remote_code", "shell"),
 }
 OURS = {"replicas/protocol.py": {"pickle.loads"}}
-"""What a parent and its own child tell each other."""
+"""Messages between a parent and its own worker process."""
 
 
 def forbidden_in(source: Path) -> set[str]:
-    """Of names that are called, `module.name`s and keywords."""
+    """Called names, `module.name` attributes and keywords that are in FORBIDDEN."""
     found = set()
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -27,12 +27,12 @@ def forbidden_in(source: Path) -> set[str]:
     return found & FORBIDDEN
 
 
-def test_no_code_of_others_is_run() -> None:
+def test_the_service_uses_no_forbidden_call() -> None:
     found = {str(source.relative_to(SERVICE)): forbidden_in(source) for source in SERVICE.rglob("*.py")}
     assert {name: words for name, words in found.items() if words} == OURS
 
 
-def test_a_forbidden_word_would_be_found(tmp_path: Path) -> None:
+def test_forbidden_in_finds_calls_attributes_and_keywords(tmp_path: Path) -> None:
     source = tmp_path / "bad.py"
     source.write_text("eval('1')\npickle.load(f)\nf(trust_remote_code=True)\nre.compile('x')\nmodel.eval()\n")
     assert forbidden_in(source) == {"eval", "pickle.load", "trust_remote_code"}

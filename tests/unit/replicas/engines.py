@@ -1,4 +1,4 @@
-"""An engine without torch that remembers what it was asked for."""
+"""An engine without torch that counts its calls."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from service.domain import Encoding, Failure, Output
 from tests.fakes import FakeEngine
 
 
-class Counted(FakeEngine):
-    """Remembers the size of each forward; may be broken for good."""
+class CountingEngine(FakeEngine):
+    """Records the number of rows of each forward. Every forward raises while `is_broken`."""
 
     def __init__(self, *, is_broken: bool = False) -> None:
         super().__init__(Path())

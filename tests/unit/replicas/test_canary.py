@@ -1,4 +1,4 @@
-"""The canary: when it is looked after, what counts as wrong, and who has to agree with whom."""
+"""The canary: its interval, what counts as a wrong answer, and the comparison between replicas."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from service.replicas.canary import Canary, ReferenceAnswers, WrongAnswer, distance, is_wrong
 from tests.fakes import SILENT_BREAK, FakeClock, row
-from tests.unit.replicas.engines import Counted
+from tests.unit.replicas.engines import CountingEngine
 
 
 def array(*numbers: float) -> np.ndarray:
     return np.array(numbers, dtype=np.float32)
 
 
-def test_its_answer_is_recorded_and_found_again() -> None:
-    engines = {"m": Counted(), "n": Counted()}
+def test_wrong_model_names_the_model_whose_answer_changed() -> None:
+    engines = {"m": CountingEngine(), "n": CountingEngine()}
     canary = Canary(engines, 60.0)
     assert {name: answer.tolist() for name, answer in canary.answers.items()} == {"m": [7], "n": [7]}
     assert canary.wrong_model() is None
@@ -25,17 +25,17 @@ def test_its_answer_is_recorded_and_found_again() -> None:
     assert canary.wrong_model() == "n"
 
 
-def test_an_engine_that_raises_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
-    engine = Counted()
+def test_an_engine_that_raises_counts_as_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    engine = CountingEngine()
     canary = Canary({"m": engine}, 60.0)
     engine.is_broken = True
     assert canary.wrong_model() == "m"
     assert "canary failed" in caplog.text
 
 
-def test_it_is_time_after_the_interval_and_a_look_in_between_counts() -> None:
+def test_a_check_restarts_the_interval() -> None:
     clock = FakeClock()
-    canary = Canary({"m": Counted()}, 60.0, clock)
+    canary = Canary({"m": CountingEngine()}, 60.0, clock)
     assert canary.wait_s() == 60
     clock.now += 50
     assert canary.wait_s() == 10
@@ -45,8 +45,8 @@ def test_it_is_time_after_the_interval_and_a_look_in_between_counts() -> None:
     assert canary.wait_s() == 60
 
 
-def test_no_interval_means_never() -> None:
-    assert Canary({"m": Counted()}, 0.0).wait_s() is None
+def test_an_interval_of_zero_disables_the_canary() -> None:
+    assert Canary({"m": CountingEngine()}, 0.0).wait_s() is None
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_no_interval_means_never() -> None:
         (array(0, 1), array(0, 0), 1),
     ],
 )
-def test_distance(found: np.ndarray, known: np.ndarray, expected: float) -> None:
+def test_distance_is_relative_to_the_known_answer(found: np.ndarray, known: np.ndarray, expected: float) -> None:
     assert distance(found, known) == expected
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", True), ("bfloat16", False), ("int8", False)])
-def test_what_is_rounded_may_be_farther_off(precision: str, expected: bool) -> None:
+def test_lower_precisions_have_a_larger_tolerance(precision: str, expected: bool) -> None:
     assert is_wrong(array(100, 101), array(100, 100), precision) == expected
 
 
-def test_replicas_have_to_agree_with_the_first_of_their_precision() -> None:
+def test_a_replica_must_match_the_first_one_of_its_precision() -> None:
     known = ReferenceAnswers()
     known.compare("cpu", {"m": "float32", "n": "float32"}, {"m": array(1), "n": array(2)})
     known.compare("cuda:0", {"m": "bfloat16"}, {"m": array(5)})

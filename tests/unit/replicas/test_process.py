@@ -1,4 +1,4 @@
-"""The reason of a loss, from an exit status; the environment of a worker process."""
+"""Worker processes: the reason of a loss from the exit status, the environment, and the watchdog."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ from service.replicas.process import TICK_S, Watchdog, describe_exit, environmen
         (0, 0, "exit", "exited with status 0"),
     ],
 )
-def test_reasons(status: int, num_oom_kills: int, reason: LossReason, words: str) -> None:
+def test_the_loss_reason_follows_the_exit_status(
+    status: int, num_oom_kills: int, reason: LossReason, words: str
+) -> None:
     counts = iter([4, 4 + num_oom_kills])
     assert loss_reason(status, OomKills(lambda: next(counts))) == reason
     assert describe_exit(status, reason) == words
 
 
-def test_a_kill_of_the_kernels_explains_one_loss_only() -> None:
-    """Of two replicas in one group: the one that was killed by hand later did not run out of memory."""
+def test_one_oom_kill_explains_one_loss() -> None:
+    """A replica that is killed later by hand in the same control group did not run out of memory."""
     count = 4
     kills = OomKills(lambda: count)
-    assert loss_reason(-signal.SIGKILL, kills) == "killed", "those of before are nobody's here"
+    assert loss_reason(-signal.SIGKILL, kills) == "killed", "kills before the start of the replica do not count"
     count = 6
     reasons = [loss_reason(-signal.SIGKILL, kills) for _ in range(3)]
     assert reasons == ["oom", "oom", "killed"]
 
 
-def test_threads_are_set_and_do_not_spin() -> None:
+def test_the_environment_sets_threads_that_do_not_spin() -> None:
     child = environment(threads=3)
     assert (child["OMP_NUM_THREADS"], child["MKL_NUM_THREADS"], child["OMP_WAIT_POLICY"]) == ("3", "3", "PASSIVE")
 
 
-def test_the_kernels_kept_for_batch_sizes_are_few_unless_somebody_says_otherwise(
+def test_the_environment_limits_cached_kernels_unless_it_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
@@ -85,24 +87,24 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.5, 3.2])
-def test_a_watchdog_barks_once_after_its_time(loop: FakeLoop, seconds: float) -> None:
-    barks: list[float] = []
-    Watchdog(seconds, lambda: barks.append(loop.now))
+def test_a_watchdog_calls_once_after_its_time(loop: FakeLoop, seconds: float) -> None:
+    calls: list[float] = []
+    Watchdog(seconds, lambda: calls.append(loop.now))
     loop.run_until(100.0)
-    assert barks == [pytest.approx(seconds)]
+    assert calls == [pytest.approx(seconds)]
 
 
-def test_time_in_which_the_process_was_suspended_does_not_count(loop: FakeLoop) -> None:
-    barks: list[float] = []
-    Watchdog(10.0, lambda: barks.append(loop.now))
+def test_a_watchdog_does_not_count_time_while_the_process_is_suspended(loop: FakeLoop) -> None:
+    calls: list[float] = []
+    Watchdog(10.0, lambda: calls.append(loop.now))
     loop.run_until(4.0)
-    loop.now = 1000.0  # frozen meanwhile
+    loop.now = 1000.0  # suspended until then
     loop.run_until(1004.0)
-    assert barks == []
+    assert calls == []
     loop.run_until(1100.0)
-    assert barks == [pytest.approx(1006.0, abs=2 * TICK_S)]
+    assert calls == [pytest.approx(1006.0, abs=2 * TICK_S)]
 
 
-def test_a_worker_process_has_absolute_paths_only() -> None:
-    """Its working directory is another one."""
+def test_the_environment_has_only_absolute_paths() -> None:
+    """A worker process runs in another working directory."""
     assert all(path.startswith("/") for path in environment(threads=1)["PYTHONPATH"].split(":"))

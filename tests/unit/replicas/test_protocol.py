@@ -1,4 +1,4 @@
-"""Messages as bytes and back: every field of every row, whatever the pieces in which the bytes arrive."""
+"""The protocol between parent and worker process: messages survive encoding and any split of the bytes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def array(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def there_and_back(message: object) -> object:
+def round_trip(message: object) -> object:
     [found] = Frames().feed(frame(message))
     return found
 
 
-def test_rows_keep_all_that_the_engine_reads() -> None:
+def test_a_request_keeps_every_field_of_its_rows() -> None:
     rows = [encoding(length, readout, ((1, 3), (3, 4))) for length, readout in enumerate(READOUTS, start=4)]
-    found = there_and_back(ComputeRequest(7, [*rows, encoding(1, Cls())]))
+    found = round_trip(ComputeRequest(7, [*rows, encoding(1, Cls())]))
     assert isinstance(found, ComputeRequest)
     assert found.number == 7
     for row, wanted in zip(found.encodings, [*rows, encoding(1, Cls())], strict=True):
@@ -40,18 +40,18 @@ def test_rows_keep_all_that_the_engine_reads() -> None:
             assert getattr(row, name).tolist() == getattr(wanted, name).tolist()
 
 
-def test_a_row_that_is_not_as_it_should_be_harms_no_other() -> None:
-    """The engine refuses it: its arrays must arrive as they are."""
+def test_an_inconsistent_row_does_not_change_the_others() -> None:
+    """The engine refuses such a row, so its arrays must arrive unchanged."""
     ids = np.arange(3, dtype=np.int32)
-    found = there_and_back(ComputeRequest(0, [Encoding("m", ids, ids[:1], ids[:2], Cls()), encoding(2, Cls())]))
+    found = round_trip(ComputeRequest(0, [Encoding("m", ids, ids[:1], ids[:2], Cls()), encoding(2, Cls())]))
     assert isinstance(found, ComputeRequest)
     assert [len(found.encodings[0].segment_ids), len(found.encodings[0].positions)] == [1, 2]
     assert found.encodings[1].positions.tolist() == [200, 201]
 
 
-def test_outputs_keep_their_shapes_and_their_gaps() -> None:
+def test_a_response_keeps_shapes_and_failed_rows() -> None:
     top = Output(array(2, 3), np.arange(6, dtype=np.int32).reshape(2, 3))
-    found = there_and_back(ComputeResponse(3, [Output(array(1, 4)), "failed", top, Output(array(2, 2))], 0.25, 64))
+    found = round_trip(ComputeResponse(3, [Output(array(1, 4)), "failed", top, Output(array(2, 2))], 0.25, 64))
     assert isinstance(found, ComputeResponse)
     assert (found.number, found.compute_s, found.fitting_tokens) == (3, 0.25, 64)
     first, gap, second, third = found.outputs
@@ -69,13 +69,13 @@ def test_outputs_keep_their_shapes_and_their_gaps() -> None:
     assert second.ids.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_a_batch_that_failed_as_a_whole() -> None:
+def test_a_response_of_failures_only_survives_the_round_trip() -> None:
     result = ComputeResponse(0, ["failed", "out_of_memory"], 0.5)
-    assert there_and_back(result) == result
+    assert round_trip(result) == result
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 1000])
-def test_messages_are_found_however_the_bytes_arrive(size: int) -> None:
+def test_frames_are_found_in_pieces_of_any_size(size: int) -> None:
     messages = [Loading("m", 1, 2), Stop(), Loading("n", 3, 4)]
     stream = b"".join(map(frame, messages))
     frames = Frames()
@@ -90,7 +90,7 @@ def ends() -> Iterator[tuple[Pipe, socket.socket]]:
         yield Pipe(theirs.detach()), ours
 
 
-def test_the_child_waits_for_whole_messages(ends: tuple[Pipe, socket.socket]) -> None:
+def test_recv_returns_one_whole_message_at_a_time(ends: tuple[Pipe, socket.socket]) -> None:
     pipe, other = ends
     other.sendall(frame(Stop()) + frame(Loading("m", 1, 2)))
     assert [pipe.recv(), pipe.recv()] == [Stop(), Loading("m", 1, 2)]
@@ -99,7 +99,7 @@ def test_the_child_waits_for_whole_messages(ends: tuple[Pipe, socket.socket]) ->
 
 
 @pytest.mark.parametrize("last", [b"", frame(Stop())[:5], frame(Stop())[:-1]])
-def test_the_end_of_the_pipe_is_an_error(ends: tuple[Pipe, socket.socket], last: bytes) -> None:
+def test_recv_raises_eof_when_the_pipe_is_closed(ends: tuple[Pipe, socket.socket], last: bytes) -> None:
     pipe, other = ends
     other.sendall(last)
     other.close()

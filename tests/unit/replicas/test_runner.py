@@ -1,4 +1,4 @@
-"""How a child gets its engine, without the weights."""
+"""The runner of a worker process: how it loads its engine, tested without weights."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from service.engine.engine import Engine
 from service.replicas.runner import load_engine
 from tests.fakes import checkpoint
 
-KEPT = "TORCHINDUCTOR_CACHE_DIR"
+COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @pytest.mark.parametrize(
     ("device", "before", "after"),
     [("cuda:1", None, "cache/compiled"), ("cuda:1", "mine", "mine"), ("cpu", None, None)],
 )
-def test_what_is_compiled_for_a_gpu_is_kept_beside_the_weights(
+def test_the_compile_cache_of_a_gpu_is_in_the_weight_cache_unless_it_is_set(
     monkeypatch: pytest.MonkeyPatch, device: str, before: str | None, after: str | None
 ) -> None:
     load = create_autospec(Engine.load)
     monkeypatch.setattr(Engine, "load", load)
-    monkeypatch.setenv(KEPT, before or "")
+    monkeypatch.setenv(COMPILE_CACHE, before or "")
     if before is None:
-        monkeypatch.delenv(KEPT)
+        monkeypatch.delenv(COMPILE_CACHE)
     load_engine(
         checkpoint(Path()),
         device=device,
@@ -35,5 +35,5 @@ def test_what_is_compiled_for_a_gpu_is_kept_beside_the_weights(
         progress=lambda done, total: None,
         weight_cache=Path("cache"),
     )
-    assert os.environ.get(KEPT) == after
+    assert os.environ.get(COMPILE_CACHE) == after
     assert load.call_args.kwargs["quantization"] == "int8"

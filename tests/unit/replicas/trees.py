@@ -1,4 +1,4 @@
-"""Folders as the kernel shows them, made up."""
+"""Makes file trees in the layout of /proc and /sys."""
 
 from __future__ import annotations
 
