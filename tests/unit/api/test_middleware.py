@@ -140,10 +140,10 @@ async def test_a_request_has_a_trace_from_its_begin_to_its_end() -> None:
         await answer(scope, receive, send)
 
     [start] = await traced_call(tracer, app, Metrics(CollectorRegistry()))
-    assert seen == tracer.begun
+    assert seen == tracer.traces
     assert trace.current.get() is NO_TRACE
     assert (b"traceresponse", b"00-t-s-01") in start["headers"]
-    [fields] = tracer.begun[0].ends
+    [fields] = tracer.traces[0].ends
     told = {name: fields[name] for name in ("request_id", "method", "route", "status", "task")}
     assert told == {
         "request_id": "mine",
@@ -166,5 +166,5 @@ async def test_its_duration_points_at_its_trace() -> None:
 async def test_probes_have_none(path: str) -> None:
     tracer = RecordingTracer()
     [start] = await traced_call(tracer, answer, Metrics(CollectorRegistry()), path)
-    assert tracer.begun == []
+    assert tracer.traces == []
     assert [name for name, _ in start["headers"]] == [b"x-request-id"]

@@ -1,4 +1,4 @@
-"""Text models with a vocabulary so small that rows can be written down by hand, and outputs to read back."""
+"""Text models with a small vocabulary, so that tests can write rows by hand, and outputs for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
 PAD, UNK, CLS, SEP, MASK = range(5)
 YES, NO = 5, 6
 LETTERS = "甲乙丙丁戊己庚辛壬癸"
-"""Their ids are 7 to 16."""
+"""The letters have ids 7 to 16."""
 
 WORDS = (
     "[",
@@ -65,7 +65,7 @@ def ids(text: str) -> list[int]:
 
 
 def letters(count: int) -> str:
-    """A text of as many tokens, so that every cut of it looks different nearby."""
+    """A text of `count` tokens in which neighbouring tokens differ, so that every cut is visible."""
     return (LETTERS * (count // len(LETTERS) + 1))[:count]
 
 
@@ -75,20 +75,20 @@ def lists(row: Encoding) -> tuple[list[int], list[int], list[int]]:
 
 
 def logits(*values: float) -> Output:
-    """What a classification head reads: [1, num_labels]."""
+    """The output of a classification head: [1, num_labels]."""
     return Output(np.asarray([values], dtype=np.float32))
 
 
 def yes_no(*pairs: tuple[float, float]) -> Output:
-    """What UniMC reads: the logits of yes and no at each option, [num_options, 2]."""
+    """The output for UniMC: the logits of yes and no at each option, [num_options, 2]."""
     return Output(np.asarray(pairs, dtype=np.float32))
 
 
 def log(*probabilities: float) -> list[float]:
-    """Logits whose softmax is these."""
+    """Logits whose softmax equals `probabilities`."""
     return np.log(probabilities).tolist()
 
 
 def yes_of(probabilities: Sequence[float]) -> Output:
-    """A UniMC output whose softmax over the options is these; the logits of no must not matter."""
+    """A UniMC output whose softmax over the options equals `probabilities`; the logits of no must not matter."""
     return yes_no(*((value, 7.0 * index) for index, value in enumerate(log(*probabilities))))

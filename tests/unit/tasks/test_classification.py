@@ -23,7 +23,7 @@ def ranking(result: ClassifyResult) -> list[str]:
     return [score.label for score in result.scores]
 
 
-def test_a_head_reads_plain_rows() -> None:
+def test_a_head_encodes_plain_rows() -> None:
     query = ClassifyQuery((Text("甲"), Text("乙", "丙")))
     first, second = CLASSIFY.encode(SENTIMENT, query)
     assert first.ids.tolist() == [CLS, 7, SEP]
@@ -31,7 +31,7 @@ def test_a_head_reads_plain_rows() -> None:
     assert (first.readout, second.readout) == (Labels(), Labels())
 
 
-def test_a_head_answers_with_its_labels_best_first() -> None:
+def test_a_head_returns_its_labels_best_first() -> None:
     result = answer(SENTIMENT, ClassifyQuery((Text("甲乙"),)), logits(*log(0.2, 0.8)))
     assert (result.label, result.tokens, result.truncated) == ("正面", 4, False)
     assert result.score == pytest.approx(0.8)
@@ -39,19 +39,19 @@ def test_a_head_answers_with_its_labels_best_first() -> None:
     assert [score.score for score in result.scores] == pytest.approx([0.8, 0.2])
 
 
-def test_a_head_whose_classes_have_no_names_numbers_them() -> None:
+def test_a_head_without_label_names_numbers_its_labels() -> None:
     result = answer(head(), ClassifyQuery((Text("甲"),)), logits(0, 2, 1))
     assert ranking(result) == ["LABEL_1", "LABEL_2", "LABEL_0"]
 
 
-def test_labels_in_the_request_make_a_choice() -> None:
+def test_labels_of_the_request_are_encoded_as_a_choice() -> None:
     query = ClassifyQuery((Text("丙", "丁"),), labels=("甲", "乙"), question="戊")
     [row] = CLASSIFY.encode(text_model(), query)
     assert row.ids.tolist() == [CLS, MASK, 7, MASK, 8, SEP, 11, SEP, 9, SEP, 10, SEP]
     assert row.readout == TokenScores((1, 3), (5, 6))
 
 
-def test_a_choice_is_answered_with_the_labels_of_the_request() -> None:
+def test_a_choice_returns_the_labels_of_the_request() -> None:
     query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"))
     result = answer(text_model(), query, yes_of([0.25, 0.125, 0.625]))
     assert ranking(result) == ["丁", "甲", "乙"]
@@ -59,7 +59,7 @@ def test_a_choice_is_answered_with_the_labels_of_the_request() -> None:
     assert (result.label, result.score) == (result.scores[0].label, result.scores[0].score)
 
 
-def test_several_labels_have_scores_of_their_own() -> None:
+def test_multi_label_scores_each_label_separately() -> None:
     query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"), multi_label=True)
     [no, yes, half] = (-2.0, log(0.9)[0] - log(0.1)[0], 0.0)
     result = answer(text_model(), query, yes_no((no, 0), (yes, 0), (half, 0)))
@@ -69,7 +69,7 @@ def test_several_labels_have_scores_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("top_k", "kept"), [(None, 3), (1, 1), (2, 2), (3, 3), (100, 3)])
-def test_top_k_keeps_the_best(top_k: int | None, kept: int) -> None:
+def test_top_k_keeps_the_best_labels(top_k: int | None, kept: int) -> None:
     query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"), top_k=top_k)
     result = answer(text_model(), query, yes_of([0.25, 0.125, 0.625]))
     assert ranking(result) == ["丁", "甲", "乙"][:kept]
@@ -82,7 +82,7 @@ def test_equal_scores_keep_the_order_of_the_labels() -> None:
     assert ranking(result) == ["乙", "戊", "甲", "丁"]
 
 
-def test_a_result_for_every_input_in_order() -> None:
+def test_results_are_in_the_order_of_the_inputs() -> None:
     query = ClassifyQuery((Text("丙"), Text(letters(600))), labels=("甲", "乙"))
     rows = CLASSIFY.encode(text_model(), query)
     first, second = CLASSIFY.decode(text_model(), query, rows, [yes_of([0.9, 0.1]), yes_of([0.3, 0.7])])
@@ -91,7 +91,7 @@ def test_a_result_for_every_input_in_order() -> None:
     assert second.scores == (LabelScore("乙", second.score), LabelScore("甲", second.scores[1].score))
 
 
-def test_too_many_labels_are_an_error_of_the_labels() -> None:
+def test_the_error_of_too_many_labels_names_the_labels() -> None:
     query = ClassifyQuery((Text("丙"),), labels=tuple(f"第{index}类" for index in range(300)))
     with pytest.raises(InvalidRequest, match="at most 480 fit") as caught:
         CLASSIFY.encode(text_model(), query)
@@ -108,6 +108,6 @@ def test_too_many_labels_are_an_error_of_the_labels() -> None:
         (text_model("encoder"), False, False),
     ],
 )
-def test_who_can(model: TextModel, with_labels: bool, without: bool) -> None:
+def test_which_models_can_classify_depends_on_the_labels(model: TextModel, with_labels: bool, without: bool) -> None:
     assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),), labels=("甲",))) is with_labels
     assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),))) is without

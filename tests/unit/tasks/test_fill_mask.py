@@ -1,4 +1,4 @@
-"""Fill-mask: the one task in which a typed [MASK] is a mask."""
+"""Fill-mask: the only task in which [MASK] in a text is a mask token."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def encode(text: str, truncation: Truncation = "right", max_length: int = 512) -
         ("\x00[MASK]", [MASK], (1,)),
     ],
 )
-def test_masks_are_masks(text: str, middle: list[int], positions: tuple[int, ...]) -> None:
+def test_mask_in_a_text_is_a_mask_token(text: str, middle: list[int], positions: tuple[int, ...]) -> None:
     row = encode(text)
     assert row.ids.tolist() == [CLS, *middle, SEP]
     assert row.readout == TopTokens(positions, 3)
 
 
-def test_other_special_tokens_are_text_and_so_is_a_mask_in_small_letters() -> None:
+def test_other_special_tokens_and_lower_case_mask_are_text() -> None:
     typed = [VOCAB[token] for token in ("[", "sep", "]", "[", "mask", "]")]
     row = encode("[SEP][mask][MASK]")
     assert row.ids.tolist() == [CLS, *typed, MASK, SEP]
@@ -45,7 +45,7 @@ def test_a_text_without_a_mask_is_refused() -> None:
         FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]", "[mask]甲")))
 
 
-def test_a_long_text_is_cut_as_long_as_its_masks_stay() -> None:
+def test_a_long_text_is_truncated_when_its_masks_are_kept() -> None:
     right = encode(f"[MASK]{letters(20)}", max_length=10)
     left = encode(f"{letters(20)}[MASK]", "left", max_length=10)
     assert right.ids.tolist() == [CLS, MASK, *range(7, 14), SEP]
@@ -56,18 +56,18 @@ def test_a_long_text_is_cut_as_long_as_its_masks_stay() -> None:
 
 
 @pytest.mark.parametrize(("truncation", "text"), [("right", "[MASK]{}[MASK]"), ("left", "[MASK]{}[MASK]")])
-def test_a_mask_that_would_be_cut_is_refused(truncation: Truncation, text: str) -> None:
+def test_a_text_whose_mask_would_be_truncated_is_refused(truncation: Truncation, text: str) -> None:
     problem = r"only 1 of its 2 \[MASK\] are within the 512 tokens that the model reads"
     with pytest.raises(InvalidRequest, match=rf"^inputs\[0\]: {problem}$"):
         encode(text.format(letters(600)), truncation)
 
 
-def test_a_long_text_is_refused_where_nothing_may_be_cut() -> None:
+def test_a_long_text_is_refused_with_truncation_error() -> None:
     with pytest.raises(InvalidRequest, match=r"^inputs\[0\]: takes at least 601 tokens; at most 510 fit$"):
         encode(f"[MASK]{letters(600)}", "error")
 
 
-def test_more_tokens_than_there_are_cannot_be_asked_for() -> None:
+def test_top_k_above_the_vocabulary_size_is_refused() -> None:
     assert FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",), top_k=len(VOCAB)))
     with pytest.raises(
         InvalidRequest, match=rf"^top_k: is {len(VOCAB) + 1}; the vocabulary of m has {len(VOCAB)} tokens$"
@@ -75,7 +75,7 @@ def test_more_tokens_than_there_are_cannot_be_asked_for() -> None:
         FILL_MASK.encode(text_model(), FillMaskQuery(("[MASK]",), top_k=len(VOCAB) + 1))
 
 
-def test_each_mask_has_its_tokens() -> None:
+def test_each_mask_returns_its_own_tokens() -> None:
     query = FillMaskQuery(("[MASK]甲[MASK]",), top_k=2)
     scores = np.asarray([[0.5, 0.25], [0.75, 0.125]], dtype=np.float32)
     output = Output(scores, np.asarray([[7, 8], [9, len(VOCAB)]], dtype=np.int32))
@@ -87,6 +87,6 @@ def test_each_mask_has_its_tokens() -> None:
     assert (result.tokens, result.truncated) == (5, False)
 
 
-def test_who_can() -> None:
+def test_only_masked_lms_can_fill_masks() -> None:
     models = [text_model(), text_model(yes=None), head("a", "b"), text_model("encoder")]
     assert [FILL_MASK.can(model, FillMaskQuery(("[MASK]",))) for model in models] == [True, True, False, False]

@@ -1,4 +1,4 @@
-"""What a result decides, as it is counted: labels of the task or the head, never a caller's words."""
+"""Predictions for the metrics: labels of the task or the head, never labels of a request."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ TEXT = (Text("甲"),)
         ("similarity", SimilarityQuery(()), SimilarityResult(0.25, 3, False), Prediction("different", 0.75)),
     ],
 )
-def test_what_a_result_decides(task: str, query: object, result: object, prediction: Prediction) -> None:
+def test_a_prediction_has_a_label_only_if_it_is_not_of_the_request(
+    task: str, query: object, result: object, prediction: Prediction
+) -> None:
     predict: Any = TASKS[task].predict
     assert predict(query, result) == prediction
 
 
-def test_labels_of_their_own() -> None:
+def test_own_labels_are_those_of_the_task_or_the_head() -> None:
     tuned = head("负面", "正面")
     assert TASKS["classify"].own_labels(tuned) == ("负面", "正面")
     assert TASKS["classify"].own_labels(text_model()) == ()
@@ -43,5 +45,5 @@ def test_labels_of_their_own() -> None:
     assert TASKS["mrc"].own_labels(text_model()) == ()
 
 
-def test_tasks_that_decide_nothing() -> None:
+def test_fill_mask_and_embed_have_no_predictions() -> None:
     assert {name for name, task in TASKS.items() if task.predict is None} == {"fill-mask", "embed"}

@@ -1,5 +1,4 @@
-"""What holds for every row of every task, whatever is asked: it fits, its blocks and positions are sound, its answer is
-a distribution."""
+"""Property tests of every task: rows fit, blocks and positions are consistent, scores are a distribution."""
 
 from __future__ import annotations
 
@@ -28,14 +27,14 @@ STRINGS = st.text(CHARACTERS, max_size=20) | st.builds(
 TRUNCATIONS = st.sampled_from(get_args(Truncation))
 LENGTHS = st.sampled_from([40, 64, 100, 512])
 ANYTHING = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
-"""All that UTF-8 can write: other scripts, control characters, what the vocabulary has never seen."""
+"""Any text of UTF-8: other scripts, control characters, characters outside the vocabulary."""
 OPTIONS = st.lists(STRINGS, min_size=1, max_size=40, unique=True).map(tuple)
 PAIRS = st.lists(st.tuples(STRINGS, STRINGS), min_size=1, max_size=3).map(tuple)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def rows_of(task: Task[Any, Any], model: TextModel, query: Any) -> list[Encoding] | None:
-    """None for what is refused, which must name a field."""
+    """The rows of a query, or None when it is refused; the error must name a field."""
     try:
         rows = task.encode(model, query)
     except InvalidRequest as error:
@@ -56,7 +55,7 @@ def check(row: Encoding, model: TextModel) -> None:
     assert set(row.segment_ids.tolist()) <= {0, 1}
     assert (row.positions >= 0).all()
     assert (row.positions <= np.arange(row.num_tokens)).all()
-    ends = [0, *(edge for block in row.blocks for edge in block)]
+    ends = [0, *(end for block in row.blocks for end in block)]
     assert ends == sorted(ends)
     assert all(start < end for start, end in row.blocks)
     assert np.flatnonzero(row.ids == MASK).tolist() == [start for start, _ in row.blocks]
@@ -84,7 +83,7 @@ def is_distribution(scores: list[float]) -> bool:
     LENGTHS,
     SEEDS,
 )
-def test_zero_shot_classification(
+def test_zero_shot_classification_returns_ranked_scores_of_every_label(
     inputs: list[tuple[str, str | None]],
     labels: tuple[str, ...],
     question: str,
@@ -109,7 +108,7 @@ def test_zero_shot_classification(
 
 @settings(deadline=None)
 @given(STRINGS, STRINGS, OPTIONS, TRUNCATIONS, LENGTHS, SEEDS)
-def test_reading_comprehension(
+def test_reading_comprehension_returns_the_best_choice(
     passage: str, question: str, choices: tuple[str, ...], truncation: Truncation, max_length: int, seed: int
 ) -> None:
     model = text_model(max_length=max_length)
@@ -125,7 +124,7 @@ def test_reading_comprehension(
 
 @settings(deadline=None)
 @given(PAIRS, TRUNCATIONS, LENGTHS, st.booleans(), SEEDS)
-def test_pairs(
+def test_nli_and_similarity_return_valid_scores(
     pairs: tuple[tuple[str, str], ...], truncation: Truncation, max_length: int, is_tuned: bool, seed: int
 ) -> None:
     zero_shot = text_model(max_length=max_length)
@@ -143,7 +142,9 @@ def test_pairs(
 
 @settings(deadline=None)
 @given(st.lists(ANYTHING | STRINGS, min_size=1, max_size=3).map(tuple), TRUNCATIONS, LENGTHS, SEEDS)
-def test_any_text_is_read(texts: tuple[str, ...], truncation: Truncation, max_length: int, seed: int) -> None:
+def test_any_text_can_be_embedded_and_classified(
+    texts: tuple[str, ...], truncation: Truncation, max_length: int, seed: int
+) -> None:
     model, tuned = text_model(max_length=max_length), head("负面", "正面", max_length=max_length)
     query = EmbedQuery(texts, truncation=truncation)
     rows = rows_of(EMBED, model, query) or []
@@ -159,7 +160,7 @@ def test_any_text_is_read(texts: tuple[str, ...], truncation: Truncation, max_le
 
 
 def row_or_fields(model: TextModel, query: FillMaskQuery) -> Encoding | list[str]:
-    """The row of the one text, or the fields that it is refused for."""
+    """The row of the only text, or the fields named by its refusal."""
     try:
         [row] = FILL_MASK.encode(model, query)
     except InvalidRequest as error:
@@ -169,7 +170,9 @@ def row_or_fields(model: TextModel, query: FillMaskQuery) -> Encoding | list[str
 
 @settings(deadline=None)
 @given(st.lists(ANYTHING | STRINGS, min_size=2, max_size=6), TRUNCATIONS, LENGTHS, SEEDS)
-def test_masks_are_found_in_any_text(parts: list[str], truncation: Truncation, max_length: int, seed: int) -> None:
+def test_masks_are_found_between_any_texts(
+    parts: list[str], truncation: Truncation, max_length: int, seed: int
+) -> None:
     model, text = text_model(max_length=max_length), "[MASK]".join(parts)
     query = FillMaskQuery((text,), 3, truncation)
     row = row_or_fields(model, query)
@@ -184,4 +187,4 @@ def test_masks_are_found_in_any_text(parts: list[str], truncation: Truncation, m
     scores = np.sort(random.random((len(places), 3)), axis=1)[:, ::-1].astype(np.float32)
     output = Output(scores, random.integers(0, 7, (len(places), 3)).astype(np.int32))
     [result] = FILL_MASK.decode(model, query, [row], [output])
-    assert [[told.score for told in mask] for mask in result.masks] == scores.tolist()
+    assert [[token.score for token in mask] for mask in result.masks] == scores.tolist()

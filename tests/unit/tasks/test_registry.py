@@ -1,4 +1,4 @@
-"""Which model answers."""
+"""The registry of tasks and the choice of the model for a request."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def served(*models: TextModel) -> dict[str, TextModel]:
     return {model.name: model for model in models}
 
 
-def test_the_tasks_by_name() -> None:
+def test_tasks_are_registered_by_name() -> None:
     assert list(TASKS) == ["classify", "similarity", "mrc", "nli", "fill-mask", "embed"]
     assert all(task.name == name and task.needs for name, task in TASKS.items())
     assert set(QUERIES) == set(TASKS)
 
 
-def test_the_named_model_answers() -> None:
+def test_the_named_model_is_chosen() -> None:
     models = served(ZERO_SHOT, text_model(name="other"))
     assert route(models, TASKS["classify"], LABELLED, "other").name == "other"
 
 
-def test_an_unknown_name_is_not_found_and_the_known_ones_are_told() -> None:
+def test_the_error_of_an_unknown_model_lists_the_served_ones() -> None:
     with pytest.raises(ModelNotFound, match=r"^model: not served; the served models are zero-shot") as caught:
         route(served(ZERO_SHOT, SENTIMENT), TASKS["classify"], PLAIN, "1.3b")
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
 
-def test_a_named_model_that_cannot_is_refused_and_what_could_is_told() -> None:
+def test_the_error_of_an_unsuitable_model_names_a_suitable_kind() -> None:
     with pytest.raises(InvalidRequest) as caught:
         route(served(SENTIMENT, ZERO_SHOT), TASKS["mrc"], QUERIES["mrc"], "sentiment")
     [error] = caught.value.errors
@@ -63,7 +63,7 @@ def test_a_named_model_that_cannot_is_refused_and_what_could_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "embed"])
-def test_where_no_model_can_what_could_is_told(name: str) -> None:
+def test_the_error_without_a_suitable_model_names_a_suitable_kind(name: str) -> None:
     task = TASKS[name]
     with pytest.raises(InvalidRequest) as caught:
         route(served(ENCODER), task, QUERIES[name], None)
@@ -72,19 +72,19 @@ def test_where_no_model_can_what_could_is_told(name: str) -> None:
     assert error.message == f"no served model can do this; {name} needs {task.needs}"
 
 
-def test_classification_goes_by_its_labels() -> None:
+def test_classification_chooses_the_model_by_the_labels_of_the_request() -> None:
     models = served(ENCODER, ZERO_SHOT, SENTIMENT)
     assert route(models, TASKS["classify"], LABELLED, None) is ZERO_SHOT
     assert route(models, TASKS["classify"], PLAIN, None) is SENTIMENT
 
 
-def test_of_several_that_can_the_first_answers() -> None:
+def test_the_first_suitable_model_is_chosen() -> None:
     models = served(ENCODER, text_model(name="a"), text_model(name="b"))
     assert route(models, TASKS["mrc"], QUERIES["mrc"], None).name == "a"
     assert route(models, TASKS["embed"], QUERIES["embed"], None) is ENCODER
 
 
-def test_a_model_made_for_the_task_goes_first() -> None:
+def test_a_model_fine_tuned_for_the_task_is_preferred() -> None:
     models = served(ZERO_SHOT, SIMILAR)
     assert route(models, TASKS["similarity"], QUERIES["similarity"], None) is SIMILAR
     assert route(models, TASKS["nli"], QUERIES["nli"], None) is ZERO_SHOT

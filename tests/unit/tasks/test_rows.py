@@ -1,4 +1,4 @@
-"""Plain rows by hand, and the one place where text is cut."""
+"""Plain rows compared with rows written by hand, and truncation."""
 
 from __future__ import annotations
 
@@ -17,54 +17,54 @@ def encode(*texts: str, max_length: int = 512, truncation: Truncation = "right")
     return row
 
 
-def test_a_text() -> None:
+def test_encode_a_text() -> None:
     row = encode("甲乙")
     assert lists(row) == ([CLS, 7, 8, SEP], [0, 0, 0, 0], [0, 1, 2, 3])
     assert (row.model, row.readout, row.blocks, row.truncated) == ("m", Cls(), (), False)
     assert {row.ids.dtype, row.segment_ids.dtype, row.positions.dtype} == {np.dtype(np.int32)}
 
 
-def test_a_pair() -> None:
+def test_encode_a_pair() -> None:
     wanted = ([CLS, 7, SEP, 8, 9, SEP], [0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5])
     assert lists(encode("甲", "乙丙")) == wanted
 
 
-def test_texts_and_pairs_side_by_side() -> None:
+def test_encode_texts_and_pairs_together() -> None:
     rows = encode_rows(text_model(), [("甲",), ("乙", "丙"), ("丁",)], Cls(), "right")
     assert [row.ids.tolist() for row in rows] == [[CLS, 7, SEP], [CLS, 8, SEP, 9, SEP], [CLS, 10, SEP]]
 
 
-def test_no_inputs_are_no_rows() -> None:
+def test_no_inputs_give_no_rows() -> None:
     assert encode_rows(text_model(), [], Cls(), "right") == []
 
 
 @pytest.mark.parametrize("text", ["", "\x00", "\x01\x02\u200b", " \t\n"])
-def test_a_text_without_tokens_is_an_empty_row(text: str) -> None:
+def test_a_text_without_tokens_has_only_cls_and_sep(text: str) -> None:
     assert lists(encode(text)) == ([CLS, SEP], [0, 0], [0, 1])
 
 
-def test_special_tokens_that_are_typed_are_text() -> None:
+def test_special_tokens_in_a_text_are_text() -> None:
     typed = [VOCAB[token] for token in ("[", "sep", "]")]
     assert encode("甲[SEP]乙[SEP]").ids.tolist() == [CLS, 7, *typed, 8, *typed, SEP]
 
 
-# cutting
+# truncation
 
 
-def test_a_text_that_just_fits_is_whole() -> None:
+def test_a_text_of_the_maximum_length_is_not_truncated() -> None:
     row = encode(letters(510), truncation="error")
     assert (row.num_tokens, row.truncated) == (512, False)
 
 
 @pytest.mark.parametrize(("truncation", "kept"), [("right", letters(600)[:510]), ("left", letters(600)[90:])])
-def test_a_long_text_is_cut_on_one_side(truncation: Truncation, kept: str) -> None:
+def test_a_long_text_is_truncated_on_one_side(truncation: Truncation, kept: str) -> None:
     row = encode(letters(600), truncation=truncation)
     assert row.ids.tolist() == [CLS, *ids(kept), SEP]
     assert row.positions.tolist() == list(range(512))
     assert row.truncated
 
 
-def test_a_pair_is_cut_on_one_side_each() -> None:
+def test_each_text_of_a_pair_is_truncated_on_one_side() -> None:
     first, second = letters(20), letters(30)
     right = encode(first, second, max_length=27)
     left = encode(first, second, max_length=27, truncation="left")
@@ -73,21 +73,19 @@ def test_a_pair_is_cut_on_one_side_each() -> None:
     assert right.segment_ids.tolist() == [0] * 14 + [1] * 13
 
 
-@pytest.mark.parametrize(("texts", "room"), [(("甲" * 511,), 510), (("甲" * 500, "乙" * 11), 509)])
-def test_what_does_not_fit_is_refused_where_nothing_may_be_cut(texts: tuple[str, ...], room: int) -> None:
-    with pytest.raises(
-        InvalidRequest, match=rf"^inputs\[1\]: takes at least 511 tokens; at most {room} fit$"
-    ) as caught:
+@pytest.mark.parametrize(("texts", "max_tokens"), [(("甲" * 511,), 510), (("甲" * 500, "乙" * 11), 509)])
+def test_a_long_input_is_refused_with_truncation_error(texts: tuple[str, ...], max_tokens: int) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^inputs\[1\]: takes at least 511 tokens; at most {max_tokens} fit$") as caught:
         encode_rows(text_model(), [("甲",), texts], Cls(), "error")
     assert caught.value.errors[0].field == "inputs[1]"
 
 
-def test_to_the_left_of_a_text_that_keeps_nothing_is_nothing() -> None:
+def test_fit_to_zero_tokens_from_the_left_keeps_nothing() -> None:
     assert fit([[1, 2], [3]], 0, "left", "f") == [[], []]
 
 
 @pytest.mark.parametrize(
-    ("lengths", "room", "kept"),
+    ("lengths", "max_tokens", "kept"),
     [
         ((5,), 9, [5]),
         ((5,), 3, [3]),
@@ -102,5 +100,7 @@ def test_to_the_left_of_a_text_that_keeps_nothing_is_nothing() -> None:
         ((), 5, []),
     ],
 )
-def test_short_texts_stay_whole_and_long_ones_share(lengths: tuple[int, ...], room: int, kept: list[int]) -> None:
-    assert divide(lengths, room) == kept
+def test_divide_keeps_short_texts_whole_and_splits_the_rest_evenly(
+    lengths: tuple[int, ...], max_tokens: int, kept: list[int]
+) -> None:
+    assert divide(lengths, max_tokens) == kept

@@ -1,4 +1,4 @@
-"""TextModel: what it reads from a checkpoint's folder, and that its tokenizer matches BERT's."""
+"""TextModel: loading from a checkpoint's folder, its errors, and parity of its tokenizer with BERT's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(path: Path, tokens: list[str] = SMALL, **files: Any) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
-def test_a_checkpoint_in_the_upstream_layout(tmp_path: Path, kind: Kind) -> None:
+def test_load_reads_the_upstream_layout(tmp_path: Path, kind: Kind) -> None:
     make_checkpoint(tmp_path, kind=kind, id2label={0: "差评", 1: "好评"}, max_positions=64)
     model = TextModel.load(describe(tmp_path, "mine"))
     vocab = vocabulary()
@@ -59,28 +59,28 @@ def test_a_checkpoint_in_the_upstream_layout(tmp_path: Path, kind: Kind) -> None
     assert [model.token(token_id) for token_id in model.tokenize(["今天ab臺"])[0]] == ["今", "天", "a", "##b", "[UNK]"]
 
 
-def test_labels_and_purposes_are_the_checkpoints(tmp_path: Path) -> None:
+def test_labels_and_tasks_come_from_the_checkpoint(tmp_path: Path) -> None:
     model = TextModel.load(checkpoint(folder(tmp_path), "sequence-classification", ("x", "y")))
     assert (model.labels, model.tasks) == (("x", "y"), ("nli",))
 
 
-def test_without_the_words_yes_and_no_nothing_is_chosen(tmp_path: Path) -> None:
+def test_a_vocabulary_without_yes_or_no_cannot_choose(tmp_path: Path) -> None:
     model = TextModel.load(checkpoint(folder(tmp_path, [*SPECIAL, "是"])))
     assert (model.yes, model.no, model.can_choose) == (5, None, False)
 
 
-def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
+def test_vocab_txt_may_have_windows_line_ends(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes("\r\n".join(SMALL).encode())
     assert TextModel.load(checkpoint(tmp_path)).tokenize(["ab 是"]) == [[1, 5]]
 
 
-def test_a_vocabulary_inside_tokenizer_json(tmp_path: Path) -> None:
+def test_the_vocabulary_is_read_from_tokenizer_json(tmp_path: Path) -> None:
     vocab = {token: index for index, token in enumerate(SMALL)}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
     assert TextModel.load(checkpoint(tmp_path)).tokenize(["a", "非b"]) == [[7], [6, 9]]
 
 
-def test_case_and_accents_as_tokenizer_config_says(tmp_path: Path) -> None:
+def test_case_and_accents_follow_tokenizer_config(tmp_path: Path) -> None:
     assert TextModel.load(checkpoint(folder(tmp_path))).tokenize(["Ä"]) == [[7]]
     cased = folder(tmp_path, tokenizer_config={"do_lower_case": False, "strip_accents": None})
     assert TextModel.load(checkpoint(cased)).tokenize(["Ä", "ä"]) == [[1], [8]]
@@ -88,63 +88,63 @@ def test_case_and_accents_as_tokenizer_config_says(tmp_path: Path) -> None:
     assert TextModel.load(checkpoint(accents)).tokenize(["Ä"]) == [[8]]
 
 
-def test_no_vocabulary(tmp_path: Path) -> None:
+def test_a_missing_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has neither vocab\.txt nor a WordPiece tokenizer\.json$"):
         TextModel.load(checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("content", [{}, {"model": []}, {"model": {"type": "BPE", "vocab": {}}}, {"model": None}])
-def test_a_tokenizer_of_another_kind(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"nor a WordPiece tokenizer\.json$"):
         TextModel.load(checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("index", ["0", -1, 1.5, True, None])
-def test_a_vocabulary_whose_ids_are_no_ids(tmp_path: Path, index: object) -> None:
+def test_a_vocabulary_with_invalid_ids_is_refused(tmp_path: Path, index: object) -> None:
     vocab = {token: place for place, token in enumerate(SMALL)} | {"好": index}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: vocab: '好' is .*; wanted a whole number from 0$"):
         read_vocab(tmp_path, 533)
 
 
-def test_a_vocabulary_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_vocabulary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").symlink_to("/proc/self/mem")
     with pytest.raises(CheckpointError, match=r"vocab\.txt: cannot be read: Input/output error$"):
         read_vocab(tmp_path, 533)
 
 
-def test_a_vocabulary_far_too_large_for_the_config(tmp_path: Path) -> None:
+def test_a_vocabulary_file_far_larger_than_vocab_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("词" * (533 * 256 + 1))
     with pytest.raises(CheckpointError, match=r"more than 136448 characters, .* the 533 tokens \(vocab_size\)"):
         read_vocab(tmp_path, 533)
 
 
-def test_a_vocabulary_that_lacks_special_tokens(tmp_path: Path) -> None:
+def test_the_error_of_missing_special_tokens_names_them(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the vocabulary lacks \[CLS\], \[MASK\]$"):
         TextModel.load(checkpoint(folder(tmp_path, ["[PAD]", "[UNK]", "[SEP]", "是"])))
 
 
-def test_an_empty_vocabulary(tmp_path: Path) -> None:
+def test_an_empty_vocabulary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").touch()
     with pytest.raises(CheckpointError, match="lacks"):
         TextModel.load(checkpoint(tmp_path))
 
 
-def test_a_vocabulary_larger_than_the_embeddings(tmp_path: Path) -> None:
+def test_a_vocabulary_larger_than_vocab_size_is_refused(tmp_path: Path) -> None:
     tokens = [*SPECIAL, *(f"t{index}" for index in range(996))]
     with pytest.raises(CheckpointError, match=r"has 1001 entries, but config\.json says vocab_size 1000$"):
         TextModel.load(checkpoint(folder(tmp_path, tokens)))
 
 
-def test_a_vocabulary_in_another_encoding(tmp_path: Path) -> None:
+def test_a_vocabulary_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes("\n".join(SMALL).encode("gb18030"))
     with pytest.raises(CheckpointError, match=r"vocab\.txt: is not UTF-8 text"):
         TextModel.load(checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("value", ["yes", 1, []])
-def test_a_flag_that_is_none(tmp_path: Path, value: Any) -> None:
+def test_a_tokenizer_flag_that_is_not_boolean_is_refused(tmp_path: Path, value: Any) -> None:
     path = folder(tmp_path, tokenizer_config={"do_lower_case": value})
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: do_lower_case is .*; wanted true or false$"):
         TextModel.load(checkpoint(path))
@@ -156,7 +156,7 @@ PIECES = """
 ａ ｂ ##ｂ ##１ 😀 ##👨 ##\u200d ##👩 ❤ ##\ufe0f あ ##い ##ア 한 ᄒ ##ᅡ ##ᆫ я ##б ا ##ل ⅷ ##① ##½ ##㎡ ½ ㎡ ﬁ
 cls sep mask the ##ing un ##aff ##able
 """
-# Whatever text is made of, so that few of the differences hide behind [UNK].
+# Many kinds of characters, so that few differences are hidden by [UNK].
 VOCABULARY = [
     *SPECIAL,
     *("今天气很好臺灣國語體㐀𠀀𪚥々〇ヶ,.!?，。！？：；“”【】《》…—·￥$€%@#&*()[]{}<>~`^_-+=|\\/'\""),
@@ -192,7 +192,7 @@ HARD = [
 ]
 
 
-def test_the_tokenizer_is_berts_on_hard_strings(tmp_path: Path) -> None:
+def test_tokens_equal_berts_on_hard_strings(tmp_path: Path) -> None:
     model = TextModel.load(checkpoint(folder(tmp_path, VOCABULARY)))
     reference = BertTokenizer.from_pretrained(tmp_path)
     wanted = [reference.encode(text, add_special_tokens=False) for text in HARD]
@@ -200,7 +200,7 @@ def test_the_tokenizer_is_berts_on_hard_strings(tmp_path: Path) -> None:
     assert [model.tokenize([text])[0] for text in HARD] == wanted
 
 
-def test_a_cased_tokenizer_is_berts_on_hard_strings(tmp_path: Path) -> None:
+def test_cased_tokens_equal_berts_on_hard_strings(tmp_path: Path) -> None:
     path = folder(tmp_path, VOCABULARY, tokenizer_config={"do_lower_case": False})
     reference = BertTokenizer.from_pretrained(path, do_lower_case=False)
     wanted = [reference.encode(text, add_special_tokens=False) for text in HARD]
@@ -208,7 +208,7 @@ def test_a_cased_tokenizer_is_berts_on_hard_strings(tmp_path: Path) -> None:
     assert wanted != OURS_ON_HARD
 
 
-# Special tokens are left out: what is typed of them is text here, as other tests show.
+# "[" is excluded: special tokens in a text are text here, unlike in BERT's tokenizer; other tests cover them.
 TEXTS = st.text(st.characters(exclude_characters="[", exclude_categories=["Cs"]), max_size=30)
 VOCAB = {token: index for index, token in enumerate(VOCABULARY)}
 OURS = build_tokenizer(VOCAB, {})
@@ -218,12 +218,12 @@ BERTS = BertTokenizer(vocab=VOCAB)
 
 @settings(deadline=None)
 @given(TEXTS | st.text("aäAÄ今臺ａ\u0308\u200d\u0000 .，", max_size=30))
-def test_the_tokenizer_is_berts_on_any_string(text: str) -> None:
+def test_tokens_equal_berts_on_any_string(text: str) -> None:
     assert OURS.encode(text).ids == BERTS.encode(text, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"tokenize_chinese_chars": False}])
-def test_characters_that_are_looked_up_change_no_token(config: dict[str, bool]) -> None:
+def test_looking_up_single_characters_does_not_change_the_tokens(config: dict[str, bool]) -> None:
     whole = build_tokenizer(VOCAB, config)
     model = TextModel("m", "encoder", (), (), 512, whole, cls=2, sep=3, mask=4, yes=None, no=None, hidden_size=8)
 
@@ -269,20 +269,20 @@ def test_a_long_text_is_read_only_as_far_as_its_tokens_are_kept(
     assert len(read) <= 3, "slices of 256, 512 and 1024 characters"
 
 
-def test_only_characters_that_always_stand_alone_are_looked_up() -> None:
+def test_only_characters_that_are_always_one_token_are_looked_up() -> None:
     found = find_single_characters(OURS)
     assert {"今", "𪚥", "，", "!"} <= found.keys()
     assert not found.keys() & {"a", "ä", "1", "я", "한", "あ", "ａ", "😀"}
     assert find_single_characters(build_tokenizer({"[UNK]": 0}, {})) == {}
 
 
-def test_most_of_the_hard_strings_are_known() -> None:
+def test_most_tokens_of_the_hard_strings_are_in_the_vocabulary() -> None:
     tokens = [token for row in OURS_ON_HARD for token in row]
     assert len(set(tokens)) > 100
     assert tokens.count(VOCAB["[UNK]"]) < len(tokens) / 10
 
 
-def test_special_tokens_are_text() -> None:
+def test_special_tokens_in_a_text_are_text() -> None:
     assert OURS.encode("[CLS][SEP] [MASK]").tokens == ["[", "cls", "]", "[", "sep", "]", "[", "mask", "]"]
 
 
@@ -291,5 +291,5 @@ def test_an_id_beyond_the_vocabulary_has_no_text(tmp_path: Path) -> None:
     assert [model.token(7), model.token(999)] == ["a", ""]
 
 
-def test_no_texts_are_no_tokens(tmp_path: Path) -> None:
+def test_no_texts_give_no_tokens(tmp_path: Path) -> None:
     assert TextModel.load(checkpoint(folder(tmp_path))).tokenize([]) == []

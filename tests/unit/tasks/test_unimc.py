@@ -1,4 +1,4 @@
-"""UniMC rows against rows written down by hand from the formula."""
+"""UniMC rows compared with rows written by hand from the formula, truncation, and the tasks built on UniMC."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def encode(choice: Choice, max_length: int = 512, truncation: Truncation = "righ
 
 
 def parts_of(row: Encoding) -> list[list[int]]:
-    """What lies between the [SEP]s behind the options."""
+    """The tokens between the [SEP]s after the options."""
     parts: list[list[int]] = [[]]
     for token in row.ids[row.blocks[-1][1] + 1 :].tolist():
         if token == SEP:
@@ -91,7 +91,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_row_is_the_formula(name: str) -> None:
+def test_a_row_matches_the_formula(name: str) -> None:
     choice, *wanted = ROWS[name]
     row = encode(choice)
     assert list(lists(row)) == wanted
@@ -101,30 +101,30 @@ def test_the_row_is_the_formula(name: str) -> None:
     assert (row.model, row.truncated, row.num_tokens) == ("m", False, len(wanted[0]))
 
 
-def test_an_empty_question_is_no_question() -> None:
+def test_an_empty_question_is_omitted() -> None:
     assert lists(encode(Choice(("甲",), ("乙",), ""))) == lists(encode(Choice(("甲",), ("乙",))))
 
 
-def test_a_single_option_is_a_choice() -> None:
+def test_a_single_option_is_encoded_as_a_choice() -> None:
     row = encode(Choice(("甲",), ("乙",)))
     assert lists(row) == ([CLS, MASK, 7, SEP, 8, SEP], [0, 1, 1, 1, 0, 0], [0, 1, 2, 3, 4, 5])
     assert row.blocks == ((1, 3),)
 
 
-def test_one_option_and_a_long_text_reach_the_last_position_and_not_beyond() -> None:
+def test_positions_of_a_full_row_end_at_the_last_position() -> None:
     row = encode(Choice(("甲",), (letters(600),)))
     assert row.positions.tolist() == list(range(512))
     assert row.truncated
 
 
-def test_positions_of_the_text_go_on_after_the_longest_option() -> None:
+def test_positions_of_the_text_continue_after_the_longest_option() -> None:
     row = encode(Choice(("甲乙丙", "丁"), (letters(600),)))
     assert row.num_tokens == 512
     assert row.positions[:8].tolist() == [0, 1, 2, 3, 4, 1, 2, 5]
     assert row.positions[8:].tolist() == list(range(6, 510))
 
 
-def test_equal_options_are_laid_out_alike_in_every_row() -> None:
+def test_rows_with_equal_options_have_equal_blocks() -> None:
     options = ("甲", "乙丙")
     choices = [Choice(options, ("丁",)), Choice(("戊",), ("丁",)), Choice(options, ("己庚",))]
     rows = encode_choices(text_model(), choices, "right")
@@ -132,18 +132,18 @@ def test_equal_options_are_laid_out_alike_in_every_row() -> None:
     assert [row.blocks for row in rows] == [((1, 3), (3, 6)), ((1, 3),), ((1, 3), (3, 6))]
 
 
-def test_no_choices_are_no_rows() -> None:
+def test_no_choices_give_no_rows() -> None:
     assert encode_choices(text_model(), [], "right") == []
 
 
 # options that are too long
 
-# 480 = 512 - 32 tokens are for the options: their own, a mask for each but the first, [CLS] and [SEP].
+# 480 = 512 - 32 tokens are for the options: their tokens, a mask for each but the first, [CLS] and [SEP].
 FITTING = {
-    "just fit": ((238, 239), (238, 239)),
+    "exactly fit": ((238, 239), (238, 239)),
     "one too many": ((239, 239), (119, 119)),
     "an odd length": ((301, 301), (150, 150)),
-    "short ones are halved, too": ((2, 500), (1, 250)),
+    "short ones are halved too": ((2, 500), (1, 250)),
     "three times": ((1000, 1000, 1000), (125, 125, 125)),
     "the first character stays": ((1, 3, 4000), (1, 1, 250)),
     "many": ((100, 100, 100, 100, 100), (50, 50, 50, 50, 50)),
@@ -159,8 +159,8 @@ def test_options_are_halved_until_they_leave_32_tokens(name: str) -> None:
     assert row.truncated is (lengths != kept)
 
 
-def test_characters_are_halved_and_tokens_counted() -> None:
-    # 300 words of one token and, with the space, five characters each: 1500 characters fit, twice 300 tokens do not.
+def test_options_are_halved_in_characters_and_counted_in_tokens() -> None:
+    # 300 words of one token and, with the space, five characters each: 300 tokens fit, twice 300 tokens do not.
     row = encode(Choice(("word " * 300, "甲"), ("乙",)))
     assert options_of(row) == [[VOCAB["word"]] * 300, ids("甲")]
     row = encode(Choice(("word " * 300, letters(300)), ("乙",)))
@@ -168,14 +168,14 @@ def test_characters_are_halved_and_tokens_counted() -> None:
     assert row.truncated
 
 
-def test_the_same_options_are_shortened_for_every_row() -> None:
+def test_equal_options_are_shortened_equally_in_every_row() -> None:
     options = (letters(300), letters(300))
     rows = encode_choices(text_model(), [Choice(options, ("甲",)), Choice(options, ("乙",))], "right")
     assert [options_of(row) for row in rows] == [[ids(letters(150))] * 2] * 2
     assert [row.truncated for row in rows] == [True, True]
 
 
-def test_as_many_options_as_fit() -> None:
+def test_the_maximum_number_of_options_fits() -> None:
     row = encode(Choice(tuple(chr(0x5000 + index) for index in range(239)), (letters(100),)))
     assert len(row.blocks) == 239
     assert options_of(row) == [[UNK]] * 239
@@ -195,7 +195,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_options_that_can_never_fit_are_refused(name: str) -> None:
+def test_too_many_options_are_refused(name: str) -> None:
     count, length, message = IMPOSSIBLE[name]
     options = tuple(chr(0x5000 + index) * length for index in range(count))
     choices = [Choice(("甲",), ("乙",)), Choice(options, ("乙",))]
@@ -204,7 +204,7 @@ def test_options_that_can_never_fit_are_refused(name: str) -> None:
     assert [(error.field, error.message) for error in caught.value.errors] == [("inputs[1].choices", message)]
 
 
-def test_long_options_are_refused_where_nothing_may_be_cut() -> None:
+def test_long_options_are_refused_with_truncation_error() -> None:
     choice = Choice((letters(300), letters(300)), ("甲",))
     with pytest.raises(InvalidRequest, match=r"^labels: 2 options take at least 603 tokens; at most 480 fit$"):
         encode_choices(text_model(), [choice], "error", options_field="labels")
@@ -223,23 +223,23 @@ def cut(question: int, *texts: int, truncation: Truncation = "right") -> list[li
 
 
 LENGTHS = {
-    "all fits to the last token": ((0, 41), [41]),
+    "exactly fits": ((0, 41), [41]),
     "one too many": ((0, 42), [41]),
     "a pair that fits": ((0, 30, 10), [30, 10]),
-    "the longer of a pair gives way": ((0, 50, 10), [30, 10]),
-    "also when it is the second": ((0, 10, 50), [10, 30]),
-    "both longer than half": ((0, 50, 60), [20, 20]),
+    "the first of a pair is shortened": ((0, 50, 10), [30, 10]),
+    "the second of a pair is shortened": ((0, 10, 50), [10, 30]),
+    "both of a pair are shortened": ((0, 50, 60), [20, 20]),
     "a question and a text that fit": ((30, 10), [30, 10]),
-    "the text gives way to the question": ((10, 50), [10, 30]),
+    "the text is shortened and not the question": ((10, 50), [10, 30]),
     "a long question keeps half": ((30, 30), [20, 20]),
-    "and more where the text is short": ((30, 15), [25, 15]),
+    "a long question and a short text": ((30, 15), [25, 15]),
     "a question and a pair": ((9, 50, 5), [9, 25, 5]),
     "a long question and a long pair": ((50, 50, 50), [19, 10, 10]),
 }
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_texts_are_cut_to_their_shares(name: str) -> None:
+def test_texts_are_truncated_to_their_shares(name: str) -> None:
     (question, *texts), kept = LENGTHS[name]
     wholes = [length for length in (question, *texts) if length]
     assert cut(question, *texts) == [ids(letters(length)) for length in kept]
@@ -248,24 +248,22 @@ def test_texts_are_cut_to_their_shares(name: str) -> None:
     if wholes == kept:
         assert cut(question, *texts, truncation="error") == [ids(letters(length)) for length in kept]
         return
-    room = 48 - 6 - len(wholes)
-    with pytest.raises(
-        InvalidRequest, match=rf"^inputs\[0\]: takes at least {sum(wholes)} tokens; at most {room} fit$"
-    ):
+    max_tokens = 48 - 6 - len(wholes)
+    with pytest.raises(InvalidRequest, match=rf"^inputs\[0\]: takes at least {sum(wholes)} tokens; at most {max_tokens} fit$"):
         cut(question, *texts, truncation="error")
 
 
-# odd texts
+# unusual texts
 
 
-def test_special_tokens_that_are_typed_are_text() -> None:
+def test_special_tokens_in_a_text_are_text() -> None:
     typed = [VOCAB[token] for token in ("[", "sep", "]", "[", "mask", "]", "[", "cls", "]")]
     row = encode(Choice(("[SEP][MASK][CLS]",), ("[SEP][MASK][CLS]",), "[SEP][MASK][CLS]"))
     assert row.ids.tolist() == [CLS, MASK, *typed, SEP, *typed, SEP, *typed, SEP]
     assert row.blocks == ((1, 11),)
 
 
-def test_strings_without_any_token_leave_their_place_empty() -> None:
+def test_strings_without_tokens_are_empty_spans() -> None:
     row = encode(Choice(("\x00", "甲"), ("\x07\u200b",), "\x01"))
     assert lists(row) == (
         [CLS, MASK, MASK, 7, SEP, SEP, SEP],
@@ -275,15 +273,15 @@ def test_strings_without_any_token_leave_their_place_empty() -> None:
     assert row.blocks == ((1, 2), (2, 4))
 
 
-# what is read from the outputs
+# outputs
 
 
-def test_the_probability_of_an_option_is_the_softmax_of_yes() -> None:
+def test_probabilities_are_the_softmax_of_yes_over_the_options() -> None:
     output = yes_no((np.log(1), 50), (np.log(3), -50), (np.log(4), 0))
     assert probabilities(output) == pytest.approx([0.125, 0.375, 0.5], abs=1e-7)
 
 
-def test_each_option_by_itself_is_yes_against_no() -> None:
+def test_yes_probabilities_compare_yes_with_no_per_option() -> None:
     output = yes_no((np.log(3), 0), (2.5, 2.5), (-1, np.log(9) - 1))
     assert yes_probabilities(output) == pytest.approx([0.75, 0.5, 0.1], abs=1e-7)
 
@@ -306,31 +304,31 @@ SIMILAR = head("不相似", "相似", tasks=("similarity",))
 INFERS = head("矛盾", "中立", "蕴含", tasks=("nli",))
 
 
-def test_similarity_is_a_choice_of_two_readings() -> None:
+def test_similarity_is_a_choice_of_two_options() -> None:
     [row] = SIMILARITY.encode(text_model(), SimilarityQuery(PAIR))
     different, same = ids("不能理解为：乙"), ids("可以理解为：乙")
     assert row.ids.tolist() == [CLS, MASK, *different, MASK, *same, SEP, VOCAB["甲"], SEP]
     assert row.readout == TokenScores((1, 9), (5, 6))
 
 
-def test_inference_is_a_choice_of_three_readings() -> None:
+def test_nli_is_a_choice_of_three_options() -> None:
     [row] = NLI.encode(text_model(), NliQuery(PAIR))
-    readings = [MASK, *ids("不能推断出：乙"), MASK, *ids("很难推断出：乙"), MASK, *ids("可以推断出：乙")]
-    assert row.ids.tolist() == [CLS, *readings, SEP, VOCAB["甲"], SEP]
+    options = [MASK, *ids("不能推断出：乙"), MASK, *ids("很难推断出：乙"), MASK, *ids("可以推断出：乙")]
+    assert row.ids.tolist() == [CLS, *options, SEP, VOCAB["甲"], SEP]
     assert row.readout == TokenScores((1, 9, 17), (5, 6))
 
 
 @pytest.mark.parametrize(
     ("task", "model", "query"), [(SIMILARITY, SIMILAR, SimilarityQuery(PAIR)), (NLI, INFERS, NliQuery(PAIR))]
 )
-def test_a_head_reads_the_pair(task: Task, model: TextModel, query: object) -> None:  # type: ignore[type-arg]
+def test_a_fine_tuned_head_encodes_the_pair(task: Task, model: TextModel, query: object) -> None:  # type: ignore[type-arg]
     [row] = task.encode(model, query)
     assert row.ids.tolist() == [CLS, 7, SEP, 8, SEP]
     assert row.readout == Labels()
 
 
 @pytest.mark.parametrize(("model", "output"), [(text_model(), yes_of([0.3, 0.7])), (SIMILAR, logits(*log(0.3, 0.7)))])
-def test_the_score_of_similarity_is_the_second_class(model: TextModel, output: object) -> None:
+def test_the_similarity_score_is_that_of_the_second_label(model: TextModel, output: object) -> None:
     query = SimilarityQuery(PAIR)
     rows = SIMILARITY.encode(model, query)
     [result] = SIMILARITY.decode(model, query, rows, [output])  # type: ignore[list-item]
@@ -338,7 +336,7 @@ def test_the_score_of_similarity_is_the_second_class(model: TextModel, output: o
     assert (result.tokens, result.truncated) == (rows[0].num_tokens, False)
 
 
-def test_similarity_goes_by_the_name_of_the_class_where_it_has_one() -> None:
+def test_the_similarity_score_follows_the_label_name() -> None:
     model, query = head("相似", "不相似", tasks=("similarity",)), SimilarityQuery(PAIR)
     [result] = SIMILARITY.decode(model, query, SIMILARITY.encode(model, query), [logits(*log(0.3, 0.7))])
     assert result.score == pytest.approx(0.3)
@@ -358,9 +356,9 @@ THREE = (0.5, 0.2, 0.3)
         (head("a", "b", "c", tasks=("nli",)), ["contradiction", "entailment", "neutral"]),
         (head("蕴含", "entailment", "中立", tasks=("nli",)), ["contradiction", "entailment", "neutral"]),
     ],
-    ids=["choice", "upstream", "English", "Chinese", "any case", "unknown names", "a name twice"],
+    ids=["choice", "upstream", "English", "Chinese", "any case", "unknown names", "duplicate name"],
 )
-def test_inference_names_the_classes_as_the_head_orders_them(model: TextModel, ranking: list[str]) -> None:
+def test_nli_labels_follow_the_label_names_of_the_head(model: TextModel, ranking: list[str]) -> None:
     query = NliQuery(PAIR)
     output = yes_of(THREE) if model.can_choose else logits(*log(*THREE))
     [result] = NLI.decode(model, query, NLI.encode(model, query), [output])
@@ -369,19 +367,19 @@ def test_inference_names_the_classes_as_the_head_orders_them(model: TextModel, r
     assert (result.label, result.score) == (ranking[0], result.scores[0].score)
 
 
-def test_braces_in_a_text_are_text() -> None:
+def test_braces_in_a_text_are_not_formatted() -> None:
     [row] = SIMILARITY.encode(text_model(), SimilarityQuery((("甲", "{}{0}"),)))
     assert row.blocks == ((1, 13), (13, 25))  # a mask, six characters of the reading, five of the text
 
 
-def test_a_long_second_text_is_halved_with_its_reading() -> None:
+def test_a_long_second_text_is_halved_within_its_option() -> None:
     [row] = SIMILARITY.encode(text_model(), SimilarityQuery((("甲", letters(400)),)))
     assert row.blocks == ((1, 205), (205, 409))
     assert row.ids[2:205].tolist() == ids(("不能理解为：" + letters(400))[:203])
     assert row.truncated
 
 
-def test_a_second_text_that_does_not_fit_is_named() -> None:
+def test_the_error_of_a_pair_that_does_not_fit_names_the_text() -> None:
     pairs = (("甲", "乙"), ("甲", letters(400)))
     with pytest.raises(
         InvalidRequest, match=r"^inputs\[1\]\[1\]: 2 options take at least 815 tokens; at most 480 fit$"
@@ -391,13 +389,13 @@ def test_a_second_text_that_does_not_fit_is_named() -> None:
         SIMILARITY.encode(text_model(), SimilarityQuery((("甲", "乙"), (letters(600), "乙")), "error"))
 
 
-def test_who_can() -> None:
+def test_which_models_can_do_similarity_and_nli() -> None:
     similarity, nli = SimilarityQuery(PAIR), NliQuery(PAIR)
     models = [text_model(), SIMILAR, INFERS, head("a", "b"), text_model("encoder"), text_model(yes=None)]
     assert [SIMILARITY.can(model, similarity) for model in models] == [True, True, False, False, False, False]
     assert [NLI.can(model, nli) for model in models] == [True, False, True, False, False, False]
 
 
-def test_a_head_of_another_size_cannot() -> None:
+def test_a_head_with_another_number_of_labels_cannot() -> None:
     assert not NLI.can(head("yes", "no", tasks=("nli",)), NliQuery(PAIR))
     assert not SIMILARITY.can(head("one", tasks=("similarity",)), SimilarityQuery(PAIR))

@@ -1,4 +1,4 @@
-"""A tracer that writes down what it is told."""
+"""A tracer that records its calls."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class RecordedTrace:
 @dataclass
 class RecordingTracer:
     is_enabled = True
-    begun: list[RecordedTrace] = field(default_factory=list)
+    traces: list[RecordedTrace] = field(default_factory=list)
     batches: list[tuple[BatchTrace, list[tuple[Trace, float]]]] = field(default_factory=list)
 
     def begin(self, headers: Mapping[str, str]) -> RecordedTrace:
-        begun = RecordedTrace()
-        self.begun.append(begun)
-        trace.current.set(begun)
-        return begun
+        new = RecordedTrace()
+        self.traces.append(new)
+        trace.current.set(new)
+        return new
 
     def batch(self, batch: BatchTrace, waiting: Iterable[tuple[Trace, float]]) -> None:
         self.batches.append((batch, list(waiting)))
 
     def close(self) -> None:
-        """Nothing is kept back."""
+        """No-op."""

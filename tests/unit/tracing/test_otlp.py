@@ -1,4 +1,4 @@
-"""Requests and batches become spans that are nested, linked, timed and sampled as they should be."""
+"""OpenTelemetry spans of requests and batches: nesting, links, times, sampling and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ S = 10**9
 
 
 class Clock:
-    """Nanoseconds that pass when told to."""
+    """A clock in nanoseconds that is set by the test."""
 
     def __init__(self) -> None:
         self.now = 1000 * S
@@ -30,8 +30,8 @@ class Clock:
         return self.now
 
 
-class Traced:
-    """A tracer, its clock, and what it has sent."""
+class TracerBench:
+    """A tracer, its clock, and the spans that it has sent."""
 
     def __init__(self, sample_ratio: float = 1.0) -> None:
         self.clock, self._sent = Clock(), InMemorySpanExporter()
@@ -42,7 +42,7 @@ class Traced:
         return self.tracer.begin({"traceparent": traceparent} if traceparent else {})
 
     def batch(self, *requests: Trace, error: str = "", submitted_s: float = 2.0) -> None:
-        """Taken a second ago, computed in half of one."""
+        """A batch taken 1 s ago and computed in 0.5 s."""
         batch = BatchTrace(1.0, 0.5, error, {"model": "mini", "rows": len(requests), "tokens": 7})
         self.tracer.batch(batch, ((request, submitted_s) for request in requests))
 
@@ -65,7 +65,7 @@ def trace_id(span: ReadableSpan) -> int:
 
 
 def times(span: ReadableSpan) -> tuple[int, int]:
-    """Start and end, in nanoseconds before the clock's start (negative) and after."""
+    """Start and end in nanoseconds relative to the clock's start."""
     assert span.start_time is not None
     assert span.end_time is not None
     return span.start_time - 1000 * S, span.end_time - 1000 * S
@@ -75,12 +75,12 @@ def links(span: ReadableSpan) -> list[int]:
     return [link.context.span_id for link in span.links]
 
 
-def test_a_request_is_a_server_span_with_the_fields_of_its_log_line() -> None:
-    traced = Traced()
-    request = traced.begin()
-    traced.clock.now += 3 * S
+def test_a_request_is_a_server_span_with_the_access_log_fields() -> None:
+    bench = TracerBench()
+    request = bench.begin()
+    bench.clock.now += 3 * S
     request.end(FIELDS)
-    [span] = traced.sent()
+    [span] = bench.sent()
     assert (span.name, span.kind, span.parent) == ("POST /v1/classify", SpanKind.SERVER, None)
     assert times(span) == (0, 3 * S)
     assert dict(span.attributes or {}) == {
@@ -94,28 +94,28 @@ def test_a_request_is_a_server_span_with_the_fields_of_its_log_line() -> None:
     assert dict(span.resource.attributes) == {"service.name": "erlangshen-service", "service.version": "1.2"}
 
 
-def test_a_request_that_found_no_route_is_named_after_its_method_alone() -> None:
-    traced = Traced()
-    traced.begin().end({"method": "GET", "status": 404})
-    assert [span.name for span in traced.sent()] == ["GET"]
+def test_a_request_without_a_route_is_named_by_its_method() -> None:
+    bench = TracerBench()
+    bench.begin().end({"method": "GET", "status": 404})
+    assert [span.name for span in bench.sent()] == ["GET"]
 
 
 @pytest.mark.parametrize(("code", "kind"), [({"code": "replica_lost"}, "replica_lost"), ({}, "503")])
-def test_only_what_is_the_services_fault_is_an_error(code: dict[str, str], kind: str) -> None:
-    traced = Traced()
-    traced.begin().end({**FIELDS, "status": 422})
-    traced.begin().end({**FIELDS, "status": 503, **code})
-    theirs, ours = traced.sent()
-    assert theirs.status.status_code is StatusCode.UNSET
-    assert ours.status.status_code is StatusCode.ERROR
-    assert (ours.attributes or {})["error.type"] == kind
+def test_only_server_errors_set_the_error_status(code: dict[str, str], kind: str) -> None:
+    bench = TracerBench()
+    bench.begin().end({**FIELDS, "status": 422})
+    bench.begin().end({**FIELDS, "status": 503, **code})
+    client_error, server_error = bench.sent()
+    assert client_error.status.status_code is StatusCode.UNSET
+    assert server_error.status.status_code is StatusCode.ERROR
+    assert (server_error.attributes or {})["error.type"] == kind
 
 
-def test_the_callers_trace_goes_on_and_the_caller_is_told() -> None:
-    traced = Traced()
-    request = traced.begin(f"00-{TRACE}-{SPAN}-01")
+def test_the_trace_of_the_client_continues_and_is_returned() -> None:
+    bench = TracerBench()
+    request = bench.begin(f"00-{TRACE}-{SPAN}-01")
     request.end(FIELDS)
-    [span] = traced.sent()
+    [span] = bench.sent()
     assert span.parent is not None
     assert (f"{trace_id(span):032x}", f"{span.parent.span_id:016x}") == (TRACE, SPAN)
     assert request.ids == {"trace_id": TRACE, "span_id": f"{span_id(span):016x}"}
@@ -123,118 +123,118 @@ def test_the_callers_trace_goes_on_and_the_caller_is_told() -> None:
     assert request.reply == f"00-{TRACE}-{span_id(span):016x}-01"
 
 
-def test_a_broken_traceparent_starts_a_trace() -> None:
-    traced = Traced()
-    traced.begin("00-zz-yy-01").end(FIELDS)
-    assert traced.sent()[0].parent is None
+def test_a_malformed_traceparent_starts_a_new_trace() -> None:
+    bench = TracerBench()
+    bench.begin("00-zz-yy-01").end(FIELDS)
+    assert bench.sent()[0].parent is None
 
 
 @pytest.mark.parametrize(("ratio", "flags"), [(1.0, "00"), (0.0, None)])
-def test_who_is_not_sampled_has_ids_and_no_spans(ratio: float, flags: str | None) -> None:
-    traced = Traced(ratio)
-    request = traced.begin(f"00-{TRACE}-{SPAN}-{flags}" if flags else "")
+def test_a_request_that_is_not_sampled_has_ids_and_no_spans(ratio: float, flags: str | None) -> None:
+    bench = TracerBench(ratio)
+    request = bench.begin(f"00-{TRACE}-{SPAN}-{flags}" if flags else "")
     request.stage("tokenize", 1.0)
-    traced.batch(request)
+    bench.batch(request)
     request.end(FIELDS)
-    assert traced.sent() == []
+    assert bench.sent() == []
     assert len(request.ids["trace_id"]) == 32
     assert request.exemplar is None
     assert int(request.reply[-2:], 16) & 1 == 0
 
 
-def test_the_caller_decides_before_the_ratio_does() -> None:
-    traced = Traced(0.0)
-    traced.begin(f"00-{TRACE}-{SPAN}-01").end(FIELDS)
-    assert len(traced.sent()) == 1
+def test_the_sampling_flag_of_the_client_overrides_the_ratio() -> None:
+    bench = TracerBench(0.0)
+    bench.begin(f"00-{TRACE}-{SPAN}-01").end(FIELDS)
+    assert len(bench.sent()) == 1
 
 
-def test_a_request_is_the_current_one_until_it_ends() -> None:
-    request = Traced().begin()
+def test_a_trace_is_current_until_it_ends() -> None:
+    request = TracerBench().begin()
     assert trace.current.get() is request
     request.end(FIELDS)
     assert trace.current.get() is NO_TRACE
 
 
-def test_a_stage_lies_within_its_request_and_ends_now() -> None:
-    traced = Traced()
-    request = traced.begin()
-    traced.clock.now += 2 * S
+def test_a_stage_is_a_child_span_that_ends_now() -> None:
+    bench = TracerBench()
+    request = bench.begin()
+    bench.clock.now += 2 * S
     request.stage("tokenize", 0.5)
     request.end(FIELDS)
-    stage = traced.one("tokenize")
+    stage = bench.one("tokenize")
     assert stage.parent is not None
-    assert stage.parent.span_id == span_id(traced.one("POST /v1/classify"))
+    assert stage.parent.span_id == span_id(bench.one("POST /v1/classify"))
     assert times(stage) == (1.5 * S, 2 * S)
 
 
-def test_a_batch_is_a_trace_of_its_own_that_is_linked_both_ways() -> None:
-    traced = Traced()
-    requests = [traced.begin(), traced.begin()]
-    traced.batch(requests[0], requests[0], requests[1])
+def test_a_batch_is_a_separate_trace_linked_in_both_directions() -> None:
+    bench = TracerBench()
+    requests = [bench.begin(), bench.begin()]
+    bench.batch(requests[0], requests[0], requests[1])
     ids = [int(request.ids["span_id"], 16) for request in requests]
-    [batch] = [span for span in traced.sent() if span.parent is None]
+    [batch] = [span for span in bench.sent() if span.parent is None]
     assert (batch.name, links(batch), times(batch)) == ("batch", ids, (-1 * S, 0))
     assert dict(batch.attributes or {}) == {
         "erlangshen.model": "mini",
         "erlangshen.rows": 3,
         "erlangshen.tokens": 7,
     }
-    inside = [span for span in traced.sent() if span.name == "batch" and span.parent]
+    inside = [span for span in bench.sent() if span.name == "batch" and span.parent]
     assert [span.parent.span_id for span in inside if span.parent] == ids
     assert [links(span) for span in inside] == [[span_id(batch)]] * 2
     assert {times(span) for span in inside} == {(-1 * S, 0)}
-    waits = [span for span in traced.sent() if span.name == "queue"]
+    waits = [span for span in bench.sent() if span.name == "queue"]
     assert [span.parent.span_id for span in waits if span.parent] == ids
     assert {times(span) for span in waits} == {(-2 * S, -1 * S)}
     assert trace_id(batch) not in {trace_id(span) for span in (*inside, *waits)}
 
 
-def test_what_the_replica_computed_lies_within_the_batch() -> None:
-    traced = Traced()
-    traced.batch(traced.begin())
-    replica = traced.one("replica")
-    [batch] = [span for span in traced.sent() if span.parent is None]
+def test_the_replica_span_is_a_child_of_the_batch() -> None:
+    bench = TracerBench()
+    bench.batch(bench.begin())
+    replica = bench.one("replica")
+    [batch] = [span for span in bench.sent() if span.parent is None]
     assert replica.parent is not None
     assert replica.parent.span_id == span_id(batch)
     assert times(replica) == (-0.5 * S, 0)
 
 
-def test_who_joined_a_batch_on_its_way_did_not_queue() -> None:
-    traced = Traced()
-    traced.batch(traced.begin(), submitted_s=0.25)
-    [inside] = [span for span in traced.sent() if span.name == "batch" and span.parent]
+def test_a_request_that_joined_a_batch_in_flight_has_no_queue_span() -> None:
+    bench = TracerBench()
+    bench.batch(bench.begin(), submitted_s=0.25)
+    [inside] = [span for span in bench.sent() if span.name == "batch" and span.parent]
     assert times(inside) == (-0.25 * S, 0)
-    assert "queue" not in [span.name for span in traced.sent()]
+    assert "queue" not in [span.name for span in bench.sent()]
 
 
-def test_a_lost_batch_is_an_error_and_no_replica_computed_it() -> None:
-    traced = Traced()
-    traced.batch(traced.begin(), error="ReplicaLost")
-    [batch] = [span for span in traced.sent() if span.parent is None]
+def test_a_lost_batch_is_an_error_without_a_replica_span() -> None:
+    bench = TracerBench()
+    bench.batch(bench.begin(), error="ReplicaLost")
+    [batch] = [span for span in bench.sent() if span.parent is None]
     assert batch.status.status_code is StatusCode.ERROR
     assert (batch.attributes or {})["error.type"] == "ReplicaLost"
-    assert "replica" not in [span.name for span in traced.sent()]
+    assert "replica" not in [span.name for span in bench.sent()]
 
 
-def test_a_batch_is_kept_for_the_sake_of_one_request() -> None:
-    traced = Traced(0.0)
-    kept, left = traced.begin(f"00-{TRACE}-{SPAN}-01"), traced.begin()
-    traced.batch(left, kept, NO_TRACE)
-    assert links(traced.one("replica")) == []
-    [batch] = [span for span in traced.sent() if span.parent is None]
+def test_a_batch_is_sampled_when_one_of_its_requests_is() -> None:
+    bench = TracerBench(0.0)
+    kept, left = bench.begin(f"00-{TRACE}-{SPAN}-01"), bench.begin()
+    bench.batch(left, kept, NO_TRACE)
+    assert links(bench.one("replica")) == []
+    [batch] = [span for span in bench.sent() if span.parent is None]
     assert links(batch) == [int(kept.ids["span_id"], 16)]
-    assert len(traced.sent()) == 4
+    assert len(bench.sent()) == 4
 
 
-def test_a_batch_is_linked_to_more_requests_than_opentelemetry_would_keep() -> None:
-    traced = Traced()
-    requests = [traced.begin() for _ in range(MAX_LINKS)]
-    traced.batch(*requests)
-    [batch] = [span for span in traced.sent() if span.parent is None]
+def test_a_batch_has_up_to_max_links() -> None:
+    bench = TracerBench()
+    requests = [bench.begin() for _ in range(MAX_LINKS)]
+    bench.batch(*requests)
+    [batch] = [span for span in bench.sent() if span.parent is None]
     assert len(batch.links) == MAX_LINKS
 
 
-def test_an_end_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_does_not_wait_for_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(SpanProcessor):
         def shutdown(self) -> None:
             gate.wait()
@@ -248,10 +248,10 @@ def test_an_end_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -
     assert ended.wait(10)
 
 
-def test_the_environment_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_otel_variables_set_the_resource_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
-    traced = Traced()
-    traced.begin().end(FIELDS)
-    attributes = json.loads(traced.sent()[0].resource.to_json())["attributes"]
+    bench = TracerBench()
+    bench.begin().end(FIELDS)
+    attributes = json.loads(bench.sent()[0].resource.to_json())["attributes"]
     assert attributes == {"service.name": "mine", "service.version": "1.2", "deployment.environment": "test"}
