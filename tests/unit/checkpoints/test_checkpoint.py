@@ -1,4 +1,4 @@
-"""Checkpoints: what users may write, what configs may hold, and what both say about family, kind, shape and labels."""
+"""Checkpoints: model specs, config.json, and the family, kind, shape and labels derived from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def classifier(tmp_path: Path) -> Path:
 
 
 def edit(path: Path, **changes: object) -> Path:
-    """Sets keys of the config; None takes a key out."""
+    """Sets keys of the config; None removes a key."""
     file = path / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | changes
     file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}), encoding="utf-8")
@@ -42,20 +42,20 @@ def edit(path: Path, **changes: object) -> Path:
         ("news=IDEA-CCNL/Erlangshen@main", ModelSpec("news", "IDEA-CCNL/Erlangshen", "main")),
         (" big = /models/big ", ModelSpec("big", "/models/big")),
         ("/models/mini/", ModelSpec("mini", "/models/mini/")),
-        ("odd=/models/a=b", ModelSpec("odd", "/models/a=b")),
+        ("named=/models/a=b", ModelSpec("named", "/models/a=b")),
     ],
 )
-def test_specs_are_read(text: str, spec: ModelSpec) -> None:
+def test_parse_spec_reads_name_source_and_revision(text: str, spec: ModelSpec) -> None:
     assert parse_spec(text) == spec
 
 
 @pytest.mark.parametrize("text", ["", "=", "name=", "a@", "name=@main", "=source", "/models/a=b", "/models/模型"])
-def test_wrong_specs_are_refused(text: str) -> None:
+def test_invalid_specs_are_refused(text: str) -> None:
     with pytest.raises(SettingError, match="wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION"):
         parse_spec(text)
 
 
-def test_a_directory_may_have_an_at_sign(tmp_path: Path) -> None:
+def test_a_directory_name_may_contain_an_at_sign(tmp_path: Path) -> None:
     (tmp_path / "run@3").mkdir()
     assert parse_spec(f"x={tmp_path}/run@3") == ModelSpec("x", f"{tmp_path}/run@3")
 
@@ -70,7 +70,7 @@ def test_a_local_folder_is_described(masked_lm: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
-def test_parameters_are_those_of_embeddings_and_encoder(tmp_path: Path, family: Family) -> None:
+def test_num_parameters_counts_embeddings_and_encoder(tmp_path: Path, family: Family) -> None:
     path = make_checkpoint(tmp_path / "made", family=family, kind="encoder", num_layers=2, hidden_size=16, num_heads=2)
     tensors = load_file(path / "model.safetensors")
     own = sum(tensor.numel() for name, tensor in tensors.items() if "pooler" not in name)
@@ -78,7 +78,7 @@ def test_parameters_are_those_of_embeddings_and_encoder(tmp_path: Path, family: 
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "~/nowhere-at-all"])
-def test_a_folder_that_is_not_there(source: str) -> None:
+def test_a_missing_folder_is_refused(source: str) -> None:
     with pytest.raises(CheckpointError, match="no such directory"):
         resolve(ModelSpec("x", source), offline=False)
 
@@ -94,22 +94,22 @@ def test_a_folder_that_is_not_there(source: str) -> None:
         (["BertModel"], "bert", "encoder"),
     ],
 )
-def test_architectures_decide(masked_lm: Path, classes: list[str], family: str, kind: str) -> None:
+def test_family_and_kind_follow_architectures(masked_lm: Path, classes: list[str], family: str, kind: str) -> None:
     checkpoint = describe(edit(masked_lm, architectures=classes, model_type=family), "x")
     assert (checkpoint.family, checkpoint.kind) == (family, kind)
-    # The class's prefix tells the family where model_type is missing.
+    # Without model_type, the class's prefix gives the family.
     assert describe(edit(masked_lm, model_type=None), "x").family == family
 
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 @pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
-def test_without_architectures_the_tensors_decide(tmp_path: Path, kind: str, file_format: str) -> None:
+def test_kind_follows_the_tensors_without_architectures(tmp_path: Path, kind: str, file_format: str) -> None:
     path = make_checkpoint(tmp_path, kind=kind, file_format=file_format, num_layers=1, architectures=[])
     assert describe(path, "x").kind == kind
     assert describe(edit(path, architectures=["MegatronBertModel", "MegatronBertForMaskedLM"]), "x").kind == kind
 
 
-def test_the_tensors_of_an_old_bin_decide_too(tmp_path: Path) -> None:
+def test_kind_follows_the_tensors_of_an_old_bin(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, file_format="bin", num_layers=1, architectures=[])
     tensors = torch.load(path / "pytorch_model.bin", weights_only=True)
     torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
@@ -117,12 +117,12 @@ def test_the_tensors_of_an_old_bin_decide_too(tmp_path: Path) -> None:
 
 
 DEEP_HEADER = (100_000).to_bytes(8, "little") + b"[" * 100_000
-VAST_STRING = b"\x80\x02\x8d" + (1 << 62).to_bytes(8, "little")
+HUGE_STRING = b"\x80\x02\x8d" + (1 << 62).to_bytes(8, "little")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04", DEEP_HEADER, VAST_STRING])
+@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04", DEEP_HEADER, HUGE_STRING])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_unreadable_weights_decide_nothing(tmp_path: Path, name: str, content: bytes) -> None:
+def test_unreadable_weights_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     path = make_checkpoint(tmp_path, file_format="bin", num_layers=1, architectures=[])
     (path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{name}: cannot be read as weights"):
@@ -151,19 +151,19 @@ def test_unreadable_weights_decide_nothing(tmp_path: Path, name: str, content: b
         ("is_decoder", True, "is_decoder is 'True'; wanted False"),
     ],
 )
-def test_wrong_configs_are_refused_by_key(masked_lm: Path, key: str, value: object, words: str) -> None:
+def test_the_error_of_an_invalid_config_names_the_key(masked_lm: Path, key: str, value: object, words: str) -> None:
     with pytest.raises(CheckpointError, match=rf"config\.json: {words}"):
         describe(edit(masked_lm, **{key: value}), "x")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, rb'{"id2label": {"0": "\ud800"}}'])
-def test_a_config_that_is_no_json_object_is_refused(masked_lm: Path, content: bytes) -> None:
+def test_a_config_that_is_not_a_json_object_is_refused(masked_lm: Path, content: bytes) -> None:
     (masked_lm / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json: (cannot be read as JSON|wanted a JSON object)"):
         describe(masked_lm, "x")
 
 
-def test_a_config_that_is_no_text_of_a_config_is_refused_unread(masked_lm: Path) -> None:
+def test_a_huge_config_is_refused_without_reading_it(masked_lm: Path) -> None:
     os.truncate(masked_lm / "config.json", 1 << 40)
     with pytest.raises(CheckpointError, match=r"config\.json: has 1099511627776 bytes; wanted at most 67108864$"):
         describe(masked_lm, "x")
@@ -175,19 +175,19 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../model.bin", "/etc/passwd", "a/b.bin", "model.txt"])
-def test_an_index_names_plain_files_only(tmp_path: Path, name: str) -> None:
+def test_an_index_with_paths_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(CheckpointError, match=r"weight_map: wanted plain \.safetensors or \.bin file names"):
         weight_files(tmp_path)
 
 
-def test_weights_that_cannot_be_read_are_called_by_their_name(tmp_path: Path) -> None:
+def test_the_error_of_unreadable_weights_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: Input/output error$"):
         weight_files(tmp_path)
 
 
-def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path: Path) -> None:
+def test_the_error_of_a_git_lfs_pointer_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: a git-lfs pointer, not the weights.*git lfs pull"):
         weight_files(tmp_path)
@@ -201,7 +201,7 @@ def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path: Path) -> None:
         ("IDEA/Erlangshen", (), ()),
     ],
 )
-def test_known_sources_name_their_labels(
+def test_known_sources_have_known_labels_and_tasks(
     classifier: Path, source: str, labels: tuple[str, ...], tasks: tuple[str, ...]
 ) -> None:
     checkpoint = describe(classifier, "x", source)
@@ -217,20 +217,20 @@ def test_known_sources_name_their_labels(
         (("坏", "好"), ()),
     ],
 )
-def test_labels_tell_the_purpose_where_the_folder_does_not(
+def test_tasks_follow_the_labels_of_an_unknown_source(
     tmp_path: Path, labels: tuple[str, ...], tasks: tuple[str, ...]
 ) -> None:
     path = make_checkpoint(tmp_path / "m", kind="sequence-classification", num_labels=len(labels), num_layers=1)
     assert describe(path, "m", labels=labels).tasks == tasks
 
 
-def test_known_inference_labels(tmp_path: Path) -> None:
+def test_a_source_named_nli_has_the_nli_labels(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "Mine-NLI", kind="sequence-classification", num_labels=3, num_layers=1)
     checkpoint = resolve(parse_spec(str(path)))
     assert (checkpoint.labels, checkpoint.tasks) == (("矛盾", "中立", "蕴含"), ("nli",))
 
 
-def test_the_config_wins_over_the_known_labels_and_the_setting_over_both(classifier: Path) -> None:
+def test_labels_prefer_the_setting_then_the_config_then_the_source(classifier: Path) -> None:
     edit(classifier, id2label={"1": "是", "0": "否"})
     assert describe(classifier, "x", "a-Similarity").labels == ("否", "是")
     assert describe(classifier, "x", "a-Similarity", labels=("坏", "好")).labels == ("坏", "好")
@@ -244,17 +244,17 @@ def test_the_config_wins_over_the_known_labels_and_the_setting_over_both(classif
         (("好", ""), "labels must differ and not be empty"),
     ],
 )
-def test_wrong_labels_are_refused(classifier: Path, labels: tuple[str, ...], words: str) -> None:
+def test_invalid_labels_are_refused(classifier: Path, labels: tuple[str, ...], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         describe(classifier, "x", labels=labels)
 
 
-def test_labels_need_a_classifier(masked_lm: Path) -> None:
+def test_labels_without_a_classifier_are_refused(masked_lm: Path) -> None:
     with pytest.raises(CheckpointError, match="the checkpoint has no classifier"):
         describe(masked_lm, "x", labels=("坏", "好"))
 
 
 @pytest.mark.parametrize("id2label", [{"0": "a", "2": "b"}, {"x": "a"}, ["a", "b"], {"0": 1, "1": 2}])
-def test_a_wrong_id2label_is_refused(classifier: Path, id2label: object) -> None:
+def test_an_invalid_id2label_is_refused(classifier: Path, id2label: object) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: id2label"):
         describe(edit(classifier, id2label=id2label), "x")

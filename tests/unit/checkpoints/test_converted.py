@@ -1,4 +1,4 @@
-"""The cache's names, lock and room on the disk; its files need not be weights here."""
+"""The cache of converted weights: file names, lock, clean-up and disk space. The files need not be weights here."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def source(tmp_path: Path) -> Path:
     return file
 
 
-def test_the_name_tells_the_source_and_the_form(tmp_path: Path, source: Path) -> None:
+def test_the_file_name_has_the_source_and_the_form(tmp_path: Path, source: Path) -> None:
     assert entry(tmp_path, source).file.name.startswith("Model_main-")
     assert "-bfloat16-gpu-" in entry(tmp_path, source).file.name
     assert entry(tmp_path, source) == entry(tmp_path, source)
     assert entry(tmp_path, source) != entry(tmp_path, source, form="float32-gpu")
 
 
-def test_a_link_is_what_it_points_to(tmp_path: Path, source: Path) -> None:
+def test_a_link_has_the_entry_of_its_target(tmp_path: Path, source: Path) -> None:
     link = tmp_path / "link.bin"
     link.symlink_to(source)
     assert entry(tmp_path, link) == entry(tmp_path, source)
 
 
-def test_another_size_or_time_of_the_source_is_another_file(tmp_path: Path, source: Path) -> None:
+def test_the_file_changes_with_size_and_time_of_the_source(tmp_path: Path, source: Path) -> None:
     first = entry(tmp_path, source)
     os.utime(source, (1, 1))
     second = entry(tmp_path, source)
@@ -56,7 +56,7 @@ def test_another_size_or_time_of_the_source_is_another_file(tmp_path: Path, sour
     assert len({first.file, second.file, entry(tmp_path, source).file}) == 3
 
 
-def test_a_new_file_replaces_those_of_the_same_source_and_form(tmp_path: Path, source: Path) -> None:
+def test_a_new_file_replaces_old_ones_of_the_same_source_and_form(tmp_path: Path, source: Path) -> None:
     folder = tmp_path / "cache"
     old = written(entry(folder, source))
     kept = [written(entry(folder, source, form="float32-gpu")), written(entry(folder, source, origin="other"))]
@@ -66,7 +66,7 @@ def test_a_new_file_replaces_those_of_the_same_source_and_form(tmp_path: Path, s
     assert all(file.exists() for file in (new, *kept))
 
 
-def test_what_a_dead_process_left_is_removed(tmp_path: Path, source: Path) -> None:
+def test_partial_files_of_an_exited_process_are_removed(tmp_path: Path, source: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "half.safetensors.part").write_bytes(b"half")
@@ -74,7 +74,7 @@ def test_what_a_dead_process_left_is_removed(tmp_path: Path, source: Path) -> No
     assert not list(folder.glob("*.part"))
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, source: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, source: Path) -> None:
     def fail(cached: CacheEntry) -> None:
         with lock(cached.file.parent), cached.write_entry(4) as temporary:
             temporary.write_bytes(b"half")
@@ -85,16 +85,16 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, source: Path) -> None
     assert not list((tmp_path / "cache").glob("*.safetensors*"))
 
 
-def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path, source: Path) -> None:
+def test_too_little_disk_space_is_an_error_before_the_write(tmp_path: Path, source: Path) -> None:
     cached = entry(tmp_path, source)
     with (
         pytest.raises(OSError, match=r"GB are free; the weights need .* GB, and .* GB must stay free"),
         cached.write_entry(MANY),
     ):
-        pytest.fail("it must not come so far")
+        pytest.fail("the body must not run")
 
 
-def test_what_a_start_will_read(tmp_path: Path, source: Path) -> None:
+def test_files_to_read_are_the_cached_or_the_source_files(tmp_path: Path, source: Path) -> None:
     cache = tmp_path / "cache"
 
     def to_read(*forms: str, folder: Path | None = cache) -> list[Path]:
@@ -106,7 +106,7 @@ def test_what_a_start_will_read(tmp_path: Path, source: Path) -> None:
     assert to_read("bfloat16-gpu") == to_read("float32-gpu", folder=None) == [source]
 
 
-def test_another_version_of_torch_is_another_file(
+def test_the_file_changes_with_the_version_of_torch(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = written(entry(tmp_path / "cache", source))
@@ -116,7 +116,7 @@ def test_another_version_of_torch_is_another_file(
     assert not old.exists()
 
 
-def test_a_form_is_of_a_device_and_an_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_depends_on_device_precision_and_cpu_features(monkeypatch: pytest.MonkeyPatch) -> None:
     assert form_of("cuda", "bfloat16", "none") == "bfloat16-gpu"
     assert form_of("cuda", "bfloat16", "fp8") == "fp8-bfloat16-gpu"
     monkeypatch.setattr(converted.host, "cpu_features", lambda: frozenset({"avx2", "fma"}))
@@ -127,7 +127,7 @@ def test_a_form_is_of_a_device_and_an_arithmetic(monkeypatch: pytest.MonkeyPatch
     assert one != form_of("cpu", "float32", "int8")
 
 
-def test_what_is_worth_its_room(tmp_path: Path, source: Path) -> None:
+def test_is_worthwhile_depends_on_format_size_and_device(tmp_path: Path, source: Path) -> None:
     safe = tmp_path / "model.safetensors"
     safe.touch()
     os.truncate(safe, WORTHWHILE_BYTES - 1)
@@ -139,7 +139,7 @@ def test_what_is_worth_its_room(tmp_path: Path, source: Path) -> None:
     assert not is_worthwhile((safe,), "cuda")
 
 
-def test_reading_ahead_comes_to_an_end(tmp_path: Path, source: Path) -> None:
+def test_read_ahead_ends_and_ignores_missing_files(tmp_path: Path, source: Path) -> None:
     reading = read_ahead([source, tmp_path / "not there"])
     reading.join(60)
     assert not reading.is_alive()
@@ -156,5 +156,7 @@ def test_reading_ahead_comes_to_an_end(tmp_path: Path, source: Path) -> None:
         ("", {"XDG_CACHE_HOME": "/caches"}, None),
     ],
 )
-def test_the_setting_names_the_folder(setting: str, environ: dict[str, str], folder: Path | None) -> None:
+def test_weight_cache_folder_follows_the_setting_and_xdg_cache_home(
+    setting: str, environ: dict[str, str], folder: Path | None
+) -> None:
     assert weight_cache_folder(setting, environ) == folder

@@ -1,4 +1,4 @@
-"""Downloads: from a hub of our own on loopback, from the cache, and the clear error when neither has the files."""
+"""Downloads from a fake hub on loopback and from the cache, and the errors when neither has the files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def classifier(tmp_path: Path) -> Path:
 
 
 class Hub(ThreadingHTTPServer):
-    """The part of the hub that a download needs, over one folder; remembers the files that were asked for."""
+    """A fake hub that serves one folder and records the requested files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class HubRequest(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """No-op: keeps the test's output clean."""
 
     def _answer_api(self, path: str) -> None:
         if path.endswith("/revision/gone"):
@@ -116,7 +116,7 @@ def test_only_the_needed_files_are_downloaded_and_then_cached(hub_server: Hub, t
     assert hub_server.served == []
 
 
-def test_a_bin_is_downloaded_where_there_is_nothing_else(hub_server: Hub, tmp_path: Path) -> None:
+def test_a_bin_is_downloaded_without_safetensors(hub_server: Hub, tmp_path: Path) -> None:
     (hub_server.folder / "model.safetensors").unlink()
     write_weights(hub_server.folder, {"a": torch.zeros(1)}, "bin")
     path = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
@@ -124,9 +124,7 @@ def test_a_bin_is_downloaded_where_there_is_nothing_else(hub_server: Hub, tmp_pa
     assert hub.fetch(REPO, cache_dir=tmp_path / "cache", offline=True) == path
 
 
-def test_the_cache_serves_a_resolve_when_offline(
-    hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resolve_uses_the_cache_when_offline(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     hub.fetch(REPO, cache_dir=cache, endpoint=hub_server.url)
     checkpoint = resolve(parse_spec(f"pairs={REPO}@main"), cache_dir=cache, offline=True)
@@ -136,12 +134,12 @@ def test_the_cache_serves_a_resolve_when_offline(
     assert resolve(parse_spec(REPO), cache_dir=cache).path == checkpoint.path
 
 
-def test_the_cache_serves_when_the_hub_is_out_of_reach(hub_server: Hub, tmp_path: Path) -> None:
+def test_fetch_uses_the_cache_when_the_hub_is_unreachable(hub_server: Hub, tmp_path: Path) -> None:
     path = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
     assert hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint="http://127.0.0.1:9") == path
 
 
-def test_a_repository_without_weights(hub_server: Hub, tmp_path: Path) -> None:
+def test_a_repository_without_weights_is_an_error(hub_server: Hub, tmp_path: Path) -> None:
     (hub_server.folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=f"{REPO}: the repository holds no weights"):
         hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
@@ -155,14 +153,14 @@ def test_a_repository_without_weights(hub_server: Hub, tmp_path: Path) -> None:
         ("too/many/parts", None, "neither a local directory nor a valid repository id"),
     ],
 )
-def test_what_the_hub_does_not_have(
+def test_the_error_of_an_unknown_repository_or_revision_names_it(
     hub_server: Hub, tmp_path: Path, repo: str, revision: str | None, words: str
 ) -> None:
     with pytest.raises(CheckpointError, match=words):
         hub.fetch(repo, revision, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
 
 
-def test_neither_cache_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_cache_and_network_has_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="no local directory, not in the cache, and offline mode is on"):
         resolve(parse_spec(REPO), cache_dir=tmp_path, offline=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -1,4 +1,4 @@
-"""What the parts are put together for, where that is more than handing them on."""
+"""The composition root: admission of a request before its body is read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from service.errors import Unavailable
 from service.settings import Batching, Settings
 
 
-def test_a_request_is_refused_before_it_is_read_but_where_its_result_may_be_kept() -> None:
-    whole, with_cache = (Application(Settings(batching=Batching(cache_entries=entries))) for entries in (0, 10))
-    for each in (whole, with_cache):
+def test_admit_refuses_early_only_without_a_result_cache() -> None:
+    without_cache, with_cache = (Application(Settings(batching=Batching(cache_entries=entries))) for entries in (0, 10))
+    for each in (without_cache, with_cache):
         each.give_up()
     with pytest.raises(Unavailable):
-        whole.admit(RequestOptions())
+        without_cache.admit(RequestOptions())
     with_cache.admit(RequestOptions())

@@ -15,7 +15,7 @@ from service.tools.bench.load import Load
 from tests.unit.tools.bench.serving import Service, serving
 
 
-async def test_it_prints_a_table_and_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_bench_prints_a_table_and_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "report.json"
     flags = ["--duration", "0.2", "--warm-up", "0", "--concurrency", "1,2", "--lengths", "fixed:8", "--json", str(file)]
     async with serving(Service()) as port:
@@ -33,23 +33,21 @@ async def test_it_prints_a_table_and_writes_the_report(tmp_path: Path, capsys: p
     assert "classify is left out: the server answers 422: no head" in out
 
 
-async def test_no_server_is_one_line_and_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_bench_without_a_server_prints_one_line_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     async with serving(Service()) as port:
         pass
     assert await asyncio.to_thread(bench.run, ["--url", f"http://127.0.0.1:{port}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: http://127.0.0.1:{port}: ")
 
 
-def test_texts_that_cannot_be_read_are_one_line_and_exit_code_two(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_texts_print_one_line_and_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "a.json"
     file.write_text("{")
     assert cli.main(["bench", "--texts", str(file)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {file}:1: neither JSON nor JSON lines: ")
 
 
-async def test_what_was_measured_is_kept_when_its_limit_cannot_be(
+async def test_the_report_is_written_when_the_limit_cannot_be_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(report: object, model: object) -> None:
@@ -64,7 +62,7 @@ async def test_what_was_measured_is_kept_when_its_limit_cannot_be(
     assert "error: no such precision here" in capsys.readouterr().err
 
 
-def test_rates_and_concurrencies_may_be_lists() -> None:
+def test_rate_and_concurrency_accept_lists() -> None:
     assert list(bench.loads_of(bench.parse_args(["--rate", "5,7.5"]))) == [Load("rate", 5.0), Load("rate", 7.5)]
     assert list(bench.loads_of(bench.parse_args(["--concurrency", "1,8"]))) == [
         Load("concurrency", 1),
@@ -93,12 +91,12 @@ def test_rates_and_concurrencies_may_be_lists() -> None:
         ["--plot", "no-such-folder/sweep.png"],
     ],
 )
-def test_flags_that_make_no_sense_are_refused(flags: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_invalid_flags_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
         bench.parse_args(flags)
-    assert ended.value.code == 2
+    assert exited.value.code == 2
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
-def test_this_machine_may_be_loaded(host: str) -> None:
+def test_loopback_addresses_are_recognised(host: str) -> None:
     assert is_loopback(host)

@@ -24,7 +24,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def praise(request: httpx.Request) -> httpx.Response:
+def answer_positive(request: httpx.Request) -> httpx.Response:
     """A model that answers every review with 'positive'."""
     results = [{"label": "这是一条好评", "truncated": False} for _ in json.loads(request.content)["inputs"]]
     return httpx.Response(200, json={"model": "kind", "results": results})
@@ -36,8 +36,8 @@ def arguments(data: Path, *more: str) -> Namespace:
     return parser.parse_args(["--task", "eprstmt", "--data", str(data), *more])
 
 
-async def test_a_report(data: Path) -> None:
-    report = await evaluate(arguments(data), httpx.MockTransport(praise))
+async def test_evaluate_returns_and_summarises_a_report(data: Path) -> None:
+    report = await evaluate(arguments(data), httpx.MockTransport(answer_positive))
     assert (report["task"], report["split"], report["model"]) == ("eprstmt", "dev", "kind")
     assert (report["examples"], report["correct"], report["accuracy"]) == (20, 10, 0.5)
     assert report["confusion"]["这是一条差评"] == {"这是一条差评": 0, "这是一条好评": 10}
@@ -45,12 +45,12 @@ async def test_a_report(data: Path) -> None:
     assert json.loads(json.dumps(report)) == report
 
 
-async def test_the_key_of_a_file_is_sent(data: Path, tmp_path: Path) -> None:
+async def test_evaluate_sends_the_key_of_the_key_file(data: Path, tmp_path: Path) -> None:
     keys = []
 
     def guarded(request: httpx.Request) -> httpx.Response:
         keys.append(request.headers["authorization"])
-        return praise(request)
+        return answer_positive(request)
 
     file = tmp_path / "key"
     file.write_text("erl_one\n")
@@ -60,7 +60,7 @@ async def test_the_key_of_a_file_is_sent(data: Path, tmp_path: Path) -> None:
         arguments(data, "--key-file", str(tmp_path / "nowhere"))
 
 
-async def test_a_head_may_call_the_classes_differently(data: Path) -> None:
+async def test_head_maps_the_labels_of_a_fine_tuned_model(data: Path) -> None:
     def head(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content)
         assert "labels" not in body
@@ -75,12 +75,12 @@ async def test_a_head_may_call_the_classes_differently(data: Path) -> None:
         await evaluate(arguments(data, "--head", "负面"), transport)
 
 
-async def test_limit_draws_that_many(data: Path) -> None:
-    report = await evaluate(arguments(data, "--limit", "7"), httpx.MockTransport(praise))
+async def test_limit_evaluates_that_number_of_examples(data: Path) -> None:
+    report = await evaluate(arguments(data, "--limit", "7"), httpx.MockTransport(answer_positive))
     assert report["examples"] == 7
 
 
-def test_a_draw_is_repeatable_keeps_the_order_and_is_not_the_head_of_the_file() -> None:
+def test_a_draw_is_repeatable_ordered_and_not_the_first_examples() -> None:
     examples = [Example("classify", (str(index),), ("a", "b"), 0) for index in range(1000)]
     drawn = draw(examples, 50, seed=1)
     assert drawn == draw(examples, 50, seed=1) != draw(examples, 50, seed=2)
@@ -89,13 +89,13 @@ def test_a_draw_is_repeatable_keeps_the_order_and_is_not_the_head_of_the_file() 
     assert draw(examples, None, 1) == draw(examples, 1000, 1) == examples
 
 
-def test_missing_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_files_print_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--task", "bustm", "--data", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: no such data file: ")
 
 
 @pytest.mark.parametrize("flags", [["--limit", "0"], ["--limit", "many"], ["--url", "localhost:8000"], ["--task", "x"]])
-def test_wrong_flags_are_refused(flags: list[str], tmp_path: Path) -> None:
+def test_invalid_flags_are_refused(flags: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         arguments(tmp_path, *flags)
     assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""The packages that only training needs: no command imports them at its start; the error if they are missing."""
+"""Packages for training only: no command imports them at start, and the error when they are missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAGS = ["finetune", "--data", "data", "--output", "out", "--task", "tnews", "--
 
 
 @pytest.mark.parametrize("missing", [TRAINING_PACKAGES, ("scipy",)])
-def test_without_its_packages_it_names_the_command_that_installs_them(
+def test_the_error_of_missing_packages_names_the_install_command(
     missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for package in missing:
@@ -25,7 +25,7 @@ def test_without_its_packages_it_names_the_command_that_installs_them(
     )
 
 
-def test_no_command_imports_torch_or_a_training_package_at_its_start() -> None:
+def test_no_command_imports_torch_or_a_training_package_at_start() -> None:
     code = (
         "import sys, importlib; from service.cli import COMMANDS;"
         "[importlib.import_module(f'service.commands.{name}') for name in COMMANDS];"

@@ -1,3 +1,5 @@
+"""`python -m service health`: the readiness probe of containers, over HTTP and TLS."""
+
 from __future__ import annotations
 
 import socket
@@ -18,7 +20,7 @@ from tests.certificates import make_certificate
 
 @contextmanager
 def answering(status: int, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """The port of a server that says this to GET /readyz, and 404 to anything else."""
+    """The port of a server that answers GET /readyz with `status` and any other path with 404."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -44,7 +46,7 @@ def settings(port: int, **server: str) -> Settings:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_a_ready_server_is_healthy_wherever_it_listens(host: str) -> None:
+def test_a_ready_server_is_healthy_on_any_host(host: str) -> None:
     with answering(200) as port:
         assert why_not_ready(settings(port, host=host)) is None
 
@@ -58,16 +60,16 @@ def test_a_server_that_is_not_ready_is_not_healthy(
     assert capsys.readouterr().err == "/readyz returned 503\n"
 
 
-def test_silence_is_not_healthy() -> None:
+def test_a_refused_connection_is_not_healthy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert why_not_ready(settings(port)) == f"no response from 127.0.0.1:{port}: ConnectionRefusedError"
 
 
-def test_a_server_with_a_certificate_is_asked_over_tls_whoever_it_says_to_be(tmp_path: Path) -> None:
+def test_health_uses_tls_without_verification_when_a_certificate_is_set(tmp_path: Path) -> None:
     cert, key = make_certificate(tmp_path)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(cert, key)
     with answering(200, tls) as port:
-        speaking = {"server": {"port": port}, "security": {"tls_cert": cert, "tls_key": key}}
-        assert why_not_ready(Settings.model_validate(speaking)) is None
+        with_tls = {"server": {"port": port}, "security": {"tls_cert": cert, "tls_key": key}}
+        assert why_not_ready(Settings.model_validate(with_tls)) is None

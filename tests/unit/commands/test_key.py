@@ -1,4 +1,4 @@
-"""What `python -m service key` prints, and that the server understands it."""
+"""`python -m service key`: the server accepts what it prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.cli import main
 from service.settings_sources import load
 
 
-def test_what_is_printed_is_what_the_server_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_key_prints_a_table_and_a_variable_that_the_server_accepts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["key", "search.team", "--scopes", "metrics,infer"]) == 0
     printed = capsys.readouterr().out
     (secret,) = re.findall(r"^  (erl_\S+)$", printed, re.MULTILINE)
@@ -29,6 +29,6 @@ def test_what_is_printed_is_what_the_server_takes(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("words", [["a b"], ["none"], ["a", "--scopes", "all"]])
-def test_a_name_or_a_scope_that_is_none_is_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_name_or_scope_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["key", *words]) == 2
     assert "error: security.keys." in capsys.readouterr().err

@@ -43,10 +43,10 @@ def speeds(tmp_path: Path) -> Path:
 def server(key: str) -> Iterator[str]:
     class Metrics(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            is_let_in = self.path == "/metrics" and self.headers["authorization"] == f"Bearer {key}"
-            self.send_response(200 if is_let_in else 401)
+            is_authorized = self.path == "/metrics" and self.headers["authorization"] == f"Bearer {key}"
+            self.send_response(200 if is_authorized else 401)
             self.end_headers()
-            self.wfile.write(PAGE.encode() if is_let_in else b"")
+            self.wfile.write(PAGE.encode() if is_authorized else b"")
 
         def log_message(self, format: str, *args: Any) -> None:
             """No-op: keeps the test's output clean."""
@@ -61,9 +61,7 @@ def server(key: str) -> Iterator[str]:
             thread.join()
 
 
-def test_it_prints_how_many_replicas_are_enough(
-    speeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_prints_the_number_of_replicas(speeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.run(["--speeds", str(speeds), *TARGET, "--json", str(tmp_path / "out.json")]) == 0
     out = capsys.readouterr().out
     assert "m on cpu in bfloat16: 1 ms a batch, 100 µs a token, 0 µs a row; up to 500 tokens a batch" in out
@@ -75,12 +73,12 @@ def test_it_prints_how_many_replicas_are_enough(
     assert report["points"][0]["p95"] is None
 
 
-def test_a_target_that_no_number_meets_is_reported(speeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_target_that_cannot_be_met_is_reported(speeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.run(["--speeds", str(speeds), "--rate", "1", "--tokens", "fixed:100", "--p95-ms", "5"]) == 1
     assert "no number of replicas is enough" in capsys.readouterr().out
 
 
-def test_the_key_is_sent_to_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_sends_the_key_of_the_key_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("secret\n")
     with server("secret") as url:
@@ -100,7 +98,7 @@ def test_a_missing_file_or_server_is_an_error(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     "flags", [["--url", "localhost:8000"], ["--key-file", "none/key"], ["--json", "none/out.json"]]
 )
-def test_wrong_flags_are_refused(flags: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_invalid_flags_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
         plan.parse_args([*TARGET, *flags])
-    assert ended.value.code == 2
+    assert exited.value.code == 2

@@ -1,4 +1,4 @@
-"""The pieces of the composition root that need no process."""
+"""The serve command without processes: model specs, binding, threads and progress of loading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from service.settings import Models, Server
 from tests.contract.fakes import text_model
 
 
-def test_without_a_model_the_shipped_one_is_served() -> None:
+def test_the_shipped_model_is_the_default() -> None:
     (spec,) = parse_specs(Models())
     assert (spec.name, spec.source) == ("mini", "mini")
     assert Path(locate_shipped(spec).source) == Path(service.__file__).parent / "models" / "mini"
@@ -37,12 +37,12 @@ def test_without_a_model_the_shipped_one_is_served() -> None:
         (Models(specs=("@x",)), "wanted SOURCE"),
     ],
 )
-def test_models_that_cannot_be_served_together(models: Models, words: str) -> None:
+def test_conflicting_models_are_refused(models: Models, words: str) -> None:
     with pytest.raises(SettingError, match=words):
         parse_specs(models)
 
 
-def test_the_first_request_is_one_that_the_models_answer() -> None:
+def test_first_request_fits_the_served_models() -> None:
     task, body = first_request([text_model("e", "encoder"), text_model()])
     assert task == "classify"
     assert ClassifyRequest.model_validate(body).labels
@@ -53,7 +53,7 @@ def test_the_first_request_is_one_that_the_models_answer() -> None:
     EmbedRequest.model_validate(body)
 
 
-def test_a_taken_port_is_told_and_a_free_one_is_found() -> None:
+def test_port_0_finds_a_free_port_and_a_port_in_use_is_refused() -> None:
     with bind(Server(port=0)) as listener:
         port = listener.getsockname()[1]
         assert url_of(listener) == f"http://127.0.0.1:{port}"
@@ -61,17 +61,17 @@ def test_a_taken_port_is_told_and_a_free_one_is_found() -> None:
             bind(Server(port=port))
 
 
-def test_the_url_of_every_interface_is_one_a_browser_can_open() -> None:
+def test_the_url_of_0_0_0_0_is_on_loopback() -> None:
     with bind(Server(host="0.0.0.0", port=0)) as listener:
         assert url_of(listener).startswith("http://127.0.0.1:")
 
 
-def test_an_address_that_is_not_ours_is_told() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(SettingError, match="cannot listen on"):
         bind(Server(host="192.0.2.1", port=0))
 
 
-async def test_a_thread_hands_over_its_error_or_its_end() -> None:
+async def test_run_in_daemon_thread_returns_or_raises() -> None:
     threads = []
     await run_in_daemon_thread(lambda: threads.append(threading.current_thread()))
     assert threads[0].daemon
@@ -83,7 +83,7 @@ async def test_a_thread_hands_over_its_error_or_its_end() -> None:
         await run_in_daemon_thread(fail)
 
 
-async def test_nobody_waits_for_a_thread_that_is_not_wanted_any_more() -> None:
+async def test_cancelling_does_not_wait_for_the_thread() -> None:
     gate, began = threading.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -107,7 +107,7 @@ def test_loading_is_logged_in_steps(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.percent for record in caplog.records] == [0, 25, 50, 75, 100]  # type: ignore[attr-defined]
 
 
-def test_a_second_pass_is_logged_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_pass_of_loading_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     show = LoadingLines()
     with caplog.at_level(logging.INFO):
         for done in (0, 1000, 0, 900):
@@ -115,7 +115,7 @@ def test_a_second_pass_is_logged_too(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.percent for record in caplog.records] == [0, 100, 0, 90]  # type: ignore[attr-defined]
 
 
-def test_loading_draws_a_bar_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_loading_draws_a_bar_per_model(capsys: pytest.CaptureFixture[str]) -> None:
     show = LoadingBars()
     for done in (0, 500, 1000):
         show("cpu", Loading("mini", done, 1000))

@@ -42,25 +42,25 @@ def test_a_metrics_page_gives_the_measured_models() -> None:
     assert parse_speeds(page()) == [FAST, SLOW]
 
 
-def test_another_metrics_page_gives_none() -> None:
+def test_a_metrics_page_of_another_server_gives_no_models() -> None:
     assert parse_speeds("up 1\n") == []
 
 
-def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_read_speeds_returns_the_written_speeds(tmp_path: Path) -> None:
     file = tmp_path / "speed.json"
     file.write_text(json.dumps({"speeds": [FAST.as_json(), SLOW.as_json()]}))
     assert read_speeds(file) == [FAST, SLOW]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}"])
-def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_without_speeds_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "other.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"benchmarks\.engine speed"):
         read_speeds(file)
 
 
-def test_the_requested_model_is_chosen_or_the_first() -> None:
+def test_choose_speed_takes_the_requested_model_or_the_first() -> None:
     assert (choose_speed([FAST, SLOW], None), choose_speed([FAST, SLOW], "n")) == (FAST, SLOW)
     with pytest.raises(ValueError, match="no speed of model 'x'; measured: m, n"):
         choose_speed([FAST, SLOW], "x")
@@ -68,7 +68,7 @@ def test_the_requested_model_is_chosen_or_the_first() -> None:
         choose_speed([], None)
 
 
-def test_tokens_a_second_are_those_of_full_batches() -> None:
+def test_tokens_per_s_is_that_of_full_batches() -> None:
     # 64 rows of 8 tokens: 0.25 + 512 * 0.5 + 64 * 0.125 seconds.
     assert FAST.tokens_per_s(8) == pytest.approx(512 / 264.25)
     assert SLOW.tokens_per_s(500) == pytest.approx(64 / (1 + 128 + 3))
@@ -87,8 +87,8 @@ def test_a_request_alone_takes_as_long_as_its_batch() -> None:
     assert found == pytest.approx([0.8] * 90)
 
 
-def test_requests_that_come_together_fill_batches_one_after_the_other() -> None:
-    # Ten at once: the first alone, the second alone behind it (both places are free), then up to five at a time.
+def test_simultaneous_requests_fill_consecutive_batches() -> None:
+    # Ten requests at once: the first and the second go alone into the two free slots, then up to five per batch.
     found = simulate(speed(batch=1.0, budget=50), traffic(1e12), 1, 10)
     assert found == pytest.approx([2, 3, 3, 3, 3, 3, 4, 4, 4])
 
@@ -97,16 +97,16 @@ def test_replicas_share_the_load() -> None:
     assert simulate(speed(batch=1.0, budget=10), traffic(1e12), 2, 4) == pytest.approx([1, 1, 2, 2])
 
 
-def test_a_row_longer_than_the_budget_goes_alone() -> None:
+def test_a_row_longer_than_the_budget_is_a_batch_of_its_own() -> None:
     assert simulate(speed(token=0.01, budget=5), traffic(1e-6, tokens=20), 1, 10) == pytest.approx([0.2] * 9)
 
 
-def test_a_request_of_many_rows_ends_with_its_last() -> None:
+def test_a_request_of_many_rows_ends_with_its_last_row() -> None:
     found = simulate(speed(batch=1.0, budget=10), traffic(1e-9, rows=3), 1, 10)
     assert found == pytest.approx([3.0] * 9)
 
 
-def test_the_seed_decides() -> None:
+def test_a_simulation_is_determined_by_its_seed() -> None:
     def drawn(seed: int) -> list[float]:
         return simulate(speed(batch=0.01), traffic(90), 1, 100, seed)
 
@@ -120,13 +120,13 @@ def test_a_point_beyond_capacity_has_no_latencies() -> None:
     assert (there.p50, there.meets(99.0)) == (None, False)
 
 
-def test_the_front_adds_its_part() -> None:
+def test_latencies_include_the_time_of_the_http_process() -> None:
     there = simulate_point(speed(batch=0.5), traffic(1e-6), 1)
     assert (there.p50, there.p95, there.p99) == pytest.approx((0.5 + FRONT_S,) * 3)
 
 
-def test_the_fewest_replicas_are_found() -> None:
-    # A replica computes 100 requests/s: ten are what the rate needs, more what the latency does.
+def test_find_fewest_returns_the_smallest_number_that_meets_the_target() -> None:
+    # A replica computes 100 requests/s. The rate needs ten replicas, the latency target needs more.
     fast, load = speed(token=0.001), traffic(950)
     best = find_fewest(fast, load, 0.05)
     assert best.meets(0.05)
@@ -137,20 +137,20 @@ def test_the_fewest_replicas_are_found() -> None:
     assert (before.replicas, after.replicas) == (best.replicas - 1, best.replicas + 1)
 
 
-def test_if_one_replica_is_enough_no_smaller_number_is_shown() -> None:
+def test_neighbours_of_one_replica_have_no_smaller_number() -> None:
     best = find_fewest(speed(token=1e-6), traffic(10), 1.0)
     assert best.replicas == 1
     assert [one.replicas for one in neighbours(speed(token=1e-6), traffic(10), best)] == [1, 2]
 
 
-def test_the_search_ends_if_no_number_meets_the_target() -> None:
+def test_find_fewest_ends_when_no_number_meets_the_target() -> None:
     alone = find_fewest(speed(batch=0.5), traffic(10), 0.1)
     assert not alone.meets(0.1)
-    # Most rows would be in time, but half of the requests have one that is not.
+    # Most rows are in time, but half of the requests have one that is late.
     mixed = find_fewest(speed(token=0.001, budget=2000), Traffic(1.0, 50, [1] * 99 + [1000]), 0.5)
     assert not mixed.meets(0.5)
     assert mixed.used <= IDLE
 
 
-def test_more_requests_than_one_process_answers_need_more_services() -> None:
+def test_num_fronts_grows_with_the_request_rate() -> None:
     assert [num_fronts(traffic(rate)) for rate in (1, 1600, 1700, 5000)] == [1, 1, 2, 3]

@@ -46,11 +46,11 @@ def test_a_pair_to_classify_is_sent_as_text_and_text_pair() -> None:
     assert request_of([pair])[1]["inputs"] == [{"text": "甲", "text_pair": "乙"}]
 
 
-def test_head_sends_the_texts_alone() -> None:
+def test_head_sends_only_the_texts() -> None:
     assert request_of([TITLE, REVIEW], head=True) == ("/v1/classify", {"inputs": ["国足今晚出战", "味道不错"]})
 
 
-def test_pairs_and_readings() -> None:
+def test_pairs_and_readings_are_sent_to_their_tasks() -> None:
     assert request_of([PAIR]) == ("/v1/similarity", {"inputs": [["怎么还款", "如何还钱"]]})
     assert request_of([INFERENCE]) == ("/v1/nli", {"inputs": [["他在跑步", "他在运动"]]})
     path, body = request_of([READING])
@@ -60,14 +60,14 @@ def test_pairs_and_readings() -> None:
     ]
 
 
-def test_chunks_are_full_and_share_what_a_request_shares() -> None:
+def test_chunks_are_full_and_share_task_labels_and_question() -> None:
     examples = [REVIEW] * (CHUNK + 2) + [TITLE] * 3 + [REVIEW]
     assert [len(chunk) for chunk in chunks(examples)] == [CHUNK, 2, 3, 1]
     assert [len(chunk) for chunk in chunks([READING, READING, PAIR])] == [2, 1]
     assert list(chunks([])) == []
 
 
-def test_an_answer_is_read_by_task() -> None:
+def test_read_answer_reads_the_result_of_each_task() -> None:
     assert read_answer(TITLE, {"label": "体育", "truncated": True}).is_correct
     assert read_answer(TITLE, {"label": "体育", "truncated": True}).truncated
     assert not read_answer(INFERENCE, {"label": "neutral", "truncated": False}).is_correct
@@ -75,7 +75,7 @@ def test_an_answer_is_read_by_task() -> None:
     assert read_answer(PAIR, {"score": 0.49, "truncated": False}).chosen == "不相似"
 
 
-def test_a_repeated_choice_is_right_at_either_place() -> None:
+def test_a_repeated_choice_is_correct_at_either_index() -> None:
     second = Example(READING.task, READING.texts, READING.options, 2, READING.question)
     assert read_answer(second, {"answer": "图书馆", "index": 0, "truncated": False}).is_correct
 
@@ -93,13 +93,13 @@ def test_wilson_agrees_with_published_values(correct: int, total: int, low: floa
 
 
 @given(st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-def test_wilson_holds_the_share_and_stays_between_0_and_1(counts: tuple[int, int]) -> None:
+def test_wilson_interval_contains_the_share_and_is_within_0_and_1(counts: tuple[int, int]) -> None:
     low, high = wilson(*counts)
     assert 0 <= low <= counts[0] / counts[1] + 1e-12
     assert counts[0] / counts[1] - 1e-12 <= high <= 1
 
 
-def test_a_report_counts() -> None:
+def test_a_report_counts_answers_refusals_and_confusion() -> None:
     report = report_of([one(0, "差"), one(0, "好"), one(1, "好"), one(1, "好"), one(1, None, reason="too long")])
     assert (report["examples"], report["correct"], report["accuracy"]) == (4, 3, 0.75)
     assert report["chance"] == 0.5
@@ -107,25 +107,25 @@ def test_a_report_counts() -> None:
     assert report["confusion"] == {"差": {"差": 1, "好": 1}, "好": {"差": 0, "好": 2}}
 
 
-def test_a_label_that_no_option_has_is_a_column_of_its_own() -> None:
+def test_an_unknown_label_is_a_column_of_the_confusion() -> None:
     assert confusion([one(0, "POSITIVE"), one(1, "好")]) == {
         "差": {"差": 0, "好": 0, "POSITIVE": 1},
         "好": {"差": 0, "好": 1, "POSITIVE": 0},
     }
 
 
-def test_no_confusion_where_options_differ() -> None:
+def test_confusion_is_none_when_options_differ() -> None:
     assert confusion([one(0, "差"), one(0, "甲", ("甲", "乙"))]) is None
 
 
-def test_nothing_answered_is_an_error_with_the_reason() -> None:
+def test_the_error_of_a_report_without_answers_has_the_reason() -> None:
     with pytest.raises(EvaluationError, match="every input was refused: too long"):
         report_of([one(0, None, reason="too long")])
     with pytest.raises(EvaluationError, match="no examples"):
         report_of([])
 
 
-def test_a_model_with_other_labels_altogether_is_an_error_and_not_zero_percent() -> None:
+def test_a_model_with_other_labels_is_an_error() -> None:
     with pytest.raises(EvaluationError, match="the model calls its classes 正面, 负面, the data set 差, 好"):
         report_of([one(0, "负面"), one(1, "正面")])
 
@@ -144,7 +144,7 @@ def problem(status: int, detail: str, field: str = "", **headers: str) -> httpx.
 
 
 def answer(request: httpx.Request) -> httpx.Response:
-    """A perfect model: 文本N is 好 when N is odd."""
+    """A model that is always correct: 文本N is 好 when N is odd."""
     inputs = json.loads(request.content)["inputs"]
     results = [{"label": LABELS[int(text[2:]) % 2], "truncated": False} for text in inputs]
     return httpx.Response(200, json={"model": "fake", "results": results})
@@ -165,7 +165,7 @@ def server(handler: Handler, waits: Waits | None = None, model: str | None = Non
     return EvaluationClient(client, model, waits or Waits())
 
 
-async def test_answers_come_in_order_and_progress_adds_up() -> None:
+async def test_answers_are_in_order_and_progress_sums_to_the_total() -> None:
     steps: list[int] = []
     answers = await server(answer).evaluate(examples(50), steps.append)
     assert [one.example.texts[0] for one in answers] == [f"文本{index}" for index in range(50)]
@@ -173,17 +173,17 @@ async def test_answers_come_in_order_and_progress_adds_up() -> None:
     assert sum(steps) == 50
 
 
-async def test_the_requested_model_is_sent_and_the_one_that_answered_is_kept() -> None:
+async def test_the_requested_model_is_sent_and_the_answering_one_recorded() -> None:
     bodies = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         bodies.append(json.loads(request.content))
         return answer(request)
 
-    asking = server(handler, model="mine")
-    await asking.evaluate(examples(1), id)
+    client = server(handler, model="mine")
+    await client.evaluate(examples(1), id)
     assert bodies[0]["model"] == "mine"
-    assert asking.model == "fake"
+    assert client.model == "fake"
 
 
 async def test_a_busy_server_is_retried_after_its_retry_after() -> None:
@@ -196,14 +196,14 @@ async def test_a_busy_server_is_retried_after_its_retry_after() -> None:
     assert waits.seconds == [3.0, 0.5]
 
 
-async def test_a_server_that_stays_busy_is_given_up() -> None:
+async def test_a_server_that_stays_busy_is_an_error_after_max_attempts() -> None:
     waits = Waits()
     with pytest.raises(EvaluationError, match="answers 429: full"):
         await server(lambda _: problem(429, "full"), waits).evaluate(examples(1), id)
     assert len(waits.seconds) == MAX_ATTEMPTS
 
 
-async def test_an_input_that_is_refused_does_not_cost_its_neighbours() -> None:
+async def test_a_refused_input_does_not_fail_the_others() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         if "文本3" in json.loads(request.content)["inputs"]:
             return problem(422, "inputs[0]: too long", "inputs[0]")
@@ -215,12 +215,12 @@ async def test_an_input_that_is_refused_does_not_cost_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("reply", [problem(404, "model: not served"), problem(422, "cannot do", "model")])
-async def test_a_model_that_cannot_do_it_ends_the_evaluation(reply: httpx.Response) -> None:
+async def test_an_unsuitable_model_ends_the_evaluation(reply: httpx.Response) -> None:
     with pytest.raises(EvaluationError, match=r"/v1/classify answers 4"):
         await server(lambda _: reply).evaluate(examples(40), id)
 
 
-async def test_without_a_server_it_fails_without_waiting() -> None:
+async def test_a_refused_connection_is_not_retried() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
@@ -230,7 +230,7 @@ async def test_without_a_server_it_fails_without_waiting() -> None:
     assert waits.seconds == []
 
 
-async def test_a_connection_that_breaks_is_tried_again() -> None:
+async def test_a_broken_connection_is_retried() -> None:
     failures = [httpx.RemoteProtocolError("gone")]
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -246,7 +246,7 @@ async def test_an_error_without_a_problem_document_is_reported_by_its_status() -
         await server(lambda _: httpx.Response(502, text="<html>")).evaluate(examples(1), id)
 
 
-async def test_no_more_than_a_few_requests_are_in_flight() -> None:
+async def test_requests_in_flight_are_limited() -> None:
     class Gauge(httpx.AsyncBaseTransport):
         now = most = 0
 
@@ -258,6 +258,6 @@ async def test_no_more_than_a_few_requests_are_in_flight() -> None:
             return answer(request)
 
     waits, gauge = Waits(), Gauge()
-    asking = EvaluationClient(httpx.AsyncClient(transport=gauge, base_url="http://server"), None, waits)
-    await asking.evaluate(examples(1000), id)
+    client = EvaluationClient(httpx.AsyncClient(transport=gauge, base_url="http://server"), None, waits)
+    await client.evaluate(examples(1000), id)
     assert gauge.most <= IN_FLIGHT

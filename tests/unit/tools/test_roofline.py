@@ -1,4 +1,4 @@
-"""The bare matrix products: every linear map of every layer, of as many rows as there are tokens."""
+"""The roofline: bare matrix products of every linear map of every layer, with one row per token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def linear(weight: Tensor) -> Product:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "MIN_SECONDS", 0.0)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
 
@@ -44,21 +44,21 @@ def test_every_map_of_every_layer_is_multiplied_with_every_token() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_every_way_of_every_precision_multiplies(precision: str) -> None:
+def test_every_way_of_every_precision_is_measured(precision: str) -> None:
     for name, way in ways_of(CPU, precision).items():
         (found,) = limits(Question(SIZES, (32,), precision), {name: way})
         assert found.way == name
         assert found.seconds > 0
 
 
-def test_the_quickest_way_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_way_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([0.5, 0.2, 0.3, 0.4])
     monkeypatch.setattr(roofline, "_timed", lambda run: next(seconds))
     found = limits(Question(SIZES, (8, 16), "float32"), {"first": linear, "second": linear})
     assert found == [Limit(0.3, "second"), Limit(0.2, "first")]
 
 
-def test_layers_have_weights_of_their_own_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_have_separate_weights_within_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[Tensor] = []
 
     def kept(weight: Tensor) -> Product:
@@ -71,7 +71,7 @@ def test_layers_have_weights_of_their_own_as_far_as_memory_goes(monkeypatch: pyt
     assert len(make_layers(SIZES, torch.float32, CPU, kept)) == 2
 
 
-def test_some_layers_stand_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_some_layers_is_scaled_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "MAX_WEIGHT_BYTES", 1)
     monkeypatch.setattr(roofline, "_timed", lambda run: 0.2)
     assert limits(Question(SIZES, (8,), "float32"), {"linear": linear})[0].seconds == pytest.approx(0.3)

@@ -1,4 +1,4 @@
-"""A minimal HTTP server for the bench to load, with the answers of the real one."""
+"""A minimal HTTP server for tests of the bench, with the responses of the real one."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes:
 
 
 class Service:
-    """Answers every task except classification without labels. Every request is a batch, with ten tokens per input. Of
-    the rows half count as shared and a fifth as cached."""
+    """Answers every task except classification without labels.
+
+    Every request is a batch with ten tokens per input. Half of the rows count as shared, a fifth as cached.
+    """
 
     def __init__(self) -> None:
         self.num_rows = 0

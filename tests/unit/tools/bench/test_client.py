@@ -10,7 +10,7 @@ from service.tools.bench.client import Client
 from tests.unit.tools.bench.serving import Service, serving
 
 
-async def test_a_connection_that_the_server_dropped_meanwhile_is_replaced() -> None:
+async def test_a_connection_closed_by_the_server_is_replaced() -> None:
     async with serving(lambda path, body: (200, {"path": path}), drops=True) as port:
         client = Client("127.0.0.1", port)
         for _ in range(3):
@@ -19,7 +19,7 @@ async def test_a_connection_that_the_server_dropped_meanwhile_is_replaced() -> N
 
 
 @pytest.mark.parametrize(("key", "lines"), [("k-1", [b"Authorization: Bearer k-1"]), ("", [])])
-async def test_a_key_is_sent_if_there_is_one(key: str, lines: list[bytes]) -> None:
+async def test_a_key_is_sent_as_a_bearer_token(key: str, lines: list[bytes]) -> None:
     heads: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -34,7 +34,7 @@ async def test_a_key_is_sent_if_there_is_one(key: str, lines: list[bytes]) -> No
     assert [line for line in heads[0].split(b"\r\n") if line.startswith(b"Authorization")] == lines
 
 
-async def test_no_server_is_an_os_error() -> None:
+async def test_send_raises_connection_refused_without_a_server() -> None:
     async with serving(Service()) as port:
         pass
     with pytest.raises(ConnectionRefusedError):

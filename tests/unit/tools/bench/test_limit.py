@@ -1,4 +1,4 @@
-"""The comparison with the limit: the question to the roofline, and the ratios."""
+"""The comparison with the hardware's limit: the query to the roofline, and the ratios."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def made_report(*batches: dict[str, float] | None) -> dict[str, Any]:
     return {"models": MODELS, "answered_by": ["fake"], "points": points}
 
 
-def test_every_point_is_compared_at_its_own_batch_size_and_at_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_point_is_compared_at_its_batch_size_and_at_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = []
 
     def answer(question: Any) -> list[dict[str, Any]]:
@@ -46,20 +46,20 @@ def test_every_point_is_compared_at_its_own_batch_size_and_at_a_large_one(monkey
     assert json.loads(json.dumps(run)) == run
 
 
-def test_the_roofline_runs_in_a_process_of_its_own() -> None:
+def test_the_roofline_runs_in_a_separate_process() -> None:
     question = {"sizes": SIZES, "precision": "float32", "device": "cpu", "threads": 1}
     found = report.measure_limits({**question, "token_counts": [3, 5]})
     assert len(found) == 2
     assert all(one["seconds"] > 0 for one in found)
 
 
-def test_a_limit_that_cannot_be_measured_is_an_error_with_a_reason() -> None:
+def test_the_error_of_a_failed_measurement_has_its_reason() -> None:
     question = {"sizes": SIZES, "precision": "float64", "device": "cpu", "threads": 1}
     with pytest.raises(ValueError, match=r"the limit could not be measured: .*float64"):
         report.measure_limits({**question, "token_counts": [3]})
 
 
-def test_the_limit_is_that_of_one_model() -> None:
+def test_a_run_with_several_models_needs_a_chosen_one() -> None:
     run = made_report(BATCHES) | {"answered_by": ["a", "b"]}
     with pytest.raises(ValueError, match="choose one with --model"):
         report.add_limits(run, None)

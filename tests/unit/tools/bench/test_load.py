@@ -38,13 +38,13 @@ def test_requests_are_the_same_for_the_same_seed(corpus: Corpus, task: str) -> N
     assert (len(body["inputs"]), body["model"]) == (3, "mini")
 
 
-def test_a_mix_comes_in_its_weights(corpus: Corpus) -> None:
+def test_a_mix_draws_tasks_by_weight(corpus: Corpus) -> None:
     drawn = islice(mixed_requests(corpus, {"embed": 3.0, "mrc": 1.0}, 1, None, seed=1), 4000)
     counts = Counter(request.task for request in drawn)
     assert counts["embed"] / counts["mrc"] == pytest.approx(3, rel=0.15)
 
 
-def test_a_text_comes_again_only_when_all_have_been_sent() -> None:
+def test_a_text_repeats_only_after_all_have_been_sent() -> None:
     corpus = Corpus("", [f"第{number}条" for number in range(100)], [])
     drawn = islice(mixed_requests(corpus, {"embed": 1.0}, 5, None, seed=1), 40)
     texts = [text for request in drawn for text in json.loads(request.body)["inputs"]]
@@ -60,7 +60,7 @@ def test_rows_in_flight_at_a_high_load_are_all_different() -> None:
     assert len(set(pairs)) == len(pairs) == 256 * 8
 
 
-def test_every_masked_text_has_its_mask(corpus: Corpus) -> None:
+def test_every_fill_mask_text_has_one_mask(corpus: Corpus) -> None:
     requests = first_of(corpus, "fill-mask", 20, 1)
     assert all(request.body.count(b"[MASK]") == 1 for request in requests)
 
@@ -85,7 +85,7 @@ async def run(answer: Answer, corpus: Corpus, *loads: Load, mix: dict[str, float
     return report
 
 
-async def test_closed_loop_counts_what_was_answered_and_leaves_out_what_cannot_be_done(corpus: Corpus) -> None:
+async def test_closed_loop_counts_answers_and_omits_unsupported_tasks(corpus: Corpus) -> None:
     report = await run(Service(), corpus, Load("concurrency", 4), inputs=2)
     (point,) = report["points"]
     assert set(point["results"]) == {"all", "zero-shot", "similarity", "mrc"}
@@ -98,7 +98,7 @@ async def test_closed_loop_counts_what_was_answered_and_leaves_out_what_cannot_b
     assert (report["models"], report["answered_by"]) == (MODELS, ["fake"])
 
 
-async def test_batches_are_those_between_the_measurement_s_ends(corpus: Corpus) -> None:
+async def test_batches_are_counted_within_the_measurement(corpus: Corpus) -> None:
     report = await run(Service(), corpus, Load("concurrency", 2), inputs=3)
     batches = report["points"][0]["batches"]
     assert batches["batches"] > 0
@@ -112,7 +112,7 @@ async def test_a_sweep_measures_every_load_in_turn(corpus: Corpus) -> None:
     report = await run(Service(), corpus, Load("concurrency", 1), Load("concurrency", 3))
     assert [point["load"] for point in report["points"]] == ["concurrency 1", "concurrency 3"]
     assert [point["concurrency"] for point in report["points"]] == [1, 3]
-    assert format_report(report).count("zero-shot") == 2, "a table of the tasks for each load"
+    assert format_report(report).count("zero-shot") == 2, "one table of the tasks per load"
 
 
 async def test_open_loop_keeps_every_request_and_counts_refusals(corpus: Corpus) -> None:
@@ -132,7 +132,7 @@ async def test_open_loop_keeps_every_request_and_counts_refusals(corpus: Corpus)
     assert results["all"]["requests"] == seen["/v1/similarity"] + seen["/v1/classify"] - 2  # the two probes
 
 
-async def test_latency_counts_from_the_moment_a_request_was_meant_to_leave(corpus: Corpus) -> None:
+async def test_latency_counts_from_the_scheduled_send_time(corpus: Corpus) -> None:
     requests = mixed_requests(corpus, {"zero-shot": 1.0}, 1, None, 1)
     ticks: list[int] = []
     async with serving(Service()) as port:
@@ -145,8 +145,8 @@ async def test_latency_counts_from_the_moment_a_request_was_meant_to_leave(corpu
     assert ticks == [1]
 
 
-class Slow:
-    """A client whose server takes three seconds on a clock of its own."""
+class SlowClient:
+    """A client with a simulated clock whose server takes three seconds per request."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -156,8 +156,8 @@ class Slow:
         return Response(200, b'{"usage": {"tokens": 7}}')
 
 
-async def test_a_closed_loop_keeps_what_the_window_cuts(corpus: Corpus) -> None:
-    slow, ticks = Slow(), list[tuple[float, int]]()
+async def test_a_closed_loop_keeps_requests_that_cross_the_window(corpus: Corpus) -> None:
+    slow, ticks = SlowClient(), list[tuple[float, int]]()
     requests = mixed_requests(corpus, {"embed": 1.0}, 1, None, 1)
     run = Run(slow, requests, 30, lambda *tick: ticks.append(tick), lambda: slow.now_s)  # type: ignore[arg-type]
     run.window = Window(2.0, 10.0)
@@ -168,7 +168,7 @@ async def test_a_closed_loop_keeps_what_the_window_cuts(corpus: Corpus) -> None:
     assert (row["requests_per_s"], row["tokens_per_s"], row["requests"]) == (3 / 8, 21 / 8, 3)
 
 
-async def test_a_server_that_can_do_nothing_is_an_error_with_its_reasons(corpus: Corpus) -> None:
+async def test_the_error_of_a_server_without_supported_tasks_has_the_reasons(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="classify: the server answers 422"):
         await run(Service(), corpus, Load("concurrency", 1), mix={"classify": 1.0})
 

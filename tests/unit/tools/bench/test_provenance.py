@@ -30,7 +30,7 @@ def test_a_path_on_this_machine_is_redacted(word: str, shown: str) -> None:
     assert provenance.redact_path(word) == shown
 
 
-def test_a_command_is_one_that_a_shell_reads() -> None:
+def test_a_command_is_quoted_for_a_shell() -> None:
     found = provenance.provenance("service bench", ["--key-file", "/k/a key.txt"], "numpy")
     assert found["command"] == "python -m service bench --key-file 'FOLDER/a key.txt'"
     assert found["date"] == datetime.now(UTC).date().isoformat()
@@ -39,8 +39,10 @@ def test_a_command_is_one_that_a_shell_reads() -> None:
 
 
 def git(folder: Path, *words: str) -> str:
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
+    return subprocess.run(
+        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def code(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_commit_tells_whether_the_code_was_changed_since(code: Path) -> None:
+def test_the_commit_is_marked_dirty_when_the_code_was_changed(code: Path) -> None:
     short = git(code, "rev-parse", "--short", "HEAD")
     (code.parent / "benchmarks" / "results" / "a.json").write_text("[]")
     assert provenance.commit(code) == short
@@ -64,11 +66,11 @@ def test_the_commit_tells_whether_the_code_was_changed_since(code: Path) -> None
     assert provenance.commit(code) == f"{short}-dirty"
 
 
-def test_code_in_no_repository_has_no_commit(tmp_path: Path) -> None:
+def test_code_outside_a_repository_has_an_unknown_commit(tmp_path: Path) -> None:
     assert provenance.commit(tmp_path) == "unknown"
 
 
-def test_code_below_a_repository_of_something_else_has_no_commit(code: Path) -> None:
+def test_untracked_code_in_another_repository_has_an_unknown_commit(code: Path) -> None:
     installed = code.parent / "site-packages"
     installed.mkdir()
     (installed / "a.py").write_text("1")

@@ -30,15 +30,15 @@ def served(due_s: list[float], each_s: float, num_tokens: int = 5) -> list[Sampl
     return samples
 
 
-def test_an_open_loop_past_capacity_reports_what_the_server_can_do() -> None:
+def test_an_open_loop_past_capacity_reports_the_rate_of_answers() -> None:
     """Ten requests per second for ten seconds, of which four per second are answered."""
     row = summarize(served([number / 10 for number in range(100)], 0.25), Window(0.0, 10.0))["all"]
     assert (row["offered_per_s"], row["requests_per_s"], row["inputs_per_s"], row["tokens_per_s"]) == (10, 4, 8, 20)
     assert (row["requests"], row["ended"], row["outcomes"]) == (100, 40, {"200": 100})
-    assert row["latency_ms"]["max"] == pytest.approx(1000 * (25 - 9.9)), "of all that were due"
+    assert row["latency_ms"]["max"] == pytest.approx(1000 * (25 - 9.9)), "over all requests that were due"
 
 
-def test_what_began_in_the_warm_up_counts_when_it_ends_in_the_window() -> None:
+def test_a_request_of_the_warm_up_counts_when_it_ends_in_the_window() -> None:
     """A closed loop of one client whose requests take three of the four seconds that are measured."""
     samples = [Sample("embed", start, 3.0, "200", 1, 5) for start in (0.0, 3.0, 6.0)]
     row = summarize(samples, Window(2.0, 6.0))["all"]
@@ -54,7 +54,7 @@ def test_a_run_in_which_no_request_ended_is_reported() -> None:
     assert results["all"]["requests_per_s"] == 0
 
 
-def test_a_failure_is_no_throughput() -> None:
+def test_a_failure_does_not_count_as_throughput() -> None:
     row = summarize([Sample("embed", 0.0, 1.0, "429", 1, 0)], Window(0.0, 2.0))["all"]
     assert (row["ended"], row["requests_per_s"], row["offered_per_s"]) == (1, 0.0, 0.5)
 
@@ -78,13 +78,13 @@ def test_a_png_is_written(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_a_line_is_throughput_and_latency_in_the_order_of_the_sweep() -> None:
+def test_latency_curve_has_throughput_and_latency_in_the_order_of_the_sweep() -> None:
     points = [point("concurrency 1", 0.01), point("concurrency 8", 0.03, 0.03)]
     assert report.latency_curve(points, "p50") == ([1.0, 2.0], [10.0, 30.0])
     assert report.plot_title(made_report(*points)) == "fake float32: closed loop"
 
 
-def test_without_matplotlib_the_error_names_the_install_command(
+def test_the_error_without_matplotlib_names_the_install_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -25,7 +25,7 @@ def test_totals_are_summed_over_models() -> None:
     assert sum_totals(page) == of_batches | {"shared_rows": 2.0, "cache_hit_rows": 1.0}
 
 
-def test_a_page_that_is_no_metrics_is_refused() -> None:
+def test_a_page_in_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="not in Prometheus' text format"):
         sum_totals("<html>")
 

@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_texts_are_the_longest_chinese_strings_and_c3_gives_readings(data: Path) -> None:
+def test_read_takes_the_longest_chinese_strings_and_readings_of_c3(data: Path) -> None:
     corpus = Corpus.read(data)
     assert set(TITLES) | {"今天天气怎么样啊"} <= set(corpus.texts)
     assert "no Chinese here" not in corpus.texts
@@ -46,7 +46,7 @@ def test_a_line_separator_inside_a_text_does_not_end_the_record(tmp_path: Path) 
     assert Corpus.read(tmp_path).texts == ["今天天气\u2028非常好", "明天下不下雨"]
 
 
-def test_a_file_that_is_not_in_its_format_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_malformed_file_names_it(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}\n{", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"a\.json:2: neither JSON nor JSON lines"):
         Corpus.read(tmp_path / "a.json")
@@ -65,14 +65,14 @@ def test_lognormal_has_the_specified_median_and_tail(count: int) -> None:
     assert all(1 <= length <= MAX_CHARACTERS for length in drawn)
 
 
-def test_two_draws_are_equally_long_in_all() -> None:
-    """Otherwise the result of a run of a hundred requests depends on its seed."""
+def test_two_draws_have_nearly_the_same_total_length() -> None:
+    """Otherwise the result of a run of a hundred requests would depend on its seed."""
     lengths = Lengths.parse("lognormal:31:152")
     first, second = (sum(lengths.draw(96, random.Random(seed))) for seed in (1, 2))
     assert first == pytest.approx(second, rel=0.05)
 
 
-def test_uniform_and_fixed() -> None:
+def test_uniform_and_fixed_draw_lengths_in_range() -> None:
     drawn = Lengths.parse("uniform:10:20").draw(100, random.Random(1))
     assert (min(drawn), max(drawn)) == (10, 20)
     assert set(Lengths.parse("fixed:32").draw(9, random.Random(1))) == {32}
@@ -84,14 +84,14 @@ def test_other_distributions_are_refused(text: str) -> None:
         Lengths.parse(text)
 
 
-def test_a_text_is_that_many_chinese_characters() -> None:
+def test_make_text_gives_the_number_of_chinese_characters() -> None:
     text = make_text(500, random.Random(1))
     assert len(text) == 500
     assert set(text) <= set(COMMON)
     assert all("\u4e00" <= character <= "\u9fff" for character in COMMON)
 
 
-def test_a_corpus_is_that_of_its_seed() -> None:
+def test_a_corpus_is_determined_by_its_seed() -> None:
     lengths = Lengths.parse("fixed:20")
     assert make_corpus(lengths, 1) == make_corpus(lengths, 1)
     assert make_corpus(lengths, 1).texts != make_corpus(lengths, 2).texts

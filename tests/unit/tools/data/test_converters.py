@@ -12,7 +12,7 @@ from service.tools.data.files import RecordError
 RECORD = {"text": "甲", "none": None, "one": 1, "yes": True, "list": ["a", "b"], "mixed": ["a", 1]}
 
 
-def test_fields_and_columns() -> None:
+def test_values_are_read_by_field_and_by_column() -> None:
     assert value_of(RECORD, "one") == 1
     assert text_of(RECORD, "text") == "甲"
     assert text_of(["a", "b"], 1) == "b"
@@ -52,7 +52,7 @@ def test_a_value_of_another_type_is_an_error() -> None:
             number_of(RECORD, key)
 
 
-def test_a_label_is_read_as_json_writes_it() -> None:
+def test_index_of_compares_labels_as_json_text() -> None:
     assert index_of({"label": "1"}, "label", ("0", "1")) == 1
     assert index_of({"label": 1}, "label", ("0", "1")) == 1
     assert index_of({"label": True}, "label", ("false", "true")) == 1

@@ -16,17 +16,17 @@ BOM = b"\xef\xbb\xbf"
 
 
 @pytest.mark.parametrize("ending", [".json", ".jsonl"])
-def test_json_lines(tmp_path: Path, ending: str) -> None:
+def test_json_lines_are_read_without_blank_lines(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"a{ending}", '{"a": "甲"}\n\n  \n["b"]\r\n3')
     assert list(read_records(path)) == [{"a": "甲"}, ["b"], 3]
 
 
-def test_tab_separated_text(tmp_path: Path) -> None:
+def test_tab_separated_text_is_read_by_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "甲\t乙\t1\r\n\n丙 \t\t0\n丁")
     assert list(read_records(path)) == [["甲", "乙", "1"], ["丙 ", "", "0"], ["丁"]]
 
 
-def test_csv_with_quotes_and_lines_in_fields(tmp_path: Path) -> None:
+def test_csv_fields_may_have_quotes_and_line_ends(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'label,review\n1,"很""好"",\n下次再来"\r\n0,差\n')
     assert list(read_records(path)) == [{"label": "1", "review": '很"好",\n下次再来'}, {"label": "0", "review": "差"}]
 
@@ -41,7 +41,7 @@ def test_csv_with_quotes_and_lines_in_fields(tmp_path: Path) -> None:
         ("a.txt", b"a\tb\n\nc\xff\n", [["a", "b"], ["c\ufffd"]]),
     ],
 )
-def test_a_file_of_unknown_layout(tmp_path: Path, name: str, content: bytes, records: list[object]) -> None:
+def test_read_any_detects_the_layout(tmp_path: Path, name: str, content: bytes, records: list[object]) -> None:
     assert list(read_any(write(tmp_path / name, content))) == records
 
 
@@ -53,7 +53,7 @@ def test_a_file_of_unknown_layout(tmp_path: Path, name: str, content: bytes, rec
         ("a.tsv", "甲\t1\n", [["甲", "1"]]),
     ],
 )
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, content: str, records: list[object]) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, name: str, content: str, records: list[object]) -> None:
     assert list(read_records(write(tmp_path / name, BOM + content.encode()))) == records
 
 
@@ -62,31 +62,31 @@ def test_an_empty_file_has_no_records(tmp_path: Path, name: str) -> None:
     assert list(read_records(write(tmp_path / name, ""))) == []
 
 
-def test_one_json_document(tmp_path: Path) -> None:
+def test_read_json_reads_one_document(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", BOM + '[["甲"],\n ["乙"]]'.encode())
     assert list(read_json(path)) == [["甲"], ["乙"]]
 
 
-def test_a_line_that_is_not_json_is_reported_by_its_number(tmp_path: Path) -> None:
+def test_the_error_of_a_line_that_is_not_json_has_its_number(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", '{"a": 1}\n\n{"a": \n')
     with pytest.raises(DatasetError, match=r"a\.json:3: not JSON: "):
         list(read_records(path))
 
 
 @pytest.mark.parametrize(("content", "problem"), [("[1,", "not JSON: "), ("{}", "wanted a JSON list, found dict$")])
-def test_a_document_that_is_not_a_json_list(tmp_path: Path, content: str, problem: str) -> None:
+def test_a_document_that_is_not_a_json_list_is_refused(tmp_path: Path, content: str, problem: str) -> None:
     with pytest.raises(DatasetError, match=rf"a\.json: {problem}"):
         read_json(write(tmp_path / "a.json", content))
 
 
-def test_a_field_too_large_for_csv(tmp_path: Path) -> None:
+def test_a_csv_field_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", f"label,review\n1,好\n0,{'差' * 200_000}\n")
     with pytest.raises(DatasetError, match=r"a\.csv:3: not CSV: field larger than field limit"):
         list(read_records(path))
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json", "a.txt"])
-def test_another_encoding(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, "今天天气很好\n".encode("gb18030"))
     with pytest.raises(DatasetError, match=r"a\.\w+: not UTF-8: "):
         list(read_records(path))
@@ -98,7 +98,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
             read(tmp_path / "none.json")
 
 
-def test_the_first_pattern_that_is_a_file_is_found(tmp_path: Path) -> None:
+def test_find_returns_the_first_pattern_that_is_a_file(tmp_path: Path) -> None:
     second = write(tmp_path / "b" / "dev.json", "")
     (tmp_path / "a" / "dev.json").mkdir(parents=True)
     assert find(tmp_path, ("a/{split}.json", "b/{split}.json", "c/{split}.json"), "dev") == second
@@ -110,7 +110,7 @@ def test_the_error_lists_all_paths_tried(tmp_path: Path) -> None:
     assert str(caught.value) == f"no such data file: {tmp_path}/a/test.json or {tmp_path}/b/test.json"
 
 
-def test_a_record_that_cannot_be_taken_is_reported_by_its_number() -> None:
+def test_the_error_of_a_bad_record_has_its_number() -> None:
     def twice(record: int) -> Iterator[int]:
         yield record
         if record == 3:

@@ -11,23 +11,23 @@ from service.tools.data.registry import load
 from tests.unit.tools.data.layouts import Make, c3, json_document, json_lines, lines, tabs, text, write
 
 
-def test_an_unknown_data_set(tmp_path: Path) -> None:
+def test_an_unknown_data_set_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"^no data set 'news'; known: tnews, thucnews, eprstmt, "):
         load("news", tmp_path)
 
 
-def test_an_unknown_half(tmp_path: Path) -> None:
+def test_an_unknown_half_of_a_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"^split 'dev\.third': wanted even or odd after the dot$"):
         load("tnews", tmp_path, "dev.third")
 
 
-def test_a_missing_split(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_split_lists_the_paths(tmp_path: Path) -> None:
     json_lines(tmp_path / "tnews/dev.json", GOOD_NEWS)
     with pytest.raises(DatasetError, match=r"^no such data file: .*/test_few_all\.json or .* or .*/tnews/test\.json$"):
         load("tnews", tmp_path, "test")
 
 
-def test_one_part_of_c3_is_not_c3(tmp_path: Path) -> None:
+def test_c3_needs_both_of_its_parts(tmp_path: Path) -> None:
     json_document(tmp_path / "c3/c3-m-dev.json", [])
     with pytest.raises(DatasetError, match=r"no such data file: .*c3-d-dev\.json$"):
         load("c3", tmp_path)
@@ -58,7 +58,7 @@ MISTAKES: dict[str, tuple[str, Make, str]] = {
         "2: column 2 is '10', which is none of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
     ),
     "a class below zero": ("thucnews", tabs("thucnews/dev.txt", ("标题", "-1")), "1: column 2 is '-1', "),
-    "a column too few": ("afqmc", tabs("afqmc/dev.txt", ("甲", "乙")), "1: has no column 3"),
+    "a missing column": ("afqmc", tabs("afqmc/dev.txt", ("甲", "乙")), "1: has no column 3"),
     "unknown sentiment": (
         "eprstmt",
         lines("eprstmt/dev.json", {"sentence": "好", "label": "Neutral"}),
@@ -79,12 +79,12 @@ MISTAKES: dict[str, tuple[str, Make, str]] = {
         text("sentiment/online_shopping_10_cats.csv", "label,review\n1,好\n"),
         "1: has no field 'cat'",
     ),
-    "a short line far down": (
+    "a short line after others": (
         "shopping-category",
         text("sentiment/online_shopping_10_cats.csv", "review,label,cat\n好,1,书籍\n好,1,书籍\n好,1\n"),
         "3: field 'cat' is not text",
     ),
-    "a grade that is none": ("sts-b", tabs("sts-b/dev.txt", ("甲", "乙", "?")), "1: column 3 is not a number"),
+    "an invalid grade": ("sts-b", tabs("sts-b/dev.txt", ("甲", "乙", "?")), "1: column 3 is not a number"),
     "unknown inference": (
         "ocnli",
         lines("ocnli/dev.json", GOOD_PAIR),
@@ -95,23 +95,23 @@ MISTAKES: dict[str, tuple[str, Make, str]] = {
         lines("chid/dev.json", CHID | {"answer": 0}, CHID | {"answer": 2}),
         "2: field 'answer' is '2', which is none of 0, 1",
     ),
-    "keywords that are no list": (
+    "keywords that are not a list": (
         "csl",
         lines("csl/dev.json", {"abst": "摘要", "keyword": "词", "label": "1"}),
         "1: field 'keyword' is not a list",
     ),
     "no target": ("cluewsc", lines("cluewsc/dev.json", {"text": "它", "label": "true"}), "1: has no field 'target'"),
-    "an answer that is no choice": (
+    "an answer that is not a choice": (
         "c3-m",
         c3("m", (["春天。"], []), (["春天。"], [("什么？", ["春天", "冬天"], "秋天")])),
         "2: field 'answer' is '秋天', which is none of 春天, 冬天",
     ),
-    "questions that are missing": (
+    "missing questions": (
         "c3-m",
         lambda data: json_document(data / "c3/c3-m-dev.json", [[["春天。"]]]),
         "1: has no column 2",
     ),
-    "questions that are no list": (
+    "questions that are not a list": (
         "c3-m",
         lambda data: json_document(data / "c3/c3-m-dev.json", [[["春天。"], None, "1"]]),
         "1: column 2 is not a list",
@@ -136,13 +136,13 @@ def test_a_mistake_in_a_neighbouring_file_is_reported_with_its_name(tmp_path: Pa
     assert str(caught.value) == f"{broken}, record 1: field 'label' is not a number"
 
 
-def test_the_names_of_the_classes_are_missing(tmp_path: Path) -> None:
+def test_a_missing_file_of_class_names_is_an_error(tmp_path: Path) -> None:
     json_lines(tmp_path / "csldcp/dev.json", {"content": "论法", "label": "法学"})
     with pytest.raises(DatasetError, match=r"csldcp/labels_all\.txt: No such file or directory$"):
         load("csldcp", tmp_path)
 
 
-def test_a_line_that_is_not_json(tmp_path: Path) -> None:
+def test_the_error_of_a_line_that_is_not_json_has_its_number(tmp_path: Path) -> None:
     write(tmp_path / "tnews/dev.json", '{"label_desc": "news_car", "sentence": "新车"}\n{"label_desc"\n')
     with pytest.raises(DatasetError, match=r"tnews/dev\.json:2: not JSON: "):
         load("tnews", tmp_path)

@@ -214,7 +214,7 @@ LAYOUTS: dict[str, tuple[str, Make, list[Example]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_data_set_as_its_publisher_lays_it_out(tmp_path: Path, layout: str) -> None:
+def test_a_data_set_is_read_in_the_layout_of_its_publisher(tmp_path: Path, layout: str) -> None:
     name, make, examples = LAYOUTS[layout]
     make(tmp_path)
     assert load(name, tmp_path, "dev") == examples
@@ -222,7 +222,7 @@ def test_a_data_set_as_its_publisher_lays_it_out(tmp_path: Path, layout: str) ->
     assert all(0 <= example.answer < len(example.options) for example in examples)
 
 
-def test_every_data_set_is_tested_here() -> None:
+def test_every_data_set_has_a_layout_here() -> None:
     assert {name for name, *_ in LAYOUTS.values()} == set(DATASETS)
     assert all(name == dataset.name for name, dataset in DATASETS.items())
 
@@ -234,7 +234,7 @@ def test_dev_is_the_default_split(tmp_path: Path) -> None:
     assert load("tnews", tmp_path, "train") == [news("新车", 6)]
 
 
-def test_the_few_shot_files_go_before_the_full_ones(tmp_path: Path) -> None:
+def test_few_shot_files_are_preferred_to_full_ones(tmp_path: Path) -> None:
     for number, path in enumerate(
         ("fewclue/tnews/dev_few_all.json", "fewclue/tnews/dev_public.json", "tnews/dev.json")
     ):
@@ -247,12 +247,12 @@ def test_the_few_shot_files_go_before_the_full_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "numbers"), [("dev.even", "024"), ("dev.odd", "13"), ("dev", "01234")])
-def test_halves(tmp_path: Path, split: str, numbers: str) -> None:
+def test_even_and_odd_select_half_of_a_split(tmp_path: Path, split: str, numbers: str) -> None:
     tab_separated(tmp_path / "thucnews/dev.txt", *(("标题", str(number)) for number in range(5)))
     assert [str(example.answer) for example in load("thucnews", tmp_path, split)] == list(numbers)
 
 
-def test_examples_are_put_as_the_service_puts_them() -> None:
+def test_examples_become_choices_as_in_the_service() -> None:
     assert similar("甲", "乙", 1).as_choice().options == ("不能理解为：乙", "可以理解为：乙")
     assert infers("甲", "乙", "neutral").as_choice().options == ("不能推断出：乙", "很难推断出：乙", "可以推断出：乙")
     assert similar("甲", "乙", 1).as_choice().texts == ("甲",)

@@ -19,14 +19,14 @@ def test_vocabulary_has_special_tokens_first_then_yes_and_no_then_characters() -
     assert len(vocab) == len(set(vocab)) <= 60
 
 
-def test_every_frequent_character_is_known_and_latin_words_are_pieces() -> None:
+def test_vocabulary_covers_frequent_characters_and_latin_word_pieces() -> None:
     vocab = {token: index for index, token in enumerate(learn_vocabulary(TEXTS, 60))}
     tokenizer = build_tokenizer(vocab, {})
     assert tokenizer.encode("香蕉很快").tokens == ["香", "蕉", "很", "快"]
     assert "[UNK]" not in tokenizer.encode("OKAY").tokens
 
 
-def test_tokens_of_the_same_company_have_vectors_alike() -> None:
+def test_tokens_with_similar_contexts_have_similar_vectors() -> None:
     vocab = {token: index for index, token in enumerate(learn_vocabulary(TEXTS, 60))}
     tokenizer = build_tokenizer(vocab, {})
     vectors = count_embeddings([tokenizer.encode(text).ids for text in TEXTS], len(vocab), 8, seed=1)
@@ -40,7 +40,7 @@ def test_tokens_of_the_same_company_have_vectors_alike() -> None:
     assert cosine("飞", "车") > cosine("果", "车")
 
 
-def test_counting_is_deterministic() -> None:
+def test_count_embeddings_is_deterministic() -> None:
     rows = [[1, 2, 3, 4, 5, 6, 7, 8, 9]] * 3 + [[2, 4, 6, 8, 1, 3]] * 2
     first, again = (count_embeddings(rows, 12, 4, seed=7) for _ in range(2))
     np.testing.assert_array_equal(first, again)

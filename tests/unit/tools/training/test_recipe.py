@@ -1,4 +1,4 @@
-"""Recipes: those that ship, and errors in a recipe file."""
+"""Recipes: the shipped ones, and errors in a recipe file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(folder: Path, text: str) -> Recipe:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_that_ships_reads_known_data_sets_only(path: Path) -> None:
+def test_a_shipped_recipe_uses_only_known_data_sets(path: Path) -> None:
     recipe = read_recipe(path)
     taught = [one.by for one in recipe.taught.values()]
     names = {source.partition("/")[0] for source in (*recipe.sources, *recipe.dev, *taught)} - set(recipe.taught)
@@ -31,13 +31,13 @@ def test_a_recipe_that_ships_reads_known_data_sets_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_that_ships_never_trains_on_what_it_is_judged_by(path: Path) -> None:
+def test_a_shipped_recipe_does_not_train_on_its_dev_sets(path: Path) -> None:
     recipe = read_recipe(path)
     learned = {*recipe.sources, *(one.by for one in recipe.taught.values())}
     assert not learned & set(recipe.dev)
 
 
-def test_steps_belong_to_stages_in_order(tmp_path: Path) -> None:
+def test_steps_are_assigned_to_stages_in_order(tmp_path: Path) -> None:
     recipe = read(tmp_path, SMALLEST + '[[stages]]\nsteps = 2\n[stages.mixture]\n"c3/train" = 1\n')
     first, second = recipe.stages
     assert list(recipe.stage_of_steps()) == [first] * 3 + [second] * 2
@@ -55,7 +55,7 @@ def test_steps_belong_to_stages_in_order(tmp_path: Path) -> None:
         ('form = "poem"\n' + SMALLEST, "form"),
     ],
 )
-def test_a_bad_recipe_is_refused_with_the_key(tmp_path: Path, text: str, message: str) -> None:
+def test_the_error_of_a_bad_recipe_names_the_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         read(tmp_path, text)
 

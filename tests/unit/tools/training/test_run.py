@@ -1,4 +1,4 @@
-"""Parts of a training run that need no training: blending weights, and a head's one list of classes."""
+"""Parts of a training run that need no training: blending of weights, and the classes of a head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TINY = MegatronBertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
-def test_blending_draws_every_weight_back_to_the_start(share: float) -> None:
+def test_blend_interpolates_every_weight_with_its_start(share: float) -> None:
     network = MegatronBertForMaskedLM(TINY)
     before = {name: torch.zeros_like(weights) for name, weights in network.named_parameters()}
     trained = {name: weights.detach().clone() for name, weights in network.named_parameters()}
@@ -25,7 +25,7 @@ def test_blending_draws_every_weight_back_to_the_start(share: float) -> None:
         torch.testing.assert_close(weights.detach(), share * trained[name])
 
 
-def test_a_head_has_one_list_of_classes() -> None:
+def test_a_head_needs_one_list_of_classes() -> None:
     news = Example("classify", ("好",), ("体育", "财经"), 0)
     other = Example("classify", ("好",), ("好评", "差评"), 0)
     assert _classes(Corpus({"news": [news]}, {}, [])) == ("classify", ("体育", "财经"))

@@ -1,4 +1,4 @@
-"""The stream of batches: drawing, varying, masking and bucketing of examples; determinism."""
+"""The stream of training batches: drawing, varying, masking and bucketing of examples, and determinism."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ def rows_of(stream: Stream) -> list[list[tuple[list[int], int, tuple[tuple[int, 
     return [[(row.encoding.ids.tolist(), row.answer, row.masked) for row in batch] for batch in stream]
 
 
-def test_the_same_seed_gives_the_same_batches_and_another_seed_others(model: TextModel) -> None:
+def test_batches_are_determined_by_the_seed(model: TextModel) -> None:
     first, again = (Stream(recipe(), model, {"tnews/train": NEWS}, TEXTS) for _ in range(2))
     other = Stream(recipe(seed=4), model, {"tnews/train": NEWS}, TEXTS)
     assert rows_of(first) == rows_of(again)
     assert rows_of(first) != rows_of(other)
 
 
-def test_there_is_a_batch_for_every_batch_of_every_step(model: TextModel) -> None:
+def test_the_number_of_batches_is_steps_times_batches_per_step(model: TextModel) -> None:
     doubled = recipe(optimizer=Optimizer(tokens_per_batch=300, batches_per_step=2))
     assert len(list(Stream(recipe(), model, {"tnews/train": NEWS}, TEXTS))) == 12
     assert len(list(Stream(doubled, model, {"tnews/train": NEWS}, TEXTS))) == 24
 
 
-def test_batches_keep_within_the_budget_and_rows_within_the_length(model: TextModel) -> None:
+def test_batches_are_within_the_token_budget_and_rows_within_max_length(model: TextModel) -> None:
     for batch in Stream(recipe(), model, {"tnews/train": NEWS}, TEXTS):
         longest = max(row.encoding.num_tokens for row in batch)
         assert longest <= 64
@@ -113,7 +113,7 @@ def test_vary_draws_every_wording() -> None:
     assert set(drawn) == {("差评", "好评"), ("负面", "正面")}
 
 
-def test_mask_tokens_spares_options_and_structure(model: TextModel) -> None:
+def test_mask_tokens_leaves_options_and_special_tokens_unmasked(model: TextModel) -> None:
     [encoding] = encode_choices(model, [NEWS[20].as_choice()], "right")
     row = mask_tokens(model, Row(encoding, 1), 1.0, random.Random(1))
     first = encoding.blocks[-1][1] + 1
@@ -145,7 +145,7 @@ def test_a_plain_masked_text_has_no_answer(model: TextModel) -> None:
     assert {row.answer for row in batch} == {IGNORED}
 
 
-def test_deal_gives_every_example_before_any_comes_again() -> None:
+def test_deal_gives_every_example_before_it_repeats_one() -> None:
     dealt = list(islice(deal(NEWS, random.Random(2)), 2 * len(NEWS)))
     for half in (dealt[: len(NEWS)], dealt[len(NEWS) :]):
         assert sorted(half, key=NEWS.index) == NEWS
@@ -163,7 +163,7 @@ def test_crop_leaves_a_window_of_the_text() -> None:
     assert crop(short, draw) == short
 
 
-def test_only_the_sources_named_are_cropped(model: TextModel) -> None:
+def test_only_sources_named_in_crops_are_cropped(model: TextModel) -> None:
     stage = Stage(steps=12, mixture={"tnews/train": 1, "other": 1}, crops={"other": 1.0})
     whole = [Example("classify", ("上" * 30,), LABELS, 0)]
     cropped = [Example("classify", ("下" * 30,), LABELS, 0)]

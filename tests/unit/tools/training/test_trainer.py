@@ -1,4 +1,4 @@
-"""Padding, the 4-D mask and the loss, each against its formula."""
+"""The trainer: padding, the 4-D attention mask and the loss, each compared with its formula."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return [Row(encoding, answer) for answer, encoding in enumerate(encode_choices(model, CHOICES, "right"))]
 
 
-def test_mask_hides_other_options_and_padding_and_nothing_else(rows: list[Row]) -> None:
+def test_attention_mask_hides_only_other_options_and_padding(rows: list[Row]) -> None:
     encodings = [row.encoding for row in rows]
     length = max(encoding.num_tokens for encoding in encodings)
     mask = attention_mask(encodings, length)
@@ -39,7 +39,7 @@ def test_mask_hides_other_options_and_padding_and_nothing_else(rows: list[Row]) 
                 assert mask[index, 0, query, key] == (HIDDEN if is_hidden else 0.0)
 
 
-def test_collate_pads_and_points_at_the_options(rows: list[Row]) -> None:
+def test_collate_pads_rows_and_lists_option_positions(rows: list[Row]) -> None:
     batch = collate(rows)
     short = rows[0].encoding.num_tokens
     assert batch["input_ids"][0, :short].tolist() == rows[0].encoding.ids.tolist()
@@ -49,7 +49,7 @@ def test_collate_pads_and_points_at_the_options(rows: list[Row]) -> None:
     assert batch["answers"].tolist() == [0, 1]
 
 
-def test_choice_loss_is_cross_entropy_of_yes_plus_half_of_each_option_alone(rows: list[Row]) -> None:
+def test_choice_loss_is_cross_entropy_of_yes_plus_half_the_loss_per_option(rows: list[Row]) -> None:
     batch = collate(rows)
     yes_no = torch.tensor([[[2.0, 0.5], [1.0, 0.0], [9.0, 9.0]], [[0.0, 0.0], [1.0, -1.0], [0.5, 2.0]]])
     first = math.log(1 + math.exp(1.0 - 2.0))
@@ -59,7 +59,7 @@ def test_choice_loss_is_cross_entropy_of_yes_plus_half_of_each_option_alone(rows
     assert choice_loss(yes_no, batch).item() == pytest.approx((first + second) / 2 + 0.5 * alone, abs=1e-5)
 
 
-def test_rows_without_an_answer_do_not_count(rows: list[Row]) -> None:
+def test_rows_without_an_answer_are_not_in_the_choice_loss(rows: list[Row]) -> None:
     batch = collate([rows[0], Row(rows[1].encoding, IGNORED)])
     yes_no = torch.zeros(2, 3, 2)
     chosen = choice_loss(yes_no, batch).item() - 0.5 * math.log(2)
