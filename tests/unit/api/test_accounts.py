@@ -1,4 +1,4 @@
-"""What a key is, how a secret is made, and what is refused in a keys file, without showing it."""
+"""API keys: secrets and hashes, parsing of keys files and settings, rate limits, and errors that show no secret."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_secret_is_256_random_bits_and_its_hash_is_sha256() -> None:
     assert HASH == "sha256:ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
 
 
-def test_a_file_tells_everything_of_a_key(tmp_path: Path) -> None:
+def test_read_keys_reads_every_field_of_a_key(tmp_path: Path) -> None:
     text = (
         f'[keys.app]\nhash = "{HASH}"\n'
         f'[keys."batch.job"]\nhash = "{hash_of("b")}"\nscopes = ["infer", "metrics"]\nrequests_per_s = 5\n'
@@ -60,7 +60,7 @@ def test_a_file_tells_everything_of_a_key(tmp_path: Path) -> None:
     )
 
 
-def test_a_setting_tells_hash_and_scopes() -> None:
+def test_parse_keys_reads_hash_and_scopes_of_a_setting() -> None:
     keys = parse_keys({"a": (HASH,), "b": (hash_of("b"), "metrics", "admin")})
     assert keys == {"a": Key(hash=HASH), "b": Key(hash=hash_of("b"), scopes=frozenset({"metrics", "admin"}))}
 
@@ -84,7 +84,9 @@ def test_a_setting_tells_hash_and_scopes() -> None:
         (f'keys = "{SECRET}"', "keys: should be a valid dictionary"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_without_what_it_says(tmp_path: Path, text: str, words: str) -> None:
+def test_the_error_of_an_invalid_keys_file_names_the_field_and_not_the_value(
+    tmp_path: Path, text: str, words: str
+) -> None:
     file = write(tmp_path, text)
     with pytest.raises(SettingError) as caught:
         read_keys(file)
@@ -93,13 +95,13 @@ def test_what_is_wrong_with_a_file_is_told_without_what_it_says(tmp_path: Path, 
     assert SECRET not in caught.value.detail
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_keys_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"none\.toml: No such file"):
         read_keys(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize("words", [(SECRET,), (HASH, SECRET), (HASH[:-1],), (HASH.upper(),)])
-def test_what_is_wrong_with_a_setting_is_told_without_what_it_says(words: tuple[str, ...]) -> None:
+def test_the_error_of_an_invalid_key_setting_shows_no_value(words: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match=r"security\.keys\.app") as caught:
         parse_keys({"app": words})
     assert SECRET not in caught.value.detail
@@ -113,7 +115,7 @@ def bucket(rate: float) -> tuple[Bucket, FakeClock]:
 
 
 def drawn(made: Bucket, at_most: int = 100) -> int:
-    """How often 1 can be drawn at once."""
+    """How many times 1 can be drawn without waiting."""
     for count in range(at_most):
         if made.wait_s():
             return count
@@ -121,7 +123,7 @@ def drawn(made: Bucket, at_most: int = 100) -> int:
     return at_most
 
 
-def test_a_bucket_holds_what_one_second_brings() -> None:
+def test_a_bucket_holds_one_second_of_its_rate() -> None:
     made, clock = bucket(4)
     assert drawn(made) == 4
     clock.now += 0.5
@@ -130,14 +132,14 @@ def test_a_bucket_holds_what_one_second_brings() -> None:
     assert drawn(made) == 4
 
 
-def test_a_slow_bucket_holds_one() -> None:
+def test_a_bucket_below_one_per_second_holds_one() -> None:
     made, clock = bucket(0.5)
     assert drawn(made) == 1
     clock.now += 60
     assert drawn(made) == 1
 
 
-def test_the_wait_is_exact() -> None:
+def test_wait_s_is_the_time_until_the_next_draw() -> None:
     made, clock = bucket(4)
     drawn(made)
     clock.now += 0.125
@@ -146,7 +148,7 @@ def test_the_wait_is_exact() -> None:
     assert made.wait_s() == 0.0
 
 
-def test_a_debt_closes_it_until_it_is_paid() -> None:
+def test_a_bucket_in_debt_is_closed_until_it_has_refilled() -> None:
     made, clock = bucket(100)
     made.draw(1000)
     assert made.wait_s() == pytest.approx(9.01, abs=1e-5)
@@ -156,13 +158,13 @@ def test_a_debt_closes_it_until_it_is_paid() -> None:
     assert made.wait_s() == 0.0
 
 
-def test_without_a_rate_it_never_closes() -> None:
+def test_a_bucket_without_a_rate_never_closes() -> None:
     made, _ = bucket(0)
     made.draw(1e9)
     assert made.wait_s() == 0.0
 
 
-def test_another_rate_neither_fills_nor_empties_it() -> None:
+def test_a_new_rate_keeps_the_level_of_the_bucket() -> None:
     made, clock = bucket(4)
     drawn(made)
     made.set_rate(100)
@@ -174,7 +176,7 @@ def test_another_rate_neither_fills_nor_empties_it() -> None:
     assert drawn(made) == 2
 
 
-def test_a_limit_that_is_new_starts_full() -> None:
+def test_a_bucket_whose_limit_is_new_starts_full() -> None:
     made, _ = bucket(0)
     made.set_rate(3)
     assert drawn(made) == 3
@@ -201,7 +203,7 @@ def test_an_account_is_refused_at_each_of_its_limits() -> None:
     assert account.refusal() is None
 
 
-def test_new_rights_keep_what_runs_and_what_is_owed() -> None:
+def test_new_permissions_keep_running_requests_and_debt() -> None:
     clock = FakeClock()
     account = Account("a", KeyPermissions(tokens_per_s=100), clock)
     account.enter()
@@ -215,8 +217,8 @@ def test_new_rights_keep_what_runs_and_what_is_owed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cap", "asked", "given"),
+    ("cap", "requested", "granted"),
     [("interactive", "bulk", "bulk"), ("interactive", "interactive", "interactive"), ("bulk", "interactive", "bulk")],
 )
-def test_a_bulk_key_never_goes_first(cap: str, asked: str, given: str) -> None:
-    assert Account("a", KeyPermissions(priority=cap)).priority(asked) == given  # type: ignore[arg-type]
+def test_the_priority_of_a_request_is_capped_by_its_key(cap: str, requested: str, granted: str) -> None:
+    assert Account("a", KeyPermissions(priority=cap)).priority(requested) == granted  # type: ignore[arg-type]

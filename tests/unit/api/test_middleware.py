@@ -1,4 +1,4 @@
-"""The outermost ring: ids, replies to errors, and what is logged of a request."""
+"""The outermost middleware: request ids, error responses, the access log and traces."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ async def call(app: Any, **scope: Any) -> list[dict[str, Any]]:
     async def receive() -> Any:
         return {"type": "http.request", "body": b""}
 
-    edge = RequestMiddleware(app, Metrics(CollectorRegistry()))
-    await edge({"type": "http", "method": "POST", "path": "/x", "headers": [], **scope}, receive, send)
+    middleware = RequestMiddleware(app, Metrics(CollectorRegistry()))
+    await middleware({"type": "http", "method": "POST", "path": "/x", "headers": [], **scope}, receive, send)
     return sent
 
 
-async def test_the_log_has_the_id_while_the_request_runs_and_not_after() -> None:
+async def test_the_log_has_the_request_id_only_while_the_request_runs() -> None:
     seen = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -45,7 +45,7 @@ async def test_the_log_has_the_id_while_the_request_runs_and_not_after() -> None
     assert logs.request_id.get() == ""
 
 
-async def test_an_error_of_ours_becomes_its_reply() -> None:
+async def test_a_service_error_becomes_a_problem_response() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise QueueFull("full", retry_after_s=1.5)
 
@@ -55,7 +55,7 @@ async def test_an_error_of_ours_becomes_its_reply() -> None:
     assert b'"queue_full"' in body["body"]
 
 
-async def test_an_error_after_the_reply_has_begun_is_not_answered_twice() -> None:
+async def test_an_error_after_the_response_has_started_is_not_answered_again() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise QueueFull("full")
@@ -76,7 +76,7 @@ async def test_a_request_is_logged_once_without_its_text(caplog: pytest.LogCaptu
     assert "secret" not in str(vars(record))
 
 
-async def test_probes_are_logged_for_debugging_only(caplog: pytest.LogCaptureFixture) -> None:
+async def test_probes_are_logged_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         scope["route"] = type("Route", (), {"path": "/livez"})
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -99,7 +99,7 @@ async def test_head_is_answered_like_get_and_logged_as_head(caplog: pytest.LogCa
     assert [record.method for record in caplog.records] == ["HEAD"]  # type: ignore[attr-defined]
 
 
-async def test_what_is_not_http_passes() -> None:
+async def test_a_scope_that_is_not_http_passes_through() -> None:
     seen = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -119,7 +119,7 @@ async def traced_call(tracer: RecordingTracer, app: Any, metrics: Metrics, path:
         sent.append(message)
 
     async def receive() -> Any:
-        raise AssertionError("nobody reads the body")
+        raise AssertionError("the body must not be read")
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"x-request-id", b"mine")]}
     await RequestMiddleware(app, metrics, tracer)(scope, receive, send)
@@ -132,7 +132,7 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
-async def test_a_request_has_a_trace_from_its_begin_to_its_end() -> None:
+async def test_a_request_has_a_trace_from_start_to_end() -> None:
     tracer, seen = RecordingTracer(), []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -144,8 +144,8 @@ async def test_a_request_has_a_trace_from_its_begin_to_its_end() -> None:
     assert trace.current.get() is NO_TRACE
     assert (b"traceresponse", b"00-t-s-01") in start["headers"]
     [fields] = tracer.traces[0].ends
-    told = {name: fields[name] for name in ("request_id", "method", "route", "status", "task")}
-    assert told == {
+    traced = {name: fields[name] for name in ("request_id", "method", "route", "status", "task")}
+    assert traced == {
         "request_id": "mine",
         "method": "POST",
         "route": "/v1/classify",
@@ -154,7 +154,7 @@ async def test_a_request_has_a_trace_from_its_begin_to_its_end() -> None:
     }
 
 
-async def test_its_duration_points_at_its_trace() -> None:
+async def test_the_duration_of_a_request_has_an_exemplar_of_its_trace() -> None:
     metrics = Metrics(CollectorRegistry())
     await traced_call(RecordingTracer(), answer, metrics)
     page = generate_latest(metrics.registry).decode()
@@ -163,7 +163,7 @@ async def test_its_duration_points_at_its_trace() -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
-async def test_probes_have_none(path: str) -> None:
+async def test_probes_have_no_trace(path: str) -> None:
     tracer = RecordingTracer()
     [start] = await traced_call(tracer, answer, Metrics(CollectorRegistry()), path)
     assert tracer.traces == []

@@ -1,4 +1,4 @@
-"""Connections without a socket and without time: what is read, written and timed is in the test's hands."""
+"""The HTTP protocol with a fake transport and fake timers: limits, time-outs, pipelining, closing."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Timer:
 
 
 @dataclass
-class HandLoop:
-    """Real tasks, but timers that go off when a test says so."""
+class FakeLoop:
+    """A loop with real tasks and with timers that the test fires."""
 
     timers: list[Timer] = field(default_factory=list)
 
@@ -79,15 +79,15 @@ class HandLoop:
     def running(self) -> list[float]:
         return [timer.seconds for timer in self.timers if not timer.is_cancelled]
 
-    def go_off(self) -> None:
-        """The one timer that runs."""
+    def fire(self) -> None:
+        """Fires the only running timer."""
         (timer,) = [timer for timer in self.timers if not timer.is_cancelled]
         self.timers.remove(timer)
         timer.callback()
 
 
-class HandTransport:
-    """Keeps what is written."""
+class FakeTransport:
+    """Records the written bytes."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -131,18 +131,18 @@ class HandTransport:
 
 @dataclass
 class Peer:
-    """One connection as its client sees it."""
+    """One connection, seen from its client."""
 
     connection: HttpProtocol
-    transport: HandTransport
-    loop: HandLoop
+    transport: FakeTransport
+    loop: FakeLoop
 
     def send(self, *parts: bytes) -> None:
         for part in parts:
             self.connection.data_received(part)
 
     async def answered(self, count: int = 1) -> list[tuple[int, str]]:
-        """Status and code (an error's) of so many answers; the loop turns until they are there."""
+        """Status and error code of each response, once `count` of them have been written."""
         for _ in range(200):
             if self.transport.written.count(b"HTTP/1.1 ") >= count:
                 break
@@ -152,7 +152,7 @@ class Peer:
         return [(int(part[:3]), code[1].decode() if code else "") for part, code in zip(parts, codes, strict=True)]
 
     async def wait_out(self) -> None:
-        """Until the connection has ended: what is awaited in vain comes to its time."""
+        """Waits until the connection is closed; fires each timer that runs."""
         while self.transport.is_open:
             for _ in range(20):
                 await asyncio.sleep(0)
@@ -170,7 +170,7 @@ class Peer:
 
 @dataclass
 class App:
-    """The application and its connections."""
+    """The application, and the limits that its connections share."""
 
     service: Service
     connection_limits: ConnectionLimits
@@ -178,7 +178,7 @@ class App:
     config: uvicorn.Config
 
     def connect(self, now: float = 0.0) -> Peer:
-        loop, transport = HandLoop(), HandTransport()
+        loop, transport = FakeLoop(), FakeTransport()
         loop.now = now
         connection = HttpProtocol(
             config=self.config,
@@ -231,8 +231,8 @@ CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def test_the_installed_uvicorn_is_the_one_whose_internals_were_checked() -> None:
-    """After an upgrade: compare the overridden methods with uvicorn's, then name the new versions in the module."""
+def test_the_installed_uvicorn_is_the_checked_version() -> None:
+    """After an upgrade, compare the overridden methods with uvicorn's, then name the new versions in the module."""
     named = " ".join((http_protocol.__doc__ or "").split())
     for package in ("uvicorn", "httptools"):
         assert f"{package} {version(package)}" in named
@@ -240,7 +240,7 @@ def test_the_installed_uvicorn_is_the_one_whose_internals_were_checked() -> None
     assert [name for name in internals if not hasattr(HttpToolsProtocol, name)] == []
 
 
-async def test_a_request_is_answered_and_only_its_next_use_is_awaited(peer: Peer) -> None:
+async def test_an_answered_connection_has_only_the_keep_alive_timer(peer: Peer) -> None:
     assert peer.loop.running == [20]
     peer.send(post())
     assert peer.loop.running == []
@@ -251,7 +251,7 @@ async def test_a_request_is_answered_and_only_its_next_use_is_awaited(peer: Peer
     assert peer.transport.is_open
 
 
-async def test_a_reply_is_one_packet_and_may_have_no_body(peer: Peer) -> None:
+async def test_a_response_is_one_packet_with_or_without_body(peer: Peer) -> None:
     peer.send(post())
     assert await peer.answered() == [(200, "")]
     assert peer.transport.num_packets == 1
@@ -260,14 +260,14 @@ async def test_a_reply_is_one_packet_and_may_have_no_body(peer: Peer) -> None:
     assert peer.transport.num_packets == 2
 
 
-async def test_who_waits_to_be_asked_for_the_body_is_asked(peer: Peer) -> None:
+async def test_expect_100_continue_is_answered_with_100(peer: Peer) -> None:
     peer.send(post(b"Expect: 100-continue", body=b"", announced=len(BODY)))
     assert await peer.answered() == [(100, "")]
     peer.send(BODY)
     assert await peer.answered(2) == [(100, ""), (200, "")]
 
 
-async def test_a_client_that_goes_takes_its_jobs_along() -> None:
+async def test_a_disconnect_cancels_the_jobs_of_the_client() -> None:
     submit = FakeSubmit(gate=asyncio.Event())
     async with serving(submit) as found:
         peer = found.connect()
@@ -279,7 +279,7 @@ async def test_a_client_that_goes_takes_its_jobs_along() -> None:
         assert peer.transport.written == b""
 
 
-async def test_a_client_is_listened_to_after_a_body_that_was_too_large_to_read_on() -> None:
+async def test_reading_resumes_after_a_large_body_so_that_a_disconnect_is_seen() -> None:
     submit, body = FakeSubmit(gate=asyncio.Event()), b'{"inputs": "a"%s}' % (b" " * HIGH_WATER_LIMIT)
     async with serving(submit, limits=Server(max_body_bytes=2 * HIGH_WATER_LIMIT)) as found:
         peer = found.connect()
@@ -293,54 +293,54 @@ async def test_a_client_is_listened_to_after_a_body_that_was_too_large_to_read_o
         assert submit.num_cancelled == 1
 
 
-async def test_a_request_may_come_byte_by_byte_within_one_head_and_one_body_time(peer: Peer) -> None:
+async def test_a_request_byte_by_byte_has_one_header_and_one_body_timer(peer: Peer) -> None:
     peer.send(*(bytes([byte]) for byte in post()))
     assert await peer.answered() == [(200, "")]
     assert [timer.seconds for timer in peer.loop.timers] == [20, 30, 75]
 
 
-async def test_who_says_nothing_is_left_without_a_word(peer: Peer) -> None:
-    peer.loop.go_off()
+async def test_a_silent_connection_is_closed_without_a_response(peer: Peer) -> None:
+    peer.loop.fire()
     assert (peer.transport.is_open, peer.transport.written) == (False, b"")
 
 
-async def test_who_stays_amid_a_head_is_told(peer: Peer) -> None:
+async def test_an_incomplete_head_is_answered_with_408(peer: Peer) -> None:
     peer.send(b"POST /v1/embed HT")
     assert peer.loop.running == [20]
-    peer.loop.go_off()
+    peer.loop.fire()
     assert await peer.answered() == [(408, "request_timeout")]
     assert b"connection: close\r\n" in peer.transport.written
     assert not peer.transport.is_open
 
 
-async def test_a_second_head_gets_the_same_time_as_the_first(peer: Peer) -> None:
+async def test_a_second_head_has_the_same_timeout_as_the_first(peer: Peer) -> None:
     peer.send(post())
     await peer.answered()
     peer.send(b"POST")
     assert peer.loop.running == [20]
-    peer.loop.go_off()
+    peer.loop.fire()
     assert await peer.answered(2) == [(200, ""), (408, "request_timeout")]
 
 
-async def test_an_unused_connection_is_closed(peer: Peer) -> None:
+async def test_an_idle_connection_is_closed_after_keep_alive_s(peer: Peer) -> None:
     peer.send(post())
     await peer.answered()
-    peer.loop.go_off()
+    peer.loop.fire()
     assert not peer.transport.is_open
     assert len(await peer.answered()) == 1
 
 
 @pytest.mark.parametrize("start", [post(announced=100), post(announced=100, body=b""), chunked(CHUNK)])
-async def test_a_body_that_does_not_end_is_408(peer: Peer, start: bytes) -> None:
+async def test_an_incomplete_body_is_answered_with_408(peer: Peer, start: bytes) -> None:
     peer.send(start)
     await asyncio.sleep(0)
-    peer.loop.go_off()
+    peer.loop.fire()
     assert await peer.answered() == [(408, "request_timeout")]
     assert b"connection: close\r\n" in peer.transport.written
     assert not peer.transport.is_open
 
 
-async def test_the_body_of_a_request_that_waits_for_another_has_its_time_later() -> None:
+async def test_the_body_timer_of_a_pipelined_request_starts_with_its_turn() -> None:
     gate = asyncio.Event()
     async with serving(FakeSubmit(gate=gate)) as found:
         peer = found.connect()
@@ -350,11 +350,11 @@ async def test_the_body_of_a_request_that_waits_for_another_has_its_time_later()
         await peer.answered()
         await asyncio.sleep(0)
         assert peer.loop.running == [30]
-        peer.loop.go_off()
+        peer.loop.fire()
         assert await peer.answered(2) == [(200, ""), (408, "request_timeout")]
 
 
-async def test_a_body_refused_before_its_end_may_go_on_for_a_while(peer: Peer) -> None:
+async def test_a_refused_body_is_read_to_its_end_and_the_connection_reused(peer: Peer) -> None:
     peer.send(post(announced=10_000))
     assert await peer.answered() == [(413, "body_too_large")]
     peer.send(b"x" * 4000, b"x" * 4000)
@@ -363,22 +363,22 @@ async def test_a_body_refused_before_its_end_may_go_on_for_a_while(peer: Peer) -
     assert await peer.answered(2) == [(413, "body_too_large"), (200, "")]
 
 
-async def test_a_refused_body_that_does_not_end_is_cut_off(peer: Peer) -> None:
+async def test_a_refused_body_that_does_not_end_is_closed_by_the_timer(peer: Peer) -> None:
     peer.send(chunked(b"1000\r\n" + b"x" * 4096))
     assert await peer.answered() == [(413, "body_too_large")]
     peer.send(b"\r\n1000\r\n")
-    peer.loop.go_off()
+    peer.loop.fire()
     assert not peer.transport.is_open
     assert len(await peer.answered(2)) == 1
 
 
 def padded(num_bytes: int) -> bytes:
-    """A request whose path and headers have so many bytes."""
+    """A request whose path and headers have `num_bytes` bytes."""
     rest = len("/v1/embed" + "Host: x\r\nContent-Length: 2\r\nX: \r\n")
     return b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nX: %s\r\n\r\n{}" % (b"a" * (num_bytes - rest))
 
 
-async def test_headers_of_just_the_limit_are_read_and_of_one_byte_more_refused(peer: Peer) -> None:
+async def test_headers_of_the_limit_are_read_and_one_byte_more_is_refused(peer: Peer) -> None:
     peer.send(padded(1024))
     assert await peer.answered() == [(422, "invalid_request")]
     peer.send(padded(1025))
@@ -397,27 +397,27 @@ async def test_headers_of_just_the_limit_are_read_and_of_one_byte_more_refused(p
     ],
     ids=["path", "value", "many", "name", "nothing"],
 )
-async def test_a_head_without_end_is_431(peer: Peer, endless: list[bytes]) -> None:
+async def test_an_endless_head_is_answered_with_431(peer: Peer, endless: list[bytes]) -> None:
     peer.send(*endless)
     assert await peer.answered() == [(431, "headers_too_large")]
     assert not peer.transport.is_open
 
 
 @pytest.mark.parametrize("tail", [b"0\r\nX: ", b"5;"], ids=["trailers", "extension"])
-async def test_what_is_neither_head_nor_body_has_an_end_too(peer: Peer, tail: bytes) -> None:
+async def test_endless_trailers_or_chunk_extensions_are_answered_with_431(peer: Peer, tail: bytes) -> None:
     peer.send(chunked(CHUNK), tail, *[b"a" * 100] * 12)
     assert await peer.answered() == [(431, "headers_too_large")]
     assert not peer.transport.is_open
 
 
-async def test_what_is_not_http_is_400(peer: Peer) -> None:
+async def test_bytes_that_are_not_http_are_answered_with_400(peer: Peer) -> None:
     peer.send(b"\x16\x03\x01\x02\x00")
     assert await peer.answered() == [(400, "malformed_request")]
     assert re.search(rb"\r\nx-request-id: [0-9a-f]{32}\r\n", peer.transport.written)
     assert peer.transport.written.endswith(b"}")
 
 
-async def test_who_is_refused_while_sending_has_time_to_read_why(peer: Peer) -> None:
+async def test_a_refused_client_that_still_sends_gets_time_to_read_the_response(peer: Peer) -> None:
     peer.transport.can_end = True
     peer.send(b"GET /" + b"a" * 2000)
     assert await peer.answered() == [(431, "headers_too_large")]
@@ -425,18 +425,18 @@ async def test_who_is_refused_while_sending_has_time_to_read_why(peer: Peer) -> 
     peer.send(*[b"a" * 1000] * 3, b" HTTP/1.1\r\n\r\n")
     assert len(await peer.answered(2)) == 1
     assert peer.loop.running == [2]
-    peer.loop.go_off()
+    peer.loop.fire()
     assert not peer.transport.is_open
 
 
 @pytest.mark.parametrize("pieces", [[b"-1\r\n"], [CHUNK, b"zz\r\n"], [CHUNK, b"f" * 20, b"\r\n"]])
-async def test_a_body_that_breaks_off_into_something_else_is_400(peer: Peer, pieces: list[bytes]) -> None:
+async def test_a_malformed_chunk_is_answered_with_400(peer: Peer, pieces: list[bytes]) -> None:
     peer.send(chunked(), *pieces)
     assert await peer.answered() == [(400, "malformed_request")]
     assert not peer.transport.is_open
 
 
-async def test_what_came_whole_before_is_answered_and_what_comes_after_not_read() -> None:
+async def test_complete_requests_before_a_malformed_one_are_answered() -> None:
     gate = asyncio.Event()
     async with serving(FakeSubmit(gate=gate)) as found:
         peer = found.connect()
@@ -447,7 +447,7 @@ async def test_what_came_whole_before_is_answered_and_what_comes_after_not_read(
         assert found.refused("malformed_request") == 1
 
 
-async def test_requests_ahead_of_their_answers_are_limited(peer: Peer) -> None:
+async def test_the_number_of_pipelined_requests_is_limited(peer: Peer) -> None:
     peer.send(GET * (MAX_PIPELINED + 50))
     assert await peer.answered(100) == [(200, "")] * (MAX_PIPELINED + 1)
     assert not peer.transport.is_open
@@ -457,7 +457,7 @@ UPGRADE = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Sett
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-async def test_a_wish_for_another_protocol_is_not_heard_but_its_request_answered(peer: Peer, size: int) -> None:
+async def test_an_upgrade_is_ignored_and_its_request_answered(peer: Peer, size: int) -> None:
     whole = post(*UPGRADE) + chunked(CHUNK, b"0\r\n\r\n").replace(b"Host: x", b"\r\n".join((b"Host: x", *UPGRADE)))
     peer.send(*(whole[at : at + size] for at in range(0, len(whole), size)))
     assert await peer.answered(2) == [(200, ""), (200, "")]
@@ -465,12 +465,12 @@ async def test_a_wish_for_another_protocol_is_not_heard_but_its_request_answered
     assert await peer.answered(3) == [(200, ""), (200, ""), (200, "")]
 
 
-async def test_this_is_no_proxy(peer: Peer) -> None:
+async def test_connect_is_refused(peer: Peer) -> None:
     peer.send(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
     assert await peer.answered() == [(400, "malformed_request")]
 
 
-async def test_at_the_limit_the_connection_that_was_idle_for_longest_is_closed() -> None:
+async def test_at_the_limit_the_longest_idle_connection_is_closed() -> None:
     async with serving(max_connections=2) as found:
         first, second = found.connect(), found.connect()
         second.send(post())
@@ -483,7 +483,7 @@ async def test_at_the_limit_the_connection_that_was_idle_for_longest_is_closed()
         assert [peer.transport.is_open for peer in (second, third, fourth)] == [False, True, True]
 
 
-async def test_a_connection_that_was_just_accepted_makes_no_room() -> None:
+async def test_a_connection_that_was_just_accepted_is_not_closed_for_another() -> None:
     async with serving(max_connections=1) as found:
         first, second = found.connect(), found.connect(now=MIN_IDLE_S / 2)
         first.send(post())
@@ -516,7 +516,7 @@ async def test_at_the_limit_of_busy_connections_only_probes_are_answered() -> No
         assert await again.answered() == [(200, "")]
 
 
-async def test_above_the_reserve_a_connection_is_refused_before_it_asks() -> None:
+async def test_above_the_reserve_a_connection_is_refused_before_its_request() -> None:
     async with serving(max_connections=1) as found:
         for _ in range(1 + RESERVED_CONNECTIONS):
             found.connect().send(b"G")
@@ -526,19 +526,19 @@ async def test_above_the_reserve_a_connection_is_refused_before_it_asks() -> Non
 
 
 @pytest.mark.parametrize("hosts", [[], [b"a", b"a"], [b"a b"], [b"x@y"], [b"a/c"], [b"a:b"]])
-async def test_a_request_names_its_host_once_and_well(peer: Peer, hosts: list[bytes]) -> None:
+async def test_a_missing_duplicate_or_invalid_host_is_refused(peer: Peer, hosts: list[bytes]) -> None:
     lines = b"".join(b"Host: %s\r\n" % host for host in hosts)
     peer.send(b"GET /livez HTTP/1.1\r\n" + lines + b"\r\n")
     assert await peer.answered() == [(400, "malformed_request")]
 
 
 @pytest.mark.parametrize("host", [b"", b"x", b"x:80", b"127.0.0.1:8000", b"[::1]:8000", b"a-b.example.com"])
-async def test_hosts_of_every_form_are_answered(peer: Peer, host: bytes) -> None:
+async def test_every_form_of_host_is_accepted(peer: Peer, host: bytes) -> None:
     peer.send(b"GET /livez HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
     assert await peer.answered() == [(200, "")]
 
 
-async def test_trailers_are_no_headers(peer: Peer) -> None:
+async def test_trailers_are_not_read_as_headers(peer: Peer) -> None:
     body = b'{"inputs": "a"}'
     peer.send(chunked(b"%x\r\n%s\r\n0\r\nX-Request-ID: forged\r\n\r\n" % (len(body), body)))
     assert await peer.answered() == [(200, "")]
@@ -552,15 +552,15 @@ async def test_a_last_response_waits_for_a_client_that_is_still_sending(peer: Pe
     assert (peer.transport.is_open, peer.transport.has_ended) == (True, True)
     assert peer.loop.running == [LINGER_S]
     peer.send(b"x" * 100)
-    assert peer.loop.running == [LINGER_S], "from the last byte on"
+    assert peer.loop.running == [LINGER_S], "restarted by the last byte"
     peer.loop.now = LIMITS.body_timeout_s - 0.5
     peer.send(b"x" * 100)
-    assert peer.loop.running == [0.5], "but not for ever"
-    peer.loop.go_off()
+    assert peer.loop.running == [0.5], "limited by body_timeout_s"
+    peer.loop.fire()
     assert not peer.transport.is_open
 
 
-async def test_who_does_not_read_is_cut_off() -> None:
+async def test_a_client_that_does_not_read_is_aborted() -> None:
     async with serving() as found:
         peer = found.connect()
         peer.send(post())
@@ -569,22 +569,22 @@ async def test_who_does_not_read_is_cut_off() -> None:
         assert peer.loop.running == [75, 60]
         peer.connection.resume_writing()
         assert peer.loop.running == [75]
-        peer.loop.go_off()  # unused: closed, but what is not sent by then never will be
+        peer.loop.fire()  # keep-alive has ended: closing, but the response is not sent yet
         assert peer.loop.running == [60]
-        peer.loop.go_off()
+        peer.loop.fire()
         assert peer.transport.was_aborted
         assert found.refused("slow_reader") == 1
 
 
-async def test_a_connection_to_be_closed_has_its_time_too(peer: Peer) -> None:
+async def test_a_closing_connection_that_does_not_read_is_aborted(peer: Peer) -> None:
     peer.send(post(b"Connection: close"))
     await peer.answered()
     assert peer.loop.running == [60]
-    peer.loop.go_off()
+    peer.loop.fire()
     assert peer.transport.was_aborted
 
 
-async def test_a_lost_connection_leaves_no_clock_and_nobody_waiting() -> None:
+async def test_a_lost_connection_leaves_no_timer_and_no_task() -> None:
     async with serving(submit := FakeSubmit(gate=asyncio.Event())) as found:
         peer = found.connect()
         peer.send(post() + post())
@@ -594,7 +594,7 @@ async def test_a_lost_connection_leaves_no_clock_and_nobody_waiting() -> None:
         assert (submit.num_cancelled, len(submit.asked), peer.loop.running) == (1, 1, [])
 
 
-async def test_when_the_door_closes_every_answer_is_the_last_on_its_connection() -> None:
+async def test_while_closing_every_response_is_the_last_of_its_connection() -> None:
     gate = asyncio.Event()
     async with serving(FakeSubmit(gate=gate)) as found:
         running_one, idle = found.connect(), found.connect()
@@ -613,7 +613,7 @@ async def test_when_the_door_closes_every_answer_is_the_last_on_its_connection()
         assert not idle.transport.is_open
 
 
-async def test_broken_requests_end_with_an_answer_or_without_but_they_end() -> None:
+async def test_malformed_requests_never_leave_a_connection_open() -> None:
     seen = set()
     async with serving() as found:
         for seed in range(300):
@@ -634,7 +634,7 @@ async def test_broken_requests_end_with_an_answer_or_without_but_they_end() -> N
 
 @dataclass
 class Wire:
-    """Keeps what is written, packet by packet."""
+    """Records the written packets."""
 
     packets: list[bytes] = field(default_factory=list)
     is_open: bool = True
@@ -660,7 +660,7 @@ def reply(wire: Wire) -> ResponseWriter:
     return ResponseWriter(cast(Any, wire), wire.close)
 
 
-def test_the_head_leaves_with_the_beginning_of_the_body(wire: Wire, reply: ResponseWriter) -> None:
+def test_the_head_is_sent_with_the_first_part_of_the_body(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(b"head ")
     assert wire.packets == []
     reply.write(b"body")
@@ -670,20 +670,20 @@ def test_the_head_leaves_with_the_beginning_of_the_body(wire: Wire, reply: Respo
     assert wire.packets == [b"head body", b", more"]
 
 
-def test_an_empty_body_lets_the_head_go(wire: Wire, reply: ResponseWriter) -> None:
+def test_an_empty_body_flushes_the_head(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(b"head")
     reply.write(b"")
     assert wire.packets == [b"head"]
 
 
-def test_a_reply_without_a_body_leaves_at_its_end_and_once(wire: Wire, reply: ResponseWriter) -> None:
+def test_a_response_without_a_body_is_sent_once_at_finish(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(b"head")
     reply.finish()
     reply.finish()
     assert wire.packets == [b"head"]
 
 
-def test_who_waits_to_send_a_body_is_told_at_once(wire: Wire, reply: ResponseWriter) -> None:
+def test_100_continue_is_sent_immediately(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(CONTINUE)
     assert wire.packets == [CONTINUE]
     reply.write(b"head ")
@@ -691,7 +691,7 @@ def test_who_waits_to_send_a_body_is_told_at_once(wire: Wire, reply: ResponseWri
     assert wire.packets == [CONTINUE, b"head body"]
 
 
-def test_a_reply_that_breaks_off_leaves_before_the_end_of_the_connection(wire: Wire, reply: ResponseWriter) -> None:
+def test_close_flushes_an_unfinished_response(wire: Wire, reply: ResponseWriter) -> None:
     reply.write(b"head")
     assert not reply.is_closing()
     reply.close()

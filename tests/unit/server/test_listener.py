@@ -1,4 +1,4 @@
-"""Connections are taken as they have come: many at a time, and again after a want of descriptors."""
+"""The listener: accepts many connections per turn of the loop, and retries after a lack of file descriptors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.server.listener import Listener
 
 
 class Echo(asyncio.Protocol):
-    """Answers what it hears."""
+    """Sends back the received bytes."""
 
     made: list[Echo]
 
@@ -39,19 +39,19 @@ def listener() -> Iterator[socket.socket]:
 
 
 @asynccontextmanager
-async def taking(listener: socket.socket) -> AsyncIterator[None]:
-    taking = Listener(listener, Echo, None)
-    taking.begin()
+async def accepting(listener: socket.socket) -> AsyncIterator[None]:
+    accepting = Listener(listener, Echo, None)
+    accepting.begin()
     try:
         yield
     finally:
-        taking.close()
+        accepting.close()
         for echo in Echo.made:
             echo.transport.abort()
 
 
-async def turns_until_made(num: int) -> int:
-    """Times around the loop, until so many connections are there."""
+async def turns_until_accepted(num: int) -> int:
+    """Turns of the loop until `num` connections have been accepted."""
     turns = 0
     while len(Echo.made) < num:
         turns += 1
@@ -59,70 +59,72 @@ async def turns_until_made(num: int) -> int:
     return turns
 
 
-def test_all_that_have_come_are_taken_together(listener: socket.socket) -> None:
+def test_waiting_connections_are_accepted_in_a_few_turns(listener: socket.socket) -> None:
     async def run() -> int:
         with ExitStack() as clients:
             for _ in range(40):
                 clients.enter_context(socket.create_connection(listener.getsockname()))
-            async with taking(listener):
-                return await turns_until_made(40)
+            async with accepting(listener):
+                return await turns_until_accepted(40)
 
-    assert uvloop.run(run()) < 10, "one at a time would take 40"
+    assert uvloop.run(run()) < 10, "one per turn would need 40"
 
 
-def test_more_than_are_taken_at_once_come_next(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_beyond_one_turn_are_accepted_in_the_next(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listener_module, "MOST_AT_ONCE", 2)
 
     async def run() -> None:
         with ExitStack() as clients:
             for _ in range(5):
                 clients.enter_context(socket.create_connection(listener.getsockname()))
-            async with taking(listener):
-                assert await turns_until_made(5) > 2
+            async with accepting(listener):
+                assert await turns_until_accepted(5) > 2
 
     uvloop.run(run())
 
 
-def test_a_connection_answers_and_waits_for_no_more_to_send(listener: socket.socket) -> None:
+def test_an_accepted_connection_echoes_with_tcp_nodelay(listener: socket.socket) -> None:
     async def run() -> bytes:
-        async with taking(listener):
+        async with accepting(listener):
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             writer.write(b"hello")
-            heard = await reader.readexactly(5)
+            received = await reader.readexactly(5)
             writer.close()
             there = Echo.made[0].transport.get_extra_info("socket")
             assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            return heard
+            return received
 
     assert uvloop.run(run()) == b"hello"
 
 
-class Poor:
-    """A listening socket of a process that has no descriptor left, the first time that it is asked."""
+class ExhaustedSocket:
+    """A listening socket whose first `accept` fails because the process has no file descriptor left."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._is_poor = True
+        self._is_exhausted = True
 
     def fileno(self) -> int:
         return self._listener.fileno()
 
     def accept(self) -> tuple[socket.socket, object]:
-        if self._is_poor:
-            self._is_poor = False
+        if self._is_exhausted:
+            self._is_exhausted = False
             raise OSError(errno.EMFILE, "Too many open files")
         return self._listener.accept()
 
 
-def test_without_a_descriptor_it_is_tried_again_later(
+def test_accept_is_retried_after_a_lack_of_file_descriptors(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(listener_module, "PAUSE_S", 0.01)
 
     async def run() -> None:
         with socket.create_connection(listener.getsockname()):
-            async with taking(cast("socket.socket", Poor(listener))):
-                await turns_until_made(1)
+            async with accepting(cast("socket.socket", ExhaustedSocket(listener))):
+                await turns_until_accepted(1)
 
     with caplog.at_level(logging.WARNING):
         uvloop.run(run())
@@ -130,9 +132,9 @@ def test_without_a_descriptor_it_is_tried_again_later(
     assert (record.getMessage(), vars(record)["reason"]) == ("connections are not accepted", "Too many open files")
 
 
-def test_what_is_closed_takes_no_more(listener: socket.socket) -> None:
+def test_a_closed_listener_accepts_no_connection(listener: socket.socket) -> None:
     async def run() -> None:
-        async with taking(listener):
+        async with accepting(listener):
             pass
         with socket.create_connection(listener.getsockname()):
             for _ in range(10):

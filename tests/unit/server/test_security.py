@@ -1,4 +1,4 @@
-"""Who may start a server for whom, and what is done with keys and certificates at the start."""
+"""Security at start: keys or loopback are required, and keys files and certificates are checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def settings(host: str, **security: object) -> Settings:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "erlangshen.example.com", ""])
-def test_a_public_server_without_keys_does_not_start_and_tells_both_ways_out(host: str) -> None:
+def test_a_public_server_without_keys_is_refused_with_both_remedies(host: str) -> None:
     with pytest.raises(SettingError) as caught:
         require_keys_or_loopback(settings(host))
     assert caught.value.detail.startswith(f"server.host = {host}: ")
@@ -35,22 +35,22 @@ def test_a_public_server_without_keys_does_not_start_and_tells_both_ways_out(hos
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
-def test_on_loopback_nothing_is_asked(host: str) -> None:
+def test_a_server_on_loopback_needs_no_keys(host: str) -> None:
     require_keys_or_loopback(settings(host))
 
 
 @pytest.mark.parametrize("security", [{"allow_anonymous": True}, {"keys": KEY}, {"keys_file": "keys.toml"}])
-def test_a_public_server_starts_with_keys_or_with_the_word_for_it(security: dict[str, object]) -> None:
+def test_a_public_server_starts_with_keys_or_allow_anonymous(security: dict[str, object]) -> None:
     require_keys_or_loopback(settings("0.0.0.0", **security))
 
 
-def test_the_word_for_it_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_allow_anonymous_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--host", "0.0.0.0"]) == 2
     assert "or --allow-anonymous to serve requests without keys" in capsys.readouterr().err
     assert main(["settings", "--allow-anonymous", "--host", "0.0.0.0"]) == 0
 
 
-def test_there_are_keys_where_one_place_names_some(tmp_path: Path) -> None:
+def test_make_key_store_joins_keys_of_settings_and_file(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(f'[keys.other]\nhash = "{hash_of("erl_two")}"\n')
     metrics = Metrics(CollectorRegistry())
@@ -61,12 +61,12 @@ def test_there_are_keys_where_one_place_names_some(tmp_path: Path) -> None:
     assert [account and account.name for account in map(key_store.find, (b"erl_one", b"erl_two"))] == ["app", "other"]
 
 
-def test_a_keys_file_that_is_away_stops_the_start(tmp_path: Path) -> None:
+def test_a_missing_keys_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="No such file"):
         make_key_store(Security(keys_file=tmp_path / "keys.toml"), Metrics(CollectorRegistry()))
 
 
-def test_the_settings_in_effect_name_the_keys_and_show_nothing_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_settings_show_key_names_and_no_hashes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["settings", "--key", f"app={hash_of('erl_one')}", "--key", "b=erl_mistaken,infer"]) == 0
     printed = capsys.readouterr().out
     assert '"keys": [\n      "app",\n      "b"\n    ]' in printed
@@ -75,7 +75,7 @@ def test_the_settings_in_effect_name_the_keys_and_show_nothing_of_them(capsys: p
 
 
 @pytest.mark.parametrize("word", ["erl_mistaken", "app:erl_mistaken", "app="])
-def test_a_key_that_is_none_is_refused_without_being_shown(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_an_invalid_key_does_not_show_it(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["settings", "--key", word]) == 2
     error = capsys.readouterr().err
     assert "security.keys (from --key): wanted NAME=A,B,..." in error
@@ -89,12 +89,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Security]:
     return [Security(tls_cert=cert, tls_key=key) for cert, key in map(make_certificate, folders)]
 
 
-def test_a_certificate_and_its_key_pass(pairs: list[Security]) -> None:
+def test_a_certificate_and_its_key_are_accepted(pairs: list[Security]) -> None:
     check_certificate(pairs[0])
     check_certificate(Security())
 
 
-def test_what_is_no_certificate_and_its_key_is_told(pairs: list[Security], tmp_path: Path) -> None:
+def test_a_mismatched_or_missing_certificate_is_refused(pairs: list[Security], tmp_path: Path) -> None:
     (cert, key), (_, other) = ((pair.tls_cert, pair.tls_key) for pair in pairs)
     with pytest.raises(SettingError, match=r"cert\.pem and .*key\.pem are not a certificate and its key"):
         check_certificate(Security(tls_cert=cert, tls_key=other))
@@ -102,7 +102,7 @@ def test_what_is_no_certificate_and_its_key_is_told(pairs: list[Security], tmp_p
         check_certificate(Security(tls_cert=tmp_path / "none.pem", tls_key=key))
 
 
-def test_a_key_under_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(pairs: list[Security], tmp_path: Path) -> None:
+def test_a_key_with_a_pass_phrase_is_refused_without_a_prompt(pairs: list[Security], tmp_path: Path) -> None:
     locked = tmp_path / "locked.pem"
     command = ["openssl", "pkey", "-in", str(pairs[0].tls_key), "-aes128", "-passout", "pass:x", "-out", str(locked)]
     subprocess.run(command, check=True, capture_output=True)
@@ -110,11 +110,11 @@ def test_a_key_under_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(pairs: 
         check_certificate(Security(tls_cert=pairs[0].tls_cert, tls_key=locked))
 
 
-def test_without_keys_and_certificate_there_is_nothing_to_read_again() -> None:
+def test_make_reload_is_none_without_keys_and_certificate() -> None:
     assert make_reload(Security(), None, uvicorn.Config("none")) is None
 
 
-def test_a_pair_that_does_not_fit_leaves_the_certificate(
+def test_a_mismatched_certificate_is_not_reloaded(
     pairs: list[Security], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cert, key = make_certificate(tmp_path)
