@@ -1,4 +1,4 @@
-"""Certificates for 127.0.0.1, made and signed on the spot by openssl."""
+"""Makes self-signed certificates for 127.0.0.1 with openssl."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate and its key; it is its own authority."""
+    """Writes a self-signed certificate and its key; returns both files."""
     cert, key = folder / "cert.pem", folder / "key.pem"
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
     name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]

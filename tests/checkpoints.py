@@ -1,4 +1,4 @@
-"""Makes small random checkpoints on the spot, in the file layout of the upstream repositories.
+"""Makes small random checkpoints in the file layout of the upstream repositories.
 
 A folder holds `config.json`, `vocab.txt` and one weights file, and nothing else: no tokenizer_config, as upstream. The
 tensors come from transformers' own classes, so that their names and shapes are the real ones.
@@ -79,9 +79,9 @@ def make_checkpoint(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Path:
-    """Writes one checkpoint into the folder `path` (made if need be) and returns `path`.
+    """Writes one checkpoint into the folder `path` (made if it is missing) and returns `path`.
 
-    `id2label` wins over `num_labels`. `architectures=[]` leaves that key out of the config. The same arguments make the
+    `id2label` overrides `num_labels`. `architectures=[]` leaves that key out of the config. The same arguments make the
     same tensors.
     """
     tokens = vocabulary()
@@ -106,7 +106,7 @@ def make_checkpoint(
 
 
 def random_model(config: PreTrainedConfig, model_class: type[PreTrainedModel], seed: int) -> PreTrainedModel:
-    """A model whose every tensor is random, biases and norms too: nothing may hide behind a zero or a one."""
+    """A model in which every tensor is random, including biases and norms, so that no term is hidden by a 0 or 1."""
     std = config.initializer_range
     generator = torch.Generator().manual_seed(seed)
     model = model_class(config)

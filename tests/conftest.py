@@ -1,4 +1,4 @@
-"""What all tests share: asyncio, the only loop that the service runs on, and logs as Python has them unasked."""
+"""Fixtures of all tests: anyio tests run on asyncio, as the service does, and logging is restored after each test."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
-def logs_as_they_were() -> Iterator[None]:
-    """A command that is run within a test sets up the logs of this process: the next test must not see that."""
+def restore_logging() -> Iterator[None]:
+    """A command that a test runs in this process configures logging, which must not affect the next test."""
     root = logging.getLogger()
     level, writers = root.level, root.handlers[:]
     yield

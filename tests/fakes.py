@@ -1,7 +1,7 @@
-"""Stands in for what is slow or random: rows without text, an engine without torch, a clock that is moved by hand.
+"""Fakes for slow or random parts: rows without text, an engine without torch, a clock that the test sets.
 
-The fake engine is loaded by real child processes: `load_fake` is found by its name. It does what a row's first id tells
-it to; a row's output is the sum of its ids, so that an answer that went to the wrong caller is seen.
+Real worker processes load the fake engine: they import `load_fake` by its name. The first id of a row selects a fault
+(below). The output of a row is the sum of its ids, so that a test detects an answer to the wrong request.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from service.metrics import Metrics
 from service.replicas.runner import Progress
 
 POISON = -1
-"""The forward raises on a batch that holds such a row."""
+"""The forward raises for a batch with such a row."""
 
-SUICIDE = -2
-"""The process dies of such a row."""
+KILL = -2
+"""The process is killed by SIGKILL."""
 
 GATE = -3
 """The forward waits until the named pipe `gate` in the checkpoint's folder is opened for writing."""
 
 THREADS = -4
-"""The output is the number of threads that libraries are told to use."""
+"""The output is the number of threads that libraries are configured to use."""
 
 NAN = -5
-"""The output is no number."""
+"""The output is NaN."""
 
 HUGE = -6
-"""There is no memory for such a row, not even alone."""
+"""The row runs out of memory, even alone."""
 
 BREAK = -7
-"""The output is no number, and from then on the device gives wrong ones."""
+"""The output is NaN, and every later output of the engine is wrong."""
 
 EXIT, SEGFAULT = -8, -9
-"""The process ends amid native code: with a status of its own, or by a signal of its own making."""
+"""The process exits in native code: with status 3, or by a segmentation fault."""
 
-EAT = -10
-"""The process takes memory until the kernel kills it."""
+EXHAUST_MEMORY = -10
+"""The process allocates memory until the kernel kills it."""
 
 SILENT_BREAK = -11
-"""The output is right, and from then on the device gives wrong ones."""
+"""The output is correct, and every later output of the engine is wrong."""
 
-ROOM_TOKENS = 20_000
-"""There is no memory for a batch of more, but for one long row."""
+MAX_MEMORY_TOKENS = 20_000
+"""A batch of several rows with more tokens runs out of memory; one long row does not."""
 
 SHAPE = Shape(
     num_layers=1,
@@ -68,7 +68,7 @@ SHAPE = Shape(
 
 
 class FakeClock:
-    """Seconds that pass when told to."""
+    """A clock in seconds that is set by the test."""
 
     def __init__(self, now: float = 100.0) -> None:
         self.now = now
@@ -78,7 +78,7 @@ class FakeClock:
 
 
 class FakeEngine:
-    """Sums ids."""
+    """An engine whose output is the sum of a row's ids, with the faults above."""
 
     precision = "float32"
 
@@ -87,10 +87,10 @@ class FakeEngine:
         self._is_wrong = is_wrong
 
     def warm_up(self) -> None:
-        """Nothing is cold."""
+        """No-op."""
 
     def profile(self) -> Iterator[Step]:
-        """A tenth of a second a token: so slow that a batch is to be as small as can be."""
+        """0.1 s per token: so slow that the batch budget is the smallest."""
         yield from (Step(10, 1, 1.0), Step(20, 1, 2.0), Step(40, 2, 4.0))
 
     def canary(self) -> list[Encoding]:
@@ -103,31 +103,31 @@ class FakeEngine:
         return lambda: self.run(encodings)
 
     def run(self, encodings: Sequence[Encoding]) -> list[Output]:
-        if len(encodings) > 1 and sum(encoding.num_tokens for encoding in encodings) > ROOM_TOKENS:
+        if len(encodings) > 1 and sum(encoding.num_tokens for encoding in encodings) > MAX_MEMORY_TOKENS:
             raise OutOfMemory("a batch too large")
         for encoding in encodings:
-            self._obey(int(encoding.ids[0]))
+            self._apply_fault(int(encoding.ids[0]))
         return [self._output(encoding) for encoding in encodings]
 
     def _output(self, encoding: Encoding) -> Output:
-        order = encoding.ids[0]
-        if order == THREADS:
+        fault = encoding.ids[0]
+        if fault == THREADS:
             return threads()
-        if order in (NAN, BREAK):
+        if fault in (NAN, BREAK):
             return Output(np.full((1, 1), np.nan, dtype=np.float32))
-        return Output(total(encoding).scores + (1 if self._is_wrong and order >= 0 else 0))
+        return Output(total(encoding).scores + (1 if self._is_wrong and fault >= 0 else 0))
 
-    def _obey(self, order: int) -> None:
-        if order == POISON:
-            raise RuntimeError("a row that the forward cannot bear")
-        if order == HUGE:
+    def _apply_fault(self, fault: int) -> None:
+        if fault == POISON:
+            raise RuntimeError("the forward failed on this row")
+        if fault == HUGE:
             raise OutOfMemory("a row too large")
-        if order == GATE:
+        if fault == GATE:
             pass_gate(self._path)
-        if order in (BREAK, SILENT_BREAK):
+        if fault in (BREAK, SILENT_BREAK):
             self._is_wrong = True
-        if order in DEATHS:
-            DEATHS[order]()
+        if fault in EXITS:
+            EXITS[fault]()
 
 
 def load_fake(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
@@ -137,14 +137,14 @@ def load_fake(checkpoint: Checkpoint, *, device: str, precision: str, progress: 
 
 
 def load_and_stop_once(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
-    """The second time the process is stopped amid it."""
+    """The second call stops its process during the load."""
     if _count(checkpoint.path) == 2:
         os.kill(os.getpid(), signal.SIGSTOP)
     return FakeEngine(checkpoint.path)
 
 
-def load_wrong_ever_after(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
-    """All but the first engine of a folder compute something else."""
+def load_wrong_after_first(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    """Every engine of a folder but the first computes wrong outputs."""
     mark = checkpoint.path / "first"
     try:
         mark.touch(exist_ok=False)
@@ -157,24 +157,26 @@ def load_nothing(checkpoint: Checkpoint, *, device: str, precision: str, progres
     raise CheckpointError(f"{checkpoint.path}: no weights")
 
 
-def load_badly(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
-    raise ValueError("what nobody expected")
+def load_with_unexpected_error(
+    checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress
+) -> FakeEngine:
+    raise ValueError("an unexpected error")
 
 
-def load_and_die(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+def load_and_exit(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
 def load_once(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
-    """The second, third and fourth time it fails: a replica that needs several restarts."""
+    """The second, third and fourth call fail, so that a replica needs several restarts."""
     if 1 < _count(checkpoint.path) < 5:
         raise CheckpointError(f"{checkpoint.path}: the disk is away")
     return FakeEngine(checkpoint.path)
 
 
 def _count(path: Path) -> int:
-    """How many times it was called with this folder, by whatever process."""
+    """The number of calls for this folder, in all processes."""
     tally = path / "tally"
     times = int(tally.read_text()) + 1 if tally.exists() else 1
     tally.write_text(str(times))
@@ -182,28 +184,28 @@ def _count(path: Path) -> int:
 
 
 def load_forever(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
-    """Waits at the gate, which tells whoever opens it that loading has begun, and then for good."""
+    """Waits at the gate, so that the test sees that loading has started, and then for ever."""
     pass_gate(checkpoint.path)
     while True:
         signal.pause()
 
 
-def eat() -> None:
-    eaten = []
+def exhaust_memory() -> None:
+    allocated = []
     while True:
-        eaten.append(b"." * 2**23)
+        allocated.append(b"." * 2**23)
 
 
-DEATHS: dict[int, Callable[[], object]] = {
-    SUICIDE: lambda: os.kill(os.getpid(), signal.SIGKILL),
+EXITS: dict[int, Callable[[], object]] = {
+    KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
     EXIT: lambda: os._exit(3),
     SEGFAULT: lambda: ctypes.string_at(0),
-    EAT: eat,
+    EXHAUST_MEMORY: exhaust_memory,
 }
 
 
 def pass_gate(path: Path) -> None:
-    """Waits until the other side opens the gate, which waits for this side."""
+    """Waits until the test calls `open_gate`, which also waits for this call."""
     os.close(os.open(path / "gate", os.O_RDONLY))
 
 
@@ -226,7 +228,7 @@ def row(*ids: int, model: str = "m") -> Encoding:
 
 
 def rows(*lengths: int, model: str = "m") -> list[Encoding]:
-    """Rows of these lengths, each with an id of its own in front."""
+    """Rows of these lengths, each with a different first id."""
     return [row(1000 + index, *[1] * (length - 1), model=model) for index, length in enumerate(lengths)]
 
 
@@ -251,7 +253,7 @@ def make_metrics(models: Sequence[str] = ("m",), replicas: Sequence[str] = ("cpu
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
-    """What a scrape would show for `erlangshen_NAME`."""
+    """The value of `erlangshen_NAME` in a scrape."""
     found = metrics.registry.get_sample_value(f"erlangshen_{name}", labels)
     assert found is not None, f"{name}{labels} is not there"
     return found

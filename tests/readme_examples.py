@@ -67,7 +67,7 @@ def examples(text: str) -> dict[str, Example]:
 
 
 def answers(text: str) -> dict[str, Any]:
-    """Parsed; None where none has been filled in."""
+    """The parsed answers by name; None for an answer that has not been filled in."""
     return {match["name"]: match["json"] and json.loads(match["json"]) for match in ANSWER.finditer(text)}
 
 
@@ -89,13 +89,13 @@ def fill_accuracy(text: str, head: tuple[str, ...], reports: list[dict[str, Any]
 
 
 def measured() -> list[dict[str, Any]]:
-    """What `fill_accuracy` wants, of every data set."""
+    """The reports of every data set, for `fill_accuracy`."""
     reports: list[dict[str, Any]] = json.loads(ACCURACY_RESULT.read_text(encoding="utf-8"))["sets"]
     return reports
 
 
 def pretty(value: Any, indent: int = 0) -> str:
-    """JSON in which what is short stays on one line; numbers are rounded and long vectors cut."""
+    """JSON with short values on one line, rounded numbers and shortened vectors."""
     value = _shortened(value)
     flat = json.dumps(value, ensure_ascii=False)
     if len(flat) + indent <= WIDTH or not isinstance(value, dict | list):

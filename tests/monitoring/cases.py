@@ -1,4 +1,4 @@
-"""Cases in which each alert fires or does not: counters and gauges per minute, in promtool's notation."""
+"""Cases in which each alert fires or does not. Series are values per minute in promtool's notation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ HERE = f'{JOB},instance="a"'
 THERE = f'{JOB},instance="b"'
 CPU = f'{HERE},replica="cpu"'
 MODEL = f'{HERE},model="m"'
-CALM: dict[str, str] = {}
+NO_SERIES: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`fires` is the severity of each alert of that name that fires at that minute, by its window where it has one."""
+    """Input series and the alerts that fire at `minute`; `fires` maps a window ("" without one) to the severity."""
 
     alert: str
     series: Mapping[str, str]
@@ -74,7 +74,7 @@ def labels(same_then: int, same_now: int) -> dict[str, str]:
 
 
 def truncations(cut: int) -> dict[str, str]:
-    """Of ten inputs a minute."""
+    """Ten inputs a minute, of which `cut` are truncated."""
     name = f'{JOB},task="mrc"'
     return {
         f"erlangshen_truncated_inputs_total{{{name}}}": f"0+{cut}x120",
@@ -82,54 +82,54 @@ def truncations(cut: int) -> dict[str, str]:
     }
 
 
-ONCE = {"": "warning"}
-NOW = {"": "critical"}
-KNOW = {"": "info"}
+WARNING = {"": "warning"}
+CRITICAL = {"": "critical"}
+INFO = {"": "info"}
 LOST = f'erlangshen_replica_losses_total{{{CPU},reason="killed"}}'
 CANARY = f'erlangshen_canary_runs_total{{{CPU},result="'
 
 CASES = (
-    Case("ErlangshenDown", {f"up{{{HERE}}}": "0x5"}, 2, NOW),
-    Case("ErlangshenDown", CALM, 2, NOW),
+    Case("ErlangshenDown", {f"up{{{HERE}}}": "0x5"}, 2, CRITICAL),
+    Case("ErlangshenDown", NO_SERIES, 2, CRITICAL),
     Case("ErlangshenDown", {f"up{{{HERE}}}": "0x5", f"up{{{THERE}}}": "1x5"}, 5),
-    Case("ErlangshenInstanceDown", {f"up{{{HERE}}}": "0x5", f"up{{{THERE}}}": "1x5"}, 4, ONCE),
+    Case("ErlangshenInstanceDown", {f"up{{{HERE}}}": "0x5", f"up{{{THERE}}}": "1x5"}, 4, WARNING),
     Case("ErlangshenInstanceDown", {f"up{{{HERE}}}": "0 1x5"}, 4),
-    Case("ErlangshenNoReplica", {f"erlangshen_replica_up{{{CPU}}}": "0x5"}, 4, NOW),
+    Case("ErlangshenNoReplica", {f"erlangshen_replica_up{{{CPU}}}": "0x5"}, 4, CRITICAL),
     Case(
         "ErlangshenNoReplica",
         {f"erlangshen_replica_up{{{CPU}}}": "0x5", f'erlangshen_replica_up{{{THERE},replica="cpu"}}': "1x5"},
         4,
     ),
-    Case("ErlangshenReplicaDown", {f"erlangshen_replica_up{{{CPU}}}": "0x15"}, 12, ONCE),
+    Case("ErlangshenReplicaDown", {f"erlangshen_replica_up{{{CPU}}}": "0x15"}, 12, WARNING),
     Case("ErlangshenReplicaDown", {f"erlangshen_replica_up{{{CPU}}}": "0x15"}, 8),
-    Case("ErlangshenReplicaLost", {LOST: "0x3 1x10"}, 5, ONCE),
+    Case("ErlangshenReplicaLost", {LOST: "0x3 1x10"}, 5, WARNING),
     Case("ErlangshenReplicaLost", {LOST: "0x3 1x20"}, 20),
-    Case("ErlangshenReplicaCrashLoop", {LOST: "0+1x10"}, 10, NOW),
+    Case("ErlangshenReplicaCrashLoop", {LOST: "0+1x10"}, 10, CRITICAL),
     Case("ErlangshenReplicaCrashLoop", {LOST: "0 1 2 2x10"}, 10),
-    Case("ErlangshenWrongAnswers", {f'{CANARY}wrong"}}': "0x3 1x10"}, 10, NOW),
+    Case("ErlangshenWrongAnswers", {f'{CANARY}wrong"}}': "0x3 1x10"}, 10, CRITICAL),
     Case("ErlangshenWrongAnswers", {f'{CANARY}wrong"}}': "0x20", f'{CANARY}ok"}}': "0+1x20"}, 10),
-    Case("ErlangshenRowsFailing", {f"erlangshen_failed_rows_total{{{MODEL}}}": "0x3 2x10"}, 5, ONCE),
+    Case("ErlangshenRowsFailing", {f"erlangshen_failed_rows_total{{{MODEL}}}": "0x3 2x10"}, 5, WARNING),
     Case("ErlangshenRowsFailing", {f"erlangshen_failed_rows_total{{{MODEL}}}": "2x20"}, 5),
-    Case("ErlangshenOutOfMemory", {f"erlangshen_out_of_memory_total{{{MODEL}}}": "0x3 1x10"}, 10, ONCE),
+    Case("ErlangshenOutOfMemory", {f"erlangshen_out_of_memory_total{{{MODEL}}}": "0x3 1x10"}, 10, WARNING),
     Case("ErlangshenOutOfMemory", {f"erlangshen_out_of_memory_total{{{MODEL}}}": "1x20"}, 10),
-    Case("ErlangshenMemoryShort", memory(96), 12, ONCE),
+    Case("ErlangshenMemoryShort", memory(96), 12, WARNING),
     Case("ErlangshenMemoryShort", memory(90), 12),
-    Case("ErlangshenOverloaded", refusals(10, 90), 5, ONCE),
+    Case("ErlangshenOverloaded", refusals(10, 90), 5, WARNING),
     Case("ErlangshenOverloaded", refusals(2, 98), 5),
     Case("ErlangshenOverloaded", refusals(10, 90, "draining"), 5),
-    Case("ErlangshenLongWait", {f"erlangshen_queue_predicted_wait_seconds{{{HERE}}}": "15x10"}, 7, ONCE),
+    Case("ErlangshenLongWait", {f"erlangshen_queue_predicted_wait_seconds{{{HERE}}}": "15x10"}, 7, WARNING),
     Case("ErlangshenLongWait", {f"erlangshen_queue_predicted_wait_seconds{{{HERE}}}": "15x10"}, 3),
-    Case("ErlangshenDeadlinesMissed", requests(98, 2, "504"), 12, ONCE),
+    Case("ErlangshenDeadlinesMissed", requests(98, 2, "504"), 12, WARNING),
     Case("ErlangshenDeadlinesMissed", requests(995, 5, "504"), 12),
-    Case("ErlangshenSaturated", {f"erlangshen_replica_busy_seconds_total{{{CPU}}}": "0+57x30"}, 25, KNOW),
+    Case("ErlangshenSaturated", {f"erlangshen_replica_busy_seconds_total{{{CPU}}}": "0+57x30"}, 25, INFO),
     Case("ErlangshenSaturated", {f"erlangshen_replica_busy_seconds_total{{{CPU}}}": "0+40x30"}, 25),
-    Case("ErlangshenSlowBatches", ratios(25), 25, ONCE),
+    Case("ErlangshenSlowBatches", ratios(25), 25, WARNING),
     Case("ErlangshenSlowBatches", ratios(11), 25),
-    Case("ErlangshenLowConfidence", scores(1, 3), 1560, KNOW),
+    Case("ErlangshenLowConfidence", scores(1, 3), 1560, INFO),
     Case("ErlangshenLowConfidence", scores(3, 3), 1560),
-    Case("ErlangshenLabelsMoved", labels(9, 4), 10560, KNOW),
+    Case("ErlangshenLabelsMoved", labels(9, 4), 10560, INFO),
     Case("ErlangshenLabelsMoved", labels(9, 8), 10560),
-    Case("ErlangshenTruncation", truncations(2), 110, KNOW),
+    Case("ErlangshenTruncation", truncations(2), 110, INFO),
     Case("ErlangshenTruncation", truncations(1), 110),
     Case(
         "ErlangshenAvailabilityBurn",

@@ -1,4 +1,4 @@
-"""Every alert fires in the cases where it should and only there, as computed by promtool."""
+"""Alerts: promtool evaluates the cases of tests/monitoring/cases.py, and the configuration files are valid."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def run(tests: list[dict[str, Any]], folder: Path, every: str = "1m") -> subproc
 
 @needs_promtool
 @pytest.mark.parametrize("every", ["1m", "30m"])
-def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, every: str) -> None:
-    """Cases of days and weeks are evaluated every 30 minutes only, which saves minutes."""
+def test_alerts_fire_exactly_as_the_cases_expect(tmp_path: Path, every: str) -> None:
+    """Cases of days and weeks are evaluated every 30 minutes, which saves minutes of test time."""
     chosen = [case for case in CASES if (case.minute > LONG) == (every == "30m")]
     assert chosen
-    ended = run([as_test(case) for case in chosen], tmp_path, every)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    completed = run([as_test(case) for case in chosen], tmp_path, every)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 @needs_promtool
@@ -60,13 +60,13 @@ def test_a_wrong_expectation_fails(tmp_path: Path) -> None:
     assert run([as_test(wrong)], tmp_path).returncode == 1
 
 
-def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet() -> None:
+def test_every_alert_has_a_firing_and_a_silent_case() -> None:
     assert {case.alert for case in CASES if case.fires} == NAMES
     assert {case.alert for case in CASES if not case.fires} == NAMES
 
 
 @needs_promtool
-def test_the_texts_of_an_alert(tmp_path: Path) -> None:
+def test_an_alert_has_labels_texts_and_runbook(tmp_path: Path) -> None:
     series = {"series": 'erlangshen_replica_up{job="erlangshen",instance="a",replica="cuda:0"}', "values": "0x15"}
     expected = {
         "exp_labels": {"severity": "warning", "job": "erlangshen", "instance": "a", "replica": "cuda:0"},
@@ -78,8 +78,8 @@ def test_the_texts_of_an_alert(tmp_path: Path) -> None:
         },
     }
     test = {"alertname": "ErlangshenReplicaDown", "eval_time": "12m", "exp_alerts": [expected]}
-    ended = run([{"interval": "1m", "input_series": [series], "alert_rule_test": [test]}], tmp_path)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    completed = run([{"interval": "1m", "input_series": [series], "alert_rule_test": [test]}], tmp_path)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 @needs_promtool
@@ -87,14 +87,14 @@ def test_the_texts_of_an_alert(tmp_path: Path) -> None:
     "arguments", [("config", "docker/prometheus/prometheus.yml"), ("rules", f"{RULES}/alerts.yaml")]
 )
 def test_prometheus_accepts_the_files(arguments: tuple[str, str]) -> None:
-    ended = promtool("check", *arguments)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    completed = promtool("check", *arguments)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 @pytest.mark.skipif(shutil.which("amtool") is None, reason="amtool is not installed")
-def test_alertmanager_accepts_its_file() -> None:
+def test_alertmanager_accepts_its_configuration() -> None:
     file = "docker/alertmanager/alertmanager.yml"
-    ended = subprocess.run(
+    completed = subprocess.run(
         ["amtool", "check-config", file], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr

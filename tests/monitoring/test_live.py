@@ -37,7 +37,7 @@ def test_every_expression_has_a_result(stack: Stack) -> None:
         pytest.fail("without a result:\n" + "\n".join(missing))
 
 
-def test_a_killed_replica_is_an_alert_that_reaches_alertmanager(stack: Stack) -> None:
+def test_an_alert_of_a_killed_replica_reaches_alertmanager(stack: Stack) -> None:
     kill_replica(stack.service)
     until(lambda: "ErlangshenReplicaLost" in stack.alerts())
     alert = stack.alerts()["ErlangshenReplicaLost"]

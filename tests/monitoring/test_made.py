@@ -25,13 +25,13 @@ ENTRIES = {entry.name: entry for entry in Metrics(CollectorRegistry()).entries()
 PROMETHEUS_OWN = {"job", "instance", "le"}
 ALERTS = [rule for group in (*alerts(), burn_alerts()) for rule in group.rules if isinstance(rule, Alert)]
 RECORDED = {rule.name: rule for group in recordings() for rule in group.rules}
-UNSEEN = {
+WITHOUT_PANEL = {
     "erlangshen_tokenize_duration_seconds",  # also a stage of erlangshen_request_stage_seconds_total
     "erlangshen_queue_jobs",  # erlangshen_queue_tokens and ..._tokens_in_flight are shown instead
     "erlangshen_batches_in_flight",
     "erlangshen_cache_evicted_total",
     "erlangshen_replica_model_info",
-    "erlangshen_log_lines_dropped_total",  # what is missing is in the log, too
+    "erlangshen_log_lines_dropped_total",  # the log has the number of missing lines too
 }
 """Metrics without a panel or an alert."""
 SELECTOR = re.compile(r"(?<![\w:])(erlangshen[\w:]*)(?:\{([^}]*)\})?")
@@ -83,27 +83,27 @@ def test_every_metric_exists_with_its_labels() -> None:
 def test_every_metric_has_a_panel_or_an_alert() -> None:
     shown = " ".join(all_expressions())
     chosen = " ".join(str(dashboard(board)["templating"]) for board in BOARDS)
-    unseen = {name for name in ENTRIES if not re.search(rf"\b{name}(_bucket|_sum|_count)?\b", shown + chosen)}
-    assert unseen == UNSEEN
+    without_panel = {name for name in ENTRIES if not re.search(rf"\b{name}(_bucket|_sum|_count)?\b", shown + chosen)}
+    assert without_panel == WITHOUT_PANEL
 
 
 def test_thresholds_are_bounds_of_buckets() -> None:
     """Any other value selects nothing, and the panel or alert stays empty."""
     assert LATENCY_S in LONG_S
-    asked = {float(bound) for expr in all_expressions() for bound in re.findall(r'le="([\d.]+)"', expr)}
+    bounds = {float(bound) for expr in all_expressions() for bound in re.findall(r'le="([\d.]+)"', expr)}
     low = next(one for one in dashboard(BOARDS[2])["templating"]["list"] if one["name"] == "low")
-    assert asked | {float(one) for one in low["query"].split(",")} <= {*LONG_S, *SCORES}
+    assert bounds | {float(one) for one in low["query"].split(",")} <= {*LONG_S, *SCORES}
 
 
 @by_board
-def test_grafanas_sdk_round_trips_it(board: Board) -> None:
+def test_a_dashboard_survives_a_round_trip_through_grafanas_sdk(board: Board) -> None:
     register_default_plugins()
     again = JSONEncoder(sort_keys=True, indent=2).encode(Dashboard.from_json(json.loads(board.json())))
     assert json.loads(again) == json.loads(board.json())
 
 
 @by_board
-def test_every_panel_has_a_description_and_its_own_place(board: Board) -> None:
+def test_panels_have_descriptions_and_do_not_overlap(board: Board) -> None:
     shown = dashboard(board)["panels"]
     assert len({panel["id"] for panel in shown}) == len(shown)
     assert len({panel["title"] for panel in panels(board)}) == len(panels(board))
@@ -119,19 +119,19 @@ def test_every_panel_has_a_description_and_its_own_place(board: Board) -> None:
 
 
 @by_board
-def test_the_variables_in_use_are_defined(board: Board) -> None:
+def test_used_variables_are_defined(board: Board) -> None:
     own = {one["name"] for one in dashboard(board)["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", board.json()))
     assert used <= own | {"__rate_interval", "__range", "__all"}
 
 
-def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:
+def test_alerts_and_runbooks_match() -> None:
     page = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
     sections = re.findall(r"^### (Erlangshen\w+)$", page, re.MULTILINE)
     assert sorted(sections) == sorted({one.name for one in ALERTS})
 
 
-def test_metrics_and_panels_that_runbooks_name_exist() -> None:
+def test_metrics_and_panels_named_in_runbooks_exist() -> None:
     page = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
     titles = {panel["title"] for board in BOARDS for panel in panels(board)}
     assert set(re.findall(r"\*([A-Z][^*\n]+)\*", page)) <= titles | {board.title.split(" / ")[1] for board in BOARDS}
@@ -139,7 +139,7 @@ def test_metrics_and_panels_that_runbooks_name_exist() -> None:
         assert name in ENTRIES, name
 
 
-def test_kubernetes_has_the_same_rules() -> None:
+def test_kubernetes_rules_equal_the_prometheus_rules() -> None:
     rule = yaml.safe_load((ROOT / KUBERNETES / "rules.yaml").read_text())
     committed = [
         yaml.safe_load((ROOT / RULES / name).read_text())["groups"] for name in ("recordings.yaml", "alerts.yaml")
@@ -151,7 +151,7 @@ def test_a_dashboard_fits_into_a_config_map() -> None:
     assert all(len(board.json().encode()) < 200 * 1024 for board in BOARDS)
 
 
-def test_alertmanager_names_alerts_that_exist() -> None:
+def test_alerts_named_in_the_alertmanager_configuration_exist() -> None:
     text = (ROOT / "docker/alertmanager/alertmanager.yml").read_text(encoding="utf-8")
     named = set(re.findall(r"Erlangshen\w+", text))
     assert named

@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: engines that fail on request, servers as processes, clients, proxies, monitoring."""
+"""Shared by tests and benchmarks: engines that fail on request, server processes, clients, proxies, monitoring."""

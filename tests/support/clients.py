@@ -1,6 +1,6 @@
 """Clients in a closed loop that compare every answer with the first one to the same question.
 
-`learn` sends every question once while the server is healthy; later answers have to agree with those.
+`learn` sends every question once while the server is healthy; later answers are compared with those.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.tools.bench.texts import Lengths, make_corpus
 
 MIX = ("zero-shot", "similarity", "mrc", "nli", "embed")
 LENGTHS = "uniform:8:80"
-"""Characters of a text: longer rows are those that are meant to fail."""
+"""Characters of a text, fewer than in the rows that are meant to fail."""
 
 TOLERANCE = 0.05
 """Relative to the largest number of an answer: rounding differs with the rows that share a batch."""
@@ -33,7 +33,7 @@ GRACE_S = 2.0
 """An answer that comes later than this after its deadline counts as late."""
 
 PAUSE_S = 1.0
-"""After a refusal."""
+"""Wait after a refusal."""
 
 RIGHT, WRONG, LATE, NONE = "200", "200 wrong", "late", "no answer"
 LOST = (WRONG, LATE, NONE)
@@ -103,7 +103,7 @@ class Clients:
             self._right[question] = numbers(reply.raise_for_status().json())
 
     async def ask_until(self, is_over: asyncio.Event) -> None:
-        """All clients at once; returns when each has its last answer."""
+        """Runs all clients concurrently; returns when each has received its last answer."""
         source = cycle(self._asked)
 
         async def client() -> None:
@@ -116,7 +116,7 @@ class Clients:
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
-        """The clients send without a pause inside the block; at its end each has its last answer."""
+        """The clients send requests inside the block; at its end each has received its last answer."""
         is_over = asyncio.Event()
         asking = asyncio.create_task(self.ask_until(is_over))
         try:
@@ -161,7 +161,7 @@ def _refusal(reply: httpx.Response) -> str:
 
 
 def numbers(reply: Mapping[str, Any]) -> Numbers:
-    """The numbers of a reply by name; labels that come best first are named by their label."""
+    """The numbers of a reply by name; the scores of ranked labels are named by their label."""
     return dict(_named("", reply["results"]))
 
 
@@ -192,5 +192,5 @@ def agree(found: Numbers, expected: Numbers) -> bool:
 
 
 def counted(exchanges: Iterable[Exchange]) -> dict[str, int]:
-    """How often each outcome, by outcome."""
+    """The number of exchanges by outcome."""
     return dict(sorted(Counter(each.outcome for each in exchanges).items()))

@@ -1,4 +1,4 @@
-"""Engines in place of the real one, and the orders that make the faulty one fail.
+"""A null engine and a faulty engine, and the orders that make the faulty one fail.
 
 An order is a file of that name in a folder; the first replica that finds it carries it out. Importable without torch:
 the server's process names `load_null` or `load_faulty`, its worker processes call it.
@@ -19,10 +19,10 @@ from service.replicas.runner import Progress, Runner
 Order = Literal["raise", "nan", "exit", "abort", "eat", "nan for good", "wrong for good", "little room"]
 ONCE: tuple[Order, ...] = ("raise", "nan", "exit", "abort", "eat")
 FOR_GOOD: tuple[Order, ...] = ("nan for good", "wrong for good", "little room")
-"""In force until the process ends, as on a device that is broken."""
+"""Permanent until the process exits, as on a broken device."""
 
 POISON_TOKENS, CRASH_TOKENS = 401, 403
-"""The forward raises on a row of 401 tokens; a row of 403 tokens kills the process."""
+"""A row of 401 tokens makes the forward raise; a row of 403 tokens kills the process."""
 
 ROOM_TOKENS = 360
 """With `little room`, a batch of more tokens runs out of memory; each row alone fits."""
@@ -53,7 +53,7 @@ def take(folder: Path) -> Order | None:
 
 
 def load_faulty(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress, orders: Path) -> Runner:
-    from tests.support.faulty_engine import FaultyEngine  # torch stays out of the parent
+    from tests.support.faulty_engine import FaultyEngine  # the parent must not import torch
 
     engine = FaultyEngine.load(checkpoint, device=device, precision=precision, progress=progress)
     assert isinstance(engine, FaultyEngine)

@@ -1,4 +1,4 @@
-"""The real engine, whose forward fails when it is ordered to."""
+"""The real engine with a forward that fails on request."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.engines import CRASH_TOKENS, FOR_GOOD, POISON_TOKENS, ROOM_TO
 
 CHUNK_BYTES = 1 << 26
 MOST_BYTES = 1 << 31
-"""The most that is allocated where no limit stops it."""
+"""The maximum to allocate when no memory limit applies."""
 
 
 class FaultyEngine(Engine):
-    """Call `obey` once; without it no order is carried out."""
+    """An engine that carries out the orders of the folder given to `obey`."""
 
     _orders: Path | None = None
     _broken: Order | None = None
@@ -39,7 +39,7 @@ class FaultyEngine(Engine):
         return hidden
 
     def _order(self, packed: Packed) -> Order | None:
-        """Rows of warm-up and canary, which begin with the id 0, take no order."""
+        """The next order, or None. Batches of warm-up and canary, whose first id is 0, take no order."""
         if self._orders is None or packed.encodings[0].ids[0] == 0:
             return None
         order = take(self._orders)
@@ -52,9 +52,9 @@ class FaultyEngine(Engine):
         if CRASH_TOKENS in lengths:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._broken == "little room" and sum(lengths) > ROOM_TOKENS:
-            raise torch.OutOfMemoryError("there is little room")
+            raise torch.OutOfMemoryError("the memory is limited")
         if order == "raise" or POISON_TOKENS in lengths:
-            raise RuntimeError("a fault of the forward")
+            raise RuntimeError("the forward failed")
         if order == "exit":
             os._exit(3)
         if order == "abort":

@@ -1,4 +1,4 @@
-"""Malformed HTTP, from a seed: whole requests of all tasks, changed in up to six places."""
+"""Malformed HTTP from a seed: requests of all tasks, changed in up to six places."""
 
 from __future__ import annotations
 

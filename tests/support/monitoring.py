@@ -1,6 +1,6 @@
 """The service under load, scraped by a real Prometheus with a real Alertmanager, all as processes on this machine.
 
-The committed configurations are used, with other addresses and a shorter interval. `unanswered` asks Prometheus for
+It uses the committed configurations with other addresses and a shorter interval. `unanswered` queries Prometheus for
 every expression of the committed dashboards and rules.
 """
 
@@ -43,7 +43,7 @@ CALLERS = {
 
 MIX = "zero-shot=4,similarity=3,nli=2,fill-mask=1,embed=1"
 READING = ",mrc=1"
-"""Needs texts that hold reading comprehension."""
+"""Needs texts with reading comprehension."""
 START_S = 120.0
 POLL_S = 0.1
 SCRAPE_S = 2
@@ -51,14 +51,14 @@ SCRAPE_S = 2
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The addresses of the three, and queries of Prometheus and Alertmanager."""
+    """The addresses of service, Prometheus and Alertmanager, and queries of the latter two."""
 
     service: Server
     prometheus: str
     alertmanager: str
 
     def query(self, expr: str) -> list[dict[str, Any]]:
-        """The series that an expression answers with now. ValueError where Prometheus does not understand it."""
+        """The current series of an expression. Raises ValueError when Prometheus cannot parse it."""
         return self._ask("query", {"query": expr})
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ class Stack:
         return [rule for group in groups for rule in group["rules"]]
 
     def alerts(self) -> dict[str, dict[str, str]]:
-        """What has reached the Alertmanager: the labels by the alert's name."""
+        """The alerts in the Alertmanager: labels by name."""
         return {one["labels"]["alertname"]: one["labels"] for one in get(f"{self.alertmanager}/api/v2/alerts")}
 
     def _ask(self, kind: str, parameters: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -91,7 +91,10 @@ def get(url: str, form: bytes | None = None) -> Any:
 
 @contextmanager
 def monitored(folder: Path, *flags: str) -> Iterator[Stack]:
-    """All three, ready. `folder` takes files, logs and a key NAME.key of each caller; `flags` go to the service."""
+    """Starts all three and waits until they are ready.
+
+    `folder` receives files, logs and a key NAME.key of each caller; `flags` are passed to the service.
+    """
     keys = write_keys(folder)
     server = Server(folder / "service.log", (*SERVICE, "--keys-file", str(keys), *flags))
     ports = {name: free_port() for name in ("prometheus", "alertmanager")}
@@ -178,7 +181,7 @@ def _until_answers(url: str, log: Path) -> None:
 def loading(
     server: Server, *flags: str, key: Path, texts: Path | None = None, mix: str = MIX
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m service bench` in a process of its own, until the block is left."""
+    """Runs `python -m service bench` as a process inside the block."""
     source = ["--texts", str(texts), "--mix", mix + READING] if texts and mix == MIX else ["--mix", mix]
     sent = ("--warm-up", "0", "--duration", "3600", "--key-file", str(key), *source, *flags)
     command = [sys.executable, "-m", "service", "bench", "--url", server.url, *sent]
@@ -197,7 +200,7 @@ def kill_replica(server: Server) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """Values of Grafana's variables for a run of minutes."""
+    """Values of Grafana's variables for a run of a few minutes."""
 
     window: str = "20s"
     whole: str = "2m"
@@ -218,7 +221,7 @@ class Variables:
 
 
 def dashboards() -> dict[str, dict[str, Any]]:
-    """By the name of the file."""
+    """The committed dashboards by file name."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(DASHBOARDS.glob("*.json"))}
 
 
@@ -234,7 +237,7 @@ def selectors(expr: str) -> set[str]:
 
 
 def unanswered(stack: Stack, variables: Variables) -> Iterator[str]:
-    """Panels whose expression has no number, and rules that fail or select nothing."""
+    """Panels whose expression has no number, and rules that fail or select no series."""
     for name, dashboard in dashboards().items():
         for title, expr in expressions(dashboard):
             if not _has_numbers(stack, variables.fill(expr)):

@@ -97,7 +97,7 @@ def is_installed(name: str) -> bool:
 
 @contextmanager
 def proxying(name: str, folder: Path, port: int, instances: Sequence[int]) -> Iterator[str]:
-    """The proxy's URL; its files lie in `folder`, its messages in the file `log` there."""
+    """Runs the proxy and gives its URL; `folder` receives its files and its messages (`log`)."""
     whole, line, command = PROXIES[name]
     lines = (line.format(number=number, port=each) for number, each in enumerate(instances, start=1))
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ async def restart_in_turn(servers: Sequence[Server]) -> None:
     """SIGTERM, wait for the exit, start again, wait until the proxy sends requests; then the next."""
     for server in servers:
         status = await asyncio.to_thread(server.stop)
-        assert status == 0, f"after SIGTERM the server ended with {status}"
+        assert status == 0, f"after SIGTERM the server exited with {status}"
         await asyncio.to_thread(server.start)
         await until(partial(_gets_requests, server), START_S)
 
@@ -150,7 +150,7 @@ STEPS: Mapping[str, Step] = {"rolling restart": restart_in_turn, "kill -9 of one
 async def behind(
     proxy: str, folder: Path, asked: Sequence[Question], num_clients: int, flags: Sequence[str] = ()
 ) -> dict[str, list[Exchange]]:
-    """The exchanges during each step, by its name; logs lie in `folder`."""
+    """The exchanges during each step, by its name; `folder` receives the logs."""
     servers = [Server(folder / f"server{number}.log", (*FLAGS, *flags)) for number in (1, 2)]
     ports = [server.port for server in servers]
     during = {}

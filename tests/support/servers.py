@@ -1,4 +1,4 @@
-"""Servers as processes: started, restarted on the same port, observed over HTTP and by the system, ended."""
+"""Server processes: start, restart on the same port, observation over HTTP and by the system, stop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 class Server:
-    """One server on a port of its own. `module` is what `python -m` runs, with its first arguments.
+    """One server on a free port. `module` is what `python -m` runs, with its first arguments.
 
     `on_spawn` is called with the process id before the server has children. `folder` is the checkout that it runs.
     """
@@ -61,7 +61,7 @@ class Server:
         return psutil.Process(self._process.pid)
 
     def spawn(self) -> None:
-        """Starts the process and returns at once."""
+        """Starts the process and returns immediately."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log)
         if self._on_spawn is not None:
@@ -72,7 +72,7 @@ class Server:
         self.await_ready(timeout_s)
 
     def await_ready(self, timeout_s: float = START_S, poll_s: float = POLL_S) -> None:
-        """RuntimeError with its log when it exits before it is ready, or takes longer than `timeout_s`."""
+        """Raises RuntimeError with the server's log when it exits before it is ready, or after `timeout_s`."""
         assert self._process is not None, "it was spawned"
         until = time.monotonic() + timeout_s
         while self._process.poll() is None and time.monotonic() < until:
@@ -86,7 +86,7 @@ class Server:
         raise RuntimeError(f"the server did not start:\n{self.log.read_text(encoding='utf-8')}")
 
     def stop(self) -> int:
-        """SIGTERM, as an orchestrator sends it; returns the exit status."""
+        """Sends SIGTERM, as an orchestrator does; returns the exit status."""
         return self._end(subprocess.Popen.terminate)
 
     def kill(self) -> int:
@@ -126,7 +126,7 @@ class Server:
         return parent, sum(children)
 
     def pin(self) -> None:
-        """The replica on the first core, its parent and this process on the others."""
+        """Pins the replica to the first core, its parent and this process to the others."""
         first, *others = sorted(os.sched_getaffinity(0))
         if others:
             os.sched_setaffinity(0, others)
@@ -140,7 +140,7 @@ class Server:
 
 @contextmanager
 def running(*servers: Server) -> Iterator[None]:
-    """All started at once, all killed at the end."""
+    """Starts all servers concurrently; kills them at the end."""
     try:
         for server in servers:
             server.spawn()
@@ -156,7 +156,7 @@ def running(*servers: Server) -> Iterator[None]:
 def serving(
     *flags: str, module: Sequence[str] = SERVE, folder: Path | None = None, timeout_s: float = START_S
 ) -> Iterator[Server]:
-    """One server that is ready, stopped at the end; its log is in the error when it does not start."""
+    """Runs one server inside the block. The error of a failed start contains the server's log."""
     with tempfile.TemporaryDirectory() as logs:
         server = Server(Path(logs) / "log", flags, module, folder=folder)
         try:
@@ -167,7 +167,7 @@ def serving(
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> None:
-    """Calls `condition` in a thread until it is true; TimeoutError after `within_s`."""
+    """Calls `condition` in a thread until it is true; raises TimeoutError after `within_s`."""
     end = time.monotonic() + within_s
     while not await asyncio.to_thread(condition):
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""Replicas as real worker processes behind the batcher, with an engine that does what a row tells it to."""
+"""Replicas as real worker processes behind the batcher, with the fake engine of tests/fakes.py."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from service.replicas.runner import Load
 from tests.fakes import checkpoint, load_fake, row, value
 
 
-def at_once(**policy: Any) -> RestartPolicy:
-    """Lost replicas are started again without a pause."""
+def without_back_off(**policy: Any) -> RestartPolicy:
+    """A policy that restarts lost replicas without a pause."""
     return RestartPolicy(threads=1, back_off_s=lambda num_failures: 0.0, **policy)
 
 
-class Watch(Metrics):
-    """Metrics that remember every state, and call when a replica is ready."""
+class RecordingMetrics(Metrics):
+    """Metrics that record every state of a replica, and release `ready` for each time that one is ready."""
 
     def __init__(self) -> None:
         super().__init__(CollectorRegistry())
@@ -47,23 +47,23 @@ class Watch(Metrics):
 class Service:
     batcher: Batcher
     pool: Pool
-    metrics: Watch
+    metrics: RecordingMetrics
 
-    async def ask(self, *ids: int) -> float:
-        """One request of one row; the sum that came back."""
+    async def submit(self, *ids: int) -> float:
+        """Submits one request of one row; returns the sum."""
         return sum_of(await self.batcher.submit([row(*ids)]))
 
-    async def ask_all(self, *ids: int) -> list[float | BaseException]:
-        """As many requests of one row, which share a batch; the second id makes equal ones different rows."""
-        asked = [self.ask(each, place) for place, each in enumerate(ids)]
-        return await asyncio.gather(*asked, return_exceptions=True)
+    async def submit_all(self, *ids: int) -> list[float | BaseException]:
+        """Submits requests of one row, which share a batch; the second id keeps equal first ids from being merged."""
+        requests = [self.submit(each, place) for place, each in enumerate(ids)]
+        return await asyncio.gather(*requests, return_exceptions=True)
 
     @property
     def pid(self) -> int:
         return self.pool.pids()["cpu"]
 
     def losses(self) -> dict[LossReason, int]:
-        """Of the first replica, by reason, but for those there were none of."""
+        """The losses of the first replica by reason; reasons without a loss are left out."""
         found = {each: value(self.metrics, "replica_losses_total", replica="cpu", reason=each) for each in LOSS_REASONS}
         return {reason: int(count) for reason, count in found.items() if count}
 
@@ -84,7 +84,7 @@ def compose(
     max_queue_tokens: int = 10_000,
 ) -> Service:
     os.mkfifo(path / "gate")
-    metrics = Watch()
+    metrics = RecordingMetrics()
     latency_models = LatencyModels(metrics=metrics, max_batch_tokens=max_batch_tokens)
     if predict:
         latency_models.predict = predict  # type: ignore[method-assign]
@@ -93,7 +93,7 @@ def compose(
         [checkpoint(path)],
         devices,
         metrics=metrics,
-        policy=policy or at_once(),
+        policy=policy or without_back_off(),
         load=load,
         on_progress=on_progress,
         on_profile=latency_models.calibrate,

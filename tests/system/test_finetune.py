@@ -60,7 +60,7 @@ def finetune(*flags: str | Path, processes: int = 1, check: bool = True) -> subp
     return subprocess.run(command, env=environment, check=check, capture_output=True, text=True, timeout=300)
 
 
-def test_a_head_for_pairs_is_trained_written_and_answers_similarity(tmp_path: Path, data: Path) -> None:
+def test_a_fine_tuned_head_for_pairs_answers_similarity(tmp_path: Path, data: Path) -> None:
     start, output = make_checkpoint(tmp_path / "start", kind="encoder"), tmp_path / "out"
     flags = ("--task", "afqmc", "--form", "head", "--epochs", "2", "--batch-size", "8", "--precision", "float32")
     done = finetune("--model", start, "--data", data, "--output", output, *flags)
@@ -81,7 +81,7 @@ def test_a_head_for_pairs_is_trained_written_and_answers_similarity(tmp_path: Pa
     assert 0.0 <= result.score <= 1.0
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, data: Path) -> None:
+def test_an_interrupted_run_resumes_at_its_checkpoint(tmp_path: Path, data: Path) -> None:
     start = make_checkpoint(tmp_path / "start")
     recipe = tmp_path / "recipe.toml"
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -92,7 +92,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, data: Path)
     )
     finetune(*flags, "--output", whole)
     finetune(*flags, "--output", halves)
-    # What an interruption after step 2 leaves behind: the checkpoint of step 2, and no later one.
+    # An interruption after step 2 leaves the checkpoint of step 2 and no later one.
     checkpoints = halves / "checkpoints"
     (checkpoints / "checkpoint-4").rename(tmp_path / "lost")
     (halves / "model.safetensors").unlink()
@@ -104,7 +104,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, data: Path)
     assert steps["global_step"] == 4
 
 
-def test_two_processes_learn_what_one_learns(tmp_path: Path, data: Path) -> None:
+def test_two_processes_train_the_same_weights_as_one(tmp_path: Path, data: Path) -> None:
     start = make_checkpoint(tmp_path / "start")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.format(steps=3), encoding="utf-8")
@@ -125,7 +125,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, data: Path) -> None
         (("--task", "c3", "--model", "{start}"), "no such data file"),
     ],
 )
-def test_what_cannot_be_trained_is_one_clear_line(
+def test_an_invalid_run_prints_one_line_and_exits_with_2(
     tmp_path: Path, data: Path, flags: tuple[str, ...], message: str
 ) -> None:
     start = make_checkpoint(tmp_path / "start")
@@ -136,7 +136,7 @@ def test_what_cannot_be_trained_is_one_clear_line(
     assert "Traceback" not in done.stderr
 
 
-def test_output_is_a_model_that_serve_accepts(tmp_path: Path, data: Path) -> None:
+def test_the_output_is_a_model_that_can_be_served(tmp_path: Path, data: Path) -> None:
     start, output = make_checkpoint(tmp_path / "start"), tmp_path / "out"
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.format(steps=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The model that ships, in a real server: the documented curls answered as documented, and sensibly."""
+"""The shipped model in a real server: the documented examples have the documented answers, and quality checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINI = Path(service.__file__).parent / "models" / "mini"
 SHOWN = read(ENGLISH)
 MAX_BYTES = 25_000_000
 TOLERANCE = 0.03
-"""Of a score: the answers shown may come of another precision than this machine's."""
+"""Absolute tolerance of a score: the documented answers may come from another precision."""
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,14 @@ def _client(running: Running) -> httpx.Client:
     return httpx.Client(base_url=running.url, timeout=60, trust_env=False)
 
 
-def test_it_is_small_and_complete() -> None:
+def test_the_shipped_model_is_small_and_complete() -> None:
     names = {path.name for path in MINI.iterdir()}
     assert names == {"README.md", "config.json", "model.safetensors", "vocab.txt"}
     assert sum(path.stat().st_size for path in MINI.iterdir()) <= MAX_BYTES
 
 
 @pytest.mark.parametrize("name", [name for name in examples(SHOWN) if name not in ("models", "embed")])
-def test_the_readme_shows_what_it_answers(client: httpx.Client, name: str) -> None:
+def test_the_answers_in_the_readme_are_those_of_the_server(client: httpx.Client, name: str) -> None:
     shown, answered = answers(SHOWN)[name], examples(SHOWN)[name].send(client)
     assert _without_id(answered) == _Close(_without_id(shown))
 
@@ -55,7 +55,7 @@ def test_the_readme_shows_what_it_answers(client: httpx.Client, name: str) -> No
         ("味道很好，送得也快，下次还买", ["这是一条差评", "这是一条好评"], "这是一条好评"),
     ],
 )
-def test_plain_cases_are_answered_right(client: httpx.Client, text: str, labels: list[str], label: str) -> None:
+def test_easy_texts_are_classified_correctly(client: httpx.Client, text: str, labels: list[str], label: str) -> None:
     body = {"inputs": text, "labels": labels}
     [result] = client.post("/v1/classify", content=json.dumps(body)).json()["results"]
     assert result["label"] == label
@@ -69,14 +69,16 @@ def test_plain_cases_are_answered_right(client: httpx.Client, text: str, labels:
         ("借呗怎么提前还款", "借呗如何提前还款", "今天天气怎么样"),
     ],
 )
-def test_a_paraphrase_is_nearer_than_another_sentence(client: httpx.Client, source: str, same: str, other: str) -> None:
+def test_a_paraphrase_is_more_similar_than_another_sentence(
+    client: httpx.Client, source: str, same: str, other: str
+) -> None:
     body = {"source": source, "candidates": [same, other]}
-    near, far = client.post("/v1/similarity", content=json.dumps(body)).json()["results"]
-    assert near["score"] > far["score"]
+    paraphrase, other_sentence = client.post("/v1/similarity", content=json.dumps(body)).json()["results"]
+    assert paraphrase["score"] > other_sentence["score"]
 
 
 class _Close:
-    """Equal to what has the same shape and strings, and numbers within the tolerance."""
+    """Equal to a value of the same shape with the same strings, and with numbers within the tolerance."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -1,4 +1,4 @@
-"""Real child processes with an engine that has no torch: start, answers, stop, failed loading and orphans."""
+"""Real worker processes with an engine without torch: start, answers, stop, failed loading and orphans."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from service.errors import CheckpointError, StartupError
 from service.replicas.protocol import Loading
 from service.replicas.replica import RestartPolicy
 from service.replicas.runner import Load
-from tests.fakes import THREADS, load_and_die, load_badly, load_forever, load_nothing, load_once, open_gate, value
+from tests.fakes import (
+    THREADS,
+    load_and_exit,
+    load_forever,
+    load_nothing,
+    load_once,
+    load_with_unexpected_error,
+    open_gate,
+    value,
+)
 from tests.system.replicas import compose, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.system]
@@ -28,27 +37,27 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-async def test_a_replica_loads_answers_and_stops(tmp_path: Path) -> None:
+async def test_a_replica_loads_answers_is_profiled_and_stops(tmp_path: Path) -> None:
     loaded: list[tuple[str, Loading]] = []
     service = compose(tmp_path, on_progress=lambda replica, loading: loaded.append((replica, loading)))
     assert service.pool.precisions("m") == []
     async with running(service):
         assert service.pool.is_ready()
         assert service.pool.precisions("m") == ["float32"]
-        assert await service.ask(2, 3) == 5
-        assert await service.ask(THREADS) == 1
+        assert await service.submit(2, 3) == 5
+        assert await service.submit(THREADS) == 1
         assert value(service.metrics, "replica_up", replica="cpu") == 1
         assert value(service.metrics, "replica_memory_bytes", replica="cpu") > 0
-        async with asyncio.timeout(30):  # it measures while it has nothing else to do, and is asked meanwhile
+        async with asyncio.timeout(30):  # it is profiled while idle, and answers requests meanwhile
             while value(service.metrics, "batch_budget_tokens", model="m") != MIN_BATCH_TOKENS:
-                assert await service.ask(4, 5) == 9
+                assert await service.submit(4, 5) == 9
         assert value(service.metrics, "predicted_cost_seconds", model="m", of="token") > 0
     assert not service.pool.is_ready()
     assert service.metrics.states == ["starting", "loading", "ready", "stopped"]
     assert loaded == [("cpu", Loading("m", done, 100)) for done in (0, 50, 100)]
 
 
-async def test_a_stopped_process_is_killed_after_its_grace(tmp_path: Path) -> None:
+async def test_a_stopped_process_is_killed_after_its_grace_period(tmp_path: Path) -> None:
     policy = RestartPolicy(threads=1, stop_grace_s=0.05)
     service = compose(tmp_path, policy=policy)
     async with running(service):
@@ -56,21 +65,21 @@ async def test_a_stopped_process_is_killed_after_its_grace(tmp_path: Path) -> No
     assert service.metrics.states[-1] == "stopped"
 
 
-async def test_a_child_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
+async def test_a_worker_process_that_does_not_read_does_not_block_the_event_loop(tmp_path: Path) -> None:
     async with running(compose(tmp_path)) as service:
         os.kill(service.pid, signal.SIGSTOP)
-        asking = asyncio.create_task(service.ask(*[1] * 1_000_000))  # 12 MB: no pipe takes that at once
+        request = asyncio.create_task(service.submit(*[1] * 1_000_000))  # 12 MB: more than the buffer of a pipe
         for _ in range(10):
             await asyncio.sleep(0)
         os.kill(service.pid, signal.SIGCONT)
-        assert await asking == 1_000_000
+        assert await request == 1_000_000
 
 
-async def test_signals_to_the_whole_service_do_not_end_a_child(tmp_path: Path) -> None:
+async def test_a_worker_process_ignores_sigint_and_sigterm(tmp_path: Path) -> None:
     async with running(compose(tmp_path)) as service:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(service.pid, number)
-        assert await service.ask(3) == 3
+        assert await service.submit(3) == 3
         assert service.metrics.states.count("ready") == 1
 
 
@@ -82,7 +91,7 @@ async def test_restarts_back_off_until_one_succeeds(tmp_path: Path) -> None:
 
     async with running(compose(tmp_path, policy=RestartPolicy(threads=1, sleep=sleep), load=load_once)) as service:
         os.kill(service.pid, signal.SIGKILL)
-        assert await service.ask(3) == 3
+        assert await service.submit(3) == 3
         assert waits == [0.0, 1.0, 2.0, 4.0]
         assert value(service.metrics, "replica_restarts_total", replica="cpu") == 4
 
@@ -91,11 +100,11 @@ async def test_restarts_back_off_until_one_succeeds(tmp_path: Path) -> None:
     ("load", "error", "message"),
     [
         (load_nothing, CheckpointError, "no weights"),
-        (load_badly, StartupError, "ValueError: what nobody expected"),
-        (load_and_die, StartupError, "SIGKILL"),
+        (load_with_unexpected_error, StartupError, "ValueError: an unexpected error"),
+        (load_and_exit, StartupError, "SIGKILL"),
     ],
 )
-async def test_a_first_loading_that_fails_is_the_starts_error(
+async def test_a_failed_first_load_fails_the_start(
     tmp_path: Path, load: Load, error: type[StartupError], message: str
 ) -> None:
     service = compose(tmp_path, devices=("cpu", "cpu"), load=load)
@@ -105,13 +114,13 @@ async def test_a_first_loading_that_fails_is_the_starts_error(
     assert service.pool.pids() == {}
 
 
-async def test_a_loading_that_takes_too_long_is_an_error(tmp_path: Path) -> None:
+async def test_a_load_beyond_the_timeout_fails_the_start(tmp_path: Path) -> None:
     service = compose(tmp_path, policy=RestartPolicy(threads=1, start_timeout_s=0.05), load=load_forever)
     with pytest.raises(StartupError, match=r"not ready after 0\.05 s"):
         await service.pool.start(service.batcher.feed)
 
 
-async def test_a_start_that_is_cancelled_leaves_no_child(tmp_path: Path) -> None:
+async def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
     service = compose(tmp_path, policy=RestartPolicy(threads=1, stop_grace_s=0.05), load=load_forever)
     start = asyncio.create_task(service.pool.start(service.batcher.feed))
     await asyncio.to_thread(open_gate, tmp_path)
@@ -137,7 +146,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("is_stopped", [False, True], ids=["idle", "stopped"])
-def test_a_child_does_not_outlive_its_parent(tmp_path: Path, is_stopped: bool) -> None:
+def test_a_worker_process_exits_with_its_parent(tmp_path: Path, is_stopped: bool) -> None:
     command = [sys.executable, "-c", PARENT, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
@@ -146,5 +155,5 @@ def test_a_child_does_not_outlive_its_parent(tmp_path: Path, is_stopped: bool) -
         if is_stopped:
             os.kill(child, signal.SIGSTOP)
         parent.kill()
-        # The child holds this pipe too: it ends when both have ended.
+        # The worker process holds this pipe too, so it is closed when both processes have exited.
         assert parent.stdout.read() == b""

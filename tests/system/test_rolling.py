@@ -1,4 +1,4 @@
-"""Two instances behind a real proxy: restarted in turn under load, and one killed, and no request is lost."""
+"""Two instances behind a real proxy: no request is lost in a rolling restart or when one instance is killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.system]
 
 
 @pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
-async def test_a_rolling_restart_and_a_kill_lose_nothing(tmp_path: Path, proxy: str) -> None:
+async def test_no_request_is_lost_in_a_rolling_restart_or_a_kill(tmp_path: Path, proxy: str) -> None:
     if not is_installed(proxy):
         pytest.skip(f"{proxy} is not installed")
     model = make_checkpoint(tmp_path / "model", num_layers=1)

@@ -1,4 +1,4 @@
-"""Keys, certificate and proxies on a real server: over TLS, changed while it runs, nothing of them in its output."""
+"""Security of a real server: keys over TLS, reloading, trusted proxies, and no secret in its output."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def table(name: str, scope: str) -> str:
 
 @dataclass
 class Guarded:
-    """A server behind keys and TLS, and the files that it reads them from."""
+    """A server with keys and TLS, and the folder of their files."""
 
     server: Running
     folder: Path
 
-    def ask(self, method: str, path: str, secret: str = "", **more: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {secret or 'erl_stranger'}", **more.pop("headers", {})}
+    def send(self, method: str, path: str, secret: str = "", **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {secret or 'erl_unknown'}", **more.pop("headers", {})}
         context = ssl.create_default_context(cafile=self.folder / "cert.pem")
         return httpx.request(method, self.server.url + path, headers=headers, verify=context, timeout=ANSWER_S, **more)
 
     def embed(self, name: str, **headers: str) -> httpx.Response:
-        return self.ask("POST", "/v1/embed", SECRETS[name], json={"inputs": TEXT}, headers=headers)
+        return self.send("POST", "/v1/embed", SECRETS[name], json={"inputs": TEXT}, headers=headers)
 
     def put(self, text: str) -> None:
         new = self.folder / "keys.new"
@@ -63,40 +63,40 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     keys = folder / "keys.toml"
     keys.write_text(table("app", "infer") + table("prometheus", "metrics"))
     tls = ("--tls-cert", str(cert), "--tls-key", str(key))
-    door = ("--host", "0.0.0.0", "--keys-file", str(keys), "--trusted-proxies", "127.0.0.1")
-    with serving("--model", f"uni={model}", "--log-format", "json", *door, *tls) as server:
+    security_flags = ("--host", "0.0.0.0", "--keys-file", str(keys), "--trusted-proxies", "127.0.0.1")
+    with serving("--model", f"uni={model}", "--log-format", "json", *security_flags, *tls) as server:
         yield Guarded(server, folder)
 
 
-def test_it_answers_over_tls_who_has_a_key(guarded: Guarded) -> None:
+def test_a_key_is_required_over_tls(guarded: Guarded) -> None:
     assert guarded.server.url.startswith("https://127.0.0.1:")
     assert guarded.embed("app").status_code == 200
-    assert guarded.ask("POST", "/v1/embed", json={"inputs": TEXT}).status_code == 401
+    assert guarded.send("POST", "/v1/embed", json={"inputs": TEXT}).status_code == 401
     assert guarded.embed("prometheus").status_code == 403
-    assert guarded.ask("GET", "/readyz").status_code == 200
-    metrics = guarded.ask("GET", "/metrics", SECRETS["prometheus"]).text
+    assert guarded.send("GET", "/readyz").status_code == 200
+    metrics = guarded.send("GET", "/metrics", SECRETS["prometheus"]).text
     assert 'erlangshen_key_requests_total{code="200",key="app"} 1.0' in metrics
     assert 'erlangshen_key_refused_total{key="none",reason="unauthorized"} 1.0' in metrics
 
 
-def test_without_tls_or_with_another_authority_nobody_gets_through(guarded: Guarded) -> None:
+def test_plain_http_and_an_untrusted_certificate_fail(guarded: Guarded) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.get(guarded.server.url.replace("https", "http") + "/livez")
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"{guarded.server.url}/livez")
 
 
-def test_old_tls_is_refused(guarded: Guarded) -> None:
+def test_tls_below_1_2_is_refused(guarded: Guarded) -> None:
     address = guarded.server.url.removeprefix("https://")
     ends = {}
     for version in ("-tls1_1", "-tls1_2", "-tls1_3"):
         command = ["openssl", "s_client", "-connect", address, version, "-cipher", "ALL:@SECLEVEL=0"]
-        ended = subprocess.run(command, input=b"", capture_output=True, timeout=ANSWER_S, check=False)
-        ends[version] = ended.returncode
+        completed = subprocess.run(command, input=b"", capture_output=True, timeout=ANSWER_S, check=False)
+        ends[version] = completed.returncode
     assert ends == {"-tls1_1": 1, "-tls1_2": 0, "-tls1_3": 0}
 
 
-def test_a_new_keys_file_is_taken_up_by_itself_and_a_broken_one_is_not(guarded: Guarded) -> None:
+def test_a_new_keys_file_is_reloaded_and_a_broken_one_is_not(guarded: Guarded) -> None:
     assert guarded.embed("late").status_code == 401
     guarded.put(table("late", "infer") + table("prometheus", "metrics"))
     until(lambda: guarded.embed("late").status_code == 200)
@@ -109,7 +109,7 @@ def test_a_new_keys_file_is_taken_up_by_itself_and_a_broken_one_is_not(guarded: 
 KEPT = "keys not reloaded: the previous keys stay in use"
 
 
-def test_sighup_takes_up_keys_and_certificate_at_once(guarded: Guarded) -> None:
+def test_sighup_reloads_keys_and_certificate(guarded: Guarded) -> None:
     old = ssl.get_server_certificate(_address(guarded))
     guarded.put(table("app", "infer") + table("prometheus", "metrics"))
     make_certificate(guarded.folder)
@@ -125,7 +125,7 @@ def _address(guarded: Guarded) -> tuple[str, int]:
     return url.host, url.port or 443
 
 
-def test_the_access_log_believes_a_trusted_proxy(guarded: Guarded) -> None:
+def test_the_access_log_has_the_client_of_a_trusted_proxy(guarded: Guarded) -> None:
     headers = {"X-Forwarded-For": "198.51.100.7", "X-Request-ID": "proxied"}
     reply = guarded.embed("app", **headers)
     assert reply.status_code == 200
@@ -139,12 +139,12 @@ def test_the_access_log_believes_a_trusted_proxy(guarded: Guarded) -> None:
     )
 
 
-def test_its_output_holds_no_secret_no_hash_and_no_text(guarded: Guarded) -> None:
-    """The last one of this file: all that the others did is in the output."""
+def test_the_output_has_no_secret_no_hash_and_no_text(guarded: Guarded) -> None:
+    """Must be the last test that uses the server: the output holds the requests of all of them."""
     printed = "".join(guarded.server.lines)
     assert "unauthorized" in printed
-    for kept in (*SECRETS.values(), *map(hash_of, SECRETS.values()), TEXT):
-        assert kept not in printed
+    for forbidden in (*SECRETS.values(), *map(hash_of, SECRETS.values()), TEXT):
+        assert forbidden not in printed
 
 
 @pytest.mark.parametrize(
@@ -157,10 +157,10 @@ def test_its_output_holds_no_secret_no_hash_and_no_text(guarded: Guarded) -> Non
         (("--tls-cert", "nowhere.pem", "--tls-key", "nowhere.pem"), ("nowhere.pem", "No such file")),
     ],
 )
-def test_doors_that_cannot_be_shut_stop_the_start(flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_invalid_security_settings_fail_the_start(flags: tuple[str, ...], words: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "service", "serve", "--port", "0", *flags]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
-    assert ended.returncode == 2
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    assert completed.returncode == 2
+    (line,) = [line for line in completed.stderr.splitlines() if line.startswith("error: ")]
     assert all(word in line for word in words)
-    assert "erl_mistaken" not in ended.stderr + ended.stdout
+    assert "erl_mistaken" not in completed.stderr + completed.stdout

@@ -1,4 +1,4 @@
-"""The real thing: `python -m service serve` in a process of its own, with its children, on random checkpoints."""
+"""`python -m service serve` as a process with its worker processes, on random checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ANSWER_S = 60
 
 @dataclass
 class Running:
-    """A server process; its output is read as it comes."""
+    """A server process and the lines of its output so far."""
 
     process: subprocess.Popen[str]
     url: str = ""
@@ -81,7 +81,7 @@ def serving(*flags: str, **environ: str) -> Iterator[Running]:
 
 
 def until(condition: Callable[[], bool], within_s: float = ANSWER_S) -> None:
-    """Asks again and again, up to a bound."""
+    """Calls `condition` until it is true; fails after `within_s`."""
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -107,7 +107,7 @@ def all_requests() -> list[tuple[str, dict[str, Any]]]:
     return [(f"/v1/{task}", body) for task, example in EXAMPLES.items() for body in example.requests.values()]
 
 
-def test_it_answers_every_task(server: Running) -> None:
+def test_every_task_is_answered(server: Running) -> None:
     with httpx.Client(base_url=server.url, timeout=ANSWER_S) as client:
         for path, body in all_requests():
             response = client.post(path, json=body)
@@ -121,13 +121,13 @@ def _timing(response: httpx.Response) -> str:
     return response.headers["server-timing"]
 
 
-def test_the_fine_tuned_model_has_the_labels_of_the_setting(server: Running) -> None:
+def test_a_fine_tuned_model_has_the_configured_labels(server: Running) -> None:
     reply = httpx.post(f"{server.url}/v1/classify", json={"inputs": "好吃"}).json()
     assert reply["model"] == "tuned"
     assert {score["label"] for score in reply["results"][0]["scores"]} == {"负面", "正面"}
 
 
-def test_the_operators_routes_answer(server: Running) -> None:
+def test_operations_routes_are_answered(server: Running) -> None:
     assert httpx.get(f"{server.url}/livez").status_code == 200
     assert httpx.get(f"{server.url}/readyz").status_code == 200
     assert "swagger-ui" in httpx.get(f"{server.url}/docs").text
@@ -139,7 +139,7 @@ def test_the_operators_routes_answer(server: Running) -> None:
     assert (replica["name"], replica["device"], replica["state"]) == ("cpu", "cpu", "ready")
 
 
-def test_the_bench_loads_it_and_measures_its_limit(server: Running, tmp_path: Path) -> None:
+def test_bench_measures_the_server_and_its_limit(server: Running, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     flags = ["--duration", "0.5", "--warm-up", "0", "--concurrency", "4", "--limit", "--json", str(file)]
     command = [
@@ -162,12 +162,12 @@ def test_the_bench_loads_it_and_measures_its_limit(server: Running, tmp_path: Pa
     assert point["limit"]["served_over_limit"] > 0
 
 
-def test_an_announced_curl_is_printed(server: Running) -> None:
+def test_an_example_curl_is_printed_at_start(server: Running) -> None:
     assert "curl" in "".join(server.lines)
     assert "好评" in "".join(server.lines)
 
 
-def test_torch_stays_out_of_the_parent(server: Running) -> None:
+def test_the_parent_process_does_not_load_torch(server: Running) -> None:
     mapped = {Path(region.path).name for region in psutil.Process(server.process.pid).memory_maps()}
     assert not any("torch" in name for name in mapped)
 
@@ -190,7 +190,7 @@ async def _load(url: str, num_clients: int, num_requests: int, on_start: Callabl
     return [reply for replies in answered for reply in replies]
 
 
-def test_twenty_clients_share_batches_and_leave_an_empty_queue(server: Running) -> None:
+def test_requests_of_twenty_clients_share_batches_and_leave_the_queue_empty(server: Running) -> None:
     before = server.metrics()
     replies = asyncio.run(_load(server.url, 20, 10, lambda: None))
     assert [reply.status_code for reply in replies] == [200] * 200
@@ -207,7 +207,7 @@ def test_twenty_clients_share_batches_and_leave_an_empty_queue(server: Running) 
     assert after['erlangshen_requests_in_progress{task="classify"}'] == 0
 
 
-def test_a_killed_child_costs_no_answer_and_comes_back(server: Running) -> None:
+def test_every_request_is_answered_when_a_worker_process_is_killed(server: Running) -> None:
     restarts = 'erlangshen_replica_restarts_total{replica="cpu"}'
     before = server.metrics()[restarts]
     (child,) = server.children()
@@ -230,7 +230,7 @@ def test_a_killed_child_costs_no_answer_and_comes_back(server: Running) -> None:
 LONG = {"inputs": ["好" * (200 + number) for number in range(200)]}
 
 
-def test_a_client_that_leaves_takes_its_jobs_along(server: Running) -> None:
+def test_a_disconnect_cancels_the_jobs_of_the_client(server: Running) -> None:
     cancelled = 'erlangshen_jobs_dropped_total{reason="cancelled"}'
     before = server.metrics()[cancelled]
     address = httpx.URL(server.url)
@@ -243,12 +243,12 @@ def test_a_client_that_leaves_takes_its_jobs_along(server: Running) -> None:
     assert server.metrics()['erlangshen_requests_total{code="499",model="none",task="embed"}'] == 1
 
 
-def test_a_deadline_that_cannot_be_met_is_504(server: Running) -> None:
+def test_a_missed_deadline_is_answered_with_504(server: Running) -> None:
     response = httpx.post(f"{server.url}/v1/embed", json=LONG | {"timeout_ms": 1}, timeout=ANSWER_S)
     assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
 
 
-def test_sigterm_answers_what_runs_and_ends_with_zero(folder: Path) -> None:
+def test_sigterm_answers_running_requests_and_exits_with_0(folder: Path) -> None:
     with serving("--model", f"uni={folder}/uni", "--log-format", "json") as server:
         children = server.children()
         replies: list[httpx.Response] = []
@@ -265,7 +265,7 @@ def test_sigterm_answers_what_runs_and_ends_with_zero(folder: Path) -> None:
     assert not any("Traceback" in line for line in server.lines)
 
 
-def test_readiness_goes_before_the_server_does(folder: Path) -> None:
+def test_readiness_fails_during_the_drain_delay(folder: Path) -> None:
     with serving("--model", f"uni={folder}/uni", ERLANGSHEN_SERVER__DRAIN_DELAY_S="3") as server:
         server.process.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
@@ -302,34 +302,34 @@ def _fail(*flags: str) -> subprocess.CompletedProcess[str]:
         (("frobnicate",), ("unknown command 'frobnicate'",)),
     ],
 )
-def test_what_it_cannot_start_with_is_one_line_and_exit_code_two(
-    flags: tuple[str, ...], words: tuple[str, ...]
-) -> None:
-    ended = _fail(*flags)
-    assert ended.returncode == 2
-    assert "Traceback" not in ended.stderr
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+def test_a_startup_error_prints_one_line_and_exits_with_2(flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+    completed = _fail(*flags)
+    assert completed.returncode == 2
+    assert "Traceback" not in completed.stderr
+    (line,) = [line for line in completed.stderr.splitlines() if line.startswith("error: ")]
     assert all(word in line for word in words)
 
 
-def test_a_port_in_use_is_told(folder: Path) -> None:
+def test_the_error_of_a_port_in_use_names_the_flag(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = _fail("--model", f"{folder}/uni", "--port", str(port))
-    assert ended.returncode == 2
+        completed = _fail("--model", f"{folder}/uni", "--port", str(port))
+    assert completed.returncode == 2
     assert (
         f"error: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port"
-        in ended.stderr
+        in completed.stderr
     )
 
 
-def test_help_and_version_need_no_torch_and_no_model() -> None:
+def test_help_and_version_do_not_import_torch() -> None:
     code = (
         "import sys; from service.cli import main; main(['--help']); main(['--version']);"
         "from service.commands import serve;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=START_S, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert "serve" in ended.stdout
-    assert "erlangshen-service 0." in ended.stdout
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=START_S, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert "serve" in completed.stdout
+    assert "erlangshen-service 0." in completed.stdout

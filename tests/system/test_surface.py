@@ -1,4 +1,4 @@
-"""What strangers send to a real server: broken HTTP, requests without end, thousands of connections; and its end."""
+"""Malformed, endless and slow requests and thousands of connections to a real server, and its shutdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.system
 MIB = 2**20
 BODY = json.dumps({"inputs": "好"}).encode()
 LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-"""Answered with 200 where the connection is still of use, and its last request."""
+"""The last request of a connection, answered with 200 if the connection was kept open."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def server() -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[Running]:
+def short_timeouts() -> Iterator[Running]:
     times = ("--header-timeout-s", "1", "--body-timeout-s", "1", "--send-timeout-s", "1", "--keep-alive-s", "1")
     with serving(*times, "--max-connections", "20") as running:
         yield running
@@ -55,7 +55,7 @@ def get(path: bytes) -> bytes:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """Until the server closes, in whatever way."""
+    """Reads until the server closes or resets the connection."""
     received = b""
     with suppress(ConnectionError):
         while part := client.recv(65536):
@@ -72,30 +72,30 @@ def chunked(body: bytes) -> bytes:
 
 
 CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
-WISH = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk")
+UPGRADE = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk")
 
 SENT = {
     "whole": (post(), [200, 200]),
     "in chunks": (chunked(CHUNKS), [200, 200]),
-    "five ahead": (post() * 5, [200] * 6),
+    "five pipelined": (post() * 5, [200] * 6),
     "garbage": (b"\x00\x01\xff garbage\r\n\r\n", [400]),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", [400]),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
     "HTTP/9.9": (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", [400]),
-    "garbage behind": (post() + b"\x00", [200]),
-    "a method": (b"FROB / HTTP/1.1\r\nHost: x\r\n\r\n", [400]),
-    "a proxy's": (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", [400]),
+    "garbage after a request": (post() + b"\x00", [200]),
+    "unknown method": (b"FROB / HTTP/1.1\r\nHost: x\r\n\r\n", [400]),
+    "CONNECT": (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", [400]),
     "TRACE": (b"TRACE /livez HTTP/1.1\r\nHost: x\r\n\r\n", [405, 200]),
-    "another protocol": (post(*WISH), [200, 200]),
-    "another protocol, in chunks": (post(*WISH, length=b"Transfer-Encoding: chunked", body=CHUNKS), [200, 200]),
+    "upgrade": (post(*UPGRADE), [200, 200]),
+    "upgrade, in chunks": (post(*UPGRADE, length=b"Transfer-Encoding: chunked", body=CHUNKS), [200, 200]),
     "two lengths": (post(b"Content-Length: 5"), [400]),
     "length and chunks": (post(b"Transfer-Encoding: chunked"), [400]),
     "length +": (post(length=b"Content-Length: +14"), [400]),
     "length -": (post(length=b"Content-Length: -14"), [400]),
     "length in hex": (post(length=b"Content-Length: 0xe"), [400]),
-    "no such length": (post(length=b"Content-Length: 99999999999999999999999"), [400]),
+    "huge length": (post(length=b"Content-Length: 99999999999999999999999"), [400]),
     "space before the colon": (post(length=b"Transfer-Encoding : chunked"), [400]),
-    "unknown transfer": (post(length=b"Transfer-Encoding: gzip"), [400]),
+    "unknown transfer encoding": (post(length=b"Transfer-Encoding: gzip"), [400]),
     "bad chunk": (chunked(b"-1\r\n"), [400]),
     "bare newlines": (post().replace(b"\r\n", b"\n"), [400]),
     "folded header": (post(b"X: a\r\n b"), [400]),
@@ -104,20 +104,20 @@ SENT = {
     "many headers": (post(*[b"a: b"] * 10_000), [431]),
     "long path": (get(b"/" + b"a" * 40_000), [431]),
     "bytes in the path": (get(b"/\xff"), [400]),
-    "no UTF-8 in the path": (get(b"/%ff%fe"), [404, 200]),
+    "invalid UTF-8 in the path": (get(b"/%ff%fe"), [404, 200]),
     "NUL in the path": (get(b"/livez%00"), [404, 200]),
     "two slashes": (get(b"//livez"), [404, 200]),
-    "up": (get(b"/v1/../livez"), [404, 200]),
-    "files up": (get(b"/static-offline-docs/../../../../etc/passwd"), [404, 200]),
-    "files up, hidden": (get(b"/static-offline-docs/%2e%2e%2f%2e%2e%2f%2e%2e%2fetc/passwd"), [404, 200]),
-    "files up, from the root": (get(b"/static-offline-docs//etc/passwd"), [404, 200]),
+    "parent path": (get(b"/v1/../livez"), [404, 200]),
+    "path traversal": (get(b"/static-offline-docs/../../../../etc/passwd"), [404, 200]),
+    "path traversal, encoded": (get(b"/static-offline-docs/%2e%2e%2f%2e%2e%2f%2e%2e%2fetc/passwd"), [404, 200]),
+    "path traversal, from the root": (get(b"/static-offline-docs//etc/passwd"), [404, 200]),
     "file with NUL": (get(b"/static-offline-docs/%00"), [404, 200]),
     "gzip": (post(b"Content-Encoding: gzip"), [415, 200]),
     "gzip, bomb": (post(b"Content-Encoding: gzip", body=b"\x1f\x8b\x08\x00" + b"\x00" * 1000), [415, 200]),
     "XML": (post(b"Content-Type: application/xml", body=b"<a/>"), [400, 200]),
     "no body": (post(body=b""), [400, 200]),
     "NaN": (post(body=b'{"inputs": NaN}'), [400, 200]),
-    "no UTF-8": (post(body=b'{"inputs": "\xff"}'), [400, 200]),
+    "invalid UTF-8": (post(body=b'{"inputs": "\xff"}'), [400, 200]),
     "a surrogate": (post(body=b'{"inputs": "\\ud800"}'), [422, 200]),
     "deep lists": (post(body=b"[" * MIB), [400, 200]),
     "deep objects": (post(body=b'{"a":' * 100_000), [400, 200]),
@@ -126,7 +126,7 @@ SENT = {
 
 
 @pytest.mark.parametrize("name", SENT)
-def test_whatever_comes_has_its_status(server: Running, name: str) -> None:
+def test_every_kind_of_request_has_its_status(server: Running, name: str) -> None:
     sent, expected = SENT[name]
     with connected(server) as client:
         client.sendall(sent + LAST)
@@ -134,7 +134,7 @@ def test_whatever_comes_has_its_status(server: Running, name: str) -> None:
 
 
 def send_while_open(client: socket.socket, part: bytes, most: int) -> int:
-    """Bytes that went out before the server said something, or hung up."""
+    """Number of bytes sent before the server answered or closed the connection."""
     sent = 0
     with suppress(ConnectionError, TimeoutError):
         while sent < most and not select.select([client], [], [], 0)[0]:
@@ -158,19 +158,19 @@ def test_a_body_of_100_mb_is_refused_at_its_limit(server: Running, start: bytes)
     assert memory(server) - before < 64 * MIB
 
 
-def test_a_body_without_end_is_cut_off(hasty: Running) -> None:
-    """Refused at its limit, it may go on for a second."""
-    before = memory(hasty)
-    with connected(hasty) as client:
+def test_an_endless_body_is_closed_after_body_timeout_s(short_timeouts: Running) -> None:
+    """The body is refused at its limit; the client may send for one more second."""
+    before = memory(short_timeouts)
+    with connected(short_timeouts) as client:
         client.sendall(chunked(b""))
         with suppress(ConnectionError):
-            while True:  # it is the server that ends this
+            while True:  # until the server closes the connection
                 client.sendall(b"fffff\r\n%s\r\n" % (b"x" * 0xFFFFF))
-    assert memory(hasty) - before < 64 * MIB
+    assert memory(short_timeouts) - before < 64 * MIB
 
 
 def drip(client: socket.socket) -> bytes:
-    """A byte now and then until the server has said its last."""
+    """Sends a byte every 0.1 s until the server answers; returns everything received."""
     with suppress(ConnectionError):
         while not select.select([client], [], [], 0.1)[0]:
             client.send(b"a")
@@ -178,8 +178,8 @@ def drip(client: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nX: ", post(length=b"Content-Length: 10000", body=b"")])
-def test_who_sends_byte_by_byte_is_408(hasty: Running, start: bytes) -> None:
-    with connected(hasty) as client:
+def test_a_request_sent_byte_by_byte_is_answered_with_408(short_timeouts: Running, start: bytes) -> None:
+    with connected(short_timeouts) as client:
         client.sendall(start)
         assert statuses(drip(client)) == [408]
 
@@ -187,35 +187,37 @@ def test_who_sends_byte_by_byte_is_408(hasty: Running, start: bytes) -> None:
 @pytest.mark.parametrize(
     ("start", "expected"), [(b"", []), (b"POST /v1", [408]), (post(body=b"{", length=b"Content-Length: 9"), [408])]
 )
-def test_who_falls_silent_is_left(hasty: Running, start: bytes, expected: list[int]) -> None:
-    with connected(hasty) as client:
+def test_a_client_that_stops_sending_is_disconnected(
+    short_timeouts: Running, start: bytes, expected: list[int]
+) -> None:
+    with connected(short_timeouts) as client:
         client.sendall(start)
         assert statuses(read_all(client)) == expected
 
 
-def test_who_does_not_read_his_answer_is_cut_off(hasty: Running) -> None:
+def test_a_client_that_does_not_read_its_response_is_disconnected(short_timeouts: Running) -> None:
     reason = 'erlangshen_connections_refused_total{reason="slow_reader"}'
     large = json.dumps({"inputs": ["[MASK]" * 100], "top_k": 1000}).encode()
-    with connected(hasty) as client:
+    with connected(short_timeouts) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(post(body=large).replace(b"/v1/embed", b"/v1/fill-mask"))
-        until(lambda: hasty.metrics()[reason] == 1)
+        until(lambda: short_timeouts.metrics()[reason] == 1)
 
 
-def test_connections_beyond_the_limit_are_503_until_others_go(hasty: Running) -> None:
-    until(lambda: hasty.metrics()["erlangshen_connections"] == 1)
+def test_connections_beyond_the_limit_are_answered_with_503_until_others_close(short_timeouts: Running) -> None:
+    until(lambda: short_timeouts.metrics()["erlangshen_connections"] == 1)
     with ExitStack() as stack:
         for _ in range(20):
-            stack.enter_context(connected(hasty)).sendall(b"POST /v1/embed HTTP/1.1\r\nX: ")
-        with connected(hasty) as client:
+            stack.enter_context(connected(short_timeouts)).sendall(b"POST /v1/embed HTTP/1.1\r\nX: ")
+        with connected(short_timeouts) as client:
             client.sendall(post())
             received = read_all(client)
-        with connected(hasty) as probe:
+        with connected(short_timeouts) as probe:
             probe.sendall(get(b"/readyz"))
             assert statuses(read_all(probe)) == [200]
         assert statuses(received) == [503]
         assert b"retry-after: 5\r\n" in received
-    until(lambda: _answers(hasty))
+    until(lambda: _answers(short_timeouts))
 
 
 def _answers(server: Running) -> bool:
@@ -238,7 +240,7 @@ def descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("descriptors")
-def test_ten_thousand_connections_that_say_next_to_nothing_are_in_nobodys_way(server: Running) -> None:
+def test_ten_thousand_idle_connections_do_not_block_requests(server: Running) -> None:
     before = memory(server)
     with ExitStack() as stack:
         for _ in range(MANY):
@@ -250,12 +252,12 @@ def test_ten_thousand_connections_that_say_next_to_nothing_are_in_nobodys_way(se
     until(lambda: server.metrics()["erlangshen_connections"] < 10)
 
 
-def test_the_end_is_told_before_it_comes_and_what_was_begun_is_answered() -> None:
+def test_shutdown_is_announced_and_started_requests_are_answered() -> None:
     with serving("--drain-delay-s", "3", "--log-format", "json") as server, ExitStack() as stack:
-        used, begun = (stack.enter_context(connected(server)) for _ in range(2))
+        used, started = (stack.enter_context(connected(server)) for _ in range(2))
         used.sendall(get(b"/livez"))
         assert b"connection: close" not in used.recv(65536)
-        begun.sendall(post()[:-1])
+        started.sendall(post()[:-1])
         until(lambda: server.metrics()['erlangshen_requests_in_progress{task="embed"}'] == 1)
         server.process.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
@@ -268,8 +270,8 @@ def test_the_end_is_told_before_it_comes_and_what_was_begun_is_answered() -> Non
         used.sendall(get(b"/livez"))
         assert b"connection: close\r\n" in read_all(used)
         assert httpx.get(f"{server.url}/livez").status_code == 200
-        begun.sendall(post()[-1:])
-        received = read_all(begun)
+        started.sendall(post()[-1:])
+        received = read_all(started)
         assert statuses(received) == [200]
         assert b"connection: close\r\n" in received
         assert server.process.wait(ANSWER_S) == 0

@@ -1,4 +1,4 @@
-"""Spans as they reach a collector: a real server, real children, and an OTLP/HTTP receiver of the test's own."""
+"""Tracing of a real server: spans sent to a fake OTLP/HTTP collector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUM_CLIENTS = 8
 
 @dataclass
 class Collector:
-    """What was posted to /v1/traces."""
+    """The requests posted to /v1/traces."""
 
     requests: list[ExportTraceServiceRequest] = field(default_factory=list)
     url: str = ""
@@ -56,7 +56,7 @@ def collecting() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """The test's output is for the test."""
+            """No-op: keeps the test's output clean."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -82,13 +82,13 @@ def server(collector: Collector) -> Iterator[Running]:
         yield running
 
 
-def ask(server: Running, text: str = SECRET, **headers: str) -> httpx.Response:
+def classify(server: Running, text: str = SECRET, **headers: str) -> httpx.Response:
     body = {"inputs": text, "labels": ["好评", "差评"]}
     return httpx.post(f"{server.url}/v1/classify", json=body, headers=headers, timeout=60, trust_env=False)
 
 
-def test_a_request_is_traced_from_its_caller_to_the_replica(server: Running, collector: Collector) -> None:
-    response = ask(server, traceparent=f"00-{TRACE}-{PARENT}-01")
+def test_a_request_is_traced_from_the_client_to_the_replica(server: Running, collector: Collector) -> None:
+    response = classify(server, traceparent=f"00-{TRACE}-{PARENT}-01")
     _, trace, root_id, flags = response.headers["traceresponse"].split("-")
     assert (trace, int(flags, 16) & 1) == (TRACE, 1)
     until(lambda: len(collector.of(TRACE)) == 4)
@@ -111,11 +111,12 @@ def test_a_request_is_traced_from_its_caller_to_the_replica(server: Running, col
     assert not any(SECRET.encode() in request.SerializeToString() for request in collector.requests)
 
 
-def test_requests_that_share_a_batch_meet_in_its_span(server: Running, collector: Collector) -> None:
+def test_requests_that_share_a_batch_are_linked_to_its_span(server: Running, collector: Collector) -> None:
     texts = [SECRET + "好" * (40 + number) for number in range(NUM_CLIENTS)]
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
         roots = {
-            reply.headers["traceresponse"].split("-")[2] for reply in clients.map(lambda one: ask(server, one), texts)
+            reply.headers["traceresponse"].split("-")[2]
+            for reply in clients.map(lambda one: classify(server, one), texts)
         }
     until(lambda: roots <= {span.span_id.hex() for span in collector.spans()})
     batches = [span for span in collector.spans() if span.name == "batch" and not span.parent_span_id]
@@ -124,9 +125,9 @@ def test_requests_that_share_a_batch_meet_in_its_span(server: Running, collector
     assert max(len(set(ids) & roots) for ids in linked) > 1
 
 
-def test_log_lines_have_the_ids_of_the_trace(server: Running) -> None:
+def test_log_lines_have_the_trace_ids(server: Running) -> None:
     trace = "1" * 32
-    reply = ask(server, traceparent=f"00-{trace}-{PARENT}-01")
+    reply = classify(server, traceparent=f"00-{trace}-{PARENT}-01")
     until(lambda: any(trace in line for line in server.lines))
     [line] = [json.loads(line) for line in server.lines if trace in line]
     assert line["message"] == "request"
@@ -134,9 +135,9 @@ def test_log_lines_have_the_ids_of_the_trace(server: Running) -> None:
     assert line["request_id"] == reply.headers["x-request-id"]
 
 
-def test_the_latency_histogram_points_at_a_trace(server: Running) -> None:
+def test_the_latency_histogram_has_an_exemplar_of_the_trace(server: Running) -> None:
     trace = "2" * 32
-    ask(server, traceparent=f"00-{trace}-{PARENT}-01")
+    classify(server, traceparent=f"00-{trace}-{PARENT}-01")
     metrics = httpx.get(f"{server.url}/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}).text
     [line] = [line for line in metrics.splitlines() if trace in line]
     assert line.startswith("erlangshen_request_duration_seconds_bucket")
@@ -149,9 +150,9 @@ def test_probes_are_not_traced(server: Running) -> None:
         assert "traceresponse" not in httpx.get(f"{server.url}{path}").headers
 
 
-def test_the_last_spans_are_sent_when_the_service_ends() -> None:
+def test_pending_spans_are_sent_at_shutdown() -> None:
     with collecting() as collector, serving("--tracing-endpoint", collector.url) as running:
-        ask(running)
+        classify(running)
         running.process.terminate()
         assert running.process.wait(30) == 0
         assert "POST /v1/classify" in {span.name for span in collector.spans()}
