@@ -1,4 +1,4 @@
-"""A service without torch or processes: real tasks and tokenizers, and a `submit` that makes up the model's numbers."""
+"""A service without torch or processes: real tasks and tokenizers, and a fake `submit` with made-up outputs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def text_model(
 
 
 def output_of(encoding: Encoding, num_labels: int = 2) -> Output:
-    """Numbers of the shape that the readout asks for; the first option, label or token is always the best."""
+    """An output of the readout's shape, in which the first option, label or token is the best."""
     match encoding.readout:
         case Cls() | Mean():
             return Output(np.full((1, HIDDEN), 2.0, dtype=np.float32))
@@ -71,18 +71,18 @@ def output_of(encoding: Encoding, num_labels: int = 2) -> Output:
 
 @dataclass
 class FakeSubmit:
-    """Answers at once, or when `gate` opens; or raises `error`. Tells what it was asked and what was cancelled."""
+    """Answers immediately, or once `gate` is set, or raises `error`. Records its calls and cancellations."""
 
     error: Exception | None = None
     gate: asyncio.Event | None = None
     num_labels: int = 2
-    asked: list[list[Encoding]] = field(default_factory=list)
+    calls: list[list[Encoding]] = field(default_factory=list)
     options: list[RequestOptions] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     num_cancelled: int = 0
 
     async def __call__(self, encodings: Sequence[Encoding], options: RequestOptions = DEFAULT_OPTIONS) -> RequestResult:
-        self.asked.append(list(encodings))
+        self.calls.append(list(encodings))
         self.options.append(options)
         self.arrived.set()
         if self.error is not None:
@@ -101,7 +101,7 @@ class FakeSubmit:
 
 @dataclass
 class Service:
-    """The application and everything around it that a test may turn."""
+    """The application, a client for it, and the parts that a test controls."""
 
     submit: FakeSubmit
     metrics: Metrics
@@ -150,7 +150,7 @@ async def running(
     keys: Mapping[str, Key] | None = None,
     security: Security | None = None,
 ) -> AsyncIterator[Service]:
-    """`keys` are by name; None: everybody is answered."""
+    """Runs the application. `keys` are by name; with None, requests need no key."""
     served = {model.name: model for model in models or (text_model(),)}
     submit = submit or FakeSubmit()
     metrics = Metrics(new_registry())

@@ -1,4 +1,4 @@
-"""Our own clients, evaluate and the load script, speak the protocol of the real application."""
+"""The service's own clients, `evaluate` and `bench`, send requests that the application accepts."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ EXAMPLES = [
 ]
 
 
-async def test_every_kind_of_example_is_answered_with_one_of_its_options() -> None:
+async def test_every_kind_of_example_gets_one_of_its_options() -> None:
     async with running() as service:
-        asked = await EvaluationClient(service.client).evaluate(EXAMPLES, id)
-    assert [one.example for one in asked] == EXAMPLES
-    assert all(one.chosen in one.example.options for one in asked)
+        answers = await EvaluationClient(service.client).evaluate(EXAMPLES, id)
+    assert [one.example for one in answers] == EXAMPLES
+    assert all(one.chosen in one.example.options for one in answers)
 
 
-async def test_a_head_answers_with_its_own_labels() -> None:
+async def test_a_fine_tuned_model_answers_with_its_own_labels() -> None:
     async with running(text_model("mine", "sequence-classification", labels=("差评", "好评"))) as service:
         server = EvaluationClient(service.client)
-        (asked,) = await server.evaluate(EXAMPLES[:1], id, head=True)
-    assert (asked.chosen, server.model) == ("差评", "mine")
+        (answers,) = await server.evaluate(EXAMPLES[:1], id, head=True)
+    assert (answers.chosen, server.model) == ("差评", "mine")
 
 
 @pytest.mark.parametrize("task", BODIES)
-async def test_every_kind_of_load_is_accepted(task: str) -> None:
+async def test_the_requests_of_every_bench_task_are_accepted(task: str) -> None:
     corpus = Corpus(
         "", ["这家餐厅的菜很好吃", "怎么更换手机号"], [Reading("男人在弹吉他。", "他弹什么？", ("吉他", "乐器"))]
     )

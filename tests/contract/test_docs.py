@@ -1,4 +1,4 @@
-"""The pages under docs/ and the OpenAPI description say what the code does: nothing missing, nothing left over."""
+"""The pages under docs/ and the OpenAPI schema match the code: nothing is missing or out of date."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fields_of(model: type[BaseModel]) -> set[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.task)
-def test_every_field_of_every_route_is_in_the_page(route: TaskRoute) -> None:
+def test_the_api_page_has_every_field_of_every_route(route: TaskRoute) -> None:
     own = fields_of(route.request) - fields_of(schemas.TaskRequest)
     own |= fields_of(route.request.part) if route.request.part else set()
     results = set(EXAMPLES[route.task].reply["results"][0]) - {"tokens", "truncated"}
@@ -57,20 +57,20 @@ def test_every_field_of_every_route_is_in_the_page(route: TaskRoute) -> None:
     assert route.path in text
 
 
-def test_every_shared_field_and_model_field_is_in_the_page() -> None:
+def test_the_api_page_has_every_shared_field_and_model_field() -> None:
     assert fields_of(schemas.TaskRequest) <= names_in(section("What all tasks share"))
     documented = names_in(section("Operations"))
     assert fields_of(schemas.ModelInfo) | fields_of(schemas.ReplicaInfo) | fields_of(schemas.ModelsReply) <= documented
 
 
-def test_every_error_is_in_the_page_with_its_status() -> None:
+def test_the_api_page_has_every_error_with_its_status() -> None:
     documented = re.findall(r"^\| (\d+) \| `(\w+)` \|", section("Errors"), re.MULTILINE)
     seen = {error for error in errors_below(ServiceError) if not issubclass(error, StartupError)}
     assert len(documented) == len(set(documented))
     assert set(documented) == {(str(error.status), error.code) for error in seen}
 
 
-def test_every_setting_named_in_the_page_exists_with_that_default() -> None:
+def test_the_api_page_names_existing_settings_with_their_defaults() -> None:
     text = section("Limits")
     settings = {row.name: row.default for row in setting_rows()}
     for name in re.findall(r"`(max_\w+|default_\w+)`", text):
@@ -85,7 +85,7 @@ def test_every_setting_named_in_the_page_exists_with_that_default() -> None:
     )
 
 
-async def test_every_route_and_no_other_is_in_the_page() -> None:
+async def test_the_api_page_has_exactly_the_existing_routes() -> None:
     async with running() as service:
         paths = service.app.openapi()["paths"]
     documented = set(re.findall(r"(?:POST|GET) (/[\w/.-]+)", API)) - {"/docs", "/openapi.json"}
@@ -106,13 +106,13 @@ def test_the_metrics_page_is_up_to_date() -> None:
     assert all(one.help for one in entries)
 
 
-def test_expressions_in_the_metrics_page_use_metrics_that_exist() -> None:
+def test_expressions_in_the_metrics_page_use_existing_metrics() -> None:
     declared = {one.name for one in Metrics(CollectorRegistry()).entries()}
     for name in re.findall(r"erlangshen_\w+", METRICS):
         assert name in declared or re.sub(r"_(bucket|sum|count)$", "", name) in declared
 
 
-async def test_every_metric_is_there_before_the_first_request() -> None:
+async def test_every_metric_is_exposed_before_the_first_request() -> None:
     async with running() as service:
         text = (await service.client.get("/metrics")).text
         for entry in service.metrics.entries():
@@ -124,10 +124,10 @@ async def test_every_metric_is_there_before_the_first_request() -> None:
         assert exposed == {entry.name for entry in service.metrics.entries()}
 
 
-async def test_openmetrics_is_given_to_whom_asks_for_it() -> None:
+async def test_openmetrics_is_returned_when_accepted() -> None:
     async with running() as service:
-        asked = {"accept": "application/openmetrics-text; version=1.0.0"}
-        response = await service.client.get("/metrics", headers=asked)
+        headers = {"accept": "application/openmetrics-text; version=1.0.0"}
+        response = await service.client.get("/metrics", headers=headers)
     assert response.headers["content-type"].startswith("application/openmetrics-text")
     assert response.text.endswith("# EOF\n")
 
@@ -154,7 +154,7 @@ async def test_openapi_has_chinese_examples_and_every_error_for_each_task() -> N
             assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
 
 
-async def test_every_reference_in_openapi_leads_somewhere() -> None:
+async def test_every_reference_in_openapi_resolves() -> None:
     schema = await openapi()
     for reference in set(re.findall(r"'#/components/schemas/([^']+)'", str(schema))):
         assert reference in schema["components"]["schemas"], reference
@@ -169,7 +169,7 @@ async def test_openapi_describes_every_field_of_a_request() -> None:
         assert set(described["properties"]) == fields_of(route.request)
 
 
-async def test_the_docs_page_loads_nothing_from_elsewhere() -> None:
+async def test_the_docs_page_loads_only_local_files() -> None:
     async with running() as service:
         page = (await service.client.get("/docs")).text
         assert not re.search(r"(?:src|href)=\"(?:https?:)?//", page)
@@ -177,6 +177,6 @@ async def test_the_docs_page_loads_nothing_from_elsewhere() -> None:
             assert (await service.client.get(path)).status_code == 200, path
 
 
-def test_the_version_is_that_of_the_package() -> None:
+def test_the_version_equals_that_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == VERSION

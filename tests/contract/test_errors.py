@@ -1,4 +1,4 @@
-"""Everything a caller can do wrong, and what can go wrong for him: each has a status, a code and a field."""
+"""Errors of the API: every mistake of a request and every failure has its status, code and field."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 def check(response: httpx.Response, status: int, code: str) -> list[dict[str, str]]:
-    """Asserts the one shape and returns the field errors."""
+    """Asserts that the response is a problem document; returns its field errors."""
     body = response.json()
     assert (response.status_code, body["status"], body["code"]) == (status, status, code)
     assert response.headers["content-type"] == "application/problem+json"
@@ -122,7 +122,7 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("task", "body", "field", "message"), FIELDS, ids=range(len(FIELDS)))
-async def test_a_wrong_field_is_named_with_what_is_wanted(
+async def test_the_error_of_a_field_names_it_and_its_problem(
     service: Service, task: str, body: dict[str, Any], field: str, message: str
 ) -> None:
     response = await service.post(f"/v1/{task}", body)
@@ -130,15 +130,15 @@ async def test_a_wrong_field_is_named_with_what_is_wanted(
     assert errors[0]["field"] == field
     assert message in errors[0]["message"]
     assert errors[0]["message"] in response.json()["detail"]
-    assert service.submit.asked == []
+    assert service.submit.calls == []
 
 
-async def test_five_point_zero_is_a_whole_number(service: Service) -> None:
+async def test_a_float_without_a_fraction_is_a_whole_number(service: Service) -> None:
     response = await service.post("/v1/classify", {"inputs": "好", "labels": LABELS, "top_k": 1.0, "timeout_ms": 5e4})
     assert (response.status_code, len(response.json()["results"][0]["scores"])) == (200, 1)
 
 
-async def test_several_wrong_fields_are_all_told_but_no_more_than_twenty(service: Service) -> None:
+async def test_at_most_twenty_field_errors_are_listed(service: Service) -> None:
     response = await service.post("/v1/classify", {"inputs": [""] * 200, "labels": [], "top_k": 0})
     assert len(check(response, 422, "invalid_request")) == 20
     assert "(and 201 more)" in response.json()["detail"]
@@ -153,7 +153,9 @@ async def test_several_wrong_fields_are_all_told_but_no_more_than_twenty(service
     ],
     ids=["many", "nested", "long"],
 )
-async def test_a_flood_of_fields_gets_a_short_answer(service: Service, body: dict[str, Any], detail: str) -> None:
+async def test_the_error_of_a_huge_number_of_fields_is_short(
+    service: Service, body: dict[str, Any], detail: str
+) -> None:
     response = await service.post("/v1/classify", body)
     check(response, 422, "invalid_request")
     assert response.json()["detail"].startswith(detail)
@@ -179,12 +181,12 @@ async def test_a_flood_of_fields_gets_a_short_answer(service: Service, body: dic
     ],
     ids=range(13),
 )
-async def test_what_is_not_json_is_400(service: Service, body: bytes) -> None:
+async def test_a_body_that_is_not_json_is_400(service: Service, body: bytes) -> None:
     assert check(await service.client.post("/v1/classify", content=body), 400, "malformed_body") == []
 
 
 @pytest.mark.parametrize("body", [b"[]", b"5", b'"text"', b"null", b"[[[[[[]]]]]]", b"1" * 4000])
-async def test_json_that_is_no_object_is_422(service: Service, body: bytes) -> None:
+async def test_json_that_is_not_an_object_is_refused(service: Service, body: bytes) -> None:
     response = await service.client.post("/v1/classify", content=body)
     assert response.status_code in (400, 422)
     assert "JSON" in response.json()["detail"]
@@ -205,19 +207,19 @@ async def test_a_lone_surrogate_is_422_and_names_the_field(service: Service, bod
     assert errors == [{"field": field, "message": "holds a lone surrogate, which is no character"}]
 
 
-async def test_a_pair_of_surrogates_is_a_character(service: Service) -> None:
+async def test_a_surrogate_pair_is_one_character(service: Service) -> None:
     response = await service.client.post("/v1/embed", content=b'{"inputs": "\\ud83d\\ude00"}')
     assert response.status_code == 200
 
 
-async def test_a_body_announced_too_large_is_413_before_it_is_read() -> None:
+async def test_a_too_large_content_length_is_413() -> None:
     async with running(settings=Server(max_body_bytes=1024)) as service:
         response = await service.post("/v1/embed", {"inputs": "好" * 1024})
     check(response, 413, "body_too_large")
     assert "1024 bytes" in response.json()["detail"]
 
 
-async def test_a_body_that_announces_no_size_is_counted() -> None:
+async def test_a_body_without_content_length_is_413_at_the_limit() -> None:
     sent = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -231,13 +233,13 @@ async def test_a_body_that_announces_no_size_is_counted() -> None:
     assert sent <= 4
 
 
-async def test_a_compressed_body_is_refused_in_words(service: Service) -> None:
+async def test_a_compressed_body_is_415(service: Service) -> None:
     response = await service.client.post("/v1/embed", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
     check(response, 415, "unsupported_encoding")
     assert "compressed" in response.json()["detail"]
 
 
-async def test_an_unknown_model_is_404_and_tells_which_there_are(service: Service) -> None:
+async def test_an_unknown_model_is_404_with_the_served_models(service: Service) -> None:
     response = await service.post("/v1/embed", {"inputs": "好", "model": "nope"})
     check(response, 404, "model_not_found")
     assert "mini" in response.json()["detail"]
@@ -248,7 +250,7 @@ async def test_an_unknown_route_is_404(service: Service, path: str) -> None:
     check(await service.client.post(path) if "static" not in path else await service.client.get(path), 404, "not_found")
 
 
-async def test_the_wrong_method_is_405_and_tells_the_right_one(service: Service) -> None:
+async def test_a_wrong_method_is_405_with_the_allowed_one(service: Service) -> None:
     response = await service.client.get("/v1/classify")
     check(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
@@ -270,7 +272,7 @@ async def test_the_wrong_method_is_405_and_tells_the_right_one(service: Service)
         (InferenceFailed("row"), 500, "inference_failed", (None, None)),
     ],
 )
-async def test_what_goes_wrong_behind_has_its_status_and_its_time_to_retry(
+async def test_a_service_error_has_its_status_and_retry_after(
     error: ServiceError, status: int, code: str, retry: tuple[str | None, str | None]
 ) -> None:
     async with running(submit=FakeSubmit(error=error)) as service:
@@ -279,12 +281,12 @@ async def test_what_goes_wrong_behind_has_its_status_and_its_time_to_retry(
     assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == retry
 
 
-async def test_a_request_that_would_be_refused_is_refused_before_it_is_read() -> None:
-    asked: list[RequestOptions] = []
+async def test_admission_refuses_a_request_before_its_body_is_read() -> None:
+    admitted_options: list[RequestOptions] = []
     has_read = False
 
-    def refuse(terms: RequestOptions) -> None:
-        asked.append(terms)
+    def refuse(options: RequestOptions) -> None:
+        admitted_options.append(options)
         raise QueueFull("full", retry_after_s=2.3)
 
     async def body() -> AsyncIterator[bytes]:
@@ -300,10 +302,10 @@ async def test_a_request_that_would_be_refused_is_refused_before_it_is_read() ->
     check(response, 429, "queue_full")
     assert response.headers["retry-after-ms"] == "2300"
     assert not has_read
-    assert asked == [RequestOptions(170.0, RANKS["interactive"]), RequestOptions(105.0, RANKS["bulk"])]
+    assert admitted_options == [RequestOptions(170.0, RANKS["interactive"]), RequestOptions(105.0, RANKS["bulk"])]
 
 
-async def test_a_bug_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_is_500_without_its_message(caplog: pytest.LogCaptureFixture) -> None:
     async with running(submit=FakeSubmit(error=RuntimeError(SECRET))) as service:
         response = await service.post("/v1/embed", {"inputs": "好"})
     check(response, 500, "internal_error")
@@ -311,7 +313,7 @@ async def test_a_bug_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) 
     assert "internal error" in caplog.text
 
 
-async def test_no_error_repeats_the_text(service: Service) -> None:
+async def test_no_error_contains_the_text_of_the_request(service: Service) -> None:
     bodies: list[tuple[str, Any]] = [
         ("fill-mask", {"inputs": SECRET}),
         ("classify", {"inputs": SECRET, "labels": [SECRET, SECRET]}),
@@ -327,14 +329,14 @@ async def test_no_error_repeats_the_text(service: Service) -> None:
         assert SECRET not in response.text
 
 
-async def test_a_bad_timeout_header_is_named(service: Service) -> None:
+async def test_the_error_of_an_invalid_timeout_header_names_it(service: Service) -> None:
     for value in ("soon", "0", "-1", "1.5", "９", "9" * 40):
         headers = {"X-Request-Timeout-Ms": value.encode()}
         response = await service.client.post("/v1/embed", json={"inputs": "好"}, headers=headers)
         assert check(response, 422, "invalid_request")[0]["field"] == "X-Request-Timeout-Ms"
 
 
-async def test_nothing_is_answered_until_ready_but_life_goes_on(service: Service) -> None:
+async def test_requests_are_503_until_ready_while_operations_are_answered(service: Service) -> None:
     service.reason.append("models are loading")
     for response in (await service.post("/v1/embed", {"inputs": "好"}), await service.client.get("/readyz")):
         check(response, 503, "unavailable")
@@ -346,7 +348,7 @@ async def test_nothing_is_answered_until_ready_but_life_goes_on(service: Service
     assert (await service.client.get("/readyz")).json() == {"status": "ready"}
 
 
-async def test_a_service_that_is_to_be_started_anew_says_so() -> None:
+async def test_a_failed_liveness_check_is_503_with_its_reason() -> None:
     async with running(alive=lambda: "every replica was lost 6 times") as service:
         response = await service.client.get("/livez")
         check(response, 503, "unavailable")
@@ -354,10 +356,10 @@ async def test_a_service_that_is_to_be_started_anew_says_so() -> None:
         assert (await service.client.get("/readyz")).status_code == 200
 
 
-async def test_a_client_that_goes_away_takes_its_jobs_along() -> None:
+async def test_a_disconnect_cancels_the_jobs_and_is_counted_as_499() -> None:
     async with running(submit=FakeSubmit(gate=asyncio.Event())) as service:
         tasks_before = asyncio.all_tasks()
-        sent = await _leave_after_submit(service)
+        sent = await _disconnect_after_submit(service)
         assert service.submit.num_cancelled == 1
         assert sent == []
         assert value_of(service, "erlangshen_requests_total", task="embed", model="none", code="499") == 1
@@ -365,8 +367,8 @@ async def test_a_client_that_goes_away_takes_its_jobs_along() -> None:
         assert asyncio.all_tasks() == tasks_before
 
 
-async def _leave_after_submit(service: Service) -> list[Any]:
-    """One request by hand: the body, then, when the jobs are in, the news that the client has gone."""
+async def _disconnect_after_submit(service: Service) -> list[Any]:
+    """Sends one ASGI request whose client disconnects once the jobs have been submitted."""
     sent: list[Any] = []
     body = b'{"inputs": "a"}'
     messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -397,7 +399,7 @@ def value_of(service: Service, name: str, **labels: str) -> float | None:
     return service.metrics.registry.get_sample_value(name, labels)
 
 
-async def test_every_exit_is_counted(service: Service) -> None:
+async def test_every_response_is_counted_by_model_and_code(service: Service) -> None:
     await service.post("/v1/embed", {"inputs": "好"})
     await service.post("/v1/embed", {"inputs": ""})
     await service.post("/v1/embed", {"inputs": "好", "model": "mini", "truncation": "no"})
@@ -415,11 +417,13 @@ async def test_every_exit_is_counted(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "is_kept"),
+    ("sent", "is_kept"),
     [("abc-123", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ("", False), ("<x>", False)],
 )
-async def test_a_sane_request_id_is_echoed_and_any_other_replaced(service: Service, given: str, is_kept: bool) -> None:
+async def test_a_valid_request_id_is_returned_and_any_other_replaced(
+    service: Service, sent: str, is_kept: bool
+) -> None:
     for path in ("/livez", "/nowhere"):
-        answered = (await service.client.get(path, headers={"X-Request-ID": given})).headers["x-request-id"]
-        assert (answered == given) is is_kept
+        answered = (await service.client.get(path, headers={"X-Request-ID": sent})).headers["x-request-id"]
+        assert (answered == sent) is is_kept
         assert len(answered) >= 7

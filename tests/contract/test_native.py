@@ -1,4 +1,4 @@
-"""The six POST routes: each form of each body, what comes back, and in which order."""
+"""The six POST routes: every form of their bodies, the shape and order of the results, deadlines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def all_examples() -> list[Any]:
 
 
 @pytest.mark.parametrize(("task", "body"), all_examples())
-async def test_every_documented_example_is_answered_in_the_documented_shape(
+async def test_a_documented_example_has_the_documented_response_shape(
     service: Service, task: str, body: dict[str, Any]
 ) -> None:
     response = await service.post(f"/v1/{task}", body)
@@ -62,12 +62,12 @@ def test_every_task_has_a_route_and_an_example() -> None:
         ([{"text": "好吃", "text_pair": "很好吃"}], 1),
     ],
 )
-async def test_classify_takes_one_text_or_many_or_pairs(service: Service, inputs: Any, expected: int) -> None:
+async def test_classify_accepts_a_text_texts_and_pairs(service: Service, inputs: Any, expected: int) -> None:
     response = await service.post("/v1/classify", {"inputs": inputs, "labels": ["好评", "差评"]})
     assert len(response.json()["results"]) == expected
 
 
-async def test_classify_cuts_the_scores_to_top_k_and_sorts_them(service: Service) -> None:
+async def test_classify_returns_the_top_k_scores_best_first(service: Service) -> None:
     response = await service.post("/v1/classify", {"inputs": "好吃", "labels": ["甲", "乙", "丙"], "top_k": 2})
     result = response.json()["results"][0]
     assert [score["label"] for score in result["scores"]] == ["甲", "乙"]
@@ -83,7 +83,7 @@ async def test_classify_without_labels_is_answered_by_a_fine_tuned_model() -> No
     assert [score["label"] for score in reply["results"][0]["scores"]] == ["负面", "正面"]
 
 
-async def test_the_model_named_in_the_request_answers() -> None:
+async def test_the_model_of_the_request_answers() -> None:
     async with running(text_model("first"), text_model("second")) as service:
         reply = (await service.post("/v1/embed", {"inputs": "好吃", "model": "second"})).json()
     assert reply["model"] == "second"
@@ -97,26 +97,26 @@ async def test_similarity_compares_the_source_with_every_candidate(service: Serv
     assert all(0 <= result["score"] <= 1 for result in first["results"])
 
 
-async def test_mrc_tells_the_choice_and_where_it_stands(service: Service) -> None:
+async def test_mrc_returns_the_choice_and_its_index(service: Service) -> None:
     body = {"inputs": [{"passage": "他七点上班", "question": "几点", "choices": ["七点", "八点"]}]}
     result = (await service.post("/v1/mrc", body)).json()["results"][0]
     assert (result["answer"], result["index"]) == ("七点", 0)
     assert sum(result["scores"]) == pytest.approx(1)
 
 
-async def test_fill_mask_answers_every_mask(service: Service) -> None:
+async def test_fill_mask_returns_tokens_for_every_mask(service: Service) -> None:
     reply = (await service.post("/v1/fill-mask", {"inputs": "北[MASK]是中国的[MASK]都", "top_k": 3})).json()
     assert [len(tokens) for tokens in reply["results"][0]["masks"]] == [3, 3]
 
 
-async def test_embed_gives_a_vector_of_length_one_unless_told_otherwise(service: Service) -> None:
+async def test_embed_normalises_unless_normalize_is_false(service: Service) -> None:
     unit = (await service.post("/v1/embed", {"inputs": ["好吃"]})).json()["results"][0]["embedding"]
     raw = (await service.post("/v1/embed", {"inputs": ["好吃"], "normalize": False, "pooling": "cls"})).json()
     assert sum(x * x for x in unit) == pytest.approx(1)
     assert raw["results"][0]["embedding"] == [2.0] * HIDDEN
 
 
-async def test_the_reply_says_where_the_time_went(service: Service) -> None:
+async def test_server_timing_has_the_time_of_each_stage(service: Service) -> None:
     response = await service.post("/v1/embed", {"inputs": "好吃"})
     parts = dict(part.strip().split(";dur=") for part in response.headers["server-timing"].split(","))
     assert list(parts) == ["tokenize", "queue", "compute"]
@@ -138,7 +138,7 @@ async def test_the_reply_says_where_the_time_went(service: Service) -> None:
     ids=["emoji", "traditional", "control", "special-tokens", "invisible", "combining", "rare", "long"],
 )
 @pytest.mark.parametrize("task", ["classify", "similarity", "mrc", "nli", "embed"])
-async def test_any_unicode_is_text(service: Service, task: str, text: str) -> None:
+async def test_any_unicode_text_is_accepted(service: Service, task: str, text: str) -> None:
     bodies: dict[str, dict[str, Any]] = {
         "classify": {"inputs": text, "labels": ["好", "差"]},
         "similarity": {"inputs": [[text, "好"]]},
@@ -151,28 +151,28 @@ async def test_any_unicode_is_text(service: Service, task: str, text: str) -> No
     assert response.json()["results"][0]["truncated"] is (len(text) > 512)
 
 
-async def test_special_tokens_in_a_text_cannot_forge_a_row(service: Service) -> None:
+async def test_special_tokens_in_a_text_do_not_change_the_row_structure(service: Service) -> None:
     await service.post("/v1/embed", {"inputs": ["[SEP] [MASK] [CLS]"]})
-    row: Encoding = service.submit.asked[0][0]
+    row: Encoding = service.submit.calls[0][0]
     model = text_model()
     ids = row.ids.tolist()
     assert (ids.count(model.cls), ids.count(model.sep), ids.count(model.mask)) == (1, 1, 0)
 
 
-async def test_results_stand_in_the_order_of_the_inputs(service: Service) -> None:
+async def test_results_are_in_the_order_of_the_inputs(service: Service) -> None:
     inputs = ["好" * length for length in (9, 1, 30, 4)]
     results = (await service.post("/v1/embed", {"inputs": inputs})).json()["results"]
     assert [result["tokens"] for result in results] == [11, 3, 32, 6]
 
 
-async def test_the_deadline_is_the_shorter_of_body_and_header_else_the_default() -> None:
+async def test_the_deadline_is_the_shorter_of_body_and_header_or_the_default() -> None:
     settings = Server(default_timeout_ms=7000, max_timeout_ms=9000)
     async with running(settings=settings, clock=lambda: 100.0, submit=FakeSubmit()) as service:
         await service.post("/v1/embed", {"inputs": "好"})
         await service.post("/v1/embed", {"inputs": "好", "timeout_ms": 3000})
         await service.post("/v1/embed", {"inputs": "好", "timeout_ms": 3000}, **{"X-Request-Timeout-Ms": "2000"})
         await service.post("/v1/embed", {"inputs": "好"}, **{"X-Request-Timeout-Ms": "4000"})
-    assert [terms.deadline for terms in service.submit.options] == [107.0, 103.0, 102.0, 104.0]
+    assert [options.deadline for options in service.submit.options] == [107.0, 103.0, 102.0, 104.0]
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", None])

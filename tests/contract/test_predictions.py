@@ -1,4 +1,4 @@
-"""What is decided is counted; the words of callers never become labels of a metric."""
+"""Predictions are counted by label; labels of requests never become labels of a metric."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.contract.fakes import Service, running, text_model
 
 
 def predictions(service: Service) -> dict[tuple[str, ...], float]:
-    """(task, model, label) -> how often, where it was decided at all."""
+    """The non-zero prediction counts by (task, model, label)."""
     return {
         (sample.labels["task"], sample.labels["model"], sample.labels["label"]): sample.value
         for family in service.metrics.registry.collect()
@@ -15,7 +15,7 @@ def predictions(service: Service) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_labels_of_requests_are_other() -> None:
+async def test_labels_of_requests_are_counted_as_other() -> None:
     async with running() as service:
         await service.post("/v1/classify", {"inputs": ["好吃", "很好"], "labels": ["私事", "公事"]})
         await service.post("/v1/mrc", {"inputs": [{"passage": "好", "question": "好", "choices": ["甲", "乙"]}]})
@@ -29,7 +29,7 @@ async def test_labels_of_requests_are_other() -> None:
         assert "私" not in (await service.client.get("/metrics")).text
 
 
-async def test_labels_of_a_head_are_its_own() -> None:
+async def test_labels_of_a_fine_tuned_model_are_counted_by_name() -> None:
     tuned = text_model("tuned", "sequence-classification", ("负面", "正面"))
     async with running(tuned) as service:
         await service.post("/v1/classify", {"inputs": ["好吃", "很好"]})

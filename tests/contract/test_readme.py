@@ -1,4 +1,4 @@
-"""The examples of the README and docs/tasks.md are accepted and answered as shown (the model's numbers apart)."""
+"""The examples of the README and docs/tasks.md are accepted, and their answers have the documented shape."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWERS = answers(read(ENGLISH))
 
 
 @pytest.mark.parametrize(("english", "chinese"), list(zip(ENGLISH, CHINESE, strict=True)), ids=lambda path: path.name)
-def test_both_languages_show_the_same(english: Path, chinese: Path) -> None:
+def test_translations_show_the_same_examples_and_answers(english: Path, chinese: Path) -> None:
     shown = examples(read([english]))
     assert shown
     assert examples(read([chinese])) == shown
@@ -35,7 +35,7 @@ def test_both_languages_show_the_same(english: Path, chinese: Path) -> None:
     assert list(answers(read([english]))) == list(shown)
 
 
-def test_no_example_is_shown_twice() -> None:
+def test_example_names_are_unique() -> None:
     assert len(EXAMPLES) == sum(len(examples(read([page]))) for page in ENGLISH)
 
 
@@ -46,7 +46,7 @@ async def test_every_endpoint_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-async def test_an_example_is_accepted_and_its_answer_has_the_shape_shown(example: Example) -> None:
+async def test_an_example_is_accepted_and_its_answer_has_the_documented_shape(example: Example) -> None:
     async with running() as service:
         if example.body is None:
             reply = await service.client.get(example.path)
@@ -59,20 +59,20 @@ async def test_an_example_is_accepted_and_its_answer_has_the_shape_shown(example
         assert shape(shown) == shape(reply.json())
 
 
-def test_the_accuracy_table_is_filled_and_the_same() -> None:
+def test_the_accuracy_tables_are_filled_and_equal() -> None:
     tables = [_table(page.read_text(encoding="utf-8")) for page in ACCURACY_HEADS]
     assert tables[0] == tables[1]
     assert tables[0], "no accuracy yet: python -m tests.readme_examples --accuracy"
 
 
 @pytest.mark.parametrize("path", ACCURACY_HEADS, ids=lambda path: path.name)
-def test_the_accuracy_table_says_what_was_measured(path: Path) -> None:
+def test_the_accuracy_table_matches_the_measured_result(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     filled = fill_accuracy(text, ACCURACY_HEADS[path], measured())
     assert filled == text, "python -m tests.readme_examples --accuracy fills it in"
 
 
-def test_filling_replaces_what_was_there() -> None:
+def test_fill_answers_replaces_old_answers() -> None:
     text = "<!-- example:a -->\n```bash\ncurl -s http://h/v1/x -d '{}'\n```\n<!-- answer:a -->\n\nmore\n"
     once = fill_answers(text, {"a": {"old": 1}})
     assert answers(fill_answers(once, {"a": {"new": "二"}})) == {"a": {"new": "二"}}
@@ -80,7 +80,7 @@ def test_filling_replaces_what_was_there() -> None:
     assert once.endswith("```\n\nmore\n")
 
 
-def test_filling_the_table_twice_is_filling_it_once() -> None:
+def test_fill_accuracy_is_idempotent() -> None:
     report = {"task": "a", "split": "dev", "examples": 9, "accuracy": 0.5, "interval_95": [0.2, 0.8], "chance": 0.1}
     text = "x\n<!-- accuracy:begin -->\n<!-- accuracy:end -->\ny\n"
     once = fill_accuracy(text, ("h",) * 5, [report])
@@ -88,13 +88,13 @@ def test_filling_the_table_twice_is_filling_it_once() -> None:
     assert fill_accuracy(once, ("h",) * 5, [report]) == once
 
 
-def test_long_vectors_are_cut_and_short_things_stay_on_a_line() -> None:
+def test_pretty_shortens_vectors_and_keeps_short_values_on_one_line() -> None:
     assert pretty([0.123456] * 3) == "[0.1235, 0.1235, 0.1235]"
     assert pretty({"embedding": [0.5] * 256}) == '{"embedding": [0.5, 0.5, 0.5, 0.5, "… 252 more"]}'
 
 
 def shape(value: Any) -> Any:
-    """Keys and kinds; a list is what its members are, however many."""
+    """The keys and types of a JSON value; a list has the shape of its first member."""
     if isinstance(value, dict):
         return {key: shape(one) for key, one in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Keys at the door: which route needs which scope, what is refused how, and what is told of it where."""
+"""API keys: the scope of each route, refusals, rate limits, priorities, logs, and headers of the docs page."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def routes_of(service: Service) -> list[tuple[str, str]]:
 
 
 def flat(routes: Iterable[Any]) -> Iterator[Route | Mount]:
-    """Those of the routers that the application includes stand where the router does."""
+    """Yields routes; those of an included router are in the place of the router."""
     for route in routes:
         if isinstance(route, Route | Mount):
             yield route
@@ -68,7 +68,7 @@ def flat(routes: Iterable[Any]) -> Iterator[Route | Mount]:
             yield from flat(route.original_router.routes)
 
 
-async def test_every_route_but_the_probes_is_guarded(service: Service) -> None:
+async def test_every_route_but_the_probes_requires_a_key(service: Service) -> None:
     routes = routes_of(service)
     assert {path for _, path in routes} >= {route.path for route in native.ROUTES} | DOCS | PROBES
     open_ones = set()
@@ -82,12 +82,12 @@ async def test_every_route_but_the_probes_is_guarded(service: Service) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/nowhere", "/v1/embed/", "//v1/embed", "/V1/embed", "/v1/%65mbed", "/livez/", "/livez/../metrics"]
 )
-async def test_what_is_no_route_needs_a_key_too(service: Service, path: str) -> None:
+async def test_an_unknown_route_requires_a_key(service: Service, path: str) -> None:
     for method in ("GET", "POST", "PUT", "OPTIONS"):
         assert (await service.client.request(method, path)).status_code == 401
 
 
-REACHES = {
+REACHABLE = {
     "app": {*(f"/v1/{route.task}" for route in native.ROUTES), "/v1/models"},
     "prometheus": {"/metrics"},
     "boss": {"/v1/models", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"},
@@ -95,17 +95,17 @@ REACHES = {
 
 
 @pytest.mark.parametrize("name", KEYS)
-async def test_a_key_reaches_what_its_scopes_are_for_and_nothing_else(service: Service, name: str) -> None:
+async def test_a_key_reaches_only_the_routes_of_its_scopes(service: Service, name: str) -> None:
     reached = set()
     for method, path in routes_of(service):
         response = await service.client.request(method, path, headers=bearer(name))
         assert response.status_code != 401
         if response.status_code != 403:
             reached.add(path)
-    assert reached == REACHES[name] | PROBES
+    assert reached == REACHABLE[name] | PROBES
 
 
-async def test_either_header_brings_the_key(service: Service) -> None:
+async def test_a_key_is_accepted_in_either_header(service: Service) -> None:
     for headers in (
         {"Authorization": "Bearer erl_one"},
         {"authorization": "bEARER  erl_one "},
@@ -130,17 +130,17 @@ async def test_either_header_brings_the_key(service: Service) -> None:
         ({"X-API-Key": b"\xff\xfe"}, "this API key is unknown"),
     ],
 )
-async def test_without_a_known_key_it_is_401(service: Service, headers: dict[str, str], detail: str) -> None:
+async def test_a_missing_or_unknown_key_is_401(service: Service, headers: dict[str, str], detail: str) -> None:
     response = await embed(service, headers)
     assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
     assert response.headers["www-authenticate"] == 'Bearer realm="erlangshen"'
     assert response.json()["detail"].startswith(detail)
     assert response.json()["request_id"] == response.headers["x-request-id"]
-    assert service.submit.asked == []
+    assert service.submit.calls == []
     assert value(service, "erlangshen_key_refused_total", key="none", reason="unauthorized") == 1
 
 
-async def test_without_the_scope_it_is_403_and_says_which(service: Service) -> None:
+async def test_a_missing_scope_is_403_and_names_it(service: Service) -> None:
     response = await embed(service, bearer("prometheus"))
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
     assert response.json()["detail"] == "this route needs a key with the scope infer"
@@ -160,17 +160,17 @@ async def test_requests_and_tokens_are_counted_by_key(service: Service) -> None:
     assert value(service, "erlangshen_key_tokens_total", key="app") == tokens == len(TEXT) + 2
 
 
-async def test_the_queue_learns_whose_request_it_is() -> None:
+async def test_the_queue_gets_account_weight_and_priority_of_the_key() -> None:
     keys = {"app": key("app", "infer", weight=2.5), "boss": key("boss", "infer", priority="bulk")}
     async with running(keys=keys) as service:
-        for name, asked in (("app", "bulk"), ("app", "interactive"), ("boss", "interactive")):
-            await embed(service, bearer(name), priority=asked)
-    told = [(terms.account, terms.weight, terms.priority) for terms in service.submit.options]
-    assert told == [("app", 2.5, RANKS["bulk"]), ("app", 2.5, RANKS["interactive"]), ("boss", 1.0, RANKS["bulk"])]
+        for name, priority in (("app", "bulk"), ("app", "interactive"), ("boss", "interactive")):
+            await embed(service, bearer(name), priority=priority)
+    submitted = [(options.account, options.weight, options.priority) for options in service.submit.options]
+    assert submitted == [("app", 2.5, RANKS["bulk"]), ("app", 2.5, RANKS["interactive"]), ("boss", 1.0, RANKS["bulk"])]
 
 
 @pytest.mark.parametrize(
-    ("body", "header", "given"),
+    ("body", "header", "expected"),
     [
         (None, None, "interactive"),
         ("bulk", None, "bulk"),
@@ -180,16 +180,18 @@ async def test_the_queue_learns_whose_request_it_is() -> None:
         ("interactive", "interactive", "interactive"),
     ],
 )
-async def test_the_lower_priority_of_body_and_header_counts(body: str | None, header: str | None, given: Any) -> None:
+async def test_the_lower_priority_of_body_and_header_applies(
+    body: str | None, header: str | None, expected: Any
+) -> None:
     async with running() as service:
         headers = {"X-Request-Priority": header} if header else {}
         response = await embed(service, headers, **({"priority": body} if body else {}))
     assert response.status_code == 200
-    assert [(terms.account, terms.priority) for terms in service.submit.options] == [("", RANKS[given])]
+    assert [(options.account, options.priority) for options in service.submit.options] == [("", RANKS[expected])]
 
 
 @pytest.mark.parametrize("wrong", ["", "urgent", "Bulk", "0"])
-async def test_a_priority_that_is_none_is_named(wrong: str) -> None:
+async def test_the_error_of_an_invalid_priority_names_the_field(wrong: str) -> None:
     async with running() as service:
         in_header = await embed(service, {"X-Request-Priority": wrong})
         in_body = await embed(service, {}, priority=wrong)
@@ -197,7 +199,7 @@ async def test_a_priority_that_is_none_is_named(wrong: str) -> None:
     assert (in_header.status_code, in_body.status_code, fields) == (422, 422, ["X-Request-Priority", "priority"])
 
 
-async def test_a_key_at_its_requests_a_second_is_429_and_told_when_to_come_back() -> None:
+async def test_a_key_above_requests_per_s_is_429_with_retry_after() -> None:
     clock = FakeClock()
     async with running(keys={"app": key("app", "infer", requests_per_s=2)}, clock=clock) as service:
         assert [(await embed(service, bearer("app"))).status_code for _ in range(3)] == [200, 200, 429]
@@ -211,7 +213,7 @@ async def test_a_key_at_its_requests_a_second_is_429_and_told_when_to_come_back(
         assert (await service.client.get("/v1/models", headers=bearer("app"))).status_code == 200
 
 
-async def test_tokens_are_owed_when_the_text_is_encoded_even_if_it_fails() -> None:
+async def test_tokens_are_charged_when_encoded_even_if_the_request_fails() -> None:
     clock, tokens = FakeClock(), len(TEXT) + 2
     submit = FakeSubmit(error=QueueFull("full"))
     keys = {"app": key("app", "infer", tokens_per_s=4)}
@@ -225,7 +227,7 @@ async def test_tokens_are_owed_when_the_text_is_encoded_even_if_it_fails() -> No
         assert value(service, "erlangshen_key_tokens_total", key="app") == 2 * tokens
 
 
-async def test_a_key_has_so_many_requests_at_once() -> None:
+async def test_a_key_above_its_concurrency_is_429() -> None:
     gate = asyncio.Event()
     keys = {"app": key("app", "infer", concurrency=1), "boss": key("boss", "infer")}
     async with running(keys=keys, submit=FakeSubmit(gate=gate)) as service:
@@ -240,13 +242,13 @@ async def test_a_key_has_so_many_requests_at_once() -> None:
         assert [(await embed(service, bearer(name))).status_code for name in ("app", "boss")] == [200, 200]
 
 
-async def test_a_request_that_fails_does_not_hold_its_place() -> None:
+async def test_a_failed_request_frees_its_concurrency_slot() -> None:
     keys = {"app": key("app", "infer", concurrency=1)}
     async with running(keys=keys, submit=FakeSubmit(error=RuntimeError("bug"))) as service:
         assert [(await embed(service, bearer("app"))).status_code for _ in range(3)] == [500, 500, 500]
 
 
-async def test_the_log_names_the_key_and_neither_secret_nor_text(
+async def test_the_log_has_the_key_name_and_neither_secret_nor_text(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
@@ -254,7 +256,7 @@ async def test_the_log_names_the_key_and_neither_secret_nor_text(
         await embed(service, {"X-API-Key": "erl_mine"})
         await embed(service, bearer("prometheus"))
     lines = [vars(one) for one in caplog.records if one.name == "service.access"]
-    answered, stranger, forbidden = lines
+    answered, unknown, forbidden = lines
     wanted = {
         "key": "app",
         "task": "embed",
@@ -269,13 +271,13 @@ async def test_the_log_names_the_key_and_neither_secret_nor_text(
     }
     assert {name: answered[name] for name in wanted} == wanted
     assert {"tokenize_ms", "duration_ms"} <= answered.keys()
-    assert (stranger["status"], stranger["code"], "key" in stranger) == (401, "unauthorized", False)
+    assert (unknown["status"], unknown["code"], "key" in unknown) == (401, "unauthorized", False)
     assert (forbidden["status"], forbidden["code"], forbidden["key"]) == (403, "forbidden", "prometheus")
     everything = str([vars(one) for one in caplog.records])
     assert not any(secret in everything for secret in (*SECRETS.values(), "erl_mine", hash_of("erl_one"), TEXT))
 
 
-async def test_no_page_shows_a_secret_or_its_hash(service: Service) -> None:
+async def test_no_response_contains_a_secret_or_its_hash(service: Service) -> None:
     await embed(service, bearer("app"))
     shown = [
         await service.client.get("/metrics", headers=bearer("prometheus")),
@@ -289,7 +291,7 @@ async def test_no_page_shows_a_secret_or_its_hash(service: Service) -> None:
         assert "erl_wrong" not in one.text
 
 
-async def test_with_keys_the_openapi_says_so() -> None:
+async def test_openapi_has_security_schemes_when_keys_are_required() -> None:
     async with running(keys=KEYS) as service, running() as free:
         schema = (await service.client.get("/openapi.json", headers=bearer("boss"))).json()
         assert "securitySchemes" not in (await free.client.get("/openapi.json")).json()["components"]
@@ -299,7 +301,7 @@ async def test_with_keys_the_openapi_says_so() -> None:
     assert without == PROBES
 
 
-async def test_the_docs_can_be_opened_to_all() -> None:
+async def test_open_docs_makes_only_the_docs_public() -> None:
     async with running(keys=KEYS, security=Security(open_docs=True)) as service:
         for path in ("/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"):
             assert (await service.client.get(path)).status_code == 200
@@ -307,7 +309,7 @@ async def test_the_docs_can_be_opened_to_all() -> None:
             assert (await service.client.get(path)).status_code == 401
 
 
-async def test_the_docs_page_may_run_its_own_script_and_be_framed_by_nobody() -> None:
+async def test_the_docs_page_has_a_strict_content_security_policy() -> None:
     async with running() as service:
         response = await service.client.get("/docs")
     policy = response.headers["content-security-policy"]
@@ -330,18 +332,18 @@ PREFLIGHT = {
 }
 
 
-async def test_other_sites_are_told_nothing_unless_they_are_named() -> None:
+async def test_cors_headers_are_absent_without_cors_origins() -> None:
     async with running() as service:
         response = await embed(service, {"Origin": ORIGIN})
         assert not [name for name in response.headers if name.startswith("access-control")]
         assert (await service.client.options("/v1/embed", headers=PREFLIGHT)).status_code == 405
 
 
-async def test_a_named_site_may_call_and_read_the_answer_and_the_error() -> None:
+async def test_an_allowed_origin_gets_cors_headers_on_answers_and_errors() -> None:
     async with running(keys=KEYS, security=Security(cors_origins=(ORIGIN,))) as service:
-        asked = await service.client.options("/v1/embed", headers=PREFLIGHT)
-        assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, ORIGIN)
-        assert "Authorization" in asked.headers["access-control-allow-headers"]
+        preflight = await service.client.options("/v1/embed", headers=PREFLIGHT)
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, ORIGIN)
+        assert "Authorization" in preflight.headers["access-control-allow-headers"]
         for response in (
             await embed(service, {"Origin": ORIGIN, **bearer("app")}),
             await embed(service, {"Origin": ORIGIN}),

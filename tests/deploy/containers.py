@@ -61,9 +61,9 @@ class Container:
     def exec(self, *command: str, check: bool = True) -> str:
         return engine("exec", self.name, *command, check=check)
 
-    def ask(self, path: str, body: Any = None, **headers: str) -> Any:
+    def request(self, path: str, body: Any = None, **headers: str) -> Any:
         """The JSON of a response. The request is sent inside the container, so it needs no network."""
-        return json.loads(self.exec("python", "-c", ASK, path, json.dumps(body), json.dumps(headers)))
+        return json.loads(self.exec("python", "-c", REQUEST, path, json.dumps(body), json.dumps(headers)))
 
     def exit_code(self) -> int:
         """Waits for the container to exit."""
@@ -74,7 +74,7 @@ class Container:
         return engine("logs", self.name)
 
 
-ASK = """
+REQUEST = """
 import json, sys, urllib.request
 path, body, headers = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 body = None if body is None else json.dumps(body).encode()

@@ -35,13 +35,13 @@ def targets() -> dict[str, float]:
     return found
 
 
-def asked_for(query: str) -> str:
+def metric_in(query: str) -> str:
     """The one metric of the service in a query."""
     (name,) = re.findall(r"erlangshen_\w+", query)
     return str(name)
 
 
-def test_it_owns_the_number_of_pods_of_the_deployment() -> None:
+def test_the_autoscaler_owns_the_number_of_pods_of_the_deployment() -> None:
     deployment = one(OVERLAY, "Deployment")
     assert autoscaler()["scaleTargetRef"] == {
         "apiVersion": deployment["apiVersion"],
@@ -58,7 +58,7 @@ def test_the_adapter_provides_every_metric() -> None:
 
 @pytest.mark.parametrize("rule", ADAPTER, ids=lambda rule: str(rule["name"]["as"]))
 def test_a_metric_is_declared_and_bounded(rule: dict[str, Any]) -> None:
-    kind = DECLARED[asked_for(rule["seriesQuery"])]
+    kind = DECLARED[metric_in(rule["seriesQuery"])]
     assert ("rate(" in rule["metricsQuery"]) == (kind == "counter"), "a counter is unbounded"
 
 
@@ -68,16 +68,16 @@ def test_the_wait_of_a_busy_replica_does_not_add_a_pod() -> None:
 
 
 def test_keda_has_the_same_metrics_and_targets() -> None:
-    asked = {asked_for(trigger["metadata"]["query"]): trigger["metadata"] for trigger in SCALED["triggers"]}
-    by_metric = {asked_for(rule["seriesQuery"]): targets()[rule["name"]["as"]] for rule in ADAPTER}
-    assert {metric: float(trigger["threshold"]) for metric, trigger in asked.items()} == by_metric
+    triggers = {metric_in(trigger["metadata"]["query"]): trigger["metadata"] for trigger in SCALED["triggers"]}
+    by_metric = {metric_in(rule["seriesQuery"]): targets()[rule["name"]["as"]] for rule in ADAPTER}
+    assert {metric: float(trigger["threshold"]) for metric, trigger in triggers.items()} == by_metric
     assert all(trigger["metricType"] == "AverageValue" for trigger in SCALED["triggers"])
     assert all(
-        f'namespace="{one(OVERLAY, "Namespace")["metadata"]["name"]}"' in one_["query"] for one_ in asked.values()
+        f'namespace="{one(OVERLAY, "Namespace")["metadata"]["name"]}"' in one_["query"] for one_ in triggers.values()
     )
 
 
-def test_both_move_at_the_same_pace_within_the_same_bounds() -> None:
+def test_both_autoscalers_have_the_same_behavior_and_bounds() -> None:
     assert SCALED["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == autoscaler()["behavior"]
     assert SCALED["minReplicaCount"] == autoscaler()["minReplicas"]
     assert SCALED["maxReplicaCount"] == autoscaler()["maxReplicas"]

@@ -26,12 +26,12 @@ def run(*command: str | Path) -> str:
 
 
 @needs("hadolint")
-def test_the_dockerfile() -> None:
+def test_the_dockerfile_passes_hadolint() -> None:
     run("hadolint", "Dockerfile")
 
 
 @needs("check-jsonschema")
-def test_compose() -> None:
+def test_the_compose_files_match_their_schema() -> None:
     files = sorted((ROOT / "docker").glob("compose*.yaml"))
     assert files
     run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files)
@@ -44,29 +44,29 @@ def test_kustomize_renders_without_a_warning(folder: str) -> None:
 
 
 @needs("kubectl")
-def test_the_overlay_that_the_readme_shows(tmp_path: Path) -> None:
+def test_the_overlay_in_the_readme_renders(tmp_path: Path) -> None:
     mine = shutil.copytree(K8S, tmp_path / "k8s") / "overlays" / "mine"
     mine.mkdir()
     (block,) = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
     (mine / "kustomization.yaml").write_text(block)
-    said = run("kubectl", "kustomize", mine)
-    assert "ERLANGSHEN_BATCHING__CACHE_ENTRIES" in said
-    assert {"ServiceMonitor", "HorizontalPodAutoscaler"} <= {one["kind"] for one in yaml.safe_load_all(said)}
+    output = run("kubectl", "kustomize", mine)
+    assert "ERLANGSHEN_BATCHING__CACHE_ENTRIES" in output
+    assert {"ServiceMonitor", "HorizontalPodAutoscaler"} <= {one["kind"] for one in yaml.safe_load_all(output)}
 
 
 @needs("kubectl")
 @needs("kubernetes-validate")
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_schemas_of_kubernetes(folder: str, tmp_path: Path) -> None:
+def test_the_manifests_match_the_schemas_of_kubernetes(folder: str, tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text(rendered(folder))
-    said = run("kubernetes-validate", "--strict", "--kubernetes-version", KUBERNETES, tmp_path / "all.yaml")
-    assert "deployment/erlangshen" in said
+    output = run("kubernetes-validate", "--strict", "--kubernetes-version", KUBERNETES, tmp_path / "all.yaml")
+    assert "deployment/erlangshen" in output
 
 
 @needs("kubectl")
 @needs("checkov")
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_hardening(folder: str, tmp_path: Path) -> None:
+def test_the_manifests_pass_checkov(folder: str, tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text(rendered(folder))
-    said = run("checkov", "--config-file", K8S / "checkov.yaml", "--file", tmp_path / "all.yaml")
-    assert re.search(r"Passed checks: [1-9]\d+, Failed checks: 0", said), said
+    output = run("checkov", "--config-file", K8S / "checkov.yaml", "--file", tmp_path / "all.yaml")
+    assert re.search(r"Passed checks: [1-9]\d+, Failed checks: 0", output), output

@@ -38,7 +38,7 @@ def test_the_image_listens_on_all_interfaces() -> None:
     assert instructions("EXPOSE") == [str(settings.server.port)]
 
 
-def test_it_does_not_run_as_root() -> None:
+def test_the_image_does_not_run_as_root() -> None:
     user, group = instructions("USER")[-1].split(":")
     assert (int(user), int(group)) == (10001, 10001)
     assert f"--uid {user}" in DOCKERFILE
@@ -50,7 +50,7 @@ def test_caches_are_in_the_one_writable_folder() -> None:
     assert {Path(folder).parts[1] for folder in folders} == {"cache"}
 
 
-def test_it_runs_commands_of_the_service() -> None:
+def test_the_image_runs_existing_commands() -> None:
     assert instructions("ENTRYPOINT") == ['["python", "-m", "service"]']
     assert instructions("CMD") == ['["serve"]']
     (check,) = re.findall(r'CMD \["python", "-m", "service", "(\w+)"\]', DOCKERFILE)
@@ -65,14 +65,14 @@ def test_a_change_of_code_rebuilds_only_the_last_layers() -> None:
     assert "service" not in packages
 
 
-def test_the_build_context_is_what_the_dockerfile_copies() -> None:
+def test_the_build_context_equals_the_copied_files() -> None:
     sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copied = [word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]]
     assert sorted(sent) == sorted(copied)
     assert [name for name in sent if not (ROOT / name).exists()] == []
 
 
-def test_one_version_everywhere() -> None:
+def test_every_image_tag_has_the_version_of_the_service() -> None:
     tags = [file["services"]["erlangshen"]["image"] for file in (COMPOSE, GPU)]
     tags += [
         f"{image['name']}:{image['newTag']}"
@@ -86,7 +86,7 @@ def test_one_version_everywhere() -> None:
 # Compose
 
 
-def test_the_folder_does_not_hide_the_python_package_of_its_name() -> None:
+def test_the_docker_folder_has_no_python_files() -> None:
     assert list((ROOT / "docker").rglob("*.py")) == []
 
 
@@ -97,11 +97,11 @@ def test_compose_sets_existing_settings(compose: tuple[dict[str, Any], ...]) -> 
 
 def test_compose_waits_for_the_drain() -> None:
     server = load(environ=service_environment(COMPOSE)).server
-    patience = int(COMPOSE["services"]["erlangshen"]["stop_grace_period"].removesuffix("s"))
-    assert patience > server.drain_delay_s + server.drain_timeout_s + LAST_RESPONSES_S
+    grace_s = int(COMPOSE["services"]["erlangshen"]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > server.drain_delay_s + server.drain_timeout_s + LAST_RESPONSES_S
 
 
-def test_what_compose_mounts_exists() -> None:
+def test_mounts_of_compose_exist() -> None:
     for service in COMPOSE["services"].values():
         for source, *_ in (volume.split(":") for volume in service["volumes"]):
             assert source in COMPOSE["volumes"] or (ROOT / "docker" / source).is_dir(), source

@@ -25,7 +25,7 @@ def test_the_model_has_the_name_of_the_inference_service() -> None:
     assert CONTAINER["args"] == ["serve", "--model", "{{.Name}}=/mnt/models"]
 
 
-def test_it_runs_this_image_and_requires_keys() -> None:
+def test_the_runtime_uses_this_image_and_requires_keys() -> None:
     assert CONTAINER["image"].endswith(f"/erlangshen-service:{VERSION}")
     settings = load(environ=image_environment() | {one["name"]: one["value"] for one in CONTAINER["env"]})
     (keys,) = [mount["mountPath"] for mount in CONTAINER["volumeMounts"] if mount["name"] == "keys"]
@@ -33,7 +33,7 @@ def test_it_runs_this_image_and_requires_keys() -> None:
     assert str(settings.security.keys_file) == f"{keys}/keys.toml"
 
 
-def test_ports_and_probes_are_the_service_s() -> None:
+def test_ports_and_probes_match_the_service() -> None:
     (port,) = [one["containerPort"] for one in CONTAINER["ports"]]
     assert port == load(environ=image_environment()).server.port
     probes = [CONTAINER[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]

@@ -59,7 +59,7 @@ def test_every_selector_matches_the_pods(overlay: str) -> None:
     assert all(selector and matches(selector, pod_labels(overlay)) for selector in selectors)
 
 
-def test_what_the_pod_refers_to_exists(overlay: str) -> None:
+def test_objects_named_in_the_pod_exist(overlay: str) -> None:
     made = {(document["kind"], document["metadata"]["name"]) for document in documents(overlay)}
     spec = pod(overlay)
     named = {("ServiceAccount", spec["serviceAccountName"])}
@@ -71,7 +71,7 @@ def test_what_the_pod_refers_to_exists(overlay: str) -> None:
     assert named <= made
 
 
-def test_every_mount_has_its_volume_and_every_volume_its_mount(overlay: str) -> None:
+def test_mounts_and_volumes_match(overlay: str) -> None:
     spec = pod(overlay)
     parts = [*spec["containers"], *spec.get("initContainers", [])]
     mounted = {mount["name"] for part in parts for mount in part["volumeMounts"]}
@@ -90,8 +90,12 @@ def test_the_service_targets_the_port_that_is_listened_on(overlay: str) -> None:
     (port,) = container(overlay)["ports"]
     assert port["containerPort"] == settings(overlay).server.port
     assert settings(overlay).server.host == "0.0.0.0"
-    (way,) = one(overlay, "Service")["spec"]["ports"]
-    assert (way["name"], way["targetPort"], way["port"]) == ("http", port["name"], port["containerPort"])
+    (service_port,) = one(overlay, "Service")["spec"]["ports"]
+    assert (service_port["name"], service_port["targetPort"], service_port["port"]) == (
+        "http",
+        port["name"],
+        port["containerPort"],
+    )
     rules = [rule for policy in of_kind(overlay, "NetworkPolicy") for rule in policy["spec"].get("ingress", [])]
     assert rules
     assert all(rule["ports"] == [{"port": port["name"]}] for rule in rules)
@@ -121,9 +125,9 @@ def test_the_grace_period_covers_the_shutdown_of_the_service(overlay: str) -> No
 
 def test_the_startup_probe_covers_the_start_timeout_of_the_service(overlay: str) -> None:
     probe = container(overlay)["startupProbe"]
-    patience = probe["periodSeconds"] * probe["failureThreshold"]
-    assert patience >= settings(overlay).replicas.start_timeout_s
-    assert one(overlay, "Deployment")["spec"]["progressDeadlineSeconds"] > patience
+    startup_s = probe["periodSeconds"] * probe["failureThreshold"]
+    assert startup_s >= settings(overlay).replicas.start_timeout_s
+    assert one(overlay, "Deployment")["spec"]["progressDeadlineSeconds"] > startup_s
 
 
 def test_a_rollout_keeps_the_capacity(overlay: str) -> None:
@@ -148,7 +152,7 @@ def test_a_key_is_required(overlay: str) -> None:
     assert settings(overlay).security.allow_anonymous is False
 
 
-def test_only_init_containers_may_ask_the_hub(overlay: str) -> None:
+def test_only_init_containers_may_download_from_the_hub(overlay: str) -> None:
     assert settings(overlay).models.offline is True
     for part in pod(overlay).get("initContainers", []):
         assert part["args"] == ["fetch"]

@@ -1,4 +1,4 @@
-"""The Deployment of the cpu overlay, played by podman: keys, probes, limits, hardening, graceful shutdown.
+"""The Deployment of the cpu overlay in `podman kube play`: keys, probes, limits, hardening, graceful shutdown.
 
 Only the image, the host port and the volume of the keys are replaced: podman 4.3 does not decode a Secret.
 """
@@ -80,7 +80,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
         engine("kube", "down", str(file), check=False)
 
 
-def test_it_answers_the_probes_and_requests_with_a_key(service: Played) -> None:
+def test_probes_and_requests_with_a_key_are_answered(service: Played) -> None:
     client, _, secret = service
     paths = ("/livez", "/readyz", "/v1/models", "/metrics")
     assert [client.get(path).status_code for path in paths] == [200, 200, 401, 401]
@@ -88,7 +88,7 @@ def test_it_answers_the_probes_and_requests_with_a_key(service: Played) -> None:
     assert (reply.status_code, reply.json()["results"][0]["label"]) == (200, "体育")
 
 
-def test_it_runs_with_limits_and_without_capabilities(service: Played) -> None:
+def test_the_container_has_limits_and_no_capabilities(service: Played) -> None:
     client, container, secret = service
     (inspected,) = json.loads(engine("inspect", container.name))
     host = inspected["HostConfig"]
@@ -98,7 +98,7 @@ def test_it_runs_with_limits_and_without_capabilities(service: Played) -> None:
     assert [replica["threads"] for replica in replicas] == [min(2, len(os.sched_getaffinity(0)))]
 
 
-def test_it_drains_within_the_grace_period(service: Played) -> None:
+def test_the_container_drains_within_the_grace_period(service: Played) -> None:
     _, container, _ = service
     engine("stop", "--time", str(pod(OVERLAY)["terminationGracePeriodSeconds"]), container.name)
     assert container.exit_code() == 0

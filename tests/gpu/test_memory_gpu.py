@@ -1,4 +1,4 @@
-"""Memory and the canary on a GPU: a batch that finds no room is told so, and the engine goes on."""
+"""Memory and the canary on a GPU: a batch out of memory is an error, and the engine recovers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = [
 
 
 @contextmanager
-def no_more_memory() -> Iterator[None]:
-    """What torch holds by now is all that it may have."""
+def memory_limit() -> Iterator[None]:
+    """Limits torch to the memory that it has reserved so far."""
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
@@ -35,18 +35,18 @@ def no_more_memory() -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_a_batch_that_finds_no_memory_is_told_and_the_engine_goes_on(tmp_path: Path) -> None:
+def test_a_batch_without_memory_raises_out_of_memory_and_the_engine_recovers(tmp_path: Path) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), device="cuda")
     engine.warm_up()
     canary = Canary({"test": engine}, 60.0)
     rows = mean_rows([512] * 256)
-    with no_more_memory(), pytest.raises(OutOfMemory):
+    with memory_limit(), pytest.raises(OutOfMemory):
         engine.run(rows)
     assert canary.wrong_model() is None
     assert all(np.isfinite(output.scores).all() for output in engine.run(rows))
 
 
-def test_what_there_is_and_what_is_taken(tmp_path: Path) -> None:
+def test_device_memory_reports_allocated_and_total(tmp_path: Path) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), device="cuda")
     memory = engine.device_memory()
     assert memory is not None

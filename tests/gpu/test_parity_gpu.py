@@ -1,4 +1,4 @@
-"""The parity of tests/unit/engine, on a GPU: the reference runs on the CPU in float32."""
+"""The parity tests of tests/unit/engine on a GPU. The reference runs on the CPU in float32."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def backends(dtype: torch.dtype) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _exact_float32() -> Iterator[None]:
-    """Not by monkeypatch: the attribute is computed, and to take it back would be to delete it."""
+    """Disables TF32. monkeypatch cannot restore this attribute: it is computed, and undoing would delete it."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     yield
@@ -62,7 +62,7 @@ def large_heads(folder: Path) -> Path:
     return make_checkpoint(folder, hidden_size=512, num_heads=2, init_std=0.03)
 
 
-def point_the_same_way(outputs: Sequence[Output], wanted: Sequence[np.ndarray], least: float = 0.999) -> bool:
+def have_cosine_above(outputs: Sequence[Output], wanted: Sequence[np.ndarray], least: float = 0.999) -> bool:
     pairs = [(output.scores[0], each) for output, each in zip(outputs, wanted, strict=True)]
     return all(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) > least for a, b in pairs)
 
@@ -74,7 +74,7 @@ def mean_states(path: Path, rows: Sequence[Encoding]) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("backend", backends(torch.float32))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32_matches(tmp_path: Path, family: str, backend: str) -> None:
+def test_float32_matches_the_reference(tmp_path: Path, family: str, backend: str) -> None:
     path = make_checkpoint(tmp_path, family=family)
     wanted = reference(load_reference(path, family, "masked-lm"), mean_rows())
     engine = load(path, backend=backend)
@@ -88,7 +88,7 @@ def test_float32_matches(tmp_path: Path, family: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_label_logits_match(tmp_path: Path, family: str) -> None:
+def test_label_logits_match_the_reference(tmp_path: Path, family: str) -> None:
     path = make_checkpoint(tmp_path, family=family, kind="sequence-classification", num_labels=3)
     wanted = reference(load_reference(path, family, "sequence-classification"), mean_rows()).logits
     outputs = load(path).run([replace(row, readout=Labels()) for row in mean_rows()])
@@ -98,7 +98,7 @@ def test_label_logits_match(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize("is_warm", [False, True], ids=["eager", "graphs"])
 @pytest.mark.parametrize("backend", backends(torch.float32))
 @pytest.mark.parametrize("options", [(3, 3), (2, 9, 4, 1), (5,) * 15])
-def test_choice_rows_match_the_dense_formula(
+def test_choice_rows_match_the_reference_with_a_dense_mask(
     tmp_path: Path, options: Sequence[int], backend: str, is_warm: bool
 ) -> None:
     path = make_checkpoint(tmp_path)
@@ -114,25 +114,25 @@ def test_choice_rows_match_the_dense_formula(
 
 
 @pytest.mark.parametrize("backend", backends(torch.bfloat16))
-def test_bfloat16_is_automatic_and_points_the_same_way(tmp_path: Path, backend: str) -> None:
+def test_auto_precision_is_bfloat16_and_embeddings_have_a_cosine_near_one(tmp_path: Path, backend: str) -> None:
     path = large_heads(tmp_path)
     engine = load(path, "auto", backend)
     assert engine.precision == ("bfloat16" if torch.cuda.is_bf16_supported(False) else "float32")
     choices = [choice_row((3, 5), 30), choice_row((30,) * 4, 391), choice_row((3, 5), 30, seed=1)]
     outputs = engine.run([*mean_rows(), *(replace(row, readout=Mean()) for row in choices)])
-    assert point_the_same_way(outputs[: len(LENGTHS)], mean_states(path, mean_rows()))
+    assert have_cosine_above(outputs[: len(LENGTHS)], mean_states(path, mean_rows()))
     model = load_reference(path, "megatron-bert", "masked-lm")
     for row, output in zip(choices, outputs[len(LENGTHS) :], strict=True):
         hidden = reference(model, [row], dense_mask(row)).hidden
-        assert point_the_same_way([output], [hidden[0].mean(0).numpy()])
+        assert have_cosine_above([output], [hidden[0].mean(0).numpy()])
 
 
-def test_the_quickest_backend_is_found_and_cudnn_left_out(tmp_path: Path) -> None:
+def test_the_fastest_backend_is_chosen_and_cudnn_disabled(tmp_path: Path) -> None:
     assert load(large_heads(tmp_path), "bfloat16").backend in BACKENDS
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_small_batches_are_replayed_and_larger_ones_are_not(tmp_path: Path) -> None:
+def test_outputs_are_equal_with_and_without_cuda_graphs(tmp_path: Path) -> None:
     engine = load(large_heads(tmp_path))
     before = [engine.run([row]) for row in mean_rows()]
     engine.warm_up()
@@ -143,7 +143,7 @@ def test_small_batches_are_replayed_and_larger_ones_are_not(tmp_path: Path) -> N
         assert np.abs(ours.scores - wanted[0].scores).max() < TOLERANCE
 
 
-def test_batches_given_ahead_keep_their_outputs(tmp_path: Path) -> None:
+def test_batches_prepared_ahead_keep_their_outputs(tmp_path: Path) -> None:
     engine = load(large_heads(tmp_path), "bfloat16")
     engine.warm_up()
     batches = [[row] for row in mean_rows()] + [mean_rows()]
@@ -156,7 +156,9 @@ def test_batches_given_ahead_keep_their_outputs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
 @pytest.mark.parametrize("is_warm", [False, True], ids=["eager", "graphs"])
-def test_quantised_maps_point_the_same_way(tmp_path: Path, quantization: Quantization, is_warm: bool) -> None:
+def test_embeddings_of_quantised_maps_have_a_cosine_near_one(
+    tmp_path: Path, quantization: Quantization, is_warm: bool
+) -> None:
     try:
         check_capability(quantization, torch.device("cuda", 0))
     except SettingError as error:
@@ -166,5 +168,5 @@ def test_quantised_maps_point_the_same_way(tmp_path: Path, quantization: Quantiz
     if is_warm:
         engine.warm_up()
     outputs = [engine.run([row])[0] for row in mean_rows()]
-    assert point_the_same_way(outputs, mean_states(path, mean_rows()), least=0.99)
-    assert point_the_same_way(engine.run(mean_rows()), mean_states(path, mean_rows()), least=0.99)
+    assert have_cosine_above(outputs, mean_states(path, mean_rows()), least=0.99)
+    assert have_cosine_above(engine.run(mean_rows()), mean_states(path, mean_rows()), least=0.99)

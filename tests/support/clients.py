@@ -75,10 +75,10 @@ def questions(num_of_each: int, mix: Sequence[str] = MIX, seed: int = 1) -> list
 class Clients:
     """Use as a context. `exchanges` are those since the last `taken`, in the order in which they ended."""
 
-    def __init__(self, url: str, asked: Sequence[Question], num_clients: int, deadline_s: float = 30.0) -> None:
+    def __init__(self, url: str, questions: Sequence[Question], num_clients: int, deadline_s: float = 30.0) -> None:
         self.num = num_clients
         self.exchanges: list[Exchange] = []
-        self._asked = asked
+        self._questions = questions
         self._right: dict[Question, Numbers] = {}
         self._http = httpx.AsyncClient(
             base_url=url,
@@ -98,13 +98,13 @@ class Clients:
 
     async def learn(self) -> None:
         """Sends each question once to a healthy server; httpx.HTTPError for any answer but 200."""
-        for question in self._asked:
+        for question in self._questions:
             reply = await self._http.post(question.path, content=question.body)
             self._right[question] = numbers(reply.raise_for_status().json())
 
     async def ask_until(self, is_over: asyncio.Event) -> None:
         """Runs all clients concurrently; returns when each has received its last answer."""
-        source = cycle(self._asked)
+        source = cycle(self._questions)
 
         async def client() -> None:
             while not is_over.is_set():

@@ -148,14 +148,14 @@ STEPS: Mapping[str, Step] = {"rolling restart": restart_in_turn, "kill -9 of one
 
 
 async def behind(
-    proxy: str, folder: Path, asked: Sequence[Question], num_clients: int, flags: Sequence[str] = ()
+    proxy: str, folder: Path, questions: Sequence[Question], num_clients: int, flags: Sequence[str] = ()
 ) -> dict[str, list[Exchange]]:
     """The exchanges during each step, by its name; `folder` receives the logs."""
     servers = [Server(folder / f"server{number}.log", (*FLAGS, *flags)) for number in (1, 2)]
     ports = [server.port for server in servers]
     during = {}
     with running(*servers), proxying(proxy, folder / proxy, free_port(), ports) as url:
-        async with Clients(url, asked, num_clients) as clients:
+        async with Clients(url, questions, num_clients) as clients:
             await clients.learn()
             for name, step in STEPS.items():
                 async with clients.load():

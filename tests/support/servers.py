@@ -57,7 +57,7 @@ class Server:
 
     @property
     def process(self) -> psutil.Process:
-        assert self._process is not None, "it was started"
+        assert self._process is not None, "call start() or spawn() first"
         return psutil.Process(self._process.pid)
 
     def spawn(self) -> None:
@@ -73,7 +73,7 @@ class Server:
 
     def await_ready(self, timeout_s: float = START_S, poll_s: float = POLL_S) -> None:
         """Raises RuntimeError with the server's log when it exits before it is ready, or after `timeout_s`."""
-        assert self._process is not None, "it was spawned"
+        assert self._process is not None, "call spawn() first"
         until = time.monotonic() + timeout_s
         while self._process.poll() is None and time.monotonic() < until:
             try:

@@ -591,7 +591,7 @@ async def test_a_lost_connection_leaves_no_timer_and_no_task() -> None:
         await submit.arrived.wait()
         peer.lose()
         await asyncio.gather(*found.state.tasks)
-        assert (submit.num_cancelled, len(submit.asked), peer.loop.running) == (1, 1, [])
+        assert (submit.num_cancelled, len(submit.calls), peer.loop.running) == (1, 1, [])
 
 
 async def test_while_closing_every_response_is_the_last_of_its_connection() -> None:
