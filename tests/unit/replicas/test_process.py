@@ -59,7 +59,7 @@ def test_the_environment_limits_cached_kernels_unless_it_is_set(
 
 
 class FakeLoop:
-    """Runs timers by hand; `late_s` is how much later than planned the next one runs."""
+    """An event loop whose timers run when the test advances the time."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -369,7 +369,7 @@ def test_nli_labels_follow_the_label_names_of_the_head(model: TextModel, ranking
 
 def test_braces_in_a_text_are_not_formatted() -> None:
     [row] = SIMILARITY.encode(text_model(), SimilarityQuery((("甲", "{}{0}"),)))
-    assert row.blocks == ((1, 13), (13, 25))  # a mask, six characters of the reading, five of the text
+    assert row.blocks == ((1, 13), (13, 25))  # a mask, six characters of the option, five of the text
 
 
 def test_a_long_second_text_is_halved_within_its_option() -> None:
