@@ -36,7 +36,7 @@ def test_left_s_subtracts_elapsed_time_only_from_the_computing_batch() -> None:
     assert in_flight.left_s(11.0) == 1.0 + 3.0
 
 
-def test_left_s_adds_batches_of_different_replicas_in_parallel() -> None:
+def test_left_s_subtracts_elapsed_time_for_each_replica() -> None:
     in_flight = InFlightBatches()
     in_flight.take("a", batch_of(2.0), now=10.0)
     in_flight.take("b", batch_of(3.0), now=10.5)
