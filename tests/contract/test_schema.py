@@ -64,6 +64,8 @@ def failures(recorder: Any) -> Iterator[str]:
             if check.status == Status.SUCCESS or ANY_HEADER in (message := check.failure_info.failure.message):
                 continue
             reply = recorder.interactions[case_id].response.json()
+            if reply.get("code") == "deadline_exceeded":  # with a time-out of a millisecond
+                continue
             if [one["field"] for one in reply.get("errors", ())] != MODEL_FIELD:
                 yield f"{recorder.label}: {check.name}: {message}\n{check.failure_info.code_sample}"
 

@@ -75,7 +75,9 @@ def test_each_text_of_a_pair_is_truncated_on_one_side() -> None:
 
 @pytest.mark.parametrize(("texts", "max_tokens"), [(("甲" * 511,), 510), (("甲" * 500, "乙" * 11), 509)])
 def test_a_long_input_is_refused_with_truncation_error(texts: tuple[str, ...], max_tokens: int) -> None:
-    with pytest.raises(InvalidRequest, match=rf"^inputs\[1\]: takes at least 511 tokens; at most {max_tokens} fit$") as caught:
+    with pytest.raises(
+        InvalidRequest, match=rf"^inputs\[1\]: takes at least 511 tokens; at most {max_tokens} fit$"
+    ) as caught:
         encode_rows(text_model(), [("甲",), texts], Cls(), "error")
     assert caught.value.errors[0].field == "inputs[1]"
 

@@ -249,7 +249,9 @@ def test_texts_are_truncated_to_their_shares(name: str) -> None:
         assert cut(question, *texts, truncation="error") == [ids(letters(length)) for length in kept]
         return
     max_tokens = 48 - 6 - len(wholes)
-    with pytest.raises(InvalidRequest, match=rf"^inputs\[0\]: takes at least {sum(wholes)} tokens; at most {max_tokens} fit$"):
+    with pytest.raises(
+        InvalidRequest, match=rf"^inputs\[0\]: takes at least {sum(wholes)} tokens; at most {max_tokens} fit$"
+    ):
         cut(question, *texts, truncation="error")
 
 
