@@ -5,6 +5,7 @@ ServiceError
 │   └── MalformedBody         400 malformed_body: not JSON or not UTF-8
 ├── Unauthorized              401 unauthorized: no API key, or an unknown one
 ├── Forbidden                 403 forbidden: the key lacks the scope of this route
+├── HostNotAllowed            403 host_not_allowed: the Host header names another server
 ├── MalformedRequest          400 malformed_request: not HTTP/1.1
 ├── RequestTimeout            408 request_timeout: the request arrived too slowly
 ├── BodyTooLarge              413 body_too_large
@@ -81,6 +82,11 @@ class Unauthorized(ServiceError):
 class Forbidden(ServiceError):
     status = 403
     code = "forbidden"
+
+
+class HostNotAllowed(ServiceError):
+    status = 403
+    code = "host_not_allowed"
 
 
 class MalformedRequest(ServiceError):

@@ -37,6 +37,7 @@ KEY_CODES = ("403", *CODES)
 CONNECTION_REASONS = (
     "too_many_connections",
     "malformed_request",
+    "host_not_allowed",
     "headers_too_large",
     "request_timeout",
     "memory_full",

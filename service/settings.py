@@ -246,6 +246,12 @@ class Security(Section):
     allow_anonymous: bool = Field(
         False, description="Serve requests without keys on an address that other machines can reach."
     )
+    allowed_hosts: Names = Field(
+        (),
+        description="Domain names that the Host header may have, besides addresses and names without a dot. Default: "
+        "none on a loopback address without keys, otherwise all.",
+        json_schema_extra={"flag": "--allowed-host", "metavar": "NAME"},
+    )
     open_docs: bool = Field(False, description="Serve /docs and /openapi.json without a key.")
     cors_origins: Origins = Field(
         (), description="Origins whose pages may call the API from a browser (CORS), or * for all; default: none."

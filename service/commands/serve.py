@@ -21,7 +21,13 @@ from service.commands.application import Application
 from service.host import fit_connections
 from service.server.http_protocol import ConnectionLimits, HttpProtocol
 from service.server.listener import bind, url_of
-from service.server.security import check_certificate, make_key_store, make_reload, require_keys_or_loopback
+from service.server.security import (
+    allowed_hosts,
+    check_certificate,
+    make_key_store,
+    make_reload,
+    require_keys_or_loopback,
+)
 from service.server.uvicorn_server import Server
 from service.settings import Settings
 
@@ -59,7 +65,11 @@ def make_server(application: Application, settings: Settings) -> Server:
     )
     limits = settings.server
     connection_limits = ConnectionLimits(
-        limits, application.metrics, fit_connections(limits.max_connections), application.memory
+        limits,
+        application.metrics,
+        fit_connections(limits.max_connections),
+        application.memory,
+        allowed_hosts(settings),
     )
     config = uvicorn.Config(
         app,

@@ -25,7 +25,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.api.memory import SMALL_BYTES, MemoryBudget, memory_full
 from service.api.problems import problem
 from service.api.request import BODY_ERROR, GONE
-from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, TooManyConnections
+from service.errors import (
+    HeadersTooLarge,
+    HostNotAllowed,
+    MalformedRequest,
+    RequestTimeout,
+    ServiceError,
+    TooManyConnections,
+)
 from service.logs import new_request_id
 from service.metrics import Metrics
 from service.settings import Server
@@ -86,6 +93,7 @@ RESERVED_CONNECTIONS = 32
 """Connections above the limit that may ask for a probe or for metrics, and for nothing else."""
 RESERVED_PATHS = frozenset({b"/livez", b"/readyz", b"/metrics"})
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_IPV4 = re.compile(r"[0-9.]+")
 FRAME = len(b": \r\n")
 """Bytes of a header line besides its name and value."""
 
@@ -104,6 +112,8 @@ class ConnectionLimits:
     metrics: Metrics
     max_connections: int
     memory: MemoryBudget
+    allowed_hosts: frozenset[str] | None = None
+    """Domain names that Host may have; None for any."""
     is_closing: bool = False
     idle: dict[HttpProtocol, float] = field(default_factory=dict)
     receiving: dict[HttpProtocol, float] = field(default_factory=dict)
@@ -271,6 +281,15 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
             raise MalformedRequest("the Host header is missing, repeated or not valid")
+        if self._shared.allowed_hosts is not None:
+            self._check_host_name(hosts[0].decode().lower())
+
+    def _check_host_name(self, host: str) -> None:
+        """A name that public DNS can point at this machine has a dot, and is no address."""
+        name = host.partition(":")[0].rstrip(".")
+        is_public = "." in name and not _IPV4.fullmatch(name) and not name.endswith(".localhost")
+        if is_public and name not in (self._shared.allowed_hosts or ()):
+            raise HostNotAllowed("Host names another server; allow the name with --allowed-host NAME, or use API keys")
 
     def on_body(self, body: bytes) -> None:
         self._is_incomplete = False

@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from service.errors import SettingError
 from service.host import local_address
@@ -32,17 +33,35 @@ PAUSE_S = 1.0
 """Wait after there was no file descriptor or memory for a connection; asyncio waits as long."""
 
 
+MIN_HANDSHAKE_S = 1.0
+"""A TLS handshake that has not taken longer is not ended to make room for another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handshakes:
+    """Limits on TLS handshakes: `room` is how many may be under way, `refuse` counts one that is not finished."""
+
+    timeout_s: float
+    room: Callable[[], int]
+    refuse: Callable[[], None]
+
+
 class Listener:
     """Stands in for an asyncio.Server, as far as uvicorn uses one. Open connections stay open when it closes."""
 
     def __init__(
-        self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None
+        self,
+        listener: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+        handshakes: Handshakes,
     ) -> None:
         self._listener = listener
         self._protocol = protocol
         self._tls = tls
+        self._handshakes = handshakes
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], float] = {}
         self._paused: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -73,14 +92,33 @@ class Listener:
                 self._loop.remove_reader(self._listener)
                 self._paused = self._loop.call_later(PAUSE_S, self.begin)
                 return
+            if not self._make_room():
+                connected.close()  # before the handshake there is no way to say why
+                self._handshakes.refuse()
+                continue
             connected.setblocking(False)
             opening = self._loop.create_task(self._open(connected))
-            self._opening.add(opening)
-            opening.add_done_callback(self._opening.discard)
+            self._opening[opening] = self._loop.time()
+            opening.add_done_callback(lambda ended: self._opening.pop(ended, None))
+
+    def _make_room(self) -> bool:
+        """Whether one more handshake fits; the longest one is ended for it, if it has taken MIN_HANDSHAKE_S."""
+        if self._tls is None or len(self._opening) < self._handshakes.room():
+            return True
+        oldest, since = next(iter(self._opening.items()), (None, 0.0))
+        if oldest is None or self._loop.time() - since < MIN_HANDSHAKE_S:
+            return False
+        oldest.cancel()
+        del self._opening[oldest]
+        self._handshakes.refuse()
+        return True
 
     async def _open(self, connected: socket.socket) -> None:
-        with suppress(OSError):  # the client has left, or does not speak TLS
-            await self._loop.connect_accepted_socket(self._protocol, connected, ssl=self._tls)
+        timeout_s = None if self._tls is None else self._handshakes.timeout_s
+        with suppress(OSError):  # the client has left, does not speak TLS, or took too long
+            await self._loop.connect_accepted_socket(
+                self._protocol, connected, ssl=self._tls, ssl_handshake_timeout=timeout_s
+            )
 
 
 def bind(settings: Server) -> socket.socket:

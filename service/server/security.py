@@ -33,6 +33,19 @@ def require_keys_or_loopback(settings: Settings) -> None:
         )
 
 
+def allowed_hosts(settings: Settings) -> frozenset[str] | None:
+    """Domain names that a Host header may have; None for any.
+
+    A server on loopback without keys trusts whoever can reach it. A web page of any site can, once the site's name
+    resolves to 127.0.0.1 (DNS rebinding); its requests have the site's name in Host.
+    """
+    security = settings.security
+    if security.allowed_hosts:
+        return frozenset(name.lower() for name in security.allowed_hosts)
+    is_trusting = is_loopback(settings.server.host) and not security.has_keys
+    return frozenset() if is_trusting else None
+
+
 def make_key_store(settings: Security, metrics: Metrics) -> KeyStore | None:
     """The API keys; None if none are configured.
 

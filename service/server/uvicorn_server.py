@@ -12,8 +12,9 @@ from typing import Protocol, cast
 
 import uvicorn
 
-from service.server.http_protocol import ConnectionLimits, HttpProtocol
-from service.server.listener import Listener
+from service.errors import TooManyConnections
+from service.server.http_protocol import RESERVED_CONNECTIONS, ConnectionLimits, HttpProtocol
+from service.server.listener import Handshakes, Listener
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,18 @@ class Server(uvicorn.Server):
             self._loop.add_signal_handler(sig, self._on_unused_signal, sig)
         await super().startup([])
         for listener in sockets or ():
-            accepting = Listener(listener, self._connection, self.config.ssl)
+            accepting = Listener(listener, self._connection, self.config.ssl, self._handshakes())
             accepting.begin()
             self.servers.append(cast("asyncio.Server", accepting))
+
+    def _handshakes(self) -> Handshakes:
+        """A handshake counts as a connection from accept on."""
+        shared, connections = self._shared, self.server_state.connections
+        return Handshakes(
+            shared.limits.header_timeout_s,
+            room=lambda: shared.max_connections + RESERVED_CONNECTIONS - len(connections),
+            refuse=lambda: shared.metrics.connection_refused(TooManyConnections.code),
+        )
 
     def _connection(self) -> asyncio.Protocol:
         make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)

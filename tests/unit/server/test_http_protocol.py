@@ -538,6 +538,26 @@ async def test_every_form_of_host_is_accepted(peer: Peer, host: bytes) -> None:
     assert await peer.answered() == [(200, "")]
 
 
+@pytest.mark.parametrize(
+    "host", [b"localhost", b"x:80", b"127.0.0.1:8000", b"[::1]:8000", b"A.example:80", b"b.localhost"]
+)
+async def test_local_and_allowed_names_are_accepted_where_hosts_are_checked(host: bytes) -> None:
+    async with serving() as found:
+        found.connection_limits.allowed_hosts = frozenset({"a.example"})
+        peer = found.connect()
+        peer.send(b"GET /livez HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        assert await peer.answered() == [(200, "")]
+
+
+@pytest.mark.parametrize("host", [b"evil.example", b"evil.example:8000", b"evil.example.", b"127.0.0.1.evil.example"])
+async def test_other_domain_names_are_refused_where_hosts_are_checked(host: bytes) -> None:
+    async with serving() as found:
+        found.connection_limits.allowed_hosts = frozenset({"a.example"})
+        peer = found.connect()
+        peer.send(b"GET /livez HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        assert await peer.answered() == [(403, "host_not_allowed")]
+
+
 async def test_trailers_are_not_read_as_headers(peer: Peer) -> None:
     body = b'{"inputs": "a"}'
     peer.send(chunked(b"%x\r\n%s\r\n0\r\nX-Request-ID: forged\r\n\r\n" % (len(body), body)))

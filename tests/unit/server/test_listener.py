@@ -6,15 +6,16 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from typing import cast
 
 import pytest
 import uvloop
 
 from service.server import listener as listener_module
-from service.server.listener import Listener
+from service.server.listener import Handshakes, Listener
 
 
 class Echo(asyncio.Protocol):
@@ -38,9 +39,12 @@ def listener() -> Iterator[socket.socket]:
         yield made
 
 
+UNLIMITED = Handshakes(60.0, room=lambda: 1000, refuse=lambda: None)
+
+
 @asynccontextmanager
 async def accepting(listener: socket.socket) -> AsyncIterator[None]:
-    accepting = Listener(listener, Echo, None)
+    accepting = Listener(listener, Echo, None, UNLIMITED)
     accepting.begin()
     try:
         yield
@@ -142,3 +146,51 @@ def test_a_closed_listener_accepts_no_connection(listener: socket.socket) -> Non
 
     uvloop.run(run())
     assert Echo.made == []
+
+
+async def has_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the server has closed the connection, within two seconds."""
+    with suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(2):
+            return await reader.read() == b""
+    return False
+
+
+@asynccontextmanager
+async def silent_handshakes(
+    listener: socket.socket, handshakes: Handshakes, num: int
+) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Clients of a TLS server that connect one after the other and send nothing."""
+    accepting = Listener(listener, Echo, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), handshakes)
+    accepting.begin()
+    clients = [await asyncio.open_connection(*listener.getsockname()) for _ in range(num)]
+    await asyncio.sleep(0)
+    yield [reader for reader, _ in clients]
+    accepting.close()
+    for _, writer in clients:
+        writer.close()
+
+
+@pytest.mark.parametrize(("min_handshake_s", "closed"), [(60.0, 2), (0.0, 0)], ids=["newest refused", "oldest ended"])
+def test_tls_handshakes_are_limited_from_accept_on(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, min_handshake_s: float, closed: int
+) -> None:
+    monkeypatch.setattr(listener_module, "MIN_HANDSHAKE_S", min_handshake_s)
+    refused: list[int] = []
+
+    async def run() -> bool:
+        handshakes = Handshakes(60.0, room=lambda: 2, refuse=lambda: refused.append(1))
+        async with silent_handshakes(listener, handshakes, 3) as readers:
+            return await has_closed(readers[closed])
+
+    assert uvloop.run(run())
+    assert refused == [1]
+
+
+def test_a_silent_tls_handshake_times_out(listener: socket.socket) -> None:
+    async def run() -> bool:
+        handshakes = Handshakes(0.05, room=lambda: 2, refuse=lambda: None)
+        async with silent_handshakes(listener, handshakes, 1) as [reader]:
+            return await has_closed(reader)
+
+    assert uvloop.run(run())

@@ -6,6 +6,7 @@ import logging
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -15,11 +16,32 @@ from service.api.accounts import hash_of
 from service.cli import main
 from service.errors import SettingError
 from service.metrics import Metrics
-from service.server.security import check_certificate, make_key_store, make_reload, require_keys_or_loopback
+from service.server.security import (
+    allowed_hosts,
+    check_certificate,
+    make_key_store,
+    make_reload,
+    require_keys_or_loopback,
+)
 from service.settings import Security, Server, Settings
 from tests.certificates import make_certificate
 
 KEY = {"app": (hash_of("erl_one"),)}
+
+
+@pytest.mark.parametrize(
+    ("server", "security", "allowed"),
+    [
+        ({}, {}, frozenset()),
+        ({}, {"allowed_hosts": ["A.example"]}, frozenset({"a.example"})),
+        ({}, {"keys": {"a": ["sha256:" + "0" * 64]}}, None),
+        ({"host": "0.0.0.0"}, {"allow_anonymous": True}, None),
+    ],
+)
+def test_domain_names_are_refused_on_loopback_without_keys(
+    server: dict[str, Any], security: dict[str, Any], allowed: frozenset[str] | None
+) -> None:
+    assert allowed_hosts(Settings.model_validate({"server": server, "security": security})) == allowed
 
 
 def settings(host: str, **security: object) -> Settings:
