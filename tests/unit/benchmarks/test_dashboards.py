@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.dashboards import DRAW, Span, draw
+from benchmarks.dashboards import DRAW, draw
 from tests.support.monitoring import Stack, Variables, dashboards, expressions, selectors
 
 
@@ -36,5 +36,5 @@ def test_every_kind_of_panel_is_drawn(tmp_path: Path) -> None:
     kinds = {panel["type"]: panel for panel in shown}
     assert set(kinds) == {*DRAW, "row"}
     stack = cast(Stack, FakeStack())
-    draw({"title": "All", "panels": list(kinds.values())}, stack, Span(0.0, 60.0, 12), tmp_path / "drawn.png")
+    draw({"title": "All", "panels": list(kinds.values())}, stack, 0.0, 60.0, tmp_path / "drawn.png")
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
