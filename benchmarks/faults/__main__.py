@@ -1,8 +1,7 @@
-"""Faults: kills, hangs, exhausted memory, wrong results, malformed clients, rolling restarts.
+"""Faults: kills, hangs, exhausted memory, wrong results, careless clients, rolling restarts.
 
     python -m benchmarks.faults --json benchmarks/results/faults.json        # every fault, ten minutes
     python -m benchmarks.faults soak --minutes 30                            # a fault every minute
-    python -m benchmarks.faults malformed                                    # malformed HTTP, a minute
 
 Each command has its own --help, and its module's docstring is its method.
 """
@@ -13,7 +12,7 @@ import sys
 
 from benchmarks.common import dispatch
 
-COMMANDS = {name: f"benchmarks.faults.{name}" for name in ("inject", "soak", "malformed")}
+COMMANDS = {name: f"benchmarks.faults.{name}" for name in ("inject", "soak")}
 
 if __name__ == "__main__":
     sys.exit(dispatch("faults", __doc__, COMMANDS, sys.argv[1:], default="inject"))

@@ -41,7 +41,9 @@ def memory_group() -> Iterator[MemoryGroup | None]:
     """None without root or without the memory controller. At its end every process in it has exited."""
     is_v1 = (ROOT / "memory").is_dir()
     group = MemoryGroup((ROOT / "memory" if is_v1 else ROOT) / f"erlangshen-faults-{os.getpid()}", is_v1)
-    if not (is_v1 or "memory" in _controllers()) or not os.access(group.folder.parent, os.W_OK):
+    control = ROOT / "cgroup.subtree_control"
+    is_v2 = control.is_file() and "memory" in control.read_text().split()
+    if not (is_v1 or is_v2) or not os.access(group.folder.parent, os.W_OK):
         yield None
         return
     group.folder.mkdir()
@@ -51,20 +53,13 @@ def memory_group() -> Iterator[MemoryGroup | None]:
         _remove(group.folder)
 
 
-def _controllers() -> list[str]:
-    file = ROOT / "cgroup.subtree_control"
-    return file.read_text().split() if file.is_file() else []
-
-
 def _remove(folder: Path) -> None:
     """The folder is busy until the last process in it has exited."""
     until = time.monotonic() + END_S
-    while True:
+    while folder.exists():
         try:
             folder.rmdir()
         except OSError:
             if time.monotonic() > until:
                 raise
             time.sleep(POLL_S)
-        else:
-            return

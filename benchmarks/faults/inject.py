@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,16 @@ WRONG_UNTIL_SEEN = {"wrong for good"}
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     exit_on_sigterm()
-    report = {"what": "faults injected into a server under load", **_setting(arguments, argv)}
-    report |= asyncio.run(_run(arguments))
-    print(table(report))
+    report = {
+        "what": "faults injected into a server under load",
+        **about(arguments, argv, "torch", "uvicorn", precision=auto_precision()),
+        **{name: getattr(arguments, name) for name in ("model", "clients", "deadline_s")},
+        **asyncio.run(_run(arguments)),
+    }
+    rows = [*report["faults"], *report["proxied"]]
+    print(table(rows))
     save(report, arguments.json)
-    return 1 if num_lost(report) else 0
+    return int(any(row["lost"] for row in rows if row["fault"] not in WRONG_UNTIL_SEEN))
 
 
 def exit_on_sigterm() -> None:
@@ -86,7 +91,7 @@ async def _one(
     flags = ["--model", arguments.model, "--threads", "1", "--canary-interval-s", "2", "--log-format", "json"]
     flags += num_replicas * ["--devices", "cpu"]
     own = Path(tempfile.mkdtemp(dir=folder))
-    async with target(own, flags, asked, arguments.clients, arguments.deadline) as found:
+    async with target(own, flags, asked, arguments.clients, arguments.deadline_s) as found:
         measured = await measure(fault, found)
     print(json.dumps(measured), file=sys.stderr)
     return measured
@@ -145,14 +150,10 @@ def longest_silence_s(exchanges: Sequence[Exchange], since_s: float) -> float:
     return max((later - earlier for earlier, later in pairwise([since_s, *answered])), default=0.0)
 
 
-def num_lost(report: dict[str, Any]) -> int:
-    return sum(each["lost"] for each in _rows(report) if each["fault"] not in WRONG_UNTIL_SEEN)
-
-
-def table(report: dict[str, Any]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """In Markdown, as docs/reliability.md shows it."""
     head = "| fault | with | asked | 200 | other answers | lost | silence s | recovery s |\n|---|---|" + "---:|" * 6
-    return "\n".join((head, *map(_line, _rows(report))))
+    return "\n".join((head, *map(_line, rows)))
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -171,16 +172,6 @@ def _line(row: dict[str, Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _rows(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from report["faults"]
-    yield from report["proxied"]
-
-
-def _setting(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    made = about(arguments, argv, "torch", "uvicorn", precision=auto_precision())
-    return {**made, "model": arguments.model, "clients": arguments.clients, "deadline_s": arguments.deadline}
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("faults inject", __doc__)
     parser.add_argument("--model", default="mini", help="(default: mini)")
@@ -188,5 +179,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=40, help="of each task (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="FAULT", choices=[fault.name for fault in FAULTS], default=[])
     parser.add_argument("--replicas", nargs="+", type=int, default=[1, 2], help="(default: 1 2)")
-    parser.add_argument("--deadline", type=float, default=60.0, help="of each request, in seconds (default: 60)")
+    parser.add_argument("--deadline-s", type=float, default=60.0, help="of each request (default: 60)")
     return parser.parse_args(argv)

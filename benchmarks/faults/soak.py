@@ -13,15 +13,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -29,10 +33,9 @@ import psutil
 from benchmarks.common import about, auto_precision, parser_of, save
 from benchmarks.faults.faults import FAULTS, Target, possible, target
 from benchmarks.faults.inject import WRONG_UNTIL_SEEN, exit_on_sigterm, recovered_s, totals
-from benchmarks.faults.malformed import CarelessClients
-from tests.support.clients import counted, questions
+from tests.support.clients import Clients, Exchange, Question, counted, questions
 from tests.support.engines import TASKS
-from tests.support.servers import Server, until
+from tests.support.servers import until
 
 END_S = 60.0
 IDLE = ("queue_jobs", "queue_tokens", "batches_in_flight", "requests_in_progress")
@@ -45,7 +48,26 @@ SETTLED = 0.2
 GROWN_BYTES = 0.05
 """Relative growth of memory that an allocator may keep."""
 
-HOUR_S = 3600.0
+PAUSE_S = 0.2
+REPLY_S = 120.0
+BUSY = {"429", "503", "504"}
+"""Statuses that any request may get under overload."""
+
+
+def _embed(**fields: object) -> bytes:
+    return json.dumps({"inputs": "今天天气怎么样？", **fields}).encode()
+
+
+MANY = [f"第{number}篇文章，写得很长。" * 4 for number in range(32)]
+REQUESTS: Mapping[str, tuple[str, bytes, set[str]]] = {
+    "invalid JSON": ("/v1/embed", b'{"inputs": ', {"400", "503"}),
+    "unknown field": ("/v1/embed", _embed(colour="red"), {"422", "503"}),
+    "unknown model": ("/v1/embed", _embed(model="unknown"), {"404", "503"}),
+    "unknown path": ("/v1/nothing", _embed(), {"404"}),
+    "deadline of 1 ms": ("/v1/embed", _embed(timeout_ms=1), {"200", *BUSY}),
+    "32 texts": ("/v1/embed", _embed(inputs=MANY, priority="bulk"), {"200", *BUSY}),
+}
+"""Path, body and the statuses that are right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,34 +100,35 @@ def main(argv: Sequence[str]) -> int:
 
 async def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     flags = ("--model", arguments.model, "--threads", "1", "--log-format", "json", "--log-level", "warning")
-    flags += arguments.replicas * ("--devices", "cpu")
-    asked = questions(arguments.questions)
+    asked, is_over = questions(arguments.questions), asyncio.Event()
     with tempfile.TemporaryDirectory() as folder:
-        async with target(Path(folder), flags, asked, arguments.clients) as found:
-            return await _soak(found, arguments)
+        async with target(Path(folder), flags + 2 * ("--devices", "cpu"), asked, arguments.clients) as found:
+            await found.clients.learn()
+            async with found.clients.load():
+                sending = asyncio.create_task(send_carelessly(found.server.url, is_over))
+                watching = asyncio.create_task(watch(found, is_over))
+                try:
+                    faults = await _inject(found, 60 * arguments.minutes, arguments.every)
+                finally:
+                    is_over.set()
+                careless, samples = await sending, await watching
+            await until(lambda: not any(found.server.metric(name) for name in IDLE), END_S)
+            by_server = await asyncio.to_thread(totals, found.server)
+    report = summary(found.clients.taken(), careless, samples)
+    return report | {"counted_by_the_server": by_server, "faults": faults}
 
 
-async def _soak(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
-    server, is_over, careless = target.server, asyncio.Event(), CarelessClients(target.server.url)
-    await target.clients.learn()
-    async with target.clients.load():
-        sending = asyncio.create_task(careless.send_until(is_over))
-        watching = asyncio.create_task(watch(server, target.orders, is_over))
-        try:
-            faults = await _inject(target, 60 * arguments.minutes, arguments.every)
-        finally:
-            is_over.set()
-        await sending
-        samples = await watching
-    exchanges = target.clients.taken()
-    await until(lambda: not any(server.metric(name) for name in IDLE), END_S)
+def summary(exchanges: Sequence[Exchange], careless: Sequence[Exchange], samples: Sequence[Sample]) -> dict[str, Any]:
     lost, grown = sum(each.is_lost for each in exchanges), leaks(samples)
+    answers = Counter(f"{each.task}: {each.outcome}" for each in careless)
+    wrong = (each for each in careless if each.outcome.partition(" ")[0] not in REQUESTS[each.task][2])
+    unexpected = Counter(f"{each.task}: {each.outcome}" for each in wrong)
     return {
         "asked": len(exchanges),
         "outcomes": counted(exchanges),
         "lost": lost,
-        "careless": dict(sorted(careless.answered.items())),
-        "unexpected": dict(careless.unexpected),
+        "careless": dict(sorted(answers.items())),
+        "unexpected": dict(unexpected),
         "taken": {
             "samples": len(samples),
             "rss_slope_mb_per_hour": round(rss_slope(samples) / 1e6, 2),
@@ -114,9 +137,7 @@ async def _soak(target: Target, arguments: argparse.Namespace) -> dict[str, Any]
             "first": asdict(samples[0]),
             "last": asdict(samples[-1]),
         },
-        "counted_by_the_server": await asyncio.to_thread(totals, server),
-        "faults": faults,
-        "is_sound": not (lost or careless.unexpected or grown),
+        "is_sound": not (lost or unexpected or grown),
     }
 
 
@@ -138,26 +159,47 @@ async def _inject(target: Target, seconds: float, every_s: float) -> list[dict[s
     return injected
 
 
-async def watch(server: Server, orders: Path, is_over: asyncio.Event, every_s: float = EVERY_S) -> list[Sample]:
+async def send_carelessly(url: str, is_over: asyncio.Event) -> list[Exchange]:
+    """Invalid, hasty and bulk requests, and disconnects: one at a time, of a random kind."""
+    rng = random.Random(1)
+    async with Clients(url, (), 1, REPLY_S) as clients:
+        while not is_over.is_set():
+            name = rng.choice((*REQUESTS, "disconnect"))
+            if name in REQUESTS:
+                await clients.ask(Question(name, *REQUESTS[name][:2]))
+            else:
+                await disconnect(url)
+            await asyncio.sleep(PAUSE_S)
+        return clients.taken()
+
+
+async def disconnect(url: str) -> None:
+    """Sends a whole request and closes the connection without reading."""
+    address, body = urlsplit(url), _embed(inputs="好" * 200)
+    _, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    await writer.drain()
+    writer.close()
+
+
+async def watch(target: Target, is_over: asyncio.Event) -> list[Sample]:
     samples = []
     started = time.monotonic()
     while not is_over.is_set():
-        samples.append(await asyncio.to_thread(_sample, server, orders, time.monotonic() - started))
-        try:
-            await asyncio.wait_for(is_over.wait(), every_s)
-        except TimeoutError:
-            continue
+        samples.append(await asyncio.to_thread(_sample, target, time.monotonic() - started))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(is_over.wait(), EVERY_S)
     return samples
 
 
-def _sample(server: Server, orders: Path, at_s: float) -> Sample:
-    process, replicas = server.process, server.replicas()
+def _sample(target: Target, at_s: float) -> Sample:
+    process, replicas = target.server.process, target.server.replicas()
     return Sample(
         at_s=round(at_s, 1),
         rss_bytes=process.memory_info().rss,
         descriptors=process.num_fds(),
         threads=process.num_threads(),
-        tasks=int((orders / TASKS).read_text() or 0),
+        tasks=int((target.orders / TASKS).read_text() or 0),
         children=len(replicas),
         children_rss_bytes=sum(_rss(replica) for replica in replicas),
     )
@@ -195,7 +237,7 @@ def rss_slope(samples: Sequence[Sample]) -> float:
     """Growth of the parent's memory in bytes per hour over the settled part, by least squares."""
     settled = samples[int(len(samples) * SETTLED) :]
     times, sizes = ([getattr(each, name) for each in settled] for name in ("at_s", "rss_bytes"))
-    return float(np.polyfit(times, sizes, 1)[0]) * HOUR_S if len(settled) > 1 else 0.0
+    return float(np.polyfit(times, sizes, 1)[0]) * 3600 if len(settled) > 1 else 0.0
 
 
 def leaks(samples: Sequence[Sample]) -> list[str]:
@@ -214,5 +256,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=100, help="of each task (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=30.0, help="(default: 30)")
     parser.add_argument("--every", type=float, default=60.0, help="seconds from fault to fault (default: 60)")
-    parser.add_argument("--replicas", type=int, default=2, help="(default: 2)")
     return parser.parse_args(argv)
