@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from service.cli_args import file_to_write
 from service.tools.bench.provenance import machine_class, provenance
@@ -26,15 +26,15 @@ PATIENT = ("--default-timeout-ms", "600000", "--max-wait-ms", "600000", "--max-q
 """Flags of a server that refuses nothing: throughput is measured, not admission."""
 
 
-def dispatch(name: str, doc: str | None, commands: Mapping[str, str], argv: Sequence[str], default: str = "") -> int:
-    """Runs `main` of the module that the first argument names; `default` where that is a flag or absent."""
-    words = list(argv)
+def dispatch(package: str, doc: str | None, commands: Sequence[str], default: str = "") -> NoReturn:
+    """Ends with `main` of the module of `package` that the first argument names; `default` where that is a flag."""
+    words = sys.argv[1:]
     if default and (not words or (words[0].startswith("-") and words[0] not in ("-h", "--help"))):
         words.insert(0, default)
-    parser = ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
+    parser = ArgumentParser(prog=f"python -m {package}", description=(doc or "").partition("\n")[0])
     parser.add_argument("command", choices=commands, help="each has its own --help")
-    module = import_module(commands[parser.parse_args(words[:1]).command])
-    return int(module.main(words[1:]) or 0)
+    module = import_module(f"{package}.{parser.parse_args(words[:1]).command}")
+    sys.exit(module.main(words[1:]))
 
 
 def parser_of(name: str, doc: str | None) -> ArgumentParser:

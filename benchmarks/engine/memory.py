@@ -3,52 +3,38 @@
     python -m benchmarks.engine memory --folder FOLDER --json benchmarks/results/load_memory.json
 
 Writes a checkpoint of random numbers (5.03 GB on disk, and in memory while it is written) in the upstream layout, loads
-it in a fresh process that samples its own RssAnon, and once more in one that converts it for the cache first; compares
-the peaks with the limit of 1.3 times the bfloat16 weights plus 500 MB, and removes the files (7.8 GB). Ends with status
-1 when a peak is above the limit.
+it in a fresh process that samples its own RssAnon (/proc/self/status) every 2 ms, and once more in one that converts it
+for the cache first; compares the peaks with the limit of 1.3 times the bfloat16 weights plus 500 MB, and removes the
+files (7.8 GB). Ends with status 1 when a peak is above the limit.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.common import about, parser_of, save
-from benchmarks.engine.models import FILES, LARGE, write_checkpoint
+from benchmarks.engine.models import FILES, LARGE, scratch, write_checkpoint
 from service.checkpoints.checkpoint import describe
 from service.engine.engine import Engine
 
 SAMPLE_S = 0.002
 MB = 1e6
-METHOD = (
-    f"RssAnon of /proc/self/status sampled every {SAMPLE_S * 1000:g} ms in a fresh process; limit = 1.3 x bfloat16 "
-    "weights + 500 MB"
-)
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
-    if arguments.measure:
-        print(json.dumps(measure(arguments.folder, arguments.cache)))
-        return 0
-    folder: Path = arguments.folder
-    if folder.exists() and any(folder.iterdir()):
-        sys.exit(f"--folder {folder}: is not empty")
-    try:
+    with scratch(arguments.folder) as folder:
         write_checkpoint(folder, replace(LARGE, num_layers=arguments.layers))
-        measured = _measure_in_fresh_process(folder)
-        converting = _measure_in_fresh_process(folder, "--cache", str(folder / "cache"))
+        measured = _in_fresh_process(folder, None)
+        converting = _in_fresh_process(folder, folder / "cache")
         measured["converting_rss_anon_peak_bytes"] = converting["rss_anon_peak_bytes"]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return _report(measured, arguments, argv)
 
 
@@ -68,17 +54,11 @@ def measure(folder: Path, cache: Path | None) -> dict[str, float]:
     sampler.start()
     started = time.perf_counter()
     totals: list[int] = []
-    engine = Engine.load(
-        checkpoint,
-        precision="bfloat16",
-        progress=lambda done, total: totals.append(total),
-        weight_cache=cache,
-    )
+    Engine.load(checkpoint, precision="bfloat16", progress=lambda _, total: totals.append(total), weight_cache=cache)
     load_s = time.perf_counter() - started
     is_done.set()
     sampler.join()
     after = _rss_anon()
-    assert engine.precision == "bfloat16"
     return {
         "file_bytes": (folder / FILES["bin"]).stat().st_size,
         "weights_bytes": totals[-1],
@@ -89,11 +69,9 @@ def measure(folder: Path, cache: Path | None) -> dict[str, float]:
     }
 
 
-def _measure_in_fresh_process(folder: Path, *flags: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.engine", "memory", "--measure", "--folder", str(folder), *flags]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def _in_fresh_process(folder: Path, cache: Path | None) -> dict[str, float]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, folder, cache).result()
 
 
 def _report(measured: dict[str, float], arguments: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -104,7 +82,7 @@ def _report(measured: dict[str, float], arguments: argparse.Namespace, argv: Seq
     print(f"{'peak / limit':32}{peak / limit:12.3f}")
     result = {
         "what": "peak RssAnon while Engine.load reads a 1.3B-shaped fp32 .bin into bfloat16 on a CPU",
-        **about(arguments, argv, "torch", method=METHOD, precision="bfloat16"),
+        **about(arguments, argv, "torch", precision="bfloat16"),
         **measured,
         "limit_bytes": round(limit),
         "fits": peak <= limit,
@@ -114,14 +92,12 @@ def _report(measured: dict[str, float], arguments: argparse.Namespace, argv: Seq
 
 
 def _rss_anon() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
+    _, _, rest = Path("/proc/self/status").read_text().partition("RssAnon:")
+    return int(rest.split()[0]) * 1024
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("engine memory", __doc__)
     parser.add_argument("--folder", type=Path, required=True, help="for 8 GB; made for the run, then removed")
     parser.add_argument("--layers", type=int, default=LARGE.num_layers, help="24 are 1.3 billion parameters")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -1,12 +1,16 @@
-"""Models of random weights: engines made in place, and checkpoints in the upstream layout."""
+"""Models of random weights: engines made in place, checkpoints in the upstream layout, transformers' own forward."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +24,7 @@ from service.engine.engine import Engine
 from service.engine.linear import Linear
 from service.engine.ops import Norm
 from service.engine.weights import Layer, Weights
+from service.tools.bench.texts import Lengths
 
 VOCAB_SIZE = 21_248
 SHAPES = {
@@ -32,6 +37,11 @@ SHAPES = {
     "1.3B": Shape(24, 2048, 8, 8192, VOCAB_SIZE, 512, 2, 1e-12, "gelu_new"),
 }
 TINY, LARGE = SHAPES["tiny"], SHAPES["1.3B"]
+
+LENGTHS = "lognormal:31:152"
+"""Median and 95th percentile of the tokens of a row."""
+Forward = Callable[[Sequence[Encoding]], np.ndarray[Any, Any]]
+"""Of a batch, to one line of numbers for each row."""
 
 FileFormat = Literal["bin", "safetensors"]
 FILES: dict[FileFormat, str] = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}
@@ -108,13 +118,13 @@ def make_engine(
 
 def rows(shape: Shape, lengths: Sequence[int], options: Sequence[int] = ()) -> list[Encoding]:
     """Rows of these lengths; with `options`, each row is a choice between options of those lengths."""
-    random = np.random.default_rng(len(lengths))
+    rng = np.random.default_rng(len(lengths))
     ends = np.cumsum([1, *options]).tolist()
     blocks = tuple(pairwise(ends))
     return [
         Encoding(
             "random",
-            random.integers(0, shape.vocab_size, length, dtype=np.int32),
+            rng.integers(0, shape.vocab_size, length, dtype=np.int32),
             np.zeros(length, dtype=np.int32),
             np.arange(length, dtype=np.int32),
             Cls(),
@@ -122,6 +132,47 @@ def rows(shape: Shape, lengths: Sequence[int], options: Sequence[int] = ()) -> l
         )
         for length in lengths
     ]
+
+
+def draw_lengths(num: int, seed: int = 1) -> list[int]:
+    """One from each of `num` equal parts of the distribution, in random order: no draw has fewer long rows."""
+    return Lengths.parse(LENGTHS).draw(num, random.Random(seed))
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder for this run, removed at its end; the run ends where there is something in it."""
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"--folder {folder}: is not empty")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def vocabulary(size: int) -> list[str]:
+    known = (*SPECIAL, *CHARACTERS)
+    return [*known, *(f"[unused{number}]" for number in range(size - len(known)))]
+
+
+def load_eager(folder: Path, precision: str) -> Forward:
+    """transformers' eager forward of a checkpoint: the first state of each row, in a batch padded to its longest."""
+    from transformers import MegatronBertModel
+
+    model = MegatronBertModel.from_pretrained(
+        folder, dtype=DTYPES[precision], attn_implementation="eager", add_pooling_layer=False
+    ).eval()
+
+    @torch.inference_mode()
+    def forward(batch: Sequence[Encoding]) -> np.ndarray[Any, Any]:
+        ids = torch.zeros(len(batch), max(row.num_tokens for row in batch), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(batch):
+            ids[index, : row.num_tokens] = torch.from_numpy(row.ids)
+            mask[index, : row.num_tokens] = 1
+        return np.asarray(model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0].float())
+
+    return forward
 
 
 def write_checkpoint(folder: Path, shape: Shape, file_format: FileFormat = "bin") -> Path:
@@ -140,14 +191,15 @@ def write_checkpoint(folder: Path, shape: Shape, file_format: FileFormat = "bin"
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
-    known = (*SPECIAL, *CHARACTERS)
-    words = (*known, *(f"[unused{number}]" for number in range(VOCAB_SIZE - len(known))))
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(vocabulary(VOCAB_SIZE)) + "\n", encoding="utf-8")
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in MegatronBertForMaskedLM(config).state_dict().items()}
     tensors = {
-        name: torch.empty(size).uniform_(-0.02, 0.02) for name, size in shapes.items() if ".decoder." not in name
+        name: torch.empty(size).uniform_(-0.05, 0.05) for name, size in shapes.items() if ".decoder." not in name
     }
+    for name in tensors:
+        if name.endswith(("ln.weight", "LayerNorm.weight")):
+            tensors[name] += 1  # a norm with weights near zero would hide what the layers compute
     file = folder / FILES[file_format]
     if file_format == "bin":
         tied = {"cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"]}

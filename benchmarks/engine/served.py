@@ -14,7 +14,6 @@ Rates are of real tokens; the ratio is of one round, and its median, least and l
 from __future__ import annotations
 
 import argparse
-import random
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,15 +24,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import MegatronBertModel
 
 from benchmarks.common import PATIENT, about, parser_of, save, service_report
-from benchmarks.engine.models import LARGE, write_checkpoint
-from service.tools.bench.texts import Lengths
+from benchmarks.engine.models import LARGE, LENGTHS, Forward, draw_lengths, load_eager, rows, write_checkpoint
 from tests.support.servers import serving
 
-LENGTHS = "lognormal:31:152"
 NUM_TEXTS = 512
+CLIENTS, BATCH_ROWS = 16, 16
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,17 +39,17 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_checkpoint(folder / "random", replace(LARGE, num_layers=arguments.layers), "safetensors")
-        model = MegatronBertModel.from_pretrained(
-            folder / "random", dtype=torch.bfloat16, attn_implementation="eager", add_pooling_layer=False
-        ).eval()
+        forward = load_eager(folder / "random", "bfloat16")
         flags = ["--model", f"random={folder / 'random'}", "--precision", "bfloat16", *PATIENT]
         flags += ["--threads", str(arguments.threads), "--weight-cache-dir", str(folder / "weights")]
         with serving(*flags) as server:
-            rounds = [_round(number, server.port, model, arguments) for number in range(arguments.rounds)]
+            rounds = [_round(number, server.port, forward, arguments) for number in range(arguments.rounds)]
     report = {
         "what": "tokens per second as served, and of transformers' eager padded forward, in turn",
         **about(arguments, argv, "torch", "transformers", precision="bfloat16"),
-        **{name: getattr(arguments, name) for name in ("layers", "threads", "clients", "batch_rows", "seconds")},
+        **{name: getattr(arguments, name) for name in ("layers", "threads", "seconds")},
+        "clients": CLIENTS,
+        "batch_rows": BATCH_ROWS,
         **_summary(rounds),
         "rounds": rounds,
     }
@@ -60,9 +57,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _round(number: int, port: int, model: MegatronBertModel, arguments: argparse.Namespace) -> dict[str, float]:
-    served = _bench(number, port, arguments)
-    eager = eager_tokens_per_s(model, number, arguments.batch_rows, arguments.seconds)
+def _round(number: int, port: int, forward: Forward, arguments: argparse.Namespace) -> dict[str, float]:
+    """Other texts in each round."""
+    flags = ["--url", f"http://127.0.0.1:{port}", "--mix", "embed", "--lengths", LENGTHS, "--limit"]
+    flags += ["--concurrency", str(CLIENTS), "--timeout", "600", "--seed", str(number + 1)]
+    served = service_report("bench", *flags, "--duration", str(arguments.seconds))
+    eager = eager_tokens_per_s(forward, number, arguments.seconds)
     [point] = served["points"]
     limit, results = point["limit"], point["results"]["all"]
     found = {
@@ -79,32 +79,17 @@ def _round(number: int, port: int, model: MegatronBertModel, arguments: argparse
     return found
 
 
-def _bench(seed: int, port: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Other texts in each round."""
-    flags = ["--url", f"http://127.0.0.1:{port}", "--mix", "embed", "--lengths", LENGTHS, "--limit"]
-    flags += ["--concurrency", str(arguments.clients), "--timeout", "600", "--seed", str(seed + 1)]
-    return service_report("bench", *flags, "--duration", str(arguments.seconds))
-
-
-@torch.inference_mode()
-def eager_tokens_per_s(model: MegatronBertModel, seed: int, batch_rows: int, seconds: float) -> float:
-    """Real tokens a second in batches of `batch_rows`, padded to the longest; whole batches, for at least `seconds`."""
-    rng = random.Random(seed)
-    lengths = [length + 2 for length in Lengths.parse(LENGTHS).draw(NUM_TEXTS, rng)]  # [CLS] and [SEP]
-    batches = cycle([lengths[start : start + batch_rows] for start in range(0, NUM_TEXTS, batch_rows)])
-    _forward(model, next(batches))
+def eager_tokens_per_s(forward: Forward, seed: int, seconds: float) -> float:
+    """Real tokens a second in batches padded to the longest; whole batches, for at least `seconds`."""
+    texts = rows(LARGE, [length + 2 for length in draw_lengths(NUM_TEXTS, seed)])  # [CLS] and [SEP]
+    batches = cycle([texts[start : start + BATCH_ROWS] for start in range(0, NUM_TEXTS, BATCH_ROWS)])
+    forward(next(batches))
     tokens, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         batch = next(batches)
-        _forward(model, batch)
-        tokens += sum(batch)
+        forward(batch)
+        tokens += sum(row.num_tokens for row in batch)
     return tokens / elapsed
-
-
-def _forward(model: MegatronBertModel, lengths: Sequence[int]) -> None:
-    ids = torch.randint(5, model.config.vocab_size, (len(lengths), max(lengths)))
-    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    model(input_ids=ids, attention_mask=mask)
 
 
 def _summary(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
@@ -119,8 +104,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("engine served", __doc__)
     parser.add_argument("--layers", type=int, default=LARGE.num_layers, help="24 are 1.3 billion parameters")
     parser.add_argument("--threads", type=int, default=1, help="of the replica and of transformers")
-    parser.add_argument("--clients", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--batch-rows", type=int, default=16, help="of transformers (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each in a round (default: %(default)s)")
     return parser.parse_args(argv)

@@ -3,9 +3,13 @@
     python -m benchmarks.engine start --folder FOLDER --json benchmarks/results/startup.json
 
 Writes the 1.3B shape with random float32 weights as `.bin`, then as safetensors (5 GB each, and the cache of 2.5 GB
-next to them), starts the real server on them and removes them: about 5 minutes. Before every start and every reading
-the files are dropped from the page cache. Each is started for the first time, which converts it, then again from the
-cache, then without a cache.
+next to them), starts the real server on them and removes them: about 5 minutes. Each is started for the first time,
+which converts it, then again from the cache, then without a cache.
+
+Start to ready: from the start of the process `python -m service serve` to the first 200 of /readyz, polled every 10 ms.
+Reading: `cat FILE > /dev/null`. The file leaves the page cache before each (posix_fadvise DONTNEED after fsync);
+readings and starts alternate; medians. Phases are between log lines of the server: begin (imports), fetch (vocabulary,
+child process, its imports), convert (read, arrange, write), read (weights that are not mapped), try (warm-up).
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,19 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import about, auto_precision, parser_of, save
-from benchmarks.engine.models import FILES, LARGE, write_checkpoint
+from benchmarks.engine.models import FILES, LARGE, scratch, write_checkpoint
 from tests.support.servers import Server
 
 POLL_S = 0.01
 TARGET = 1.5
-
-METHOD = (
-    "Start to ready: from the start of the process `python -m service serve` to the first 200 of /readyz, polled every "
-    f"{POLL_S * 1000:g} ms. Reading: `cat FILE > /dev/null`. The file leaves the page cache before each "
-    "(posix_fadvise DONTNEED after fsync); readings and starts alternate; medians. Phases are between log lines of the "
-    "server: begin (imports), fetch (vocabulary, child process, its imports), convert (read, arrange, write), "
-    "read (weights that are not mapped), try (warm-up). cpu_s is of all processes of the server until ready."
-)
 
 PHASES = {
     "starting": "begin_s",
@@ -53,16 +48,11 @@ PHASES = {
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
-    folder: Path = arguments.folder
-    if folder.exists() and any(folder.iterdir()):
-        sys.exit(f"--folder {folder}: is not empty")
-    try:
+    with scratch(arguments.folder) as folder:
         cases = measure(folder, arguments)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     report = {
         "what": "cold start to ready of the 1.3B shape",
-        **about(arguments, argv, "torch", method=METHOD, precision=auto_precision()),
+        **about(arguments, argv, "torch", precision=auto_precision()),
         "target": f"ready_over_read of the checkpoint at most {TARGET}",
         "cases": cases,
     }
@@ -76,17 +66,16 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, 
     for kind in FILES:
         weights = write_checkpoint(folder / kind, replace(LARGE, num_layers=arguments.layers), kind)
         cache = folder / f"cache-{kind}"
-        cases[f"{kind}, first start"] = _case(weights, str(cache), [], 1, arguments)
-        cases[f"{kind}, cached"] = _case(
-            weights, str(cache), list(cache.glob("*.safetensors")), arguments.runs, arguments
-        )
-        cases[f"{kind}, no cache"] = _case(weights, "off", [], arguments.runs, arguments)
+        cases[f"{kind}, first start"] = _case(weights, str(cache), [], 1)
+        cached = list(cache.glob("*.safetensors"))
+        cases[f"{kind}, cached"] = _case(weights, str(cache), cached, arguments.runs)
+        cases[f"{kind}, no cache"] = _case(weights, "off", [], arguments.runs)
         shutil.rmtree(weights.parent)
         shutil.rmtree(cache, ignore_errors=True)  # a small model is not kept
     return cases
 
 
-def _case(weights: Path, cache: str, cached: list[Path], runs: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def _case(weights: Path, cache: str, cached: list[Path], runs: int) -> dict[str, Any]:
     """Serves the folder of `weights`; `cached` is the file that such a start reads instead, if any."""
     reads: dict[Path, list[float]] = {file: [] for file in (weights, *cached)}
     starts = []
@@ -95,25 +84,19 @@ def _case(weights: Path, cache: str, cached: list[Path], runs: int, arguments: a
             _drop(file)
             seconds.append(_read_s(file))
         _drop(*reads)
-        starts.append(_start(weights.parent, cache, arguments.flags))
+        starts.append(_start(weights.parent, cache))
     ready_s = statistics.median(start["ready_s"] for start in starts)
-    of_weights, *of_cache = (_reading(file, seconds, ready_s) for file, seconds in reads.items())
-    return {
-        "ready_s": round(ready_s, 2),
-        "checkpoint": of_weights,
-        "cache": of_cache[0] if of_cache else None,
-        "starts": starts,
-    }
-
-
-def _reading(file: Path, seconds: list[float], ready_s: float) -> dict[str, Any]:
-    read_s = statistics.median(seconds)
-    return {
-        "bytes": file.stat().st_size,
-        "read_s": round(read_s, 2),
-        "ready_over_read": round(ready_s / read_s, 2),
-        "reads_s": [round(each, 2) for each in seconds],
-    }
+    found = [
+        {
+            "bytes": file.stat().st_size,
+            "read_s": round(statistics.median(seconds), 2),
+            "ready_over_read": round(ready_s / statistics.median(seconds), 2),
+            "reads_s": [round(each, 2) for each in seconds],
+        }
+        for file, seconds in reads.items()
+    ]
+    cache_read = found[1] if cached else None
+    return {"ready_s": round(ready_s, 2), "checkpoint": found[0], "cache": cache_read, "starts": starts}
 
 
 def _drop(*files: Path) -> None:
@@ -129,18 +112,18 @@ def _read_s(file: Path) -> float:
     return time.perf_counter() - started
 
 
-def _start(model: Path, cache: str, flags: list[str]) -> dict[str, float]:
+def _start(model: Path, cache: str) -> dict[str, float]:
     """Seconds until ready, and of the phases on the way."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ("--model", f"big={model}", "--weight-cache-dir", cache, "--log-format", "json", *flags)
+        words = ("--model", f"big={model}", "--weight-cache-dir", cache, "--log-format", "json")
         server = Server(Path(folder) / "log", words)
         began, started = time.time(), time.perf_counter()
         server.spawn()
         server.await_ready(poll_s=POLL_S)
-        ready_s, cpu_s = time.perf_counter() - started, sum(server.cpu_s())
+        ready_s = time.perf_counter() - started
         server.stop()
         lines = server.log.read_text(encoding="utf-8")
-    return {"ready_s": round(ready_s, 2), "cpu_s": round(cpu_s, 2), **_phases(lines, began)}
+    return {"ready_s": round(ready_s, 2), **_phases(lines, began)}
 
 
 def _phases(lines: str, began: float) -> dict[str, float]:
@@ -168,5 +151,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="for 8 GB; made for the run, then removed")
     parser.add_argument("--layers", type=int, default=LARGE.num_layers, help="24 are 1.3 billion parameters")
     parser.add_argument("--runs", type=int, default=3, help="of each case but the first")
-    parser.add_argument("--flag", dest="flags", action="append", default=[], help="to serve: --flag=--threads=1")
     return parser.parse_args(argv)

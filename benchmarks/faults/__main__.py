@@ -8,11 +8,7 @@ Each command has its own --help, and its module's docstring is its method.
 
 from __future__ import annotations
 
-import sys
-
 from benchmarks.common import dispatch
 
-COMMANDS = {name: f"benchmarks.faults.{name}" for name in ("inject", "soak")}
-
 if __name__ == "__main__":
-    sys.exit(dispatch("faults", __doc__, COMMANDS, sys.argv[1:], default="inject"))
+    dispatch("benchmarks.faults", __doc__, ("inject", "soak"), default="inject")

@@ -10,11 +10,7 @@ Each command has its own --help, and its module's docstring is its method.
 
 from __future__ import annotations
 
-import sys
-
 from benchmarks.common import dispatch
 
-COMMANDS = {name: f"benchmarks.http.{name}" for name in ("front", "rates", "probes", "tracing")}
-
 if __name__ == "__main__":
-    sys.exit(dispatch("http", __doc__, COMMANDS, sys.argv[1:]))
+    dispatch("benchmarks.http", __doc__, ("front", "rates", "probes", "tracing"))

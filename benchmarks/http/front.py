@@ -1,6 +1,6 @@
 """What the service costs around its engine, and where its one Python process saturates.
 
-    python -m benchmarks.http front --json benchmarks/results/front.json --profile benchmarks/results/front_profile.txt
+    python -m benchmarks.http front --json benchmarks/results/front.json
 
 Closed loop on loopback, kept-alive connections, /v1/classify with two labels, every input a distinct row of 32 tokens.
 throughput: the engine answers at once; medians over the turns; parent_cpu_ms and child_cpu_ms are CPU time for each
@@ -12,7 +12,6 @@ mean compute time in the server's metrics. --other measures a second checkout, i
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,20 +22,12 @@ from typing import Any
 import uvloop
 
 from benchmarks.common import ROOT, about, auto_precision, parser_of, save
-from benchmarks.http.load import (
-    LABELS,
-    PATH,
-    bodies_of,
-    closed_loop,
-    make_texts,
-    null_server,
-    shipped_checkpoint,
-    shipped_model,
-)
+from benchmarks.http import load
+from benchmarks.http.load import LABELS, PATH, bodies_of, in_turns, make_texts, null_server
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
 from service.tools.bench.client import Client
 from service.tools.bench.measure import ServerTotals
-from tests.support.servers import Server, serving
+from tests.support.servers import serving
 
 LOADS = tuple((inputs, clients) for inputs in (1, 32) for clients in (1, 8, 32, 128))
 PACKAGES = ("fastapi", "uvicorn", "uvloop", "pydantic", "tokenizers", "torch")
@@ -63,38 +54,14 @@ def main(argv: Sequence[str]) -> int:
 
 def throughput(folders: dict[str, Path], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One entry for each load and checkout; the checkouts take turns."""
-    texts, entries = make_texts(shipped_model()), []
+    texts, entries = make_texts(load.shipped_model()), []
     with ExitStack() as stack:
-        profile = ["--profile", str(arguments.profile.absolute())] if arguments.profile else []
-        servers = {
-            name: stack.enter_context(null_server(*(profile if name == "this" else []), folder=folder))
-            for name, folder in folders.items()
-        }
+        servers = {name: stack.enter_context(null_server(folder=folder)) for name, folder in folders.items()}
         for inputs, clients in LOADS[: arguments.loads]:
-            bodies = bodies_of(texts, inputs)
-            turns: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
-            for _ in range(arguments.turns):
-                for name, server in servers.items():
-                    turns[name].append(uvloop.run(closed_loop(server, bodies, clients, arguments.seconds)))
-            entries += [_entry(name, inputs, clients, found) for name, found in turns.items()]
-        if arguments.profile:
-            _profile(servers["this"], bodies_of(texts, 1))
+            for name, found in in_turns(servers, bodies_of(texts, inputs), clients, arguments).items():
+                entries.append({"service": name, "inputs": inputs, "clients": clients, **found})
+                print(" ".join(f"{key} {value}" for key, value in entries[-1].items()), flush=True)
     return entries
-
-
-def _entry(name: str, inputs: int, clients: int, turns: list[dict[str, float]]) -> dict[str, Any]:
-    entry = {"service": name, "inputs": inputs, "clients": clients}
-    entry |= {key: round(median(turn[key] for turn in turns), 3) for key in turns[0]}
-    print(" ".join(f"{key} {value}" for key, value in entry.items()), flush=True)
-    return entry | {"requests_per_s_of_turns": [round(turn["requests_per_s"], 1) for turn in turns]}
-
-
-def _profile(server: Server, bodies: list[bytes]) -> None:
-    """After the timings: a profile costs more than what it shows."""
-    server.process.send_signal(signal.SIGUSR1)
-    uvloop.run(closed_loop(server, bodies, 32, 5.0))
-    server.process.send_signal(signal.SIGUSR2)
-    uvloop.run(closed_loop(server, bodies, 1, 0.1))  # the profile is written before the next answer
 
 
 async def overhead(turns: int) -> dict[str, Any]:
@@ -103,8 +70,8 @@ async def overhead(turns: int) -> dict[str, Any]:
     from service.engine.engine import Engine
 
     torch.set_num_threads(1)
-    model = shipped_model()
-    engine, texts = Engine.load(shipped_checkpoint()), make_texts(model)[:OVERHEAD_ROWS]
+    model = load.shipped_model()
+    engine, texts = Engine.load(load.shipped_checkpoint()), make_texts(model)[:OVERHEAD_ROWS]
     engine.warm_up()
     rows, bodies = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts)), LABELS)), bodies_of(texts, 1)
     bare: list[float] = []
@@ -147,5 +114,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=3, help="of each load (default: %(default)s)")
     parser.add_argument("--loads", type=int, default=len(LOADS), help="only the first of the loads")
     parser.add_argument("--other", type=Path, metavar="FOLDER", help="a second checkout to compare with")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="write a profile of the parent's event loop there")
     return parser.parse_args(argv)

@@ -7,12 +7,15 @@ import json
 import random
 import re
 import time
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
 from pathlib import Path
+from statistics import median
 
 import numpy as np
+import uvloop
 
 from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
 from service.commands.models import SHIPPED, locate_shipped
@@ -56,6 +59,19 @@ def bodies_of(texts: Sequence[str], inputs: int) -> list[bytes]:
     """Requests of `inputs` texts each."""
     groups = [texts[start : start + inputs] for start in range(0, len(texts), inputs)]
     return [json.dumps({"inputs": group, "labels": LABELS}, ensure_ascii=False).encode() for group in groups]
+
+
+def in_turns(
+    servers: Mapping[str, Server], bodies: Sequence[bytes], clients: int, arguments: Namespace
+) -> dict[str, dict[str, float]]:
+    """What `closed_loop` measures of each server, as medians over `arguments.turns`, each of `arguments.seconds`."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+    for _ in range(arguments.turns):
+        for name, server in servers.items():
+            found[name].append(uvloop.run(closed_loop(server, bodies, clients, arguments.seconds)))
+    return {
+        name: {key: round(median(turn[key] for turn in turns), 3) for key in turns[0]} for name, turns in found.items()
+    }
 
 
 async def closed_loop(server: Server, bodies: Sequence[bytes], clients: int, seconds: float) -> dict[str, float]:

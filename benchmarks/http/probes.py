@@ -16,11 +16,11 @@ import json
 import random
 import resource
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,6 @@ CLIENTS = 128
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
-    if arguments.probe:
-        print(json.dumps(list(probe(arguments.probe, arguments.seconds))))
-        return 0
     texts = make_texts(shipped_model())
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -56,20 +53,20 @@ def main(argv: Sequence[str]) -> int:
 
 def probed(server: Server, bodies: list[bytes] | None, seconds: float) -> dict[str, Any]:
     """The probes are sent by a process of their own, while this one sends the load."""
-    command = [sys.executable, "-m", "benchmarks.http", "probes", "--probe", str(server.port)]
-    with subprocess.Popen([*command, "--seconds", str(seconds)], stdout=subprocess.PIPE) as prober:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        probing = pool.submit(probe, server.port, seconds)
         load = uvloop.run(closed_loop(server, bodies, CLIENTS, seconds)) if bodies else {}
-        output, _ = prober.communicate()
-    latencies = 1000 * np.asarray(json.loads(output))
+        latencies = 1000 * np.asarray(probing.result())
     p50, p99, most = (round(float(value), 2) for value in np.percentile(latencies, (50, 99, 100)))
     rate = {"requests_per_s": round(load["requests_per_s"], 1)} if load else {}
     memory = round(server.process.memory_info().rss / 1e6, 1)
     return {"probes": len(latencies), "p50_ms": p50, "p99_ms": p99, "max_ms": most, **rate, "parent_memory_mb": memory}
 
 
-def probe(port: int, seconds: float) -> Iterator[float]:
-    """Seconds from connecting to the end of a 200; anything else ends the run."""
+def probe(port: int, seconds: float) -> list[float]:
+    """Seconds from connecting to the end of a 200; RuntimeError for any other answer."""
     rng, end = random.Random(1), time.monotonic() + seconds
+    taken = []
     while time.monotonic() < end:
         for path in ("/livez", "/readyz"):
             time.sleep(rng.expovariate(RATE))
@@ -79,8 +76,9 @@ def probe(port: int, seconds: float) -> Iterator[float]:
             reply = connection.getresponse()
             reply.read()
             if reply.status != 200:
-                sys.exit(f"probes: {path} answers {reply.status}")
-            yield time.perf_counter() - begin
+                raise RuntimeError(f"{path} answers {reply.status}")
+            taken.append(time.perf_counter() - begin)
+    return taken
 
 
 @contextmanager
@@ -97,5 +95,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("http probes", __doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each part (default: %(default)s)")
     parser.add_argument("--connections", type=int, default=10_000, help="that are started (default: %(default)s)")
-    parser.add_argument("--probe", type=int, metavar="PORT", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -16,9 +16,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import cycle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,39 +30,14 @@ from benchmarks.common import PATIENT, about, parser_of, save
 from benchmarks.engine.models import SHAPES, write_checkpoint
 from benchmarks.http.load import LABELS, bodies_of, closed_loop, make_texts
 from service.checkpoints.checkpoint import describe
-from service.domain import Encoding, Quantization
+from service.domain import Encoding
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
 from service.tasks.text_model import TextModel
 from service.tools.bench.server_metrics import SECONDS, per_batch, sum_totals
 from tests.support.servers import Server, serving
 
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """`clients` in a closed loop; each request has `inputs` rows of `row_tokens`."""
-
-    row_tokens: int
-    inputs: int
-    clients: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is served on which device, and how long each is measured."""
-
-    shape: str
-    device: torch.device
-    loads: tuple[Load, ...]
-    rounds: int
-    seconds: float
-    threads: int = 1
-    quantization: Quantization = "none"
-
-    @property
-    def place(self) -> str:
-        """As a setting of the service."""
-        return "cuda:0" if str(self.device) == "cuda" else str(self.device)
+SETTING = ("shape", "threads", "quantization", "inputs", "clients", "rounds", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,65 +55,65 @@ class Turn:
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = _parse(argv)
-    device = torch.device(arguments.device)
-    loads = tuple(Load(tokens, arguments.inputs, arguments.clients) for tokens in arguments.row_tokens)
-    plan = Plan(
-        arguments.shape, device, loads, arguments.rounds, arguments.seconds, arguments.threads, arguments.quantization
-    )
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {plan.threads} threads"
+    arguments = parse(argv)
+    is_gpu = arguments.device.startswith("cuda")
     document = {
         "what": "rows per second over HTTP with batched requests, and of the bare engine in the same batches",
         **about(arguments, argv, "torch"),
-        "device": name,
+        "device": torch.cuda.get_device_name(arguments.device) if is_gpu else f"CPU, {arguments.threads} threads",
         "cuda": torch.version.cuda,
-        **_of(plan),
-        "loads": measure(plan),
+        **{name: getattr(arguments, name) for name in SETTING},
+        "loads": measure(arguments),
     }
     save(document, arguments.json)
     return 0
 
 
-def measure(plan: Plan) -> list[dict[str, Any]]:
-    """One entry for each load."""
-    torch.set_num_threads(plan.threads)
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One entry for each number of tokens of a row."""
+    torch.set_num_threads(arguments.threads)
+    place = "cuda:0" if arguments.device == "cuda" else arguments.device
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random"
-        write_checkpoint(path, SHAPES[plan.shape], "safetensors")
+        write_checkpoint(path, SHAPES[arguments.shape], "safetensors")
         checkpoint = describe(path, "random")
-        flags = ["--model", f"random={path}", "--devices", plan.place, "--quantization", plan.quantization]
-        flags += ["--threads", str(plan.threads), "--weight-cache-dir", f"{folder}/weights", *PATIENT]
+        flags = ["--model", f"random={path}", "--devices", place, "--quantization", arguments.quantization]
+        flags += ["--threads", str(arguments.threads), "--weight-cache-dir", f"{folder}/weights", *PATIENT]
         with serving(*flags) as server:
-            engine = Engine.load(checkpoint, device=plan.place, quantization=plan.quantization)
+            engine = Engine.load(checkpoint, device=place, quantization=arguments.quantization)
             engine.warm_up()
             model = TextModel.load(checkpoint)
-            return [_entry(load, engine.precision, race(server, engine, model, load, plan)) for load in plan.loads]
+            return [race(server, engine, model, row_tokens, arguments) for row_tokens in arguments.row_tokens]
 
 
-def race(server: Server, engine: Engine, model: TextModel, load: Load, plan: Plan) -> list[Turn]:
-    texts = make_texts(model, load.row_tokens)
+def race(
+    server: Server, engine: Engine, model: TextModel, row_tokens: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    texts = make_texts(model, row_tokens)
     rows = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts)), LABELS))
-    assert {row.num_tokens for row in rows} == {load.row_tokens}
-    bodies = bodies_of(texts, load.inputs)
+    assert {row.num_tokens for row in rows} == {row_tokens}
+    bodies = bodies_of(texts, arguments.inputs)
     turns = []
-    for number in range(plan.rounds + 1):
-        turn = _turn(server, engine, bodies, rows, load, plan.seconds)
-        print(f"{load} round {number}: {turn} ratio {turn.ratio:.3f}", file=sys.stderr, flush=True)
+    for number in range(arguments.rounds + 1):
+        turn = _turn(server, engine, bodies, rows, arguments)
+        print(f"{row_tokens} tokens, round {number}: {turn} ratio {turn.ratio:.3f}", file=sys.stderr, flush=True)
         turns.append(turn)
-    return turns[1:]
+    entry = {"row_tokens": row_tokens, "precision": engine.precision, **summarize(turns[1:], row_tokens)}
+    print("  ".join(f"{key} {value}" for key, value in entry.items()), flush=True)
+    return entry
 
 
 def _turn(
-    server: Server, engine: Engine, bodies: list[bytes], rows: list[Encoding], load: Load, seconds: float
+    server: Server, engine: Engine, bodies: list[bytes], rows: list[Encoding], arguments: argparse.Namespace
 ) -> Turn:
     before = _totals(server)
-    found = uvloop.run(closed_loop(server, bodies, load.clients, seconds))
+    found = uvloop.run(closed_loop(server, bodies, arguments.clients, arguments.seconds))
     batches = per_batch(before, _totals(server))
     assert batches, "the server has computed something"
     requests_per_s = found["requests_per_s"]
     return Turn(
-        http_rows_per_s=load.inputs * requests_per_s,
-        engine_rows_per_s=engine_rows_per_s(engine, rows, round(batches["mean_rows"]), seconds),
+        http_rows_per_s=arguments.inputs * requests_per_s,
+        engine_rows_per_s=engine_rows_per_s(engine, rows, round(batches["mean_rows"]), arguments.seconds),
         batch_rows=batches["mean_rows"],
         front_cpu_share=requests_per_s * found["parent_cpu_ms"] / 1000,
     )
@@ -146,7 +121,8 @@ def _turn(
 
 def engine_rows_per_s(engine: Engine, rows: Sequence[Encoding], batch_rows: int, seconds: float) -> float:
     """In batches of `batch_rows`, each prepared before the one ahead of it is finished."""
-    batches = _batches(rows, batch_rows)
+    endless = cycle(rows)
+    batches = iter(lambda: list(islice(endless, batch_rows)), [])
     finish, num_batches = engine.prepare(next(batches)), 0
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -158,45 +134,25 @@ def engine_rows_per_s(engine: Engine, rows: Sequence[Encoding], batch_rows: int,
     return num_batches * batch_rows / elapsed
 
 
-def _batches(rows: Sequence[Encoding], batch_rows: int) -> Iterator[list[Encoding]]:
-    endless = cycle(rows)
-    while True:
-        yield [next(endless) for _ in range(batch_rows)]
-
-
 def _totals(server: Server) -> dict[str, float]:
     return sum_totals(server.get("/metrics").text) | {SECONDS: time.perf_counter()}
 
 
-def _entry(load: Load, precision: str, turns: Sequence[Turn]) -> dict[str, Any]:
+def summarize(turns: Sequence[Turn], row_tokens: int) -> dict[str, Any]:
     http = median(turn.http_rows_per_s for turn in turns)
     ratios = sorted(turn.ratio for turn in turns)
-    entry = {
-        **asdict(load),
-        "precision": precision,
+    return {
         "batch_rows": round(median(turn.batch_rows for turn in turns), 1),
         "http_rows_per_s": round(http, 1),
-        "http_tokens_per_s": round(http * load.row_tokens),
+        "http_tokens_per_s": round(http * row_tokens),
         "engine_rows_per_s": round(median(turn.engine_rows_per_s for turn in turns), 1),
         "front_cpu_of_a_core": round(median(turn.front_cpu_share for turn in turns), 3),
         "http_over_engine": round(median(ratios), 3),
         "http_over_engine_least_and_largest": [round(ratios[0], 3), round(ratios[-1], 3)],
     }
-    print("  ".join(f"{key} {value}" for key, value in entry.items()), flush=True)
-    return entry
 
 
-def _of(plan: Plan) -> dict[str, Any]:
-    return {
-        "shape": plan.shape,
-        "threads": plan.threads,
-        "quantization": plan.quantization,
-        "rounds": plan.rounds,
-        "seconds_of_a_turn": plan.seconds,
-    }
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("http rates", __doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", choices=SHAPES, default="1.3B")

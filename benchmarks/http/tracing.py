@@ -13,13 +13,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from statistics import median
 from typing import Any
 
-import uvloop
-
 from benchmarks.common import about, parser_of, save
-from benchmarks.http.load import bodies_of, closed_loop, make_texts, null_server, shipped_model
+from benchmarks.http.load import bodies_of, in_turns, make_texts, null_server, shipped_model
 
 RATIOS = (0.0, 0.01, 0.1, 1.0)
 CLIENTS = 8
@@ -53,18 +50,12 @@ def main(argv: Sequence[str]) -> int:
     bodies = bodies_of(make_texts(shipped_model()), 1)
     with ExitStack() as stack:
         url = stack.enter_context(collecting())
-        ways: dict[str, tuple[str, ...]] = {"off": ()}
+        servers = {"off": stack.enter_context(null_server())}
         for ratio in RATIOS:
-            ways[f"ratio {ratio:g}"] = ("--tracing-endpoint", url, "--tracing-sample-ratio", str(ratio))
-        servers = {name: stack.enter_context(null_server(*flags)) for name, flags in ways.items()}
-        turns: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-        for _ in range(arguments.turns):
-            for name, server in servers.items():
-                turns[name].append(uvloop.run(closed_loop(server, bodies, CLIENTS, arguments.seconds)))
-    results = [
-        {"tracing": name} | {key: round(median(turn[key] for turn in found), 3) for key in found[0]}
-        for name, found in turns.items()
-    ]
+            flags = ("--tracing-endpoint", url, "--tracing-sample-ratio", str(ratio))
+            servers[f"ratio {ratio:g}"] = stack.enter_context(null_server(*flags))
+        found = in_turns(servers, bodies, CLIENTS, arguments)
+    results = [{"tracing": name, **measured} for name, measured in found.items()]
     for entry in results:
         print(" ".join(f"{key} {value}" for key, value in entry.items()))
     report = {

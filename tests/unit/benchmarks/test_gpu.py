@@ -8,15 +8,15 @@ from typing import NoReturn
 
 import pytest
 
-from benchmarks.engine import cuda
-from benchmarks.engine.cuda import Figures, Setting
+from benchmarks import gpu
+from benchmarks.gpu import Figures, Setting
 from service.engine.attention import BACKENDS, Backend
 
-PARTS = [part for part in cuda.PARTS if part not in ("over_http", "restart")]  # these start processes
+PARTS = [part for part in gpu.PARTS if part not in ("over_http", "restart")]  # these start processes
 
 
 def measure(folder: Path, parts: str) -> tuple[int, dict[str, dict[str, object]]]:
-    status = cuda.main(["--device", "cpu", "--tiny", "--parts", parts, "--output", str(folder)])
+    status = gpu.main(["--device", "cpu", "--tiny", "--parts", parts, "--output", str(folder)])
     [file] = folder.iterdir()
     return status, json.loads(file.read_text(encoding="utf-8"))["figures"]
 
@@ -45,7 +45,7 @@ def test_a_part_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest
     def fail(setting: Setting) -> Figures:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setitem(cuda.PARTS, "latency", fail)
+    monkeypatch.setitem(gpu.PARTS, "latency", fail)
     status, figures = measure(tmp_path, "latency,full_batches")
     assert status == 1
     assert figures["latency"] == {"failed": "RuntimeError: no such kernel"}
