@@ -5,6 +5,10 @@
 All run at once on this machine, each with the same number of compute threads, and all but the one that is measured are
 suspended (SIGSTOP). Before the clock runs all have to agree on labels and scores. A peer that cannot be
 installed, does not start or answers otherwise is left out, and the report says so.
+
+Closed loop over whole passes of the same texts, four or more, one text a request; clocked from answer to answer while
+all clients go on sending, so without a start and a tail. All rounds of few clients come before those of many. Ratios
+are of one round.
 """
 
 from __future__ import annotations
@@ -22,19 +26,16 @@ from tqdm import tqdm
 
 from benchmarks.common import about, parser_of, save
 from benchmarks.peers import processes
-from benchmarks.peers.peers import OUR_PYTHON, PEERS, Place, Server, chosen, ours
+from benchmarks.peers.peers import OUR_PYTHON, PEERS, Place, Server, ours
 from benchmarks.peers.processes import Running
 from benchmarks.peers.rounds import Kind, Measured, answers, make_texts, measure, summarize, table
 from tests.support.servers import free_port
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """How far a score may be from the first server's."""
+PRECISIONS = ("float32", "bfloat16")
+LENGTHS, SEED = "lognormal:31:152", 1
 CHECKED_TEXTS = 8
-METHOD = (
-    "closed loop over whole passes of the same texts, four or more, one text a request; clocked from answer to answer "
-    "while all clients go on sending, so without a start and a tail; all servers run, all but the measured one are "
-    "suspended; all rounds of few clients come before those of many; ratios are of one round"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +51,22 @@ class Entrant:
     def kind(self) -> Kind:
         return Kind(self.precision, self.server.is_batching)
 
+    def describe(self) -> dict[str, Any]:
+        versions = processes.versions(self.python, self.server.packages)
+        return {"how": self.server.how, "precision": self.precision, "versions": versions}
+
 
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     left_out: dict[str, str] = {}
-    mine = [Entrant(f"ours {one}", ours(), OUR_PYTHON, one) for one in args.precisions.split(",")]
-    peers = installed(chosen(args.peers.split(",")), args.peer_precisions.split(","), left_out)
+    mine = [Entrant(f"ours {precision}", ours(), OUR_PYTHON, precision) for precision in PRECISIONS]
+    peers = installed([peer for peer in PEERS if peer.name in args.peers], left_out)
     if args.setup_only:
         return 1 if left_out else 0
     from benchmarks.peers.checkpoint import make_checkpoint  # imports torch and transformers
 
     model = make_checkpoint(processes.FOLDER.absolute() / "checkpoint")
-    texts = make_texts(args.lengths, args.requests, args.seed)
+    texts = make_texts(LENGTHS, args.requests, SEED)
     with ExitStack() as stack:
         servers = [start(stack, entrant, model, args.threads) for entrant in (*mine, *peers)]
         measured = uvloop.run(compare(servers, texts, len(mine), args, left_out))
@@ -70,12 +75,26 @@ def main(argv: Sequence[str]) -> int:
     print(table(levels))
     for name, reason in left_out.items():
         print(f"{name} is left out: {reason}")
-    save(report(args, argv, peers, left_out, levels, measured), args.json)
+    report = {
+        "what": "requests per second of this server and of others that serve the same checkpoint",
+        **about(args, argv, "torch", "uvicorn", "fastapi"),
+        "checkpoint": "MegatronBert classifier of random numbers: 6 layers, 384 wide, 6 heads, 21,128 words",
+        "texts": {"lengths_in_tokens": LENGTHS, "texts_in_a_pass": args.requests, "seed": SEED},
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "ours": {"how": ours().how, "precisions": PRECISIONS},
+        "peers": {peer.name: peer.describe() for peer in peers},
+        "left_out": left_out,
+        "levels": levels,
+        "runs_are": "round, server, concurrency, requests, seconds",
+        "runs": [[one.round, one.server, one.concurrency, one.requests, round(one.seconds, 3)] for one in measured],
+    }
+    save(report, args.json)
     return 0
 
 
-def installed(peers: Sequence[Server], precisions: Sequence[str], left_out: dict[str, str]) -> list[Entrant]:
-    """Those whose environments can be made, in each of these precisions that they compute in."""
+def installed(peers: Sequence[Server], left_out: dict[str, str]) -> list[Entrant]:
+    """Those whose environments can be made, in each precision that they compute in."""
     entrants = []
     for peer in peers:
         try:
@@ -83,17 +102,15 @@ def installed(peers: Sequence[Server], precisions: Sequence[str], left_out: dict
         except RuntimeError as error:
             left_out[peer.name] = str(error)
             continue
-        for precision in precisions:
-            if precision in peer.precisions:
-                name = peer.name if precision == "float32" else f"{peer.name} {precision}"
-                entrants.append(Entrant(name, peer, python, precision))
+        for precision in peer.precisions:
+            name = peer.name if precision == "float32" else f"{peer.name} {precision}"
+            entrants.append(Entrant(name, peer, python, precision))
     return entrants
 
 
 def start(stack: ExitStack, entrant: Entrant, model: Path, threads: int) -> Running:
     place = Place(entrant.python, model, free_port(), threads, entrant.precision)
-    log = processes.FOLDER / f"{entrant.name.replace(' ', '-')}.log"
-    running = Running(entrant.name, entrant.server, place, log)
+    running = Running(entrant.name, entrant.server, place)
     stack.callback(running.stop)
     return running
 
@@ -105,16 +122,13 @@ async def compare(
     agreeing = await agreed(servers, texts[:CHECKED_TEXTS], num_ours, left_out)
     for server in agreeing:
         server.suspend()
-    levels = sorted(int(level) for level in args.concurrency.split(","))
-    with tqdm(total=args.rounds * len(levels) * len(agreeing), unit="run") as bar:
-
-        def show(one: Measured) -> None:
+    measured = []
+    with tqdm(total=args.rounds * len(args.concurrency) * len(agreeing), unit="run") as bar:
+        async for one in measure(agreeing, texts, sorted(args.concurrency), args.rounds, args.seconds):
             bar.set_postfix_str(f"{one.server} c={one.concurrency}: {one.rate:.1f} requests/s", refresh=False)
             bar.update()
-
-        return await measure(
-            agreeing, texts, concurrencies=levels, rounds=args.rounds, min_seconds=args.seconds, report=show
-        )
+            measured.append(one)
+    return measured
 
 
 async def agreed(
@@ -148,52 +162,15 @@ def check(server: Running, found: Sequence[tuple[str, float]], wanted: Sequence[
             raise RuntimeError(f"{server.name} answers {other} {other_score:.4f}, wanted {label} {score:.4f}")
 
 
-def report(
-    args: argparse.Namespace,
-    argv: Sequence[str],
-    peers: Sequence[Entrant],
-    left_out: dict[str, str],
-    levels: Sequence[dict[str, Any]],
-    measured: Sequence[Measured],
-) -> dict[str, Any]:
-    """The setting of the run, and every number of it."""
-    return {
-        "what": "requests per second of this server and of others that serve the same checkpoint",
-        **about(args, argv, "torch", "uvicorn", "fastapi", method=METHOD),
-        "checkpoint": "MegatronBert classifier of random numbers: 6 layers, 384 wide, 6 heads, 21,128 words",
-        "texts": {"lengths_in_tokens": args.lengths, "texts_in_a_pass": args.requests, "seed": args.seed},
-        "threads": args.threads,
-        "rounds": args.rounds,
-        "ours": {"how": ours().how, "precisions": args.precisions.split(",")},
-        "peers": {
-            peer.name: {
-                "how": peer.server.how,
-                "precision": peer.precision,
-                "versions": processes.versions(peer.python, peer.server.packages),
-            }
-            for peer in peers
-        },
-        "left_out": left_out,
-        "levels": list(levels),
-        "runs_are": "round, server, concurrency, requests, seconds",
-        "runs": [[one.round, one.server, one.concurrency, one.requests, round(one.seconds, 3)] for one in measured],
-    }
-
-
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("peers", __doc__)
-    names = ",".join(peer.name for peer in PEERS)
-    parser.add_argument("--peers", default=names, help="default: %(default)s")
-    parser.add_argument("--precisions", default="float32,bfloat16", help="ours (default: %(default)s)")
-    whose = "theirs, where a peer has both (default: %(default)s)"
-    parser.add_argument("--peer-precisions", default="float32,bfloat16", help=whose)
-    parser.add_argument("--concurrency", default="1,8,32", help="default: %(default)s")
+    names = [peer.name for peer in PEERS]
+    parser.add_argument("--peers", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], help="default: 1 8 32")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--requests", type=int, default=96, help="texts in a pass (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="least of one run (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="compute threads of every server (default: 1)")
-    parser.add_argument("--lengths", default="lognormal:31:152", help="of a text in tokens (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--setup-only", action="store_true", help="make the environments and end")
     return parser.parse_args(argv)
 
@@ -201,5 +178,5 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         sys.exit(f"error: {error}")

@@ -1,8 +1,7 @@
 """The model that all servers serve: a MegatronBert classifier of random numbers, 6 layers, 384 wide, 21,128 words.
 
-Its vocabulary is built on the spot, of the size and the kind of the published Chinese ones: every character of GB 2312
-and its continuation, more of Unicode's ideographs until it is full. To a server it differs from a trained model in its
-answers only.
+Its vocabulary has the size of the published Chinese ones and holds Unicode's ideographs. To a server it differs from a
+trained model in its answers only.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from pathlib import Path
 import torch
 from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
 
+from benchmarks.engine.models import vocabulary
+
 VOCAB_SIZE = 21_128
 LABELS = ("财经", "体育", "娱乐", "科技")
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SEED = 7
 
 
@@ -29,7 +29,7 @@ def make_checkpoint(folder: Path) -> Path:
     with torch.no_grad():
         model.classifier.weight.mul_(8)  # scores that differ: by rights, all labels would be about as likely
     model.save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(vocabulary(VOCAB_SIZE)) + "\n", encoding="utf-8")
     tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     (folder / "done").touch()
@@ -48,15 +48,3 @@ def _config() -> MegatronBertConfig:
         id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
     )
-
-
-def vocabulary() -> list[str]:
-    single = [*map(chr, range(0x21, 0x7F)), *"，。？！：；、“”（）《》…—", *_gb2312()]
-    rest = [chr(code) for code in range(0x4E00, 0x9FA6)]
-    words = dict.fromkeys([*SPECIAL, *single, *(f"##{one}" for one in single), *rest])
-    return list(words)[:VOCAB_SIZE]
-
-
-def _gb2312() -> list[str]:
-    cells = (bytes((row, cell)) for row in range(0xB0, 0xF8) for cell in range(0xA1, 0xFF))
-    return [character for cell in cells if (character := cell.decode("gb2312", errors="ignore"))]

@@ -143,12 +143,4 @@ PEERS = (
 )
 
 
-def chosen(names: Sequence[str]) -> tuple[Server, ...]:
-    """The peers of these names; ValueError for one that is not there."""
-    known = {peer.name: peer for peer in PEERS}
-    if unknown := set(names) - set(known):
-        raise ValueError(f"{', '.join(sorted(unknown))}: there are {', '.join(known)}")
-    return tuple(known[name] for name in names)
-
-
 OUR_PYTHON = Path(sys.executable)

@@ -56,11 +56,11 @@ def versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
 class Running:
     """One server and all its children."""
 
-    def __init__(self, name: str, server: Server, place: Place, log: Path) -> None:
+    def __init__(self, name: str, server: Server, place: Place) -> None:
         self.name = name
         self.server = server
         self.precision = place.precision
-        self.log = log
+        self.log = FOLDER / f"{name.replace(' ', '-')}.log"
         self.client = Client("127.0.0.1", place.port)
         self._process = self._start(server.command(place), place)
 

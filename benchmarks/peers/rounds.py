@@ -13,7 +13,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
@@ -42,17 +42,17 @@ class Measured:
         return self.requests / self.seconds
 
 
+@dataclass(slots=True)
 class Passes:
     """The clock of a run: it starts at the answer that ends the lead, and stops at one that ends a pass."""
 
-    def __init__(self, lead: int, texts: int, min_seconds: float) -> None:
-        self._lead = lead
-        self._texts = texts
-        self._min_seconds = min_seconds
-        self._num = 0
-        self._started = 0.0
-        self.requests = 0
-        self.seconds = 0.0
+    lead: int
+    texts: int
+    min_seconds: float
+    requests: int = 0
+    seconds: float = 0.0
+    _num: int = 0
+    _started: float = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -60,12 +60,12 @@ class Passes:
 
     def answered(self, now: float) -> None:
         self._num += 1
-        if self._num == self._lead:
+        if self._num == self.lead:
             self._started = now
-        passes, rest = divmod(self._num - self._lead, self._texts)
-        if self.is_over or rest or passes < LEAST_PASSES or now - self._started < self._min_seconds:
+        passes, rest = divmod(self._num - self.lead, self.texts)
+        if self.is_over or rest or passes < LEAST_PASSES or now - self._started < self.min_seconds:
             return
-        self.requests, self.seconds = passes * self._texts, now - self._started
+        self.requests, self.seconds = passes * self.texts, now - self._started
 
 
 def make_texts(lengths: str, count: int, seed: int) -> list[str]:
@@ -76,16 +76,9 @@ def make_texts(lengths: str, count: int, seed: int) -> list[str]:
 
 
 async def measure(
-    servers: Sequence[Running],
-    texts: Sequence[str],
-    *,
-    concurrencies: Sequence[int],
-    rounds: int,
-    min_seconds: float,
-    report: Callable[[Measured], object],
-) -> list[Measured]:
+    servers: Sequence[Running], texts: Sequence[str], concurrencies: Sequence[int], rounds: int, min_seconds: float
+) -> AsyncIterator[Measured]:
     """All are suspended when this begins and when it ends."""
-    measured = []
     for concurrency in concurrencies:
         for number in range(rounds):
             # Another one goes first in every round: none always has the machine at its coolest.
@@ -94,28 +87,22 @@ async def measure(
                 server.resume()
                 await _run(server, texts, concurrency, passes)
                 server.suspend()
-                measured.append(Measured(number, server.name, concurrency, passes.requests, passes.seconds))
-                report(measured[-1])
-    return measured
+                yield Measured(number, server.name, concurrency, passes.requests, passes.seconds)
 
 
 async def _run(server: Running, texts: Sequence[str], concurrency: int, passes: Passes) -> None:
+    """RuntimeError for any answer but 200: a server that refuses is not measured."""
     bodies = cycle([server.server.request(text) for text in texts])
 
     async def client() -> None:
         while not passes.is_over:
-            await _ask(server, next(bodies))
+            async with asyncio.timeout(TIMEOUT_S):
+                response = await server.ask(next(bodies))
+            if response.status != 200:
+                raise RuntimeError(f"{server.name} answers {response.status}: {response.body[:200]!r}")
             passes.answered(time.perf_counter())
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
-
-
-async def _ask(server: Running, body: bytes) -> None:
-    """RuntimeError for any answer but 200: a server that refuses is not measured."""
-    async with asyncio.timeout(TIMEOUT_S):
-        response = await server.ask(body)
-    if response.status != 200:
-        raise RuntimeError(f"{server.name} answers {response.status}: {response.body[:200]!r}")
 
 
 async def answers(server: Running, texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -184,11 +171,9 @@ def table(levels: Sequence[dict[str, Any]]) -> str:
     servers = levels[0]["requests_per_s"]
     lines = [head, *([name, *(f"{one['requests_per_s'][name]['median']:.1f}" for one in levels)] for name in servers)]
     for name, rivals in levels[0]["ours_over"].items():
-        shown = [rival for rival in (BEST, BEST_BATCHING) if rival in rivals]
-        lines += [[f"{name} / {rival}", *(_cell(one["ours_over"][name][rival]) for one in levels)] for rival in shown]
+        for rival in (rival for rival in (BEST, BEST_BATCHING) if rival in rivals):
+            ratios = [one["ours_over"][name][rival] for one in levels]
+            cells = [f"{one['median']:.2f} ({one['min']:.2f} to {one['max']:.2f})" for one in ratios]
+            lines.append([f"{name} / {rival}", *cells])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def _cell(ratio: Mapping[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"

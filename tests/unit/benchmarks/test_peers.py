@@ -8,10 +8,11 @@ from typing import cast
 
 import pytest
 
+from benchmarks.engine.models import vocabulary
 from benchmarks.peers import processes
 from benchmarks.peers.__main__ import agreed, installed
-from benchmarks.peers.checkpoint import VOCAB_SIZE, vocabulary
-from benchmarks.peers.peers import PEERS, Server, chosen, ours
+from benchmarks.peers.checkpoint import VOCAB_SIZE
+from benchmarks.peers.peers import PEERS, Server, ours
 from benchmarks.peers.processes import REQUIREMENTS, Running
 from benchmarks.peers.rounds import (
     BEST,
@@ -110,13 +111,13 @@ def test_a_peer_that_cannot_be_installed_is_left_out(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(processes, "ensure", ensure)
     left_out: dict[str, str] = {}
-    entrants = installed(chosen(["mosec", "naive", "litserve"]), ["float32", "bfloat16"], left_out)
-    assert [entrant.name for entrant in entrants] == ["naive", "naive bfloat16", "litserve"]
+    entrants = installed([peer for peer in PEERS if peer.name in ("litserve", "mosec", "naive")], left_out)
+    assert [entrant.name for entrant in entrants] == ["litserve", "naive", "naive bfloat16"]
     assert left_out == {"mosec": "no network"}
 
 
 def test_every_text_is_in_the_vocabulary() -> None:
-    words = vocabulary()
+    words = vocabulary(VOCAB_SIZE)
     assert len(words) == len(set(words)) == VOCAB_SIZE
     assert set("".join(make_texts("fixed:500", 40, seed=1))) <= set(words)
 
