@@ -1,6 +1,6 @@
 """Overload and fairness: what is answered under ten times the peak, and what accounts get next to each other.
 
-    python -m benchmarks.overload --json benchmarks/results/overload.json            # about two minutes for each model
+    python -m benchmarks.overload --json benchmarks/results/overload.json            # about two minutes
     python -m benchmarks.overload fairness --json benchmarks/results/fairness.json   # two minutes
 
 The real server has one compute thread on a core of its own; this process and the server's parent share the others.
@@ -133,7 +133,7 @@ async def closed_loop(client: Client, bodies: Iterator[bytes], clients: int, sec
 def pinned_server(source: str, *flags: str) -> Iterator[Server]:
     cores = os.sched_getaffinity(0)
     try:
-        with serving("--threads", "1", "--model", f"m={source}", *flags) as server:
+        with serving("--threads", "1", "--model", source, *flags) as server:
             server.pin()
             yield server
     finally:
@@ -146,8 +146,8 @@ def texts(num: int, seed: int) -> list[str]:
     return [make_text(length, rng) for length in Lengths.parse(LENGTHS).draw(num, rng)]
 
 
-def body(inputs: str | list[str], **fields: object) -> bytes:
-    return json.dumps({"inputs": inputs, **fields}, ensure_ascii=False).encode()
+def body(inputs: str | list[str]) -> bytes:
+    return json.dumps({"inputs": inputs, "labels": NEWS}, ensure_ascii=False).encode()
 
 
 # Overload
@@ -155,9 +155,9 @@ def body(inputs: str | list[str], **fields: object) -> bytes:
 
 def flood(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     models = {}
-    for name in arguments.models:
-        with tempfile.TemporaryDirectory() as folder, pinned_server(source_of(name, Path(folder))) as server:
-            models[name] = uvloop.run(flooded(server, name, arguments))
+    for source in arguments.models:
+        with pinned_server(source) as server:
+            models[source] = uvloop.run(flooded(server, arguments))
     return {
         "what": f"{arguments.times:g} times the peak for {arguments.seconds:g} s",
         **about(arguments, argv, "torch", precision=auto_precision()),
@@ -167,18 +167,8 @@ def flood(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def source_of(name: str, folder: Path) -> str:
-    """`mini`, the model that ships, or `small`, a classifier of 6 layers, 384 wide, made in this folder."""
-    if name == "mini":
-        return name
-    from benchmarks.peers.checkpoint import make_checkpoint  # imports torch and transformers
-
-    return str(make_checkpoint(folder))
-
-
-async def flooded(server: Server, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    labels: dict[str, object] = {"labels": NEWS} if name == "mini" else {}
-    bodies = [body(text, **labels) for text in texts(NUM_TEXTS, SEED)]
+async def flooded(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
+    bodies = [body(text) for text in texts(NUM_TEXTS, SEED)]
     there, back = cycle(bodies), cycle(bodies[::-1])  # two loads at once send different texts
     patient = HeaderClient(server.port, X_Request_Timeout_Ms=str(PATIENT_MS))
     calm, hasty = (HeaderClient(server.port, X_Request_Timeout_Ms=str(arguments.target_ms)) for _ in range(2))
@@ -275,7 +265,7 @@ def fairness(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, An
 
 async def shared(server: Server, secrets: Mapping[str, str], arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = arguments.seconds
-    single = [body(text, labels=NEWS) for text in texts(NUM_TEXTS, SEED)]
+    single = [body(text) for text in texts(NUM_TEXTS, SEED)]
 
     async def run(live_as: str | None, *bulk: str, priority: str = "interactive") -> dict[str, Any]:
         loads = {}
@@ -283,7 +273,7 @@ async def shared(server: Server, secrets: Mapping[str, str], arguments: argparse
             client = HeaderClient(server.port, secrets[name], X_Request_Priority=priority)
             many = texts(NUM_TEXTS, SEED + number)
             groups = (many[start : start + BULK_ROWS] for start in range(0, NUM_TEXTS, BULK_ROWS))
-            bodies = cycle([body(group, labels=NEWS) for group in groups])
+            bodies = cycle([body(group) for group in groups])
             loads[name] = closed_loop(client, bodies, CLIENTS, seconds)
         if live_as is not None:
             client = HeaderClient(server.port, secrets[live_as])
@@ -315,7 +305,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("command", nargs="?", choices=COMMANDS, default="flood")
     parser.add_argument("--seconds", type=float, help="of the overload (default: 60), or of each part of fairness (20)")
     parser.add_argument("--short", type=float, default=3.0, help="least seconds of the other phases (default: 3)")
-    parser.add_argument("--models", nargs="+", choices=("mini", "small"), default=["mini", "small"], help="of flood")
+    parser.add_argument("--models", nargs="+", default=["mini"], help="of flood, as in `serve --model` (default: mini)")
     parser.add_argument("--times", type=float, default=10.0, help="the peak (default: 10)")
     parser.add_argument("--target-ms", type=int, default=1000, help="the deadline of every request (default: 1000)")
     parser.add_argument("--rate", type=float, default=5.0, help="live's requests a second (default: 5)")
