@@ -25,6 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 
 from benchmarks.peers.checkpoint import make_checkpoint
 from tests.support.monitoring import TOOLS, Stack, Variables, dashboards, kill_replica, loading, monitored, unanswered
@@ -139,6 +140,7 @@ def draw(dashboard: Mapping[str, Any], stack: Stack, start: float, end: float, p
             else:
                 axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center")
         figure.savefig(path)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the size
 
 
 def formatter(panel: Panel, unit: str = "") -> Callable[[float], str]:
@@ -147,10 +149,8 @@ def formatter(panel: Panel, unit: str = "") -> Callable[[float], str]:
     unit = unit or defaults.get("unit", "")
     if states := defaults.get("mappings"):
         return lambda value: states[0]["options"].get(f"{value:g}", {}).get("text", "")
-    if unit == "percentunit":
-        return "{:.1%}".format
-    if unit in ("s", "bytes"):
-        return EngFormatter("B" if unit == "bytes" else "s", places=1)
+    if known := {"percentunit": "{:.1%}".format, "s": EngFormatter("s", 1), "bytes": EngFormatter("B", 1)}.get(unit):
+        return known
     name = {"reqps": "req/s", "rowsps": "rows/s", "ops": "ops/s"}.get(unit, "")
     return lambda value: (f"{value:,.0f} {name}" if abs(value) >= 100 else f"{value:.3g} {name}").strip()
 
