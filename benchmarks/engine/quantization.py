@@ -95,9 +95,9 @@ def print_table(sets: Sequence[Mapping[str, Any]], precision: str, quantizations
     titles = ["set", precision, *(title for each in quantizations for title in (each, "lost"))]
     print("| " + " | ".join(titles) + " |\n|---|" + "---:|" * (len(titles) - 1))
     for row in sets:
-        cells = [f"{row['task']}/{row['split']}", f"{row['accuracy']:.1%}"]
+        cells = [f"{row['task']}/{row['split']}", f"{100 * row['accuracy']:.1f} %"]
         for each in quantizations:
-            cells += [f"{row[each]['accuracy']:.1%}", f"{row[each]['lost']:.1f}"]
+            cells += [f"{100 * row[each]['accuracy']:.1f} %", f"{row[each]['lost']:.1f}"]
         print("| " + " | ".join(cells) + " |")
 
 
