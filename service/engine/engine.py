@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from service.checkpoints.checked_file import DamagedFile
 from service.checkpoints.checkpoint import Checkpoint, Shape
 from service.checkpoints.converted import form_of
 from service.domain import (
@@ -33,7 +34,7 @@ from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forw
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.encoder import encode
 from service.engine.tensor_files import Progress
-from service.engine.weight_cache import load_weights
+from service.engine.weight_cache import WeightLoader
 from service.engine.weights import WeightFormat, Weights
 from service.errors import CheckpointError
 
@@ -62,19 +63,23 @@ class Engine:
         device: torch.device,
         precision: str,
         backend: str = "auto",
+        loader: WeightLoader | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.weights = weights
         self.device = device
         self.precision = precision
         shape = checkpoint.shape
         config = attention.AttentionConfig(device, weights.words.dtype, shape.num_heads, shape.head_size)
         with device_guard(device):
             self.backend, self._prepare_attention = attention.choose(backend, config, shape.num_layers)
-        self._graphs = Graphs(
-            dense_forward(weights, shape), CudaRecorder(), device, BUCKETS if device.type == "cuda" else ()
-        )
+        self._loader = loader
+        self._use(weights)
         self._launching = Lock()
+
+    def _use(self, weights: Weights) -> None:
+        self.weights = weights
+        buckets = BUCKETS if self.device.type == "cuda" else ()
+        self._graphs = Graphs(dense_forward(weights, self.shape), CudaRecorder(), self.device, buckets)
 
     @classmethod
     def load(
@@ -100,9 +105,9 @@ class Engine:
         dtype = DTYPES[resolved]
         weight_format = WeightFormat(target, dtype, linear.choose(target, dtype, quantization))
         form = form_of(target.type, resolved, quantization)
-        weights = load_weights(checkpoint, weight_format, progress or (lambda done, total: None), weight_cache, form)
+        loader = WeightLoader(checkpoint, weight_format, progress or (lambda done, total: None), weight_cache, form)
         resolved = resolved if quantization == "none" else quantization
-        engine = cls(checkpoint, weights, device=target, precision=resolved, backend=backend)
+        engine = cls(checkpoint, loader.load(), device=target, precision=resolved, backend=backend, loader=loader)
         fields = {"model": checkpoint.name, "device": str(target), "precision": resolved, "attention": engine.backend}
         logger.info("model loaded", extra=fields)
         return engine
@@ -111,16 +116,44 @@ class Engine:
     def shape(self) -> Shape:
         return self.checkpoint.shape
 
+    @property
+    def has_found_damage(self) -> bool:
+        """Whether cached weights were found damaged; unless `require_sound_weights` raised, they are replaced."""
+        return self._loader is not None and self._loader.has_found_damage
+
+    def require_sound_weights(self, share: float = 1.0) -> None:
+        """Raises DamagedFile when the file that the weights are mapped from has changed; it is removed then.
+
+        Any thread may call it. `share` is that of the time in which it works: its own thread should leave the cores to
+        requests.
+        """
+        if self._loader:
+            self._loader.require_sound(share)
+
+    def replace_damaged_weights(self) -> bool:
+        """Checks cached weights completely, and loads them again where they are damaged. No batch may run."""
+        try:
+            self.require_sound_weights()
+        except DamagedFile:
+            assert self._loader, "it has found the damage"
+            del self.weights, self._graphs  # a GPU may not have the memory for both
+            self._use(self._loader.load(in_full=True))
+            return True
+        return False
+
     def warm_up(self) -> None:
         """Runs every code path once, so that no request pays for it.
 
-        Raises CheckpointError when an output is NaN or infinity.
+        Raises CheckpointError when an output is NaN or infinity, and damaged cached weights are not the reason.
         """
         rows = self._warm_up_rows()
         outputs = self.run(rows)
         if self._graphs.is_wanted:
             outputs += self._warm_up_gpu(rows)
         if not all(np.isfinite(output.scores).all() for output in outputs):
+            if self.replace_damaged_weights():
+                self.warm_up()
+                return
             raise CheckpointError(
                 f"{self.checkpoint.path}: the outputs of the model are not finite; its weights are damaged"
             )

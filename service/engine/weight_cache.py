@@ -7,21 +7,18 @@ cannot be written does not stop the service: the weights are then converted at e
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import os
-import re
 import time
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
 from torch import Tensor
 
+from service.checkpoints.checked_file import CheckedFile, DamagedFile, Part, write_checked
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.converted import CacheEntry, is_worthwhile, lock
 from service.checkpoints.files import require_checksums, weight_files
@@ -34,77 +31,158 @@ from service.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _LAYOUT = ".layout"
-"""Appended to the name of a packed weight: the tensor that describes its layout."""
+"""Appended to the name of a packed weight: the tensor that describes its shape and layout."""
+
+_SHAPE_BYTES = 16
+"""Of this tensor: two numbers of 64 bits; the layout follows."""
+
+CHECKED_FIRST_BYTES = 1 << 27
+"""Files up to this size are checked completely before they are mapped, which takes 0.1 s: read from the page cache and
+summed up, 1.2 GB/s on one core. The content of larger ones is checked while they are used."""
 
 
-def load_weights(
-    checkpoint: Checkpoint, weight_format: WeightFormat, progress: Progress, folder: Path | None, form: str
-) -> Weights:
-    """Maps the cached weights, after converting them where there are none yet.
+class WeightLoader:
+    """Loads the weights of one checkpoint, and checks what it has mapped.
 
     `folder` is the cache; without one, the checkpoint itself is read. `form` names the format (see `form_of`).
-    Raises CheckpointError as `read_weights` does.
     """
-    sources = weight_files(checkpoint.path)
-    if folder is not None and is_worthwhile(sources, weight_format.device.type):
-        try:
-            entry = CacheEntry.of(folder, checkpoint.origin, sources, form)
-            return _WeightCache(checkpoint, weight_format, entry).load(sources, progress)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            logger.warning("weights are not cached", extra={"folder": str(folder), "reason": reason})
-    return read_weights(checkpoint, weight_format, progress)[0]
 
-
-class _WeightCache:
-    """One entry of the cache. Every method raises OSError when the disk fails."""
-
-    def __init__(self, checkpoint: Checkpoint, weight_format: WeightFormat, entry: CacheEntry) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, weight_format: WeightFormat, progress: Progress, folder: Path | None, form: str
+    ) -> None:
+        self.has_found_damage = False
+        """Whether any cached weights were damaged; those that were loaded last are sound."""
         self._checkpoint = checkpoint
         self._format = weight_format
-        self._entry = entry
+        self._progress = progress
+        self._folder = folder
+        self._form = form
+        self._mapped: CheckedFile | None = None
+        self._is_checked = False
 
-    def load(self, sources: Sequence[Path], progress: Progress) -> Weights:
-        if weights := self._map():
-            return weights
-        with lock(self._entry.file.parent):
-            weights = self._map()  # another process may have converted them while this one waited
-            if weights is None:
-                self._convert(sources, progress)
-                weights = self._map()
-        if weights is None:
-            raise OSError(errno.EIO, "the converted weights cannot be read")
-        return weights
+    def load(self, *, in_full: bool = False) -> Weights:
+        """Maps the cached weights, after converting them where there are none yet, or none that are sound.
 
-    def _map(self) -> Weights | None:
-        """None without a usable file. Length and header are checked; the content was when the file was written."""
-        file = self._entry.file
-        if not file.is_file():
-            return None
+        The content of a large file is checked before it is mapped only where `in_full` is true; `require_sound` does it
+        afterwards. Raises CheckpointError as `read_weights` does.
+        """
+        self._mapped, self._is_checked = None, False
+        sources = weight_files(self._checkpoint.path)
+        if self._folder is not None and is_worthwhile(sources, self._format.device.type):
+            try:
+                entry = CacheEntry.of(self._folder, self._checkpoint.origin, sources, self._form)
+                return self._load_cached(entry, sources, in_full)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                logger.warning("weights are not cached", extra={"folder": str(self._folder), "reason": reason})
+        return read_weights(self._checkpoint, self._format, self._progress)[0]
+
+    def require_sound(self, share: float = 1.0) -> None:
+        """Checks the file that the weights are mapped from; raises DamagedFile, after removing the file.
+
+        `share` is that of the time in which it works. Any thread may call it. What has been copied to a GPU after its
+        file was checked does not change with the file, so it is not checked again.
+        """
+        if self._mapped is None or (self._is_checked and self._format.device.type != "cpu"):
+            return
+        try:
+            self._mapped.check(share)
+        except DamagedFile as error:
+            self.has_found_damage = True
+            if self._mapped.is_in_place():
+                with suppress(OSError):  # where it cannot be removed, the next start finds the damage again
+                    _remove(self._mapped.path)
+            extra = {"model": self._checkpoint.name, "file": str(self._mapped.path), "reason": str(error)}
+            logger.error("cached weights in use are damaged", extra=extra)
+            raise
+        self._is_checked = True
+
+    # the cache; every method raises OSError when the disk fails
+
+    def _load_cached(self, entry: CacheEntry, sources: Sequence[Path], in_full: bool) -> Weights:
+        damage = None
+        try:
+            return self._map(entry.file, in_full)
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            damage = error
+        try:
+            with lock(entry.file.parent):  # another process may have converted them while this one waited
+                return self._map_or_convert(entry, sources, in_full)
+        except OSError as error:
+            if damage is None:
+                raise
+            reason = f"{entry.file} is damaged ({damage}), and is not replaced: {error.strerror or error}"
+            raise OSError(error.errno, reason) from error
+
+    def _map_or_convert(self, entry: CacheEntry, sources: Sequence[Path], in_full: bool) -> Weights:
+        try:
+            return self._map(entry.file, in_full)
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            _remove(entry.file)
+            logger.warning("cached weights are damaged", extra={"file": str(entry.file), "reason": str(error)})
+        self._convert(entry, sources)
+        try:
+            return self._map(entry.file, in_full)
+        except DamagedFile as error:
+            raise OSError(errno.EIO, f"the converted weights cannot be read ({error})") from error
+
+    def _map(self, file: Path, in_full: bool) -> Weights:
+        """Raises FileNotFoundError where there is no file, or none of this model; DamagedFile for a damaged one."""
+        try:
+            opened = CheckedFile.open(file)
+            if in_full or opened.size <= CHECKED_FIRST_BYTES:
+                opened.check()
+        except DamagedFile:
+            self.has_found_damage = True
+            raise
         try:
             with TensorFiles.open((file,)) as files:
                 weights = build_weights(self._checkpoint, files, _CacheReader(files, self._format))
         except CheckpointError as error:
-            logger.warning("cached weights are broken", extra={"file": str(file), "reason": error.detail})
-            return None
+            logger.warning("cached weights do not fit", extra={"file": str(file), "reason": error.detail})
+            raise FileNotFoundError(errno.ENOENT, "the cached weights are of another model") from error
+        if not opened.is_in_place():
+            raise FileNotFoundError(errno.ENOENT, "the cached weights were replaced while they were mapped")
+        self._mapped, self._is_checked = opened, in_full or opened.size <= CHECKED_FIRST_BYTES
         logger.info("weights mapped", extra={"model": self._checkpoint.name, "file": str(file)})
         return weights
 
-    def _convert(self, sources: Sequence[Path], progress: Progress) -> None:
-        started, file = time.monotonic(), self._entry.file
+    def _convert(self, entry: CacheEntry, sources: Sequence[Path]) -> None:
+        started, file = time.monotonic(), entry.file
         source_bytes = sum(source.stat().st_size for source in sources)
         logger.info("converting weights", extra={"file": str(file), "source_bytes": source_bytes})
         estimated_bytes = self._checkpoint.shape.num_parameters * self._format.dtype.itemsize
-        with self._entry.write_entry(estimated_bytes) as temporary, ThreadPoolExecutor(1) as pool:
+        with entry.write_entry(estimated_bytes) as temporary, ThreadPoolExecutor(1) as pool:
             checking = pool.submit(require_checksums, sources)
-            _, tensors = read_weights(self._checkpoint, self._format, progress)
+            _, tensors = read_weights(self._checkpoint, self._format, self._progress)
             num_bytes = save_tensors(temporary, _to_plain_tensors(tensors))
-            progress(num_bytes, num_bytes)
-            if not is_sound(temporary):
-                raise OSError(errno.EIO, "the disk does not hold what was written")
+            self._progress(num_bytes, num_bytes)
+            _require_written(temporary)
             checking.result()  # damaged sources must not get into the cache
         extra = {"file": str(file), "source_bytes": source_bytes, "cache_bytes": file.stat().st_size}
         logger.info("weights converted", extra={**extra, "seconds": round(time.monotonic() - started, 1)})
+
+
+def _remove(file: Path) -> None:
+    """Removes a damaged file, or what is in its place; of folders, empty ones only."""
+    if file.is_dir() and not file.is_symlink():
+        file.rmdir()
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _require_written(file: Path) -> None:
+    """OSError when the disk does not hold what was written. What the system caches of the file is dropped first."""
+    try:
+        opened = CheckedFile.open(file)
+        opened.forget_pages()
+        opened.check()
+    except DamagedFile as error:
+        raise OSError(errno.EIO, f"the disk does not hold what was written ({error})") from error
 
 
 class _CacheReader:
@@ -122,102 +200,63 @@ class _CacheReader:
         linear_class = self._format.linear_class
         prefix = cached_prefix(name, linear_class)
         return linear_class.from_tensors(
-            {field: self._map_field(f"{prefix}.{field}", num_out, num_in) for field in linear_class.field_names()}
+            {
+                field: self._map_field(f"{prefix}.{field}", (num_out, num_in) if field == "weight" else (num_out,))
+                for field in linear_class.field_names()
+            }
         )
 
-    def _map_field(self, name: str, num_out: int, num_in: int) -> Tensor:
-        if name + _LAYOUT not in self._files:
-            return self._map(name)
-        return map_packed(self._files.map(name), self._files.map(name + _LAYOUT), (num_out, num_in))
+    def _map_field(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The shape is that of a packed weight, or some order of it, without dimensions of 1."""
+        is_packed = name + _LAYOUT in self._files
+        layout = self._files.map(name + _LAYOUT) if is_packed else torch.empty(0)
+        found = layout[:_SHAPE_BYTES].view(torch.int64).tolist() if is_packed else self._files.shape(name)
+        if _dimensions(found) != _dimensions(shape):
+            raise CheckpointError(f"{self._files.where(name)}: {name} has shape {list(found)}; wanted {list(shape)}")
+        return map_packed(self._files.map(name), layout[_SHAPE_BYTES:], shape) if is_packed else self._map(name)
 
     def _map(self, name: str) -> Tensor:
         return self._files.map(name).to(self._format.device)
 
 
+def _dimensions(shape: Iterable[int]) -> list[int]:
+    return sorted(size for size in shape if size != 1)
+
+
 def _to_plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Packed weights become two tensors each: their content and their layout."""
+    """Packed weights become two tensors each: their content, and their shape and layout as bytes."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.is_mkldnn:
-            plain |= {name: packed_values(tensor), name + _LAYOUT: packed_layout(tensor)}
+            shape = torch.tensor(tensor.shape, dtype=torch.int64).view(torch.uint8)
+            plain |= {name: packed_values(tensor), name + _LAYOUT: torch.cat([shape, packed_layout(tensor)])}
         else:
             plain[name] = tensor.contiguous()
     return plain
 
 
-_CHECKSUM = "crc32"
-_CHUNK_BYTES = 1 << 20
-_ALIGNMENT = 64
-"""A cache line: with the 8 bytes of the format, packed weights are multiplied 25 to 40 % slower (64 to 256 tokens)."""
+_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> int:
-    """Writes a safetensors file with a checksum in its metadata, and waits for the disk. Returns the bytes of the file.
+    """Writes a safetensors file with checksums; layouts are in its head. Returns the bytes of the file.
 
-    Every tensor starts at a multiple of 64 bytes; for this, tensors with names in `.padding` fill the gaps.
     Raises OSError, as when the disk is full.
     """
-    padded = dict(tensors)
-    for name, tensor in tensors.items():
-        if missing := -tensor.nbytes % _ALIGNMENT:
-            padded[f"{name}.padding"] = torch.zeros(missing // tensor.itemsize, dtype=tensor.dtype)
-    checksum = _checksum(padded.items())
-    checksum += " " * (-_header_bytes(padded, checksum) % _ALIGNMENT)
-    try:
-        save_file(padded, file, metadata={_CHECKSUM: checksum})
-    except SafetensorError as error:
-        raise _os_error(error) from error
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-    file.chmod(0o644)  # save_file leaves it to its owner alone; replicas of another user map it, too
-    return file.stat().st_size
-
-
-def is_sound(file: Path) -> bool:
-    """Whether the disk holds the tensors that were saved, by their checksum. OSError when it cannot be read.
-
-    The pages that the system caches of the file are dropped first.
-    """
-    with file.open("rb", buffering=0) as stream:
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while stream.read(_CHUNK_BYTES):  # a disk error is an OSError here; of a mapped page it ends the process
-            pass
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = ((name, opened.get_tensor(name)) for name in opened.offset_keys())
-            saved: str = (opened.metadata() or {}).get(_CHECKSUM, "")
-            return saved.rstrip(" ") == _checksum(tensors)
-    except SafetensorError:
-        return False
-
-
-def _header_bytes(tensors: Mapping[str, Tensor], checksum: str) -> int:
-    """The bytes before the first tensor. The order of the tensors, by type and name, is that of a tiny file."""
-    tiny = save({name: torch.zeros(1, dtype=tensor.dtype) for name, tensor in tensors.items()})
-    entries = json.loads(tiny[8 : 8 + int.from_bytes(tiny[:8], "little")])
-    offset, header = 0, {"__metadata__": {_CHECKSUM: checksum}}
-    for name, entry in entries.items():
-        end = offset + tensors[name].nbytes
-        header[name] = entry | {"shape": list(tensors[name].shape), "data_offsets": [offset, end]}
-        offset = end
-    return 8 + len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-
-
-def _checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """The CRC-32 of names, types, shapes and contents; the order of the tensors does not matter."""
-    lines = sorted(
-        f"{name} {tensor.dtype} {list(tensor.shape)} {zlib.crc32(_bytes_of(tensor)):08x}" for name, tensor in tensors
-    )
-    text = "\n".join(lines)
-    return f"{zlib.crc32(text.encode()):08x}"
+    parts = [
+        Part(name, _DTYPES[tensor.dtype], tensor.shape, tensor.nbytes, partial(_bytes_of, tensor))
+        for name, tensor in tensors.items()
+    ]
+    head = [part for part in parts if part.name.endswith(_LAYOUT)]
+    return write_checked(file, head, [part for part in parts if part not in head])
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.cpu().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _os_error(error: SafetensorError) -> OSError:
-    """safetensors reports the number of a system error in its text only."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    number = int(found[1]) if found else errno.EIO
-    return OSError(number, os.strerror(number) if found else str(error))

@@ -26,7 +26,7 @@ from service.domain import Quantization
 from service.engine import torch_private
 from service.engine.engine import Engine
 from service.engine.linear import Linear, OneDnn, Plain, choose
-from service.engine.weight_cache import is_sound, load_weights, save_tensors
+from service.engine.weight_cache import WeightLoader, save_tensors
 from service.engine.weights import WeightFormat
 from service.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
@@ -119,7 +119,7 @@ def test_cached_weights_of_gpu_maps_equal_the_converted_ones(
     kind = choose(torch.device("cuda"), torch.bfloat16, quantization)
     described, wanted = describe(checkpoint, "test"), WeightFormat(torch.device("cpu"), torch.bfloat16, kind)
     direct, made, opened = (
-        load_weights(described, wanted, lambda done, total: None, folder, "gpu")
+        WeightLoader(described, wanted, lambda done, total: None, folder, "gpu").load()
         for folder in (None, tmp_path, tmp_path)
     )
     for one in (made, opened):
@@ -196,7 +196,7 @@ def test_a_broken_cache_file_is_replaced(
     sound = file.read_bytes()
     damage(file)
     assert_same(direct, weights(checkpoint, tmp_path / "cache"))
-    assert "cached weights are broken" in messages(caplog)
+    assert messages(caplog) == ["cached weights are damaged"]
     assert file.read_bytes() == sound
 
 
@@ -398,10 +398,11 @@ def test_cached_tensors_of_another_class_of_maps_are_not_used(
 
     def load(linear_class: type[Linear]) -> type[Linear]:
         wanted = WeightFormat(torch.device("cpu"), torch.float32, linear_class)
-        return type(load_weights(described, wanted, lambda done, total: None, tmp_path / "cache", "cpu").layers[0].qkv)
+        loader = WeightLoader(described, wanted, lambda done, total: None, tmp_path / "cache", "cpu")
+        return type(loader.load().layers[0].qkv)
 
     assert [load(each) for each in (OneDnn, Plain, OneDnn)] == [OneDnn, Plain, OneDnn]
-    assert set(messages(caplog)) == {"cached weights are broken"}
+    assert set(messages(caplog)) == {"cached weights do not fit"}
 
 
 TENSORS = {
@@ -436,16 +437,3 @@ def test_every_tensor_is_aligned_to_a_cache_line(tmp_path: Path, length: int) ->
     header = json.loads(content[8 : 8 + header_bytes])
     assert (8 + header_bytes) % 64 == 0
     assert {entry["data_offsets"][0] % 64 for name, entry in header.items() if name in TENSORS} == {0}
-
-
-def test_a_changed_byte_is_detected(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    save_tensors(file, TENSORS)
-    sound = file.read_bytes()
-    assert is_sound(file)
-    checksum = sound.index(b'"crc32":"') + len(b'"crc32":"')
-    for place in (checksum, sound.index(b"matrix"), sound.index(b"BF16"), sound.index(b"[2,3]") + 1, len(sound) - 1):
-        file.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
-        assert not is_sound(file)
-    file.write_bytes(sound[:-1])
-    assert not is_sound(file)
