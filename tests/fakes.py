@@ -96,6 +96,14 @@ class FakeEngine:
     def canary(self) -> list[Encoding]:
         return [row(3, 4)]
 
+    has_found_damage = False
+
+    def replace_damaged_weights(self) -> bool:
+        return False
+
+    def require_sound_weights(self, share: float = 1.0) -> None:
+        """There is no file."""
+
     def device_memory(self) -> Memory | None:
         return None
 

@@ -63,6 +63,10 @@ class ReferenceAnswers:
     def __init__(self) -> None:
         self._first: dict[tuple[str, str], tuple[str, FloatArray]] = {}
 
+    def forget(self) -> None:
+        """The first answers may be wrong ones: the next become the first."""
+        self._first.clear()
+
     def compare(self, replica: str, precisions: Mapping[str, str], answers: Answers) -> None:
         """Raises WrongAnswer."""
         for model, answer in answers.items():

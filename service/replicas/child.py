@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import NoReturn, Protocol
 
 from service import host
+from service.checkpoints.checked_file import DamagedFile
 from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Memory, Output
 from service.errors import DeviceFailure, OutOfMemory, StartupError
@@ -29,8 +30,10 @@ from service.replicas.isolation import MemoryProbe, run_rows
 from service.replicas.protocol import (
     Broken,
     Checked,
+    CheckWeights,
     ComputeRequest,
     ComputeResponse,
+    Damaged,
     Loading,
     Pipe,
     Profile,
@@ -43,6 +46,13 @@ from service.replicas.runner import Progress, Runner
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
+
+CHECK_EVERY_S = 3600.0
+"""Between two checks of the cached weights in use: on a CPU they are mapped, and change with the file."""
+
+CHECK_SHARE = 0.25
+"""The share of the time in which a check works: 0.3 GB/s, and the cores stay free for requests. The thread has no lower
+priority, because while it waits for a core it may hold the interpreter's lock, which batches need."""
 
 
 def main(fd: int, parent_pid: int) -> int:
@@ -83,11 +93,18 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
         pipe.send(Broken(StartupError(f"{spec.device}: loading failed: {type(error).__name__}: {error}")))
         return 1
     precisions = {name: engine.precision for name, engine in engines.items()}
-    pipe.send(Ready(precisions, host.process_memory().allocated, canary.answers, device_memory(engines)))
+    has_found_damage = any(engine.has_found_damage for engine in engines.values())
+    memory_bytes = host.process_memory().allocated
+    pipe.send(Ready(precisions, memory_bytes, canary.answers, device_memory(engines), has_found_damage))
     gc.freeze()  # libraries and engines need not be scanned again by a collection during a batch
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
-    Thread(target=_receive, args=(pipe, engines, batches), daemon=True).start()
-    work(engines, canary, pipe, batches)
+    watch = WeightsWatch(engines, partial(batches.put, None))
+    Thread(target=watch.run, daemon=True).start()
+    Thread(target=_receive, args=(pipe, engines, watch, batches), daemon=True).start()
+    work(engines, canary, watch, pipe, batches)
+    if watch.damaged is not None:
+        pipe.send(Damaged(watch.damaged))
+        return 1
     return 0
 
 
@@ -97,6 +114,8 @@ def load(spec: Spec, send: Callable[[ToParent], None]) -> dict[str, Runner]:
     for checkpoint in spec.checkpoints:
         progress = _progress(checkpoint, send)
         engine = spec.load(checkpoint, device=spec.device, precision=spec.precision, progress=progress)
+        if spec.are_weights_suspect:
+            engine.replace_damaged_weights()
         engine.warm_up()
         engines[checkpoint.name] = engine
     return engines
@@ -116,10 +135,48 @@ def _progress(checkpoint: Checkpoint, send: Callable[[ToParent], None]) -> Progr
     return report
 
 
-def _receive(pipe: Pipe, engines: Mapping[str, Runner], batches: SimpleQueue[Prepared | None]) -> None:
+class WeightsWatch:
+    """Checks the cached weights in use: in its thread, which `run` is for, and which ends when it has found damage."""
+
+    def __init__(self, engines: Mapping[str, Runner], on_damage: Callable[[], None]) -> None:
+        self.damaged: str | None = None
+        """The model whose weights are damaged. None of its outputs may be sent."""
+        self._engines = engines
+        self._on_damage = on_damage
+        self._is_wanted = Event()
+
+    def check_soon(self) -> None:
+        self._is_wanted.set()
+
+    def run(self) -> None:
+        """The first check is at once: the content of large files was not checked before."""
+        while self.check():
+            self._is_wanted.wait(CHECK_EVERY_S)
+            self._is_wanted.clear()
+        self._on_damage()
+
+    def check(self) -> bool:
+        """Returns whether no damage was found."""
+        for name, engine in self._engines.items():
+            try:
+                engine.require_sound_weights(CHECK_SHARE)
+            except DamagedFile:  # logged by the engine
+                self.damaged = name
+                return False
+            except OSError:  # for lack of memory: no reason not to serve
+                logger.exception("weights could not be checked", extra={"model": name})
+        return True
+
+
+def _receive(
+    pipe: Pipe, engines: Mapping[str, Runner], watch: WeightsWatch, batches: SimpleQueue[Prepared | None]
+) -> None:
     try:
-        while isinstance(message := pipe.recv(), ComputeRequest):
-            batches.put(prepare(engines, message))
+        while isinstance(message := pipe.recv(), ComputeRequest | CheckWeights):
+            if isinstance(message, ComputeRequest):
+                batches.put(prepare(engines, message))
+            else:
+                watch.check_soon()
         assert isinstance(message, Stop), "after loading there are batches, then the stop"
         batches.put(None)
     except (EOFError, OSError):
@@ -141,8 +198,15 @@ class Prepared:
     started: float
 
 
-def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: SimpleQueue[Prepared | None]) -> None:
-    """Computes until Stop; measures and runs the canary between batches and while there are none.
+def work(
+    engines: Mapping[str, Runner],
+    canary: Canary,
+    watch: WeightsWatch,
+    pipe: Sender,
+    batches: SimpleQueue[Prepared | None],
+) -> None:
+    """Computes until Stop, or until weights are damaged; measures and runs the canary between batches and while there
+    are none.
 
     Raises DeviceFailure in place of an answer when a batch broke the device: that batch is computed elsewhere.
     """
@@ -162,6 +226,8 @@ def work(engines: Mapping[str, Runner], canary: Canary, pipe: Sender, batches: S
         result = compute(engines, prepared, probe, free_since)
         if probe.has_failed:
             check_canary(canary, engines, pipe)
+        if watch.damaged is not None:
+            return
         pipe.send(result)
 
 

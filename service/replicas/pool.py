@@ -23,7 +23,7 @@ class Pool:
     """One worker process per entry of `devices`, each with an engine per checkpoint.
 
     `load` and `set_up_logs` are called in the worker processes: they must be module functions, or partials of such.
-    `on_wrong_answer` is called when a canary shows that a device computes wrong numbers.
+    `on_wrong_answer` is called when a canary shows that a device computes wrong numbers, or weights were damaged.
     """
 
     def __init__(
@@ -41,18 +41,20 @@ class Pool:
         on_wrong_answer: Callable[[], None] = lambda: None,
     ) -> None:
         self._policy = policy
-        reference_answers, oom_kills = ReferenceAnswers(), OomKills()
+        self._on_wrong_answer = on_wrong_answer
+        self._reference_answers, oom_kills = ReferenceAnswers(), OomKills()
         self._replicas = [
             Replica(
                 name,
                 Spec(tuple(checkpoints), device, precision, load, set_up_logs, policy.canary_interval_s),
                 policy,
                 metrics,
-                reference_answers=reference_answers,
+                reference_answers=self._reference_answers,
                 oom_kills=oom_kills,
                 on_progress=on_progress,
                 on_profile=on_profile,
                 on_wrong_answer=on_wrong_answer,
+                on_damage=self._on_damage,
             )
             for name, device in zip(replica_names(devices), devices, strict=True)
         ]
@@ -76,6 +78,14 @@ class Pool:
         except BaseException:  # a start that fails or is cancelled must leave no process behind
             await self.stop()
             raise
+
+    def _on_damage(self, finder: str) -> None:
+        """A replica has found the cached weights damaged: earlier answers may be wrong, and so may other replicas."""
+        self._reference_answers.forget()
+        self._on_wrong_answer()
+        for replica in self._replicas:
+            if replica.name != finder:
+                replica.check_weights()
 
     def is_ready(self) -> bool:
         """Whether at least one replica is ready."""

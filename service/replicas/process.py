@@ -26,8 +26,10 @@ from service.metric_labels import LossReason
 from service.replicas.protocol import (
     Broken,
     Checked,
+    CheckWeights,
     ComputeRequest,
     ComputeResponse,
+    Damaged,
     Frames,
     Loading,
     Profile,
@@ -42,7 +44,7 @@ from service.replicas.protocol import (
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-OnMessage = Callable[[Loading | Profile | Checked], None]
+OnMessage = Callable[[Loading | Profile | Checked | Damaged], None]
 BatchTimeout = Callable[[float | None], float]
 """From the predicted seconds of a batch (None: not measured) to the seconds that it may take."""
 
@@ -252,6 +254,10 @@ class WorkerProcess(asyncio.Protocol):
         await self._has_exited.wait()
         return int(self._popen.returncode)
 
+    def check_weights(self) -> None:
+        """Has the process check the cached weights that it uses."""
+        self._send(CheckWeights())
+
     def kill(self) -> None:
         self._popen.kill()
 
@@ -295,6 +301,9 @@ class WorkerProcess(asyncio.Protocol):
                 self._on_message(message)
             case Checked():
                 self.loss = "wrong" if message.wrong else self.loss
+                self._on_message(message)
+            case Damaged():
+                self.loss = "wrong"
                 self._on_message(message)
             case Ready():
                 _settle(self._ready, message)

@@ -36,6 +36,8 @@ class Spec:
     load: Load
     set_up_logs: Callable[[], None]
     canary_interval_s: float = 60.0
+    are_weights_suspect: bool = False
+    """Whether cached weights must be checked completely before they are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class ComputeRequest:
 
     number: int
     encodings: Sequence[Encoding]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckWeights:
+    """To the worker process: check the cached weights in use, as another one has found them damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +69,16 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """To the parent, once: ready for batches. `precisions` are by model name, `answers` those of the canary."""
+    """To the parent, once: ready for batches. `precisions` are by model name, `answers` those of the canary.
+
+    `has_found_damage` says that the cached weights were damaged; they were replaced.
+    """
 
     precisions: dict[str, str]
     memory_bytes: int
     answers: Answers
     device_memory: Memory
+    has_found_damage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,13 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class Damaged:
+    """To the parent: cached weights in use are damaged, and the process exits."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """To the parent, instead of Ready: the models could not be loaded, and the process exits."""
 
@@ -104,8 +122,8 @@ class ComputeResponse:
     fitting_tokens: int | None = None
 
 
-ToChild = Spec | ComputeRequest | Stop
-ToParent = Loading | Ready | Profile | Checked | Broken | ComputeResponse
+ToChild = Spec | ComputeRequest | CheckWeights | Stop
+ToParent = Loading | Ready | Profile | Checked | Damaged | Broken | ComputeResponse
 
 
 _HEAD = struct.Struct("<Q")

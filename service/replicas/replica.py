@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from service.metric_labels import LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import ReferenceAnswers, WrongAnswer
 from service.replicas.process import WorkerProcess
-from service.replicas.protocol import Checked, Loading, Profile, Ready, Spec
+from service.replicas.protocol import Checked, Damaged, Loading, Profile, Ready, Spec
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,12 @@ NUM_FEEDERS = 2
 
 STEADY_S = 60.0
 """A worker process that has served for so long did not fail because of how it was started."""
+
+SUSPECT_LOSSES: tuple[LossReason, ...] = ("wrong", "crash", "exit", "start")
+"""Losses that damaged weights may have caused: the next process checks all of them before it uses them."""
+
+SLOW_STARTS: tuple[LossReason, ...] = ("wrong", "crash")
+"""After such a loss weights may have to be converted again, so the next start may take as long as the first."""
 
 Feed = Callable[[BatchRunner], Coroutine[Any, Any, None]]
 """Takes batches for a replica until the replica is lost or there are no more."""
@@ -99,6 +105,7 @@ class Replica:
         on_progress: OnProgress,
         on_profile: OnProfile,
         on_wrong_answer: Callable[[], None],
+        on_damage: Callable[[str], None],
     ) -> None:
         self.name = name
         self.state: ReplicaState = "stopped"
@@ -116,11 +123,18 @@ class Replica:
         self._on_progress = on_progress
         self._on_profile = on_profile
         self._on_wrong_answer = on_wrong_answer
+        self._on_damage = on_damage
+        self._process: WorkerProcess | None = None
 
     @property
     def is_steady(self) -> bool:
         """Whether its process has served for so long that its start was not at fault."""
         return self._served_since is not None and self._policy.clock() - self._served_since >= STEADY_S
+
+    def check_weights(self) -> None:
+        """Has the process check the cached weights that it uses; it exits if they are damaged."""
+        if self._process and self.state == "ready":
+            self._process.check_weights()
 
     async def keep(self, feed: Feed, started: asyncio.Future[None]) -> None:
         """Runs one process after another until cancelled. `started` gets the first one's success or StartupError."""
@@ -149,9 +163,9 @@ class Replica:
 
     async def _run_process(self, feed: Feed, started: asyncio.Future[None]) -> None:
         """Runs one process until it is lost. Raises StartupError if the first one cannot start."""
-        process = WorkerProcess(
+        self._process = process = WorkerProcess(
             self.name,
-            self._spec,
+            replace(self._spec, are_weights_suspect=self.last_loss in SUSPECT_LOSSES),
             threads=self._policy.threads,
             batch_timeout_s=self._policy.batch_timeout_s,
             on_message=self._on_message,
@@ -176,8 +190,11 @@ class Replica:
 
     async def _wait_until_ready(self, process: WorkerProcess) -> Ready:
         since = self._policy.clock()
-        ready = await process.ready(self._policy.load_timeout_s(self._longest_start_s))
+        longest_s = None if self.last_loss in SLOW_STARTS else self._longest_start_s
+        ready = await process.ready(self._policy.load_timeout_s(longest_s))
         self._longest_start_s = max(self._policy.clock() - since, self._longest_start_s or 0.0)
+        if ready.has_found_damage:
+            self._on_damage(self.name)
         self._reference_answers.compare(self.name, ready.precisions, ready.answers)
         return ready
 
@@ -201,7 +218,7 @@ class Replica:
 
     # messages of the process
 
-    def _on_message(self, message: Loading | Profile | Checked) -> None:
+    def _on_message(self, message: Loading | Profile | Checked | Damaged) -> None:
         match message:
             case Loading():
                 if self.state == "starting":
@@ -214,6 +231,8 @@ class Replica:
                     self._on_wrong_answer()
                 self._metrics.canary_ran(self.name, "wrong" if wrong else "ok")
                 self._metrics.device_memory(self.name, memory)
+            case Damaged():
+                self._on_damage(self.name)
 
     def _on_ready(self, ready: Ready) -> None:
         self.precisions = ready.precisions

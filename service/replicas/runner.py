@@ -33,6 +33,22 @@ class Runner(Protocol):
         """Rows whose outputs are the same each time."""
         ...
 
+    @property
+    def has_found_damage(self) -> bool:
+        """Whether cached weights were found damaged, now or while they were loaded."""
+        ...
+
+    def replace_damaged_weights(self) -> bool:
+        """Checks cached weights completely, and loads them again where they are damaged. No batch may run."""
+        ...
+
+    def require_sound_weights(self, share: float = 1.0) -> None:
+        """Raises DamagedFile when cached weights in use have changed. Any thread may call it.
+
+        `share` is that of the time in which it works.
+        """
+        ...
+
     def device_memory(self) -> Memory | None:
         """None where it is the memory of the process."""
         ...

@@ -6,6 +6,7 @@ the server's process names `load_null` or `load_faulty`, its worker processes ca
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ import numpy as np
 
 from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Encoding, Memory, Output, Step, TokenScores
-from service.replicas.runner import Progress, Runner
+from service.replicas.runner import Progress, Runner, load_engine
 
 Order = Literal["raise", "nan", "exit", "abort", "eat", "nan for good", "wrong for good", "little room"]
 ONCE: tuple[Order, ...] = ("raise", "nan", "exit", "abort", "eat")
@@ -61,6 +62,34 @@ def load_faulty(checkpoint: Checkpoint, *, device: str, precision: str, progress
     return engine
 
 
+def load_watched(
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    precision: str,
+    progress: Progress,
+    weight_cache: Path,
+    is_large: bool = False,
+) -> Runner:
+    """The real engine. It leaves a file of the name of its process next to the cache after each check of its weights.
+
+    A small file is checked before it is used; `is_large` treats every file as a large one.
+    """
+    from service.engine import weight_cache as module  # torch stays out of the parent
+
+    if is_large:
+        module.CHECKED_FIRST_BYTES = 0
+    engine = load_engine(checkpoint, device=device, precision=precision, progress=progress, weight_cache=weight_cache)
+    check = engine.require_sound_weights
+
+    def check_and_tell(share: float = 1.0) -> None:
+        check(share)
+        (weight_cache.parent / f"checked-{os.getpid()}").touch()
+
+    engine.require_sound_weights = check_and_tell  # type: ignore[method-assign]
+    return engine
+
+
 class NullEngine:
     """Computes nothing: every row's scores are zeros, as zero-shot classification reads them."""
 
@@ -75,6 +104,14 @@ class NullEngine:
     def canary(self) -> list[Encoding]:
         nothing = np.zeros(1, dtype=np.int32)
         return [Encoding("", nothing, nothing, nothing, TokenScores((0,), (0,)))]
+
+    has_found_damage = False
+
+    def replace_damaged_weights(self) -> bool:
+        return False
+
+    def require_sound_weights(self, share: float = 1.0) -> None:
+        """No-op."""
 
     def device_memory(self) -> Memory | None:
         return None

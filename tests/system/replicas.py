@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from service.batching.batcher import Batcher
 from service.batching.jobs import RequestResult
 from service.batching.latency_model import LatencyModels
+from service.checkpoints.checkpoint import Checkpoint
 from service.metric_labels import LOSS_REASONS, LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.pool import Pool
@@ -82,7 +83,10 @@ def compose(
     predict: Callable[[str, int, int], float] | None = None,
     max_batch_tokens: int = 0,
     max_queue_tokens: int = 10_000,
+    model: Checkpoint | None = None,
+    on_wrong_answer: Callable[[], None] = lambda: None,
 ) -> Service:
+    """`model` is for a `load` that needs a real checkpoint; its name is `m`."""
     os.mkfifo(path / "gate")
     metrics = RecordingMetrics()
     latency_models = LatencyModels(metrics=metrics, max_batch_tokens=max_batch_tokens)
@@ -90,13 +94,14 @@ def compose(
         latency_models.predict = predict  # type: ignore[method-assign]
     batcher = Batcher(latency_models=latency_models, max_queue_tokens=max_queue_tokens, metrics=metrics)
     pool = Pool(
-        [checkpoint(path)],
+        [model or checkpoint(path)],
         devices,
         metrics=metrics,
         policy=policy or without_back_off(),
         load=load,
         on_progress=on_progress,
         on_profile=latency_models.calibrate,
+        on_wrong_answer=on_wrong_answer,
     )
     metrics.declare(models=["m"], replicas=pool.names, tasks=["classify"])
     return Service(batcher, pool, metrics)

@@ -78,3 +78,5 @@ def test_a_replica_must_match_the_first_one_of_its_precision() -> None:
     known.compare("cpu", {"m": "float32"}, {"m": array(1)})
     with pytest.raises(WrongAnswer, match="cuda:1: m in bfloat16 answers differently than on cuda:0"):
         known.compare("cuda:1", {"m": "bfloat16"}, {"m": array(1)})
+    known.forget()
+    known.compare("cuda:1", {"m": "bfloat16"}, {"m": array(1)})

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event, Thread
 
 import pytest
 
+from service.checkpoints.checked_file import DamagedFile
 from service.domain import Encoding, Output, Step
 from service.errors import DeviceFailure, OutOfMemory
 from service.replicas.canary import Canary
-from service.replicas.child import Prepared, advance, compute, load, measure_profiles, prepare, work
+from service.replicas.child import Prepared, WeightsWatch, advance, compute, load, measure_profiles, prepare, work
 from service.replicas.isolation import MemoryProbe
 from service.replicas.pool import keep_default_logs, replica_names
 from service.replicas.protocol import Checked, ComputeRequest, ComputeResponse, Loading, Profile, Spec, ToParent
@@ -80,7 +83,7 @@ def work_through(*batches: list[int], interval_s: float = 0.0, clock: FakeClock 
         queue.put(prepare(engines, ComputeRequest(number, [row(each) for each in ids])))
     queue.put(None)
     try:
-        work(engines, canary, pipe, queue)
+        work(engines, canary, WeightsWatch(engines, lambda: None), pipe, queue)
     except DeviceFailure:
         pipe.has_exited = True
     return pipe
@@ -141,10 +144,85 @@ def test_no_answer_is_sent_after_a_device_failure() -> None:
     queue: SimpleQueue[Prepared | None] = SimpleQueue()
     queue.put(prepare(engines, ComputeRequest(0, [row(2), row(3)])))
     with pytest.raises(DeviceFailure):
-        work(engines, Canary(engines, 0.0), pipe, queue)
+        work(engines, Canary(engines, 0.0), WeightsWatch(engines, lambda: None), pipe, queue)
     assert pipe.messages == []
     with pytest.raises(DeviceFailure):
         compute(engines, prepare(engines, ComputeRequest(0, [row(2), row(3)])), MemoryProbe(), free_since=0.0)
+
+
+class FakeEngineWithCache(FakeEngine):
+    """Its weights come from a file; `is_damaged` says what has become of it."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+        self.is_damaged = False
+        self.num_checks = 0
+        self.was_checked_before_use = False
+
+    def require_sound_weights(self, share: float = 1.0) -> None:
+        self.num_checks += 1
+        if self.is_damaged:
+            raise DamagedFile("its content is another")
+
+    def replace_damaged_weights(self) -> bool:
+        self.was_checked_before_use = True
+        return False
+
+
+def test_damaged_weights_end_the_work_before_another_answer() -> None:
+    engine, pipe = FakeEngineWithCache(), RecordedPipe()
+    engines = {"sound": FakeEngine(Path()), "m": engine}
+    queue: SimpleQueue[Prepared | None] = SimpleQueue()
+    watch = WeightsWatch(engines, lambda: queue.put(None))
+    assert watch.check()
+    queue.put(prepare(engines, ComputeRequest(0, [row(1)])))
+    engine.is_damaged = True
+    watch.run()
+    work(engines, Canary(engines, 0.0), watch, pipe, queue)
+    assert watch.damaged == "m"
+    assert pipe.results() == []
+
+
+def test_damaged_weights_end_a_wait_for_batches() -> None:
+    engine, pipe = FakeEngineWithCache(), RecordedPipe()
+    engines = {"m": engine}
+    queue: SimpleQueue[Prepared | None] = SimpleQueue()
+    watch = WeightsWatch(engines, lambda: queue.put(None))
+    working = Thread(target=work, args=(engines, Canary(engines, 0.0), watch, pipe, queue))
+    working.start()
+    engine.is_damaged = True
+    watch.run()
+    working.join(60)
+    assert not working.is_alive()
+
+
+def test_weights_are_checked_at_once_and_whenever_the_parent_wants_it() -> None:
+    engine, ended = FakeEngineWithCache(), Event()
+    watch = WeightsWatch({"m": engine}, ended.set)
+    Thread(target=watch.run, daemon=True).start()
+    while engine.num_checks == 0:
+        ended.wait(0.01)
+    engine.is_damaged = True
+    watch.check_soon()
+    assert ended.wait(60)
+
+
+def test_a_check_that_fails_for_lack_of_memory_is_no_damage(caplog: pytest.LogCaptureFixture) -> None:
+    class Unreadable(FakeEngine):
+        def require_sound_weights(self, share: float = 1.0) -> None:
+            raise OSError(errno.ENOMEM, "no memory")
+
+    assert WeightsWatch({"m": Unreadable(Path())}, lambda: None).check()
+    assert [record.message for record in caplog.records] == ["weights could not be checked"]
+
+
+@pytest.mark.parametrize("are_suspect", [True, False])
+def test_suspect_weights_are_checked_before_they_are_used(tmp_path: Path, are_suspect: bool) -> None:
+    engine = FakeEngineWithCache()
+    models = (checkpoint(tmp_path, "a"),)
+    spec = Spec(models, "cpu", "auto", lambda *a, **k: engine, keep_default_logs, are_weights_suspect=are_suspect)
+    load(spec, lambda message: None)
+    assert engine.was_checked_before_use == are_suspect
 
 
 class FailingProfile(FakeEngine):
