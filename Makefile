@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # The interpreter that creates $(VENV): the first of these that is 3.11 or newer.
 PYTHON ?= $(shell for candidate in python3.11 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
+# Where torch comes from: unset, the index of pip's configuration. https://download.pytorch.org/whl/cpu has the CPU build.
+TORCH_INDEX ?=
 # Passed to the command that a target runs: make serve ARGS="--port 9000"
 ARGS ?=
 # Covered by `make audit` and `make sbom`: the service with tracing and training, without the plots of bench.
@@ -22,7 +24,7 @@ VARIANT ?= cpu
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test test-all lint format unit mini bench bench-peers image image-run check-deploy dashboards check-monitoring audit sbom clean
+.PHONY: help serve test test-all lint format unit mini bench bench-peers image image-run check-deploy dashboards check-monitoring audit sbom lock clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -90,34 +92,46 @@ sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of
 	cat $(SHIPPED) | .audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application \
 		--output-reproducible --output-file dist/sbom.cdx.json -
 
-clean: ## remove caches and build output; keeps the environments (.venv .deploy .audit .peers)
+lock: .uv/stamp ## write requirements/lock/ again: run it after every change of a pin
+	$(COMPILE) --no-deps --no-emit-package torch --output-file requirements/lock/serve.txt requirements.txt
+	for name in train tracing bench audit uv; do \
+		$(COMPILE) --no-deps --output-file requirements/lock/$$name.txt requirements/$$name.txt; done
+	sed '/^-r /d' requirements/dev.txt | $(COMPILE) --no-deps --output-file requirements/lock/dev.txt -
+	$(COMPILE) --output-file requirements/lock/deploy.txt requirements/deploy.txt
+	grep '^torch==' requirements.txt | $(COMPILE) --constraints requirements.txt --output-file requirements/lock/torch.txt -
+
+clean: ## remove caches and build output; keeps the environments (.venv .deploy .audit .peers .uv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find service tests benchmarks monitoring -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# pip runs again only when a requirements file is newer than its stamp.
-# torch is installed first and by its exact version, so that a build chosen by pip's configuration is kept.
-$(VENV)/serve.stamp: requirements.txt | $(BIN)/pip
-	$(BIN)/python -m pip install --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+# The hashes of all files of a version, for every platform. `--no-deps` where the input lists all dependencies itself.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' .uv/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 \
+	--generate-hashes --no-annotate
+
+# Nothing is installed that no lock file lists, and nothing is built: the build tools of a source package have no hashes.
+INSTALL = python -m pip install --disable-pip-version-check
+BY_HASH := --require-hashes --no-deps --only-binary :all:
+
+# pip runs again only when a lock file is newer than its stamp.
+# torch comes last, from one index, so that only torch and the CUDA libraries of its build are not in the lock file.
+$(VENV)/serve.stamp: requirements/lock/serve.txt requirements.txt | $(BIN)/pip
+	$(BIN)/$(INSTALL) $(BY_HASH) -r $<
+	$(BIN)/$(INSTALL) --only-binary :all: $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)"
 	touch $@
 
-$(VENV)/train.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: requirements/%.txt $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+$(VENV)/train.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: requirements/lock/%.txt $(VENV)/serve.stamp
+	$(BIN)/$(INSTALL) $(BY_HASH) -r $<
 	touch $@
 
-$(VENV)/dev.stamp: $(addprefix requirements/,dev.txt train.txt tracing.txt bench.txt) $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+DEV_LOCKS := $(patsubst %,requirements/lock/%.txt,train tracing bench dev)
+$(VENV)/dev.stamp: $(DEV_LOCKS) $(VENV)/serve.stamp
+	$(BIN)/$(INSTALL) $(BY_HASH) $(addprefix -r ,$(DEV_LOCKS))
 	touch $@
 
-# In its own environment: checkov needs other versions of packages that the service and the tests use.
-.deploy/stamp: requirements/deploy.txt
-	$(PYTHON) -m venv .deploy
-	.deploy/bin/python -m pip install --disable-pip-version-check -r $<
-	touch $@
-
-.audit/stamp: requirements/audit.txt
-	$(PYTHON) -m venv .audit
-	.audit/bin/python -m pip install --disable-pip-version-check -r $<
+# Each in its own environment: checkov needs other versions of packages that the service and the tests use.
+.deploy/stamp .audit/stamp .uv/stamp: .%/stamp: requirements/lock/%.txt
+	$(PYTHON) -m venv .$*
+	.$*/bin/$(INSTALL) $(BY_HASH) -r $<
 	touch $@
 
 $(BIN)/pip:

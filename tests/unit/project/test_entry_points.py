@@ -30,25 +30,41 @@ def test_help_lists_every_target() -> None:
     assert set(TARGETS) == set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
 
 
+def installs(output: str) -> list[str]:
+    """Every installation by pip, without the path of the interpreter."""
+    return re.findall(r"pip install (.*)", output)
+
+
 @pytest.mark.parametrize("target", ["serve", "test", "lint", "mini", "bench", "bench-peers"])
-def test_a_target_in_a_new_environment_installs_torch_first(target: str) -> None:
-    lines = [line for line in dry_run(target, "DATA=d").splitlines() if "pip install" in line]
-    assert "'^torch=='" in lines[0]
-    assert "-r requirements.txt" in lines[1]
+def test_from_nothing_a_target_installs_what_serves_by_hash_and_then_torch(target: str) -> None:
+    first, second, *_ = installs(dry_run(target, "DATA=d"))
+    assert first.endswith("-r requirements/lock/serve.txt")
+    assert "'^torch=='" in second
+
+
+@pytest.mark.parametrize("target", ["serve", "test", "mini", "bench", "check-deploy", "audit", "sbom", "lock"])
+def test_all_but_torch_is_installed_by_hash_and_nothing_is_built(target: str) -> None:
+    commands = installs(dry_run("--always-make", target, "DATA=d"))
+    assert commands
+    for command in commands:
+        assert "--only-binary :all:" in command
+        assert "--require-hashes --no-deps" in command or "'^torch=='" in command
+
+
+def test_torch_comes_from_one_index() -> None:
+    index = "https://download.pytorch.org/whl/cpu"
+    (command,) = [command for command in installs(dry_run("serve", f"TORCH_INDEX={index}")) if "torch==" in command]
+    assert f"--index-url {index} " in command
+    assert "extra-index" not in MAKEFILE
 
 
 @pytest.mark.parametrize(
     ("target", "installed"),
-    [
-        ("serve", []),
-        ("mini", ["requirements/train.txt"]),
-        ("bench", ["requirements/bench.txt"]),
-        ("test", ["requirements/dev.txt"]),
-    ],
+    [("serve", []), ("mini", ["train"]), ("bench", ["bench"]), ("test", ["train", "tracing", "bench", "dev"])],
 )
-def test_a_target_installs_only_its_own_requirements(target: str, installed: list[str]) -> None:
-    files = re.findall(r"pip install .*-r (\S+)", dry_run(target, "DATA=d"))
-    assert files == ["requirements.txt", *installed]
+def test_a_target_installs_no_more_than_it_needs(target: str, installed: list[str]) -> None:
+    files = [file for command in installs(dry_run(target, "DATA=d")) for file in re.findall(r"-r (\S+)", command)]
+    assert files == [f"requirements/lock/{name}.txt" for name in ["serve", *installed]]
 
 
 def test_make_test_lints_and_runs_the_tests() -> None:

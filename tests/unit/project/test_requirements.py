@@ -14,12 +14,15 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
-OURS = {"service", "tests", "benchmarks", "monitoring"}
+OURS = {"service", "tests", "benchmarks", "monitoring", "scripts"}
 PEERS = ROOT / "benchmarks" / "peers" / "servers"
 """The compared servers run in their own environments with their own requirements."""
 TRAINING = [ROOT / "service" / "tools" / "training", ROOT / "service" / "commands" / "finetune.py"]
-UNPINNED = re.compile(r"nvidia-|cuda-|triton|setuptools")
-"""The dependencies of torch differ between builds (CPU, CUDA versions); setuptools comes with the environment."""
+UNPINNED = re.compile(r"nvidia-|cuda-|triton")
+"""The dependencies of torch differ between builds (CPU, CUDA versions)."""
+LOCKS = ROOT / "requirements" / "lock"
+LISTS = {path.stem: path for path in (ROOT / "requirements").glob("*.txt")} | {"serve": ROOT / "requirements.txt"}
+"""The lists of pins, by the names of their lock files."""
 
 
 def canonical(name: str) -> str:
@@ -29,6 +32,17 @@ def canonical(name: str) -> str:
 def pins(file: str) -> dict[str, str]:
     lines = (line.strip() for line in (ROOT / file).read_text().splitlines())
     return {canonical(name): pin for name, _, pin in (line.partition("==") for line in lines if line[:1] not in "#-")}
+
+
+def locked(name: str) -> dict[str, list[tuple[str, set[str]]]]:
+    """(version, hashes) of each package of a lock file; several where the version depends on Python's."""
+    found: dict[str, list[tuple[str, set[str]]]] = {}
+    text = (LOCKS / f"{name}.txt").read_text().replace("\\\n", " ")
+    for line in filter(re.compile(r"[^#\s]").match, text.splitlines()):
+        requirement, *hashes = line.split(" --hash=")
+        package, _, version = requirement.partition(";")[0].partition("==")
+        found.setdefault(canonical(package), []).append((version.strip(), {one.strip() for one in hashes}))
+    return found
 
 
 def imported(*paths: Path) -> dict[str, Path]:
@@ -80,7 +94,7 @@ WITHOUT_TRAINING = [path for path in sources("service") if not is_training(path)
     [
         (WITHOUT_TRAINING, SERVING | EXTRAS["tracing"] | EXTRAS["bench"]),
         (sources("service"), SERVING | EXTRAS["train"] | EXTRAS["tracing"] | EXTRAS["bench"]),
-        (sources("benchmarks", "monitoring", "tests"), ALL),
+        (sources("benchmarks", "monitoring", "scripts", "tests"), ALL),
     ],
     ids=["service without training", "service", "everything else"],
 )
@@ -128,7 +142,45 @@ def test_every_pin_is_exact_and_installed() -> None:
         )
 
 
-def test_torch_is_first_and_no_extra_repeats_a_serving_pin() -> None:
+def test_every_list_has_its_lock_file() -> None:
+    assert {path.stem for path in LOCKS.iterdir()} == {*LISTS, "torch"}
+
+
+@pytest.mark.parametrize("name", sorted({*LISTS, "torch"}))
+def test_every_locked_package_is_exact_and_has_a_hash(name: str) -> None:
+    releases = [release for found in locked(name).values() for release in found]
+    assert releases
+    for version, hashes in releases:
+        assert re.fullmatch(r"[\w.!]+", version)
+        assert hashes
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes)
+
+
+@pytest.mark.parametrize("name", sorted(LISTS))
+def test_lock_files_and_lists_agree(name: str) -> None:
+    pinned = pins(str(LISTS[name].relative_to(ROOT)))
+    pinned.pop("torch", None)
+    found = {package: {version for version, _ in releases} for package, releases in locked(name).items()}
+    if name == "deploy":  # it lists its four tools, the lock file what they bring, too
+        found = {package: found[package] for package in pinned}
+    assert found == {package: {version} for package, version in pinned.items()}, "run make lock"
+
+
+def test_the_lock_file_of_torch_agrees_with_serving() -> None:
+    found = locked("torch")
+    assert [version for version, _ in found["torch"]] == [SERVING["torch"]]
+    more = found.keys() - SERVING.keys()
+    assert [name for name in more if not UNPINNED.match(name)] == []
+    served = locked("serve")
+    assert all(found[name] == served[name] for name in found.keys() & served.keys())
+
+
+def test_the_lock_files_name_no_index() -> None:
+    for path in LOCKS.iterdir():
+        assert not re.search(r"^\s*--(?!hash=)|://", path.read_text(), re.MULTILINE), path.name
+
+
+def test_torch_comes_first_and_no_extra_repeats_what_serving_has() -> None:
     assert next(iter(SERVING)) == "torch"
     for extra in (*EXTRAS.values(), pins("requirements/dev.txt")):
         assert not set(SERVING) & set(extra)
