@@ -1,6 +1,7 @@
 # Container image of the service. CPU by default; for NVIDIA GPUs: --build-arg VARIANT=cuda.
 # Layers are ordered from the least to the most frequently changed: after a change of code only the last one is rebuilt.
 
+# `make pin-images` writes its digest.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 ARG VARIANT=cpu
 
@@ -16,7 +17,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 # Every package is a wheel, so nothing is compiled here and this stage becomes the final image without a copy.
-# By default pip installs torch with CUDA; TORCH_INDEX has the build without it.
+# Packages are installed by hash, in the CUDA variant torch too. torch without CUDA comes from TORCH_INDEX alone, by its
+# version: what it needs is there already, so that index provides nothing else.
 # The same layer deletes files that serving never opens: the packages' tests and torch's test programs, and in the CPU
 # variant torch's C++ headers, which are useless without a compiler. torch fails to start without torch_shm_manager.
 # hadolint ignore=DL3006
@@ -24,20 +26,24 @@ FROM base-${VARIANT} AS packages
 ARG VARIANT
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m venv --without-pip /opt/venv
-COPY requirements.txt requirements/tracing.txt /opt/requirements/
+WORKDIR /opt/requirements
+COPY requirements.txt requirements/lock/serve.txt requirements/lock/tracing.txt requirements/lock/torch.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    if [ "${VARIANT}" = cpu ]; then export PIP_EXTRA_INDEX_URL="${TORCH_INDEX}"; fi \
- && python -m pip --python /opt/venv/bin/python install \
-        -r /opt/requirements/requirements.txt -r /opt/requirements/tracing.txt \
+    add() { python -m pip --python /opt/venv/bin/python install --no-deps --only-binary :all: "$@"; } \
+ && add --require-hashes -r serve.txt -r tracing.txt \
+ && if [ "${VARIANT}" = cpu ]; \
+    then add --index-url "${TORCH_INDEX}" "$(grep '^torch==' requirements.txt)"; \
+    else add --require-hashes -r torch.txt; fi \
  && find /opt/venv/lib -type d '(' -name tests -o -path '*/torch/test' ')' -prune -exec rm -rf {} + \
  && find /opt/venv/lib -path '*/torch/bin/*' '!' -name torch_shm_manager -delete \
  && if [ "${VARIANT}" = cpu ]; then find /opt/venv/lib -type d -path '*/torch/include' -prune -exec rm -rf {} +; fi
 
 # CycloneDX bill of materials of the installed packages. `--target sbom` builds this stage alone.
 FROM packages AS sbom
+COPY requirements/lock/audit.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/sbom \
- && /opt/sbom/bin/python -m pip install cyclonedx-bom==7.5.0 \
+ && /opt/sbom/bin/python -m pip install --require-hashes --no-deps --only-binary :all: -r audit.txt \
  && /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-file /opt/sbom.json /opt/venv/bin/python
 
 # The root file system is read-only at run time, so the bytecode is written here.

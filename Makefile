@@ -24,7 +24,7 @@ VARIANT ?= cpu
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test test-all lint format unit mini bench bench-peers image image-run check-deploy dashboards check-monitoring audit sbom lock clean
+.PHONY: help serve test test-all lint format unit mini bench bench-peers image image-run pin-images check-deploy dashboards check-monitoring audit sbom lock clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -71,6 +71,9 @@ image: ## build the container image: make image VARIANT=cuda
 image-run: ## run the image, hardened, on http://127.0.0.1:8000: make image-run ARGS="--model NAME=SOURCE"
 	$(ENGINE) run --rm --publish 127.0.0.1:8000:8000 --volume erlangshen-cache:/cache --read-only --tmpfs /tmp \
 		--cap-drop ALL --security-opt no-new-privileges $(if $(filter cuda,$(VARIANT)),--gpus all) $(IMAGE) $(ARGS)
+
+pin-images: ## write digests into all image references (needs skopeo); ARGS=--check lists those without
+	$(PYTHON) scripts/pin_images.py $(ARGS)
 
 check-deploy: $(VENV)/dev.stamp .deploy/stamp ## check the Dockerfile, Compose and Kubernetes files; with IMAGE=..., a built image too
 	PATH="$(CURDIR)/.deploy/bin:$$PATH" $(if $(filter command,$(origin IMAGE)),ENGINE=$(ENGINE) ERLANGSHEN_IMAGE=$(IMAGE)) \

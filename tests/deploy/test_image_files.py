@@ -72,14 +72,29 @@ def test_the_build_context_equals_the_copied_files() -> None:
     assert [name for name in sent if not (ROOT / name).exists()] == []
 
 
-def test_every_image_tag_has_the_version_of_the_service() -> None:
-    tags = [file["services"]["erlangshen"]["image"] for file in (COMPOSE, GPU)]
+def test_packages_are_installed_by_hash_and_torch_for_cpus_from_one_index() -> None:
+    pip = re.compile(r"(?:pip install|\badd) (--.*?)(?:;|&&|$)")
+    commands = [command for line in instructions("RUN") for command in pip.findall(line)]
+    assert len(commands) >= 4
+    for command in commands:
+        assert "--require-hashes" in command or command.startswith('--index-url "${TORCH_INDEX}"'), command
+    assert "EXTRA_INDEX" not in DOCKERFILE
+    assert "extra-index" not in DOCKERFILE
+
+
+def test_compose_runs_an_image_that_is_named_instead_of_a_build() -> None:
+    names = [file["services"]["erlangshen"]["image"] for file in (COMPOSE, GPU)]
+    assert names == [f"${{ERLANGSHEN_IMAGE:-{IMAGE}}}", f"${{ERLANGSHEN_IMAGE:-{IMAGE}-cuda}}"]
+
+
+def test_one_version_everywhere() -> None:
+    tags = []
     tags += [
         f"{image['name']}:{image['newTag']}"
         for file in sorted(K8S.glob("overlays/*/kustomization.yaml"))
         for image in yaml.safe_load(file.read_text()).get("images", [])
     ]
-    assert len(tags) >= 4
+    assert tags
     assert set(tags) == {IMAGE, f"{IMAGE}-cuda"}
 
 
