@@ -28,7 +28,7 @@ SKOPEO = ["skopeo", "inspect", "--raw", "--retry-times", "3"]
 
 
 class PinError(Exception):
-    """A tag without a digest: the message names it and says why."""
+    """A reference that gets no digest: the message says why."""
 
 
 def files(paths: list[Path]) -> list[Path]:
@@ -36,14 +36,16 @@ def files(paths: list[Path]) -> list[Path]:
     return [file for path in paths for file in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])]
 
 
-def references(text: str) -> dict[str, str | None]:
-    """NAME:TAG of each reference of a file, and its digest if it has one."""
-    found = [match for pattern in (INLINE, OVERLAY) for match in pattern.finditer(text)]
-    return {
-        f"{match['name']}:{match['tag']}": match["digest"]
-        for match in found
+def references(text: str) -> list[tuple[str, str | None]]:
+    """(NAME:TAG, digest) of each reference of a file; the digest is None where there is none yet."""
+    if len(OVERLAY.findall(text)) != text.count("newTag:"):
+        raise PinError("newName and newTag are read only from two lines of their own, in this order")
+    return [
+        (f"{match['name']}:{match['tag']}", match["digest"])
+        for pattern in (INLINE, OVERLAY)
+        for match in pattern.finditer(text)
         if not match["name"].startswith(PLACEHOLDER)
-    }
+    ]
 
 
 def pin(text: str, digests: dict[str, str]) -> str:
@@ -76,10 +78,7 @@ def digest_in_registry(tagged: str) -> str:
 
 def check(texts: dict[Path, str]) -> int:
     missing = [
-        f"{path}: {tagged}"
-        for path, text in texts.items()
-        for tagged, digest in references(text).items()
-        if digest is None
+        f"{path}: {tagged}" for path, text in texts.items() for tagged, digest in references(text) if digest is None
     ]
     if missing:
         print("Without a digest (make pin-images writes it):", *missing, sep="\n  ", file=sys.stderr)
@@ -88,11 +87,8 @@ def check(texts: dict[Path, str]) -> int:
 
 def write(texts: dict[Path, str], digest_of: Callable[[str], str]) -> int:
     """Asks for all digests before it writes the first one: a failure leaves every file as it was."""
-    try:
-        digests = {tagged: digest_of(tagged) for text in texts.values() for tagged in references(text)}
-    except PinError as error:
-        print(f"error: {error}; nothing was written", file=sys.stderr)
-        return 1
+    tags = dict.fromkeys(tagged for text in texts.values() for tagged, _ in references(text))
+    digests = {tagged: digest_of(tagged) for tagged in tags}
     for path, text in texts.items():
         if (new := pin(text, digests)) != text:
             path.write_text(new, encoding="utf-8")
@@ -106,7 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", type=Path, default=PATHS, help="files or folders; default: all")
     parsed = parser.parse_args(arguments)
     texts = {path: path.read_text(encoding="utf-8") for path in files(parsed.paths)}
-    return check(texts) if parsed.check else write(texts, digest_in_registry)
+    try:
+        return check(texts) if parsed.check else write(texts, digest_in_registry)
+    except PinError as error:
+        print(f"error: {error}; nothing was written", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
