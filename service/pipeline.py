@@ -14,7 +14,7 @@ from service.domain import DEFAULT_OPTIONS, Encoding, RequestOptions, Timing
 from service.errors import InvalidRequest
 from service.metrics import Metrics
 from service.tasks.registry import route
-from service.tasks.task import Task
+from service.tasks.task import Prediction, Task
 from service.tasks.text_model import TextModel
 from service.tracing import trace
 
@@ -27,6 +27,7 @@ MAX_REPLY_BYTES = 16 * 2**20
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+W = TypeVar("W")
 
 
 class Submit(Protocol):
@@ -116,16 +117,30 @@ class Pipeline:
         return Encoded(chosen, rows, num_tokens, reply_bytes, started, seconds)
 
     async def compute(
-        self, task: Task[Q, R], query: Q, encoded: Encoded, options: RequestOptions = DEFAULT_OPTIONS
-    ) -> Answer[R]:
-        """Computes the rows and decodes them. Raises what batching raises."""
-        result = await self._submit(encoded.rows, options)
-        decode = partial(task.decode, encoded.model, query, encoded.rows, result.outputs)
-        results = await self.threads.run(options, decode) if encoded.is_reply_large else decode()
+        self,
+        task: Task[Q, R],
+        query: Q,
+        encoded: Encoded,
+        write: Callable[[Answer[R]], W],
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> W:
+        """Computes the rows, decodes them, and returns what `write` makes of the answer. Raises what batching raises.
+
+        Large results are decoded and written in one go in a thread: they never wait there, and are freed there.
+        """
+        outcome = await self._submit(encoded.rows, options)
+        finish = partial(self._finish, task, query, encoded, outcome, write)
+        timing, decisions, written = await self.threads.run(options, finish) if encoded.is_reply_large else finish()
+        self._metrics.answered(task.name, encoded.model.name, len(encoded.rows), timing, decisions)
+        return written
+
+    def _finish(
+        self, task: Task[Q, R], query: Q, encoded: Encoded, outcome: RequestResult, write: Callable[[Answer[R]], W]
+    ) -> tuple[Timing, list[Prediction], W]:
+        results = task.decode(encoded.model, query, encoded.rows, outcome.outputs)
         decisions = [] if task.predict is None else [task.predict(query, each) for each in results]
-        timing = Timing(encoded.seconds, result.queue_s, result.compute_s, self._clock() - encoded.started)
-        self._metrics.answered(task.name, encoded.model.name, len(results), timing, decisions)
-        return Answer(encoded.model.name, results, encoded.num_tokens, timing)
+        timing = Timing(encoded.seconds, outcome.queue_s, outcome.compute_s, self._clock() - encoded.started)
+        return timing, decisions, write(Answer(encoded.model.name, results, encoded.num_tokens, timing))
 
     def _check_reply(self, task: Task[Q, R], model: TextModel, query: Q) -> int:
         """An estimate of the reply's size: a request of some kilobytes can ask for gigabytes."""

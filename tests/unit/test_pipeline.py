@@ -99,7 +99,7 @@ async def answer(
     num_bytes: int | None = None,
 ) -> Answer[float]:
     encoded = await pipeline.encode(task, query, model=model, options=options, num_bytes=num_bytes)
-    return await pipeline.compute(task, query, encoded, options)
+    return await pipeline.compute(task, query, encoded, lambda answer: answer, options)
 
 
 async def test_an_answer_has_results_in_order_tokens_and_timing() -> None:
@@ -146,7 +146,7 @@ async def test_encode_counts_rows_and_tokens_before_compute_submits_them(tokeniz
     assert (len(encoded.rows), encoded.num_tokens) == (2, 3)
     assert batcher.calls == []
     with pytest.raises(QueueFull):
-        await pipeline.compute(task(), [[1, 2], [3]], encoded)
+        await pipeline.compute(task(), [[1, 2], [3]], encoded, lambda answer: answer)
 
 
 async def test_the_first_model_that_supports_the_task_is_the_default(tokenizers: FairThreads) -> None:
