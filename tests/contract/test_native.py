@@ -180,3 +180,17 @@ async def test_the_content_type_does_not_matter(service: Service, content_type: 
     headers = {"content-type": content_type} if content_type else {}
     response = await service.client.post("/v1/embed", content=b'{"inputs": "\\u597d"}', headers=headers)
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize(("num_masks", "top_k"), [(1, 1), (1, 60), (400, 2), (100, 60)])
+async def test_a_large_reply_is_the_same_json_as_a_small_one(num_masks: int, top_k: int) -> None:
+    """Above INLINE_REPLY_BYTES it is written in slices, in a thread."""
+    text = "[MASK]" * num_masks
+    async with running() as service:
+        reply = await service.post("/v1/fill-mask", {"inputs": [text, text], "top_k": top_k})
+        assert reply.status_code == 200
+        first, second = reply.json()["results"]
+        assert first == second
+        assert [len(mask) for mask in first["masks"]] == [top_k] * num_masks
+        (single,) = (await service.post("/v1/fill-mask", {"inputs": "[MASK]", "top_k": top_k})).json()["results"]
+        assert first["masks"] == single["masks"] * num_masks
