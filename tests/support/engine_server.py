@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import cProfile
-import pstats
-import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +24,11 @@ from service.settings import Settings
 from tests.support.engines import TASKS, load_faulty, load_null
 
 EVERY_S = 1.0
-PROFILE_LINES = 60
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.support.engine_server", description=(__doc__ or "")[:40])
     parser.add_argument("engine", metavar="ENGINE", help="null or faulty=FOLDER")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="where SIGUSR2 writes the profile")
     add_setting_flags(parser)
     arguments = parser.parse_args()
     kind, _, orders = arguments.engine.partition("=")
@@ -41,14 +36,12 @@ def main() -> None:
     settings = settings_from(arguments)
     logs.configure(settings.log.level, settings.log.format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, load, Path(orders) / TASKS if orders else None, arguments.profile))
+        runner.run(_serve(settings, load, Path(orders) / TASKS if orders else None))
 
 
-async def _serve(settings: Settings, load: Any, tasks: Path | None, profile: Path | None) -> None:
+async def _serve(settings: Settings, load: Any, tasks: Path | None) -> None:
     application = Application(settings, load=load)
     server = make_server(application, settings)
-    if profile is not None:
-        _profile_on_signals(profile)
     with bind(settings.server) as listener:
         application.begin(url_of(listener), on_failure=server.leave)
         counting = asyncio.create_task(_count_tasks(tasks)) if tasks is not None else None
@@ -63,19 +56,6 @@ async def _count_tasks(file: Path) -> None:
     while True:
         await asyncio.to_thread(file.write_text, str(len(asyncio.all_tasks())))
         await asyncio.sleep(EVERY_S)
-
-
-def _profile_on_signals(file: Path) -> None:
-    profiler = cProfile.Profile()
-
-    def write() -> None:
-        profiler.disable()
-        with file.open("w", encoding="utf-8") as stream:
-            pstats.Stats(profiler, stream=stream).strip_dirs().sort_stats("tottime").print_stats(PROFILE_LINES)
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, profiler.enable)
-    loop.add_signal_handler(signal.SIGUSR2, write)
 
 
 if __name__ == "__main__":
