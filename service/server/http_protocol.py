@@ -152,9 +152,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._sending: asyncio.TimerHandle | None = None
 
     @property
-    def is_writing(self) -> bool:
-        """Whether bytes of a response have not left yet."""
-        return bool(self.transport.get_write_buffer_size())
+    def is_busy(self) -> bool:
+        """Whether bytes of a response have not left yet, or the first request of a new connection may be on its way."""
+        is_new = self._running is None and self.loop.time() - self._shared.idle.get(self, 0.0) < MIN_IDLE_S
+        return is_new or bool(self.transport.get_write_buffer_size())
 
     # opening and closing
 

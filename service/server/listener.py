@@ -9,10 +9,12 @@ accepting, their p99 6 % (medians of three pairs of runs).
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +37,18 @@ PAUSE_S = 1.0
 
 MIN_HANDSHAKE_S = 1.0
 """A TLS handshake that has not taken longer is not ended to make room for another one."""
+
+
+SO_ATTACH_FILTER = 26
+"""Of Linux; Python has no name for it."""
+
+
+def _drop_all_packets() -> bytes:
+    """A socket filter (struct sock_fprog) with one instruction: keep no byte of a packet."""
+    return struct.pack("HP", 1, ctypes.addressof(_RETURN_NOTHING))
+
+
+_RETURN_NOTHING = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0), 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +82,46 @@ class Listener:
         self._paused = None
         self._loop.add_reader(self._listener, self._accept)
 
-    def close(self) -> None:
-        """New connections wait in the kernel until the socket is closed."""
+    @property
+    def is_opening(self) -> bool:
+        """Whether a connection is accepted and not open yet; TLS handshakes of more than MIN_HANDSHAKE_S aside."""
+        return any(self._loop.time() - since < MIN_HANDSHAKE_S for since in self._opening.values())
+
+    def stop(self) -> None:
+        """Accepts what waits in the kernel, and closes the socket: later connections are refused, and none is reset."""
+        if self._listener.fileno() < 0:
+            return
+        with suppress(OSError):  # not Linux: a connection that arrives now may be reset
+            self._listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, _drop_all_packets())
         self._loop.remove_reader(self._listener)
         if self._paused:
             self._paused.cancel()
+        while self._accept():
+            pass
+        self._listener.close()
+
+    def close(self) -> None:
+        self.stop()
         for opening in self._opening:
             opening.cancel()
 
     async def wait_closed(self) -> None:
         """No-op."""
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accepts up to MOST_AT_ONCE connections. Returns whether more may wait."""
         for _ in range(MOST_AT_ONCE):
             try:
                 connected, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 logger.warning("connections are not accepted", extra={"reason": error.strerror, "seconds": PAUSE_S})
                 self._loop.remove_reader(self._listener)
                 self._paused = self._loop.call_later(PAUSE_S, self.begin)
-                return
+                return False
             if not self._make_room():
                 connected.close()  # before the handshake there is no way to say why
                 self._handshakes.refuse()
@@ -100,6 +130,7 @@ class Listener:
             opening = self._loop.create_task(self._open(connected))
             self._opening[opening] = self._loop.time()
             opening.add_done_callback(lambda ended: self._opening.pop(ended, None))
+        return True
 
     def _make_room(self) -> bool:
         """Whether one more handshake fits; the longest one is ended for it, if it has taken MIN_HANDSHAKE_S."""

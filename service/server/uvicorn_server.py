@@ -48,6 +48,9 @@ class Server(uvicorn.Server):
         self._application = application
         self._shared = connection_limits
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: list[Listener] = []
+        self._accepted: frozenset[asyncio.Task[None]] = frozenset()
+        """The requests that had been accepted when new ones began to be refused."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -58,6 +61,7 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             accepting = Listener(listener, self._connection, self.config.ssl, self._handshakes())
             accepting.begin()
+            self._listeners.append(accepting)
             self.servers.append(cast("asyncio.Server", accepting))
 
     def _handshakes(self) -> Handshakes:
@@ -107,16 +111,21 @@ class Server(uvicorn.Server):
 
     def _refuse(self) -> None:
         self._application.is_closed = True
+        self._accepted = frozenset(self.server_state.tasks)
 
     def _give_up(self) -> None:
         self._application.give_up()
         self.leave()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: stops once new requests are refused, and every response has left."""
-        if self._application.is_closed and not self.server_state.tasks:
+        """Ten times a second: once the accepted requests are answered, refuses connections, too; and leaves once every
+        response has left. So clients that reconnect all the time do not delay it."""
+        if self._application.is_closed and self._accepted.isdisjoint(self.server_state.tasks):
+            for listener in self._listeners:
+                listener.stop()
             connections = cast("set[HttpProtocol]", self.server_state.connections)
-            if not any(connection.is_writing for connection in connections):
+            is_busy = any(connection.is_busy for connection in connections)
+            if not (self.server_state.tasks or is_busy or any(listener.is_opening for listener in self._listeners)):
                 self.leave()
         return await super().on_tick(counter)
 

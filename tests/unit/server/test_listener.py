@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import uvloop
@@ -110,6 +110,9 @@ class ExhaustedSocket:
         self._listener = listener
         self._is_exhausted = True
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
     def fileno(self) -> int:
         return self._listener.fileno()
 
@@ -138,14 +141,32 @@ def test_accept_is_retried_after_a_lack_of_file_descriptors(
 
 def test_a_closed_listener_accepts_no_connection(listener: socket.socket) -> None:
     async def run() -> None:
+        address = listener.getsockname()
         async with accepting(listener):
             pass
-        with socket.create_connection(listener.getsockname()):
-            for _ in range(10):
-                await asyncio.sleep(0)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
 
     uvloop.run(run())
     assert Echo.made == []
+
+
+def test_a_stopped_listener_has_accepted_what_was_waiting(listener: socket.socket) -> None:
+    async def run() -> int:
+        accepting = Listener(listener, Echo, None, UNLIMITED)
+        accepting.begin()
+        with ExitStack() as clients:
+            for _ in range(5):
+                clients.enter_context(socket.create_connection(listener.getsockname()))
+            accepting.stop()
+            assert accepting.is_opening
+            turns = await turns_until_accepted(5)
+            accepting.close()
+            for echo in Echo.made:
+                echo.transport.abort()
+            return turns
+
+    assert uvloop.run(run()) < 10
 
 
 async def has_closed(reader: asyncio.StreamReader) -> bool:
