@@ -29,6 +29,8 @@ INLINE_VALUES = 2000
 VALUES_PER_INPUT = 8
 """Of an input besides its labels: its texts, and the lists and objects around them."""
 OTHER_VALUES = 1000
+_CONSTANT = re.compile(r"NaN\b|Infinity\b")
+"""What Python's json writes for numbers that JSON has not: pandas has NaN for a missing text."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -99,7 +101,10 @@ def _reason(body: Body, error: orjson.JSONDecodeError) -> str:
         body.decode("utf-8")
     except UnicodeDecodeError as wrong:
         return f"byte {wrong.start} is not UTF-8"
-    return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    place = f"at line {error.lineno}, column {error.colno}"
+    if constant := _CONSTANT.match(error.doc, error.pos):
+        return f"{constant[0]} {place} is no JSON; send null or leave the text out"
+    return f"{error.msg} {place}"
 
 
 def _refuse_surrogates(body: Body) -> None:

@@ -185,6 +185,22 @@ async def test_a_body_that_is_not_json_is_400(service: Service, body: bytes) -> 
     assert check(await service.client.post("/v1/classify", content=body), 400, "malformed_body") == []
 
 
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"inputs": ["a", NaN]}', "NaN at line 1, column 18 is no JSON; send null or leave the text out"),
+        ('{"inputs": ["今天",\n NaN]}'.encode(), "NaN at line 2, column 2 is no JSON"),
+        (b'{"inputs": -Infinity}', "Infinity at line 1, column 13 is no JSON"),
+        (b'{"inputs": "NaN", "a" 1, "b": NaN}', "unexpected character"),
+        (b'{"inputs": [NaNa]}', "unexpected character"),
+    ],
+)
+async def test_the_error_of_a_missing_value_names_it(service: Service, body: bytes, detail: str) -> None:
+    response = await service.client.post("/v1/classify", content=body)
+    check(response, 400, "malformed_body")
+    assert response.json()["detail"].startswith(f"the body is not JSON: {detail}")
+
+
 @pytest.mark.parametrize("body", [b"[]", b"5", b'"text"', b"null", b"[[[[[[]]]]]]", b"1" * 4000])
 async def test_json_that_is_not_an_object_is_refused(service: Service, body: bytes) -> None:
     response = await service.client.post("/v1/classify", content=body)
