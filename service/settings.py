@@ -43,6 +43,15 @@ def _split_table(value: object) -> object:
     return table
 
 
+def _split_labels(value: object) -> object:
+    """The same with the full-width comma of a Chinese keyboard; a label that holds one goes into a TOML file."""
+    if isinstance(value, str):
+        value = value.replace("，", ",")
+    elif isinstance(value, list):
+        value = [part.replace("，", ",") if isinstance(part, str) else part for part in value]
+    return _split_table(value)
+
+
 def _check_devices(value: tuple[str, ...]) -> tuple[str, ...]:
     if not value or not all(_DEVICE.fullmatch(device) for device in value):
         raise ValueError("wanted auto, or a list of cpu, cuda and cuda:N such as cuda:0,cuda:1")
@@ -67,6 +76,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Devices = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_devices)]
 Proxies = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_proxies)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_origins)]
+LabelTable = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_split_labels)]
 WordTable = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_split_table)]
 
 
@@ -137,9 +147,10 @@ class Models(Section):
         "requests. Default: `mini`, the model that ships with the service.",
         json_schema_extra={"flag": "--model", "metavar": "[NAME=]SOURCE"},
     )
-    labels: WordTable = Field(
+    labels: LabelTable = Field(
         {},
-        description="Labels of a model whose checkpoint has no label names, in the order of its outputs.",
+        description="Labels of a model's classification head, in the order of its outputs, instead of those of its "
+        "checkpoint. A full-width comma (，) separates them, too, except in a TOML file.",
         json_schema_extra={"flag": "--labels", "metavar": "NAME=A,B,C"},
     )
     cache_dir: Path | None = Field(None, description="Directory for hub downloads; default: the hub's own cache.")

@@ -160,7 +160,14 @@ def test_invalid_devices_are_refused(text: str) -> None:
         given({"replicas.devices": [text]})
 
 
-@pytest.mark.parametrize("text", ["x", "=a", "a=", "a"])
+def test_labels_may_be_separated_by_full_width_commas(tmp_path: Path) -> None:
+    assert given({"models.labels": ["m=好，坏,一般"]}).models.labels == {"m": ("好", "坏", "一般")}
+    file = write(tmp_path, '[models.labels]\nm = ["好，坏", "一般"]\n')
+    assert given(config=file).models.labels == {"m": ("好，坏", "一般")}
+    assert given({"models.specs": ["/模型，新"]}).models.specs == ("/模型，新",)
+
+
+@pytest.mark.parametrize("text", ["x", "=a", "a=", "a=，", "a"])
 def test_invalid_labels_are_refused(text: str) -> None:
     with pytest.raises(SettingError, match="NAME=A,B"):
         given({"models.labels": [text]})
