@@ -138,7 +138,8 @@ class Pipeline:
         self, task: Task[Q, R], query: Q, encoded: Encoded, outcome: RequestResult, write: Callable[[Answer[R]], W]
     ) -> tuple[Timing, list[Prediction], W]:
         results = task.decode(encoded.model, query, encoded.rows, outcome.outputs)
-        decisions = [] if task.predict is None else [task.predict(query, each) for each in results]
+        predict = task.predict if task.decides(encoded.model) else None
+        decisions = [] if predict is None else [predict(query, each) for each in results]
         timing = Timing(encoded.seconds, outcome.queue_s, outcome.compute_s, self._clock() - encoded.started)
         return timing, decisions, write(Answer(encoded.model.name, results, encoded.num_tokens, timing))
 

@@ -27,6 +27,7 @@ from service.api.field_types import (
     TopK,
     Wire,
 )
+from service.checkpoints.heads import Activation, LabelSource, ProblemType
 from service.domain import Priority
 from service.errors import InvalidRequest
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
@@ -45,9 +46,10 @@ class TaskRequest(Wire):
 
     part: ClassVar[type[Wire] | None] = None
 
-    model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
         None,
-        description="Name of a model in GET /v1/models; default: one fine-tuned for this task, else the first able to.",
+        description="Name or source of a model in GET /v1/models; default: one fine-tuned for this task, else the "
+        "first able to.",
     )
     truncation: Truncation = Field(
         "right",
@@ -220,19 +222,50 @@ class EmbedReply(TaskReply[EmbedResult]):
     """One vector per text."""
 
 
+class HeadInfo(BaseModel):
+    """The head of a model, and how its outputs become scores."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str = Field(description="`masked-lm` or `sequence-classification`.")
+    num_classes: int | None = Field(None, description="Outputs of a classification head.")
+    problem_type: ProblemType | None = Field(
+        None,
+        description="Of a classification head: as in its config.json, else `single_label_classification`; null for a "
+        "head of one output whose config.json has none.",
+    )
+    activation: Activation | None = Field(
+        None,
+        description="What makes scores of the outputs of a classification head: `softmax` (they sum to 1), `sigmoid` "
+        "(each is from 0 to 1) or `identity` (the outputs themselves).",
+    )
+
+
 class ModelInfo(BaseModel):
     """A model that is served."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="Value of `model` in a request.")
-    source: str = Field(description="Directory or hub id of the checkpoint.")
-    revision: str | None = None
+    source: str = Field(description="Directory or hub id of the checkpoint; also accepted as `model` in a request.")
+    revision: str | None = Field(None, description="Revision on the hub as in the settings.")
+    resolved_revision: str | None = Field(
+        None, description="Commit of the hub repository whose files are served; null for any other directory."
+    )
     family: str = Field(description="`megatron-bert` or `bert`.")
+    tokenizer: str = Field(description="Model of the tokenizer, such as `WordPiece`.")
     kind: str = Field(description="`masked-lm`, `sequence-classification` or `encoder`.")
+    head: HeadInfo | None = Field(description="The head of the model; null for an encoder.")
     tasks: list[str] = Field(description="Tasks that this model can do.")
     zero_shot: bool = Field(description="Whether a request may define its own labels.")
-    labels: list[str] = Field(description="Labels of the classification head; empty if there is none.")
+    labels: list[str] = Field(
+        description="Labels of the classification head; empty if there is none, or if its labels have no names: then "
+        "results have LABEL_0, LABEL_1, ..."
+    )
+    label_source: LabelSource | None = Field(
+        description="Where the labels come from: `setting` (--labels), `config` (id2label of config.json), `name` "
+        "(known for this repository) or `placeholder` (no names); null without a classification head."
+    )
     max_length: int = Field(description="Largest number of tokens of one row, special tokens included.")
     num_parameters: int = Field(description="Parameters of embeddings and encoder, without the head.")
     num_layers: int

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from service.checkpoints.files import read_json, tensor_names
+from service.checkpoints.heads import Head, describe_head
 from service.errors import CheckpointError, SettingError
 
 Family = Literal["megatron-bert", "bert"]
@@ -36,7 +37,6 @@ _LIMITS = {
     "max_position_embeddings": (1, 131_072),
     "type_vocab_size": (1, 1_024),
 }
-_MAX_LABELS = 10_000
 
 # The fine-tuned repositories of upstream have no useful id2label; their model cards say what the labels mean.
 _KNOWN_LABELS = {
@@ -47,6 +47,7 @@ _KNOWN_LABELS = {
 _KNOWN_TASKS = {"-Similarity": ("similarity",), "-NLI": ("nli",)}
 _TASKS_OF_LABELS: dict[frozenset[str], tuple[str, ...]] = {
     frozenset(("不相似", "相似")): ("similarity",),
+    frozenset(("相似",)): ("similarity",),
     frozenset(("矛盾", "中立", "蕴含")): ("nli",),
     frozenset(("contradiction", "neutral", "entailment")): ("nli",),
 }
@@ -57,6 +58,7 @@ TASKS_KEY = "erlangshen_tasks"
 _PURPOSES = {"similarity", "nli"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint in a local folder. `labels` is empty when they have no names; `tasks` are those beyond its kind."""
+    """A checkpoint in a local folder.
+
+    `labels` is empty when they have no names; `tasks` are those beyond its kind; `head` is that of a classifier.
+    """
 
     name: str
     source: str
@@ -108,6 +113,13 @@ class Checkpoint:
     shape: Shape
     labels: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    head: Head | None = None
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub repository, for a folder of the hub's cache."""
+        is_snapshot = self.path.parent.name == "snapshots" and _COMMIT.fullmatch(self.path.name)
+        return self.path.name if is_snapshot else None
 
     @property
     def origin(self) -> str:
@@ -157,7 +169,7 @@ def describe(
     config = read_json(file)
     family, kind = _family_and_kind(file, config)
     purpose = re.sub(r".*(?=-)", "", (source or str(path)).rstrip("/")) if kind == "sequence-classification" else ""
-    labels = _labels(file, config, kind, tuple(labels), _KNOWN_LABELS.get(purpose, ()))
+    head, labels = _head(file, config, kind, name, labels, _KNOWN_LABELS.get(purpose, ()))
     by_labels = _TASKS_OF_LABELS.get(frozenset(map(str.lower, labels)), ())
     return Checkpoint(
         name=name,
@@ -169,6 +181,7 @@ def describe(
         shape=_shape(file, config),
         labels=labels,
         tasks=_tasks(file, config) or _KNOWN_TASKS.get(purpose, by_labels),
+        head=head,
     )
 
 
@@ -250,36 +263,17 @@ def _tasks(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _labels(
-    file: Path, config: dict[str, Any], kind: Kind, given: tuple[str, ...], known: tuple[str, ...]
-) -> tuple[str, ...]:
-    if kind != "sequence-classification":
-        if given:
-            raise CheckpointError(f"{file}: labels are given, but the checkpoint has no classifier ({kind})")
-        return ()
-    named = _id2label(file, config)
-    labels = given or (() if _are_placeholders(named) else named) or known
-    if labels and named and len(labels) != len(named):
-        raise CheckpointError(f"{file}: id2label names {len(named)} labels, but {len(labels)} are given: {labels}")
-    if len(set(labels)) != len(labels) or not all(labels):
-        raise CheckpointError(f"{file}: labels must differ and not be empty: {labels}")
-    return labels
-
-
-def _id2label(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    value = config.get("id2label") or {}
-    try:
-        by_index = {int(index): label for index, label in value.items()}
-    except (AttributeError, ValueError) as error:
-        raise _wrong(file, "id2label", value, "an object of index -> label") from error
-    is_sound = sorted(by_index) == list(range(len(by_index))) and len(by_index) <= _MAX_LABELS
-    if not is_sound or not all(isinstance(label, str) for label in by_index.values()):
-        raise _wrong(file, "id2label", value, f"the indices 0, 1, ... with a label each, at most {_MAX_LABELS}")
-    return tuple(by_index[index] for index in range(len(by_index)))
-
-
-def _are_placeholders(labels: tuple[str, ...]) -> bool:
-    return labels == tuple(f"LABEL_{index}" for index in range(len(labels)))
+def _head(
+    file: Path, config: dict[str, Any], kind: Kind, model: str, setting: Sequence[str], by_name: Sequence[str]
+) -> tuple[Head | None, tuple[str, ...]]:
+    if kind == "sequence-classification":
+        return describe_head(file, config, model, setting=setting, by_name=by_name)
+    if setting:
+        raise CheckpointError(
+            f"{file}: --labels names classes of {model}, but the checkpoint has no classifier ({kind}); leave it out, "
+            "and send `labels` in each request"
+        )
+    return None, ()
 
 
 def _wrong(file: Path, key: str, value: object, wanted: str) -> CheckpointError:

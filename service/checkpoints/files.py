@@ -9,11 +9,11 @@ import json
 import os
 import pickletools
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import IO, Any
+from typing import Any
 
 from safetensors import safe_open
 
@@ -27,6 +27,8 @@ _LFS_POINTER = b"version https://git-lfs"
 _READ_BYTES = 1 << 24
 _MAX_JSON_BYTES = 1 << 26
 _LEGACY_PICKLES = 4  # the old .bin format: magic number, protocol, system, then the state dict
+_INTEGERS = ("BININT", "BININT1", "BININT2", "LONG1", "INT")
+_SHAPES = {"TUPLE1": 1, "TUPLE2": 2}
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -58,6 +60,18 @@ def tensor_names(folder: Path) -> frozenset[str]:
         except Exception as error:  # a damaged or hostile file may make a parser raise anything
             raise CheckpointError(f"{file}: cannot be read as weights ({type(error).__name__})") from error
     return frozenset(names)
+
+
+def tensor_rows(folder: Path, name: str) -> int | None:
+    """The first dimension of the tensor `name`, also behind a prefix that ends with a dot.
+
+    None if there is no such tensor or the weights cannot be read: loading them reports why.
+    """
+    with suppress(Exception):  # a damaged or hostile file may make a parser raise anything
+        for file in weight_files(folder):
+            if rows := _safetensors_rows(file, name) if file.suffix == ".safetensors" else _bin_rows(file, name):
+                return rows
+    return None
 
 
 def require_stored(file: Path) -> None:
@@ -149,16 +163,46 @@ def _safetensors_names(file: Path) -> set[str]:
         return set(opened.keys())
 
 
+def _safetensors_rows(file: Path, name: str) -> int | None:
+    with safe_open(file, framework="np") as opened:
+        found = [key for key in opened.keys() if _is_called(key, name)]  # noqa: SIM118 - not a dictionary
+        return int(opened.get_slice(found[0]).get_shape()[0]) if found else None
+
+
 def _bin_names(file: Path) -> set[str]:
+    return {value for _, value in _opcodes(file) if isinstance(value, str)}
+
+
+def _bin_rows(file: Path, name: str) -> int | None:
+    """The pickle of a tensor is its name, the persistent id of its storage, its offset, and its shape as a tuple."""
+    opcodes = _opcodes(file)
+    if not any(isinstance(value, str) and _is_called(value, name) for _, value in opcodes):
+        return None
+    numbers: list[int] = []
+    for opcode, value in opcodes:
+        if opcode in _INTEGERS and isinstance(value, int):
+            numbers.append(value)
+        elif opcode == "BINPERSID":
+            numbers.clear()
+        elif opcode in _SHAPES:
+            dimensions = _SHAPES[opcode]
+            return numbers[-dimensions] if len(numbers) == dimensions + 1 else None
+    return None
+
+
+def _is_called(key: str, name: str) -> bool:
+    return key == name or key.endswith(f".{name}")
+
+
+def _opcodes(file: Path) -> Iterator[tuple[str, Any]]:
+    """The opcodes of the pickle in a .bin, with their arguments."""
     if not zipfile.is_zipfile(file):
         with file.open("rb") as stream:
-            return {name for _ in range(_LEGACY_PICKLES) for name in _strings(stream)}
+            for _ in range(_LEGACY_PICKLES):
+                yield from ((opcode.name, value) for opcode, value, _ in pickletools.genops(stream))
+        return
     require_stored(file)
     with zipfile.ZipFile(file) as archive:
         pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
         with archive.open(pickled) as stream:
-            return _strings(stream)
-
-
-def _strings(stream: IO[bytes]) -> set[str]:
-    return {value for _, value, _ in pickletools.genops(stream) if isinstance(value, str)}
+            yield from ((opcode.name, value) for opcode, value, _ in pickletools.genops(stream))

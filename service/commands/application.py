@@ -11,13 +11,14 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from service import host, logs
 from service.api.memory import MemoryBudget, default_budget
-from service.api.schemas import ModelInfo, ModelsReply, ReplicaInfo
+from service.api.schemas import HeadInfo, ModelInfo, ModelsReply, ReplicaInfo
 from service.batching.batcher import Batcher
 from service.batching.fair_threads import FairThreads
 from service.batching.latency_model import LatencyModels
@@ -144,6 +145,8 @@ class Application:
         models = self._settings.models
         for spec in self._specs:
             checkpoint = fetch_checkpoint(spec, models)
+            if checkpoint.head:
+                logger.info("classification head", extra={"model": spec.name, **asdict(checkpoint.head)})
             self._models[spec.name] = TextModel.load(checkpoint)
             self._checkpoints.append(checkpoint)
             self._revisions[spec.name] = checkpoint.revision or str(checkpoint.path)
@@ -155,7 +158,7 @@ class Application:
 
     def _declare_predictions(self, model: TextModel) -> None:
         for name in tasks_of(model):
-            if TASKS[name].predict is not None:
+            if TASKS[name].predict is not None and TASKS[name].decides(model):
                 self.metrics.declare_predictions(name, model.name, TASKS[name].own_labels(model))
 
     def _read_ahead(self) -> None:
@@ -256,11 +259,15 @@ class Application:
             name=checkpoint.name,
             source=checkpoint.source,
             revision=checkpoint.revision,
+            resolved_revision=checkpoint.commit,
             family=checkpoint.family,
+            tokenizer=type(model.tokenizer.model).__name__,
             kind=checkpoint.kind,
+            head=_head_info(checkpoint),
             tasks=tasks_of(model),
             zero_shot=model.can_choose,
             labels=list(model.labels),
+            label_source=checkpoint.head.label_source if checkpoint.head else None,
             max_length=model.max_length,
             num_parameters=checkpoint.shape.num_parameters,
             num_layers=checkpoint.shape.num_layers,
@@ -282,6 +289,18 @@ class Application:
         self._request_threads.close()
         self.tracer.close()
         logger.info("stopped")
+
+
+def _head_info(checkpoint: Checkpoint) -> HeadInfo | None:
+    head = checkpoint.head
+    if head is None:
+        return HeadInfo(kind=checkpoint.kind) if checkpoint.kind == "masked-lm" else None
+    return HeadInfo(
+        kind=checkpoint.kind,
+        num_classes=head.num_classes,
+        problem_type=head.problem_type,
+        activation=head.activation,
+    )
 
 
 async def run_in_daemon_thread(call: Callable[[], None]) -> None:

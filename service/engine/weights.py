@@ -15,6 +15,7 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import weight_files
+from service.checkpoints.heads import CLASSIFIER, class_count_error
 from service.engine.linear import Linear, Plain
 from service.engine.ops import Norm
 from service.engine.tensor_files import DECODER, WORDS, Progress, TensorFiles
@@ -144,10 +145,13 @@ class _Builder:
         )
 
     def _label_head(self) -> LabelHead:
-        size = self._shape.hidden_size
-        num_labels = len(self._checkpoint.labels) or next(iter(self._files.shape("classifier.weight")), 0)
+        size, model, head = self._shape.hidden_size, self._checkpoint.name, self._checkpoint.head
+        num_classes = next(iter(self._files.shape(CLASSIFIER)), 0)
+        if head and num_classes != head.num_classes:
+            instead = f"its labels or config.json say {head.num_classes}"
+            raise CheckpointError(class_count_error(self._files.where(CLASSIFIER), num_classes, instead, model))
         return LabelHead(
-            pooler=self._plain("pooler.dense", size, size), classifier=self._plain("classifier", num_labels, size)
+            pooler=self._plain("pooler.dense", size, size), classifier=self._plain("classifier", num_classes, size)
         )
 
     def _linear(self, name: str, num_out: int, num_in: int) -> Linear:

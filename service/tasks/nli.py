@@ -16,7 +16,8 @@ LABELS = ("contradiction", "neutral", "entailment")
 READINGS = ("不能推断出：{}", "很难推断出：{}", "可以推断出：{}")
 """Templates that turn the hypothesis into three options for the premise, in the order of LABELS. Source: upstream."""
 
-_SAME_LABEL = dict(zip(("矛盾", "中立", "蕴含"), LABELS, strict=True)) | {label: label for label in LABELS}
+NAMES = ("矛盾", "中立", "蕴含")
+_SAME_LABEL = dict(zip(NAMES, LABELS, strict=True)) | {label: label for label in LABELS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ NLI: Task[NliQuery, NliResult] = Task(
     encode,
     decode,
     needs="a masked LM (UniMC), or a model fine-tuned for NLI",
+    hint=lambda model: unimc.label_hint(model, f"its classes are {', '.join(LABELS)}", NAMES),
     predict=predict,
     own_labels=lambda model: LABELS,
 )

@@ -14,6 +14,8 @@ from service.tasks.unimc import Choice
 READINGS = ("不能理解为：{}", "可以理解为：{}")
 """Templates that turn the second text into two options for the first, in the order of LABELS. Source: upstream."""
 SAME = "相似"
+NAMES = ("不相似", SAME)
+"""The labels that make a classifier one of similarity, in upstream's order."""
 LABELS = ("different", "same")
 """The predicted label for a score below 0.5, and for one of 0.5 or more."""
 
@@ -34,7 +36,13 @@ class SimilarityResult:
 
 
 def can(model: TextModel, query: SimilarityQuery) -> bool:
-    return unimc.can_compare(model, "similarity", READINGS)
+    return unimc.can_compare(model, "similarity", READINGS) or _is_cross_encoder(model)
+
+
+def _is_cross_encoder(model: TextModel) -> bool:
+    """Whether the model has one output, the probability that two texts have the same meaning."""
+    has_one_output = model.head is not None and model.head.num_classes == 1
+    return has_one_output and "similarity" in model.tasks and unimc.gives_probabilities(model)
 
 
 def encode(model: TextModel, query: SimilarityQuery) -> list[Encoding]:
@@ -57,8 +65,17 @@ def decode(
 
 
 def _same(model: TextModel) -> int:
-    """Index of the class "same": the one with that label in the model's head, else the second, as in upstream."""
-    return model.labels.index(SAME) if SAME in model.labels else 1
+    """Index of the class "same": the one with that label in the model's head, else the second, as in upstream, or the
+    only one."""
+    if SAME in model.labels:
+        return model.labels.index(SAME)
+    return 0 if _is_cross_encoder(model) else 1
+
+
+def hint(model: TextModel) -> str | None:
+    if model.head and model.head.num_classes == 1:
+        return unimc.label_hint(model, "its output is the probability that two texts mean the same", (SAME,))
+    return unimc.label_hint(model, "its classes are different and same meaning of a pair", NAMES)
 
 
 def predict(query: SimilarityQuery, result: SimilarityResult) -> Prediction:
@@ -72,6 +89,7 @@ SIMILARITY: Task[SimilarityQuery, SimilarityResult] = Task(
     encode,
     decode,
     needs="a masked LM (UniMC), or a model fine-tuned for similarity",
+    hint=hint,
     predict=predict,
     own_labels=lambda model: LABELS,
 )

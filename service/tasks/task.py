@@ -30,6 +30,16 @@ def no_labels(model: TextModel) -> tuple[str, ...]:
     return ()
 
 
+def always(model: TextModel) -> bool:
+    """The default: results are decisions with every model."""
+    return True
+
+
+def no_hint(model: TextModel) -> str | None:
+    """The default: no setting makes a model able to do the task."""
+    return None
+
+
 def small_reply(model: TextModel, query: object) -> int:
     """The default: a few hundred bytes per input, which the limit on inputs bounds."""
     return 0
@@ -39,9 +49,10 @@ def small_reply(model: TextModel, query: object) -> int:
 class Task(Generic[Q, R]):
     """`encode` returns one encoding per input, `decode` one result per input, both in the order of the inputs.
 
-    `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query, and `needs`
-    describes such a model in error messages. `reply_bytes` estimates the JSON of all results. `predict` is set if a
-    result is a decision; the label of the prediction is one of `own_labels`, or None.
+    `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query. In error
+    messages `needs` describes such a model, and `hint` says what to set so that another model can. `reply_bytes`
+    estimates the JSON of all results. `predict` is set if a result is a decision, of every model that `decides`; the
+    label of the prediction is one of `own_labels`, or None.
     """
 
     name: str
@@ -49,6 +60,8 @@ class Task(Generic[Q, R]):
     encode: Callable[[TextModel, Q], list[Encoding]]
     decode: Callable[[TextModel, Q, Sequence[Encoding], Sequence[Output]], list[R]]
     needs: str = "another model"
+    hint: Callable[[TextModel], str | None] = no_hint
     reply_bytes: Callable[[TextModel, Q], int] = small_reply
     predict: Callable[[Q, R], Prediction] | None = None
+    decides: Callable[[TextModel], bool] = always
     own_labels: Callable[[TextModel], tuple[str, ...]] = no_labels

@@ -25,6 +25,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from service.checkpoints.checkpoint import Checkpoint, Kind
 from service.checkpoints.files import read_json
+from service.checkpoints.heads import Head
 from service.errors import CheckpointError
 from service.slices import between_slices
 
@@ -55,6 +56,9 @@ class TextModel:
     yes: int | None
     no: int | None
     hidden_size: int
+    head: Head | None = None
+    """Of a sequence classifier."""
+    source: str = ""
     _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
     _word_start: re.Pattern[str] = field(init=False)
@@ -87,6 +91,8 @@ class TextModel:
             yes=vocab.get(YES),
             no=vocab.get(NO),
             hidden_size=checkpoint.shape.hidden_size,
+            head=checkpoint.head,
+            source=checkpoint.source,
         )
 
     @property

@@ -18,7 +18,7 @@ import numpy as np
 from service.domain import Encoding, FloatArray, IdArray, Labels, Output, TokenScores
 from service.errors import InvalidRequest
 from service.tasks.rows import encode_rows, fit
-from service.tasks.scores import sigmoid, softmax
+from service.tasks.scores import activate, sigmoid, softmax
 from service.tasks.task import Truncation
 from service.tasks.text_model import TextModel
 
@@ -184,8 +184,24 @@ def _yes_no(model: TextModel) -> tuple[int, int]:
 
 
 def can_compare(model: TextModel, purpose: str, readings: Sequence[str]) -> bool:
-    """Whether the model can do UniMC, or has a head fine-tuned for `purpose` with one class per reading."""
-    return model.can_choose or (purpose in model.tasks and len(model.labels) == len(readings))
+    """Whether the model can do UniMC, or has a head fine-tuned for `purpose` with one class per reading whose scores
+    are probabilities."""
+    is_tuned = purpose in model.tasks and len(model.labels) == len(readings)
+    return model.can_choose or (is_tuned and gives_probabilities(model))
+
+
+def gives_probabilities(model: TextModel) -> bool:
+    """Whether the model has a head whose scores are from 0 to 1."""
+    return model.head is not None and model.head.activation != "identity"
+
+
+def label_hint(model: TextModel, meaning: str, labels: Sequence[str]) -> str | None:
+    """What makes a classifier answer a task of pairs, if it has as many classes as `labels`, and they have a `meaning`
+    for that task."""
+    if model.head is None or model.head.num_classes != len(labels) or not gives_probabilities(model):
+        return None
+    names = f"--labels {model.name}={','.join(labels)}"
+    return f"if {meaning}, start the server with {names}, in the order of the outputs of {model.name}"
 
 
 def encode_pairs(
@@ -205,4 +221,4 @@ def pair_as_choice(pair: tuple[str, str], readings: Sequence[str]) -> Choice:
 
 def class_probabilities(model: TextModel, output: Output) -> FloatArray:
     """Probabilities, shape [num_readings]; from a fine-tuned head, shape [num_classes]."""
-    return softmax(output.scores[0]) if model.kind == "sequence-classification" else probabilities(output)
+    return activate(output.scores[0], model.head.activation) if model.head else probabilities(output)

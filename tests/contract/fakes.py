@@ -20,6 +20,7 @@ from service.api.schemas import ModelsReply, ReplicaInfo
 from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.checkpoints.checkpoint import Kind
+from service.checkpoints.heads import Activation, Head
 from service.domain import DEFAULT_OPTIONS, Cls, Encoding, Labels, Mean, Output, RequestOptions, TokenScores, TopTokens
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
@@ -35,8 +36,15 @@ CHARACTERS = (
 
 
 def text_model(
-    name: str = "mini", kind: Kind = "masked-lm", labels: tuple[str, ...] = (), tasks: tuple[str, ...] = ()
+    name: str = "mini",
+    kind: Kind = "masked-lm",
+    labels: tuple[str, ...] = (),
+    tasks: tuple[str, ...] = (),
+    activation: Activation = "softmax",
+    source: str = "",
 ) -> TextModel:
+    """A classifier without labels has two classes without names."""
+    head = Head(len(labels) or 2, activation=activation) if kind == "sequence-classification" else None
     vocab = {token: index for index, token in enumerate(dict.fromkeys((*SPECIAL, *CHARACTERS)))}
     return TextModel(
         name=name,
@@ -51,6 +59,8 @@ def text_model(
         yes=vocab["是"],
         no=vocab["非"],
         hidden_size=HIDDEN,
+        head=head,
+        source=source,
     )
 
 

@@ -239,9 +239,9 @@ def test_labels_prefer_the_setting_then_the_config_then_the_source(classifier: P
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (("一", "二", "三"), r"id2label names 2 labels, but 3 are given"),
-        (("好", "好"), "labels must differ"),
-        (("好", ""), "labels must differ and not be empty"),
+        (("一", "二", "三"), r"the classifier has 2 classes, --labels names 3; name all 2 with --labels x=A,B$"),
+        (("好", "好"), "the labels of --labels must differ and not be empty, but '好' is there 2 times"),
+        (("好", ""), "must differ and not be empty, but one is empty; name all 2 with --labels x=A,B$"),
     ],
 )
 def test_invalid_labels_are_refused(classifier: Path, labels: tuple[str, ...], words: str) -> None:
@@ -252,9 +252,3 @@ def test_invalid_labels_are_refused(classifier: Path, labels: tuple[str, ...], w
 def test_labels_without_a_classifier_are_refused(masked_lm: Path) -> None:
     with pytest.raises(CheckpointError, match="the checkpoint has no classifier"):
         describe(masked_lm, "x", labels=("坏", "好"))
-
-
-@pytest.mark.parametrize("id2label", [{"0": "a", "2": "b"}, {"x": "a"}, ["a", "b"], {"0": 1, "1": 2}])
-def test_an_invalid_id2label_is_refused(classifier: Path, id2label: object) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: id2label"):
-        describe(edit(classifier, id2label=id2label), "x")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.checkpoints.checkpoint import Kind
+from service.checkpoints.heads import Activation, Head
 from service.domain import Encoding, Output
 from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
 
@@ -48,15 +49,44 @@ def text_model(
     tasks: tuple[str, ...] = (),
     max_length: int = 512,
     yes: int | None = YES,
+    head: Head | None = None,
+    source: str = "",
 ) -> TextModel:
-    tokenizer = build_tokenizer(VOCAB, {})
     return TextModel(
-        name, kind, labels, tasks, max_length, tokenizer, cls=CLS, sep=SEP, mask=MASK, yes=yes, no=NO, hidden_size=8
+        name,
+        kind,
+        labels,
+        tasks,
+        max_length,
+        build_tokenizer(VOCAB, {}),
+        cls=CLS,
+        sep=SEP,
+        mask=MASK,
+        yes=yes,
+        no=NO,
+        hidden_size=8,
+        head=head,
+        source=source,
     )
 
 
-def head(*labels: str, name: str = "m", tasks: tuple[str, ...] = (), max_length: int = 512) -> TextModel:
-    return text_model("sequence-classification", name=name, labels=labels, tasks=tasks, max_length=max_length)
+def head(
+    *labels: str,
+    name: str = "m",
+    tasks: tuple[str, ...] = (),
+    max_length: int = 512,
+    num_classes: int = 2,
+    activation: Activation = "softmax",
+) -> TextModel:
+    """A classifier; without labels one of `num_classes` classes without names."""
+    return text_model(
+        "sequence-classification",
+        name=name,
+        labels=labels,
+        tasks=tasks,
+        max_length=max_length,
+        head=Head(len(labels) or num_classes, activation=activation),
+    )
 
 
 def ids(text: str) -> list[int]:

@@ -40,8 +40,35 @@ def test_a_head_returns_its_labels_best_first() -> None:
 
 
 def test_a_head_without_label_names_numbers_its_labels() -> None:
-    result = answer(head(), ClassifyQuery((Text("甲"),)), logits(0, 2, 1))
+    result = answer(head(num_classes=3), ClassifyQuery((Text("甲"),)), logits(0, 2, 1))
     assert ranking(result) == ["LABEL_1", "LABEL_2", "LABEL_0"]
+
+
+def test_a_multi_label_head_scores_each_label_separately() -> None:
+    result = answer(
+        head("甲", "乙", "丙", activation="sigmoid"), ClassifyQuery((Text("甲"),)), logits(-2, 2.1972246, 0)
+    )
+    assert ranking(result) == ["乙", "丙", "甲"]
+    assert [score.score for score in result.scores] == pytest.approx([0.9, 0.5, 0.1192029])
+    assert (result.label, result.score) == ("乙", result.scores[0].score)
+
+
+def test_a_regression_returns_the_output_itself() -> None:
+    result = answer(head(num_classes=1, activation="identity"), ClassifyQuery((Text("甲"),)), logits(-3.25))
+    assert (result.label, result.score, result.scores) == ("LABEL_0", -3.25, (LabelScore("LABEL_0", -3.25),))
+
+
+def test_one_output_is_a_probability_of_its_own() -> None:
+    result = answer(head(num_classes=1, activation="sigmoid"), ClassifyQuery((Text("甲"),)), logits(2.1972246))
+    assert result.score == pytest.approx(0.9)
+
+
+def test_the_best_of_thousands_of_classes_are_returned() -> None:
+    model = head(num_classes=5000)
+    outputs = [float(index % 4999) for index in range(5000)]
+    result = answer(model, ClassifyQuery((Text("甲"),), top_k=2), logits(*outputs))
+    assert ranking(result) == ["LABEL_4998", "LABEL_4997"]
+    assert CLASSIFY.reply_bytes(model, ClassifyQuery((Text("甲"),))) > 5000 * len("LABEL_4999")
 
 
 def test_labels_of_the_request_are_encoded_as_a_choice() -> None:

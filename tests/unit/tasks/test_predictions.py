@@ -45,5 +45,13 @@ def test_own_labels_are_those_of_the_task_or_the_head() -> None:
     assert TASKS["mrc"].own_labels(text_model()) == ()
 
 
+def test_a_regression_is_no_decision() -> None:
+    decides = TASKS["classify"].decides
+    assert not decides(head(num_classes=1, activation="identity"))
+    assert decides(head("甲", "乙", activation="sigmoid"))
+    assert decides(head("甲", "乙"))
+    assert decides(text_model())
+
+
 def test_fill_mask_and_embed_have_no_predictions() -> None:
     assert {name for name, task in TASKS.items() if task.predict is None} == {"fill-mask", "embed"}

@@ -400,4 +400,4 @@ def test_which_models_can_do_similarity_and_nli() -> None:
 
 def test_a_head_with_another_number_of_labels_cannot() -> None:
     assert not NLI.can(head("yes", "no", tasks=("nli",)), NliQuery(PAIR))
-    assert not SIMILARITY.can(head("one", tasks=("similarity",)), SimilarityQuery(PAIR))
+    assert not SIMILARITY.can(head("a", "b", "c", tasks=("similarity",)), SimilarityQuery(PAIR))
