@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.errors import InvalidRequest, ModelNotFound
@@ -19,27 +19,43 @@ TASKS: dict[str, Task[Any, Any]] = {task.name: task for task in (CLASSIFY, SIMIL
 
 
 def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str | None) -> TextModel:
-    """The model for a query: the one called `name`, else one fine-tuned for the task, else the first that can do it.
+    """The model for a query: the one called `name` (or with that source), else one fine-tuned for the task, else the
+    first that can do it.
 
     Raises:
-        ModelNotFound: no model is called `name`.
+        ModelNotFound: no model is called `name`, or has that source, or several have it.
         InvalidRequest: the named model cannot do this task, or no model can.
     """
     if name is not None:
         return _find(models, task, query, name)
     able = [model for model in models.values() if task.can(model, query)]
     if not able:
-        raise InvalidRequest.of("model", f"no served model can do this; {task.name} needs {task.needs}")
+        reason = f"no served model can do this; {task.name} needs {task.needs}"
+        raise InvalidRequest.of("model", _with_hint(reason, task, models.values()))
     return next((model for model in able if task.name in model.tasks), able[0])
 
 
 def _find(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str) -> TextModel:
-    model = models.get(name)
-    if model is None:
+    found = names_of(models, name)
+    if not found:
         raise ModelNotFound(f"model: not served; the served models are {', '.join(models)}")
+    if len(found) > 1:
+        raise ModelNotFound(f"model: this source is served under several names; use one of {', '.join(found)}")
+    model = models[found[0]]
     if not task.can(model, query):
-        raise InvalidRequest.of("model", f"{model.name} ({model.kind}) cannot do this; {task.name} needs {task.needs}")
+        reason = f"{model.name} ({model.kind}) cannot do this; {task.name} needs {task.needs}"
+        raise InvalidRequest.of("model", _with_hint(reason, task, [model]))
     return model
+
+
+def names_of(models: Mapping[str, TextModel], name: str) -> list[str]:
+    """The served model of that name, else those with that source: a hub id or a folder, as `GET /v1/models` has it."""
+    return [name] if name in models else [model.name for model in models.values() if model.source == name]
+
+
+def _with_hint(reason: str, task: Task[Any, Any], models: Iterable[TextModel]) -> str:
+    hint = next(filter(None, map(task.hint, models)), None)
+    return f"{reason}; {hint}" if hint else reason
 
 
 _QUERIES = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.contract.fakes import Service, running, text_model
 
 
@@ -39,3 +41,32 @@ async def test_labels_of_a_fine_tuned_model_are_counted_by_name() -> None:
         )
     assert scored is not None
     assert 1.0 < scored < 2.0
+
+
+async def test_a_multi_label_head_counts_its_best_label() -> None:
+    tuned = text_model("tuned", "sequence-classification", ("体育", "财经"), activation="sigmoid")
+    async with running(tuned) as service:
+        reply = (await service.post("/v1/classify", {"inputs": ["好吃"]})).json()
+        assert predictions(service) == {("classify", "tuned", "体育"): 1}
+    scores = {one["label"]: one["score"] for one in reply["results"][0]["scores"]}
+    assert scores == pytest.approx({"体育": 0.5, "财经": 0.2689414})
+
+
+async def test_a_regression_is_answered_and_counts_no_prediction() -> None:
+    tuned = text_model("tuned", "sequence-classification", activation="identity")
+    async with running(tuned) as service:
+        reply = (await service.post("/v1/classify", {"inputs": ["好吃"]})).json()
+        assert predictions(service) == {}
+        page = (await service.client.get("/metrics")).text
+    assert [one["score"] for one in reply["results"][0]["scores"]] == [0, -1]
+    assert "erlangshen_prediction_score_sum{" not in page
+
+
+async def test_a_source_is_accepted_as_model_and_the_name_is_reported() -> None:
+    async with running(text_model("mine", source="IDEA-CCNL/Erlangshen")) as service:
+        body = {"inputs": "好吃", "labels": ["好", "差"], "model": "IDEA-CCNL/Erlangshen"}
+        assert (await service.post("/v1/classify", body)).json()["model"] == "mine"
+        assert (await service.post("/v1/mrc", body | {"inputs": []})).status_code == 422
+        page = (await service.client.get("/metrics")).text
+    assert 'model="mine"' in page
+    assert "IDEA-CCNL" not in page

@@ -34,7 +34,7 @@ from service.errors import InvalidRequest
 from service.pipeline import Answer, Encoded
 from service.settings import Server
 from service.slices import between_slices
-from service.tasks.registry import TASKS
+from service.tasks.registry import TASKS, names_of
 
 SLICE_ITEMS = 5000
 """Of a large reply, written at once: a few milliseconds."""
@@ -125,8 +125,8 @@ class _Answering:
 
     def _narrow(self, body: schemas.TaskRequest) -> None:
         """Applies what the body says about its model, deadline and priority."""
-        if body.model in self.state.pipeline.models:
-            self.context.model = body.model
+        if body.model and len(found := names_of(self.state.pipeline.models, body.model)) == 1:
+            [self.context.model] = found
         self.options = self.headers.narrow(
             self.options, self.started, self.limits, timeout_ms=body.timeout_ms, priority=body.priority
         )

@@ -88,3 +88,63 @@ def test_a_model_fine_tuned_for_the_task_is_preferred() -> None:
     models = served(ZERO_SHOT, SIMILAR)
     assert route(models, TASKS["similarity"], QUERIES["similarity"], None) is SIMILAR
     assert route(models, TASKS["nli"], QUERIES["nli"], None) is ZERO_SHOT
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "names"),
+    [
+        ("similarity", head(name="pair"), "pair=不相似,相似"),
+        ("similarity", head("negative", "positive", name="pair"), "pair=不相似,相似"),
+        ("similarity", head(num_classes=1, activation="sigmoid", name="pair"), "pair=相似"),
+        ("nli", head(num_classes=3, name="pair"), "pair=矛盾,中立,蕴含"),
+    ],
+)
+@pytest.mark.parametrize("is_named", [False, True])
+def test_the_error_for_a_pair_head_without_the_tasks_labels_names_the_flag(
+    task: str, model: TextModel, names: str, is_named: bool
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        route(served(ENCODER, model), TASKS[task], QUERIES[task], "pair" if is_named else None)
+    [error] = caught.value.errors
+    assert f"start the server with --labels {names}, in the order of the outputs of pair" in error.message
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ("similarity", head(num_classes=3)),
+        ("nli", head()),
+        ("similarity", head(num_classes=1, activation="identity")),
+        ("mrc", head()),
+    ],
+)
+def test_the_error_names_no_flag_where_none_would_do(task: str, model: TextModel) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        route(served(model), TASKS[task], QUERIES[task], None)
+    assert "--labels" not in caught.value.errors[0].message
+
+
+def test_a_head_of_one_output_can_compare_if_its_score_is_a_probability() -> None:
+    cross_encoder = head("相似", tasks=("similarity",), activation="sigmoid")
+    regression = head("相似", tasks=("similarity",), activation="identity")
+    assert TASKS["similarity"].can(cross_encoder, QUERIES["similarity"])
+    assert not TASKS["similarity"].can(regression, QUERIES["similarity"])
+
+
+def test_a_model_is_found_by_its_source() -> None:
+    folder = text_model(name="a", source="/models/a")
+    hub = text_model(name="b", source="IDEA-CCNL/b")
+    models = served(folder, hub, text_model(name="IDEA-CCNL", source="/models/a/b"))
+    assert route(models, TASKS["classify"], LABELLED, "/models/a") is folder
+    assert route(models, TASKS["classify"], LABELLED, "IDEA-CCNL/b") is hub
+
+
+def test_a_name_counts_before_a_source() -> None:
+    models = served(text_model(name="a", source="b"), text_model(name="b", source="c"))
+    assert route(models, TASKS["classify"], LABELLED, "b").name == "b"
+
+
+def test_a_source_of_several_models_is_ambiguous() -> None:
+    models = served(text_model(name="old", source="a/b"), text_model(name="new", source="a/b"))
+    with pytest.raises(ModelNotFound, match="served under several names; use one of old, new"):
+        route(models, TASKS["classify"], LABELLED, "a/b")
