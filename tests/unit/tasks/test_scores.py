@@ -37,14 +37,14 @@ def test_rank_raises_when_labels_and_scores_differ_in_number() -> None:
         rank(("a", "b"), np.zeros(3, dtype=np.float32))
 
 
-@pytest.mark.parametrize("count", [2, 64, 65, 5000])
+@pytest.mark.parametrize("count", [2, 32, 33, 5000])
 def test_softmax_equals_that_of_torch(count: int) -> None:
     logits = np.random.default_rng(0).normal(0, 8, count).astype(np.float32)
     wanted = torch.from_numpy(logits).double().softmax(0)
     assert softmax(logits) == pytest.approx(wanted.numpy(), abs=1e-7)
 
 
-@pytest.mark.parametrize("count", [4, 65, 5000])
+@pytest.mark.parametrize("count", [4, 33, 5000])
 @pytest.mark.parametrize("top_k", [None, 1, 3, 10_000])
 def test_rank_is_the_same_for_many_labels(count: int, top_k: int | None) -> None:
     scores = np.random.default_rng(0).integers(0, 7, count).astype(np.float32)
