@@ -6,12 +6,14 @@ No tensor is read. Where config.json does not say which heads there are, the nam
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from service.checkpoints.files import read_json, tensor_names
+from service.checkpoints import folders
+from service.checkpoints.files import config_file, read_json, tensor_names
 from service.checkpoints.heads import Head, describe_head
 from service.errors import CheckpointError, SettingError
 
@@ -57,8 +59,9 @@ TASKS_KEY = "erlangshen_tasks"
 """The key in config.json for the tasks, beyond plain classification, that a classifier was fine-tuned for."""
 _PURPOSES = {"similarity", "nli"}
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_ADDRESS = re.compile(r"(\w+)://[^/]*/(?:models/)?(?P<repository>[^/]+/[^/?#@]+)?")
+_SPEC = "wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +127,52 @@ class Checkpoint:
     @property
     def origin(self) -> str:
         """The folder or the hub repository and revision; it stays the same when the files are updated."""
-        is_local = Path(self.source).expanduser().is_dir()
-        return str(self.path) if is_local else f"{self.source}@{self.revision or 'main'}"
+        return str(self.path) if folders.is_folder(self.source) else f"{self.source}@{self.revision or 'main'}"
 
 
 def parse_spec(text: str) -> ModelSpec:
-    """Parses `SOURCE`, `NAME=SOURCE` or either with `@REVISION`; a source that is a directory has no revision."""
-    name, equals, source = (part.strip() for part in text.partition("="))
-    if not equals or not _NAME.fullmatch(name):
-        name, source = "", text.strip()
+    """Parses `SOURCE`, `NAME=SOURCE` or either with `@REVISION`; a source that is a directory may contain `@` and `=`.
+
+    Raises SettingError when a part is missing, or when a name cannot be a model's.
+    """
+    text = text.strip()
+    if not text.isascii() and text.encode(errors="replace").decode() != text:
+        raise SettingError(f"model {text!a}: the path is not UTF-8; rename the folder, or make a link to it")
+    name, source = _split_name(text)
+    if address := _ADDRESS.match(source):
+        wanted = address["repository"] or "ORG/NAME"
+        raise SettingError(f"model: an address ({address[1]}://...); wanted a folder, or a hub id: --model {wanted}")
     revision: str | None = None
-    if not Path(source).expanduser().is_dir() and "@" in source:
-        source, _, revision = source.rpartition("@")
-    name = name or Path(source).expanduser().resolve().name
-    if not source or revision == "" or not _NAME.fullmatch(name):
-        raise SettingError(f"model {text!r}: wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION")
-    return ModelSpec(name, source, revision)
+    if not folders.is_folder(source) and "@" in source:
+        before, _, after = source.rpartition("@")
+        if folders.is_folder(before) or not source.startswith(folders.LOCAL_MARKS):
+            source, revision = before, after
+    if not folders.is_local(source):
+        source = source.rstrip("/")
+    if not source or revision == "":
+        raise SettingError(f"model {text!r}: {_SPEC}")
+    return ModelSpec(name or _own_name(text, source), source, revision)
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """The name, empty where there is none, and the source."""
+    name, equals, source = (part.strip() for part in text.partition("="))
+    is_path = folders.is_folder(text) and not folders.is_folder(source)
+    if not equals or is_path or name.startswith(folders.LOCAL_MARKS):
+        return "", text
+    if not name or not source:
+        raise SettingError(f"model {text!r}: {_SPEC}")
+    if reason := folders.why_no_name(name):
+        raise SettingError(f"model {text!r}: {name!r} cannot be a model's name: {reason}")
+    return name, source
+
+
+def _own_name(text: str, source: str) -> str:
+    name = folders.name_of(source)
+    if reason := folders.why_no_name(name):
+        line = shlex.quote(f"{folders.suggest_name(name)}={text}")
+        raise SettingError(f"model {text!r}: {name!r} cannot be a model's name: {reason}; give it one: --model {line}")
+    return name
 
 
 def resolve(
@@ -149,12 +182,8 @@ def resolve(
 
     Raises CheckpointError when there is none, or when its config.json is invalid.
     """
-    local = Path(spec.source).expanduser()
-    if local.is_dir():
-        path = local.resolve()
-    elif spec.source.startswith(("/", ".", "~")):
-        raise CheckpointError(f"{spec.source}: no such directory")
-    else:
+    path = folders.find(spec.source, spec.revision)
+    if path is None:
         from service.checkpoints import hub
 
         path = hub.fetch(spec.source, spec.revision, cache_dir=cache_dir, offline=offline)
@@ -164,11 +193,11 @@ def resolve(
 def describe(
     path: Path, name: str, source: str | None = None, revision: str | None = None, *, labels: Sequence[str] = ()
 ) -> Checkpoint:
-    """Reads config.json of the folder `path`. `labels` override those of the config."""
-    file = path / "config.json"
+    """Reads config.json of the folder `path`, or bert_config.json. `labels` override those of the config."""
+    file = config_file(path)
     config = read_json(file)
     family, kind = _family_and_kind(file, config)
-    purpose = re.sub(r".*(?=-)", "", (source or str(path)).rstrip("/")) if kind == "sequence-classification" else ""
+    purpose = _purpose(source or str(path), path) if kind == "sequence-classification" else ""
     head, labels = _head(file, config, kind, name, labels, _KNOWN_LABELS.get(purpose, ()))
     by_labels = _TASKS_OF_LABELS.get(frozenset(map(str.lower, labels)), ())
     return Checkpoint(
@@ -185,6 +214,13 @@ def describe(
     )
 
 
+def _purpose(source: str, path: Path) -> str:
+    """The last part of an upstream name, such as `-NLI`: of the source, or of the folder or repository behind it."""
+    names = (source.rstrip("/"), path.name, folders.repository_of(path) or "")
+    found = [re.sub(r".*(?=-)", "", name) for name in names]
+    return next((each for each in found if each in _KNOWN_LABELS), "")
+
+
 def _family_and_kind(file: Path, config: dict[str, Any]) -> tuple[Family, Kind]:
     classes = config.get("architectures") or []
     if not isinstance(classes, list):
@@ -192,12 +228,29 @@ def _family_and_kind(file: Path, config: dict[str, Any]) -> tuple[Family, Kind]:
     found = {_split_class(file, name) for name in classes}
     families = {family for family, _ in found}
     if "model_type" in config:
-        families.add(str(config["model_type"]).replace("_", "-"))
+        families.add(str(config["model_type"]).lower().replace("_", "-"))
+    if not families:
+        families.add(_family_by_tensors(file, config))
     if len(families) != 1 or not families <= set(get_args(Family)):
         raise _wrong(file, "model_type", config.get("model_type"), "megatron-bert or bert, as in architectures")
     kinds = {kind for _, kind in found}
     kind = kinds.pop() if len(kinds) == 1 else _kind_by_tensors(file.parent)
     return cast("Family", families.pop()), kind
+
+
+def _family_by_tensors(file: Path, config: dict[str, Any]) -> Family:
+    """The family where neither model_type nor architectures name it, as in Google's bert_config.json."""
+    names = {name.removeprefix("bert.") for name in tensor_names(file.parent)}
+    if not names.isdisjoint(("encoder.ln.weight", "encoder.ln.gamma")):
+        return "megatron-bert"
+    has_bert_norm = not names.isdisjoint(("embeddings.LayerNorm.weight", "embeddings.LayerNorm.gamma"))
+    # RoBERTa has the same names and other positions; its padding has another id.
+    if has_bert_norm and config.get("pad_token_id") in (0, None):
+        return "bert"
+    raise CheckpointError(
+        f'{file}: model_type is missing, and the tensors are not those of BERT; add "model_type": "bert" or '
+        '"megatron-bert" if the model is one'
+    )
 
 
 def _split_class(file: Path, name: object) -> tuple[str, Kind]:

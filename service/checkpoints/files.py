@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import pickletools
+import re
+import shlex
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -23,7 +25,16 @@ from service.errors import CheckpointError
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+CONFIG_FILES = ("config.json", "bert_config.json")
+"""The second is Google's name, under which the first Chinese checkpoints were published."""
+VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
+
 _LFS_POINTER = b"version https://git-lfs"
+_START_BYTES = 64
+_LISTED_FILES = 12
+_WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod)\.)+")
+"""What DistributedDataParallel, a model that is an attribute of another one, and torch.compile put before names."""
+_OTHER_STATE = re.compile(r"(adapter|training_args|optimizer|scheduler|random_states|rng)")
 _READ_BYTES = 1 << 24
 _MAX_JSON_BYTES = 1 << 26
 _LEGACY_PICKLES = 4  # the old .bin format: magic number, protocol, system, then the state dict
@@ -41,7 +52,58 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         if file.is_file():
             return _without_pointers(_shards(file) if name.endswith(".json") else (file,))
     wanted = ", ".join((*SAFETENSORS_FILES, *BIN_FILES))
-    raise CheckpointError(f"{folder}: no weights here; wanted one of {wanted}")
+    raise CheckpointError(f"{folder}: no weights here; wanted one of {wanted}; {_what_is_there(folder)}")
+
+
+def config_file(folder: Path) -> Path:
+    """config.json, else Google's bert_config.json; CheckpointError when neither is there, with what is."""
+    for name in CONFIG_FILES:
+        try:
+            (folder / name).stat()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            pass  # reading it reports the reason
+        return folder / name
+    raise CheckpointError(f"{folder / CONFIG_FILES[0]}: no such file; {_what_is_there(folder)}")
+
+
+def succeeds(check: Callable[[], bool]) -> bool:
+    """The answer of `Path.is_file` and its like; False where it cannot be had, as in a folder without permission."""
+    with suppress(OSError):
+        return check()
+    return False
+
+
+def has_config(folder: Path) -> bool:
+    return any(succeeds((folder / name).is_file) for name in CONFIG_FILES)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The files that a checkpoint needs and `folder` does not have; "weights" where none of any format are there."""
+    missing = [] if has_config(folder) else [CONFIG_FILES[0]]
+    if not any(succeeds((folder / name).is_file) for name in VOCABULARY_FILES):
+        missing.append(VOCABULARY_FILES[0])
+    found = next((name for name in (*SAFETENSORS_FILES, *BIN_FILES) if succeeds((folder / name).is_file)), None)
+    if found is None:
+        missing.append("weights")
+    elif found.endswith(".json"):
+        with suppress(CheckpointError):  # an index that cannot be read is not missing; `weight_files` reports it
+            missing += [name for name in _shard_names(folder / found) if not succeeds((folder / name).is_file)]
+    return missing
+
+
+def list_contents(folder: Path) -> list[str]:
+    """The names in `folder`, sorted; none where it cannot be read."""
+    with suppress(OSError):
+        return sorted(file.name for file in folder.iterdir())
+    return []
+
+
+def strip_wrappers(name: str) -> str:
+    """The name of a tensor without what a wrapper around the model put before it, such as `module.`."""
+    wrapper = _WRAPPERS.match(name)
+    return name[wrapper.end() :] if wrapper else name
 
 
 def are_pickled(files: Sequence[Path]) -> bool:
@@ -50,7 +112,10 @@ def are_pickled(files: Sequence[Path]) -> bool:
 
 
 def tensor_names(folder: Path) -> frozenset[str]:
-    """The names of the tensors in the weights of `folder`. For a pickle, other strings may be among them."""
+    """The names of the tensors in the weights of `folder`, without wrappers such as `module.`.
+
+    For a pickle, other strings may be among them.
+    """
     names: set[str] = set()
     for file in weight_files(folder):
         try:
@@ -59,7 +124,7 @@ def tensor_names(folder: Path) -> frozenset[str]:
             raise
         except Exception as error:  # a damaged or hostile file may make a parser raise anything
             raise CheckpointError(f"{file}: cannot be read as weights ({type(error).__name__})") from error
-    return frozenset(names)
+    return frozenset(map(strip_wrappers, names))
 
 
 def tensor_rows(folder: Path, name: str) -> int | None:
@@ -108,17 +173,22 @@ def read_ahead(files: Sequence[Path]) -> Thread:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`; CheckpointError when the file is missing, too large, or holds no JSON object, or a
-    lone surrogate, which no reply could contain."""
+    """The JSON object in `file`, which may begin with a byte-order mark.
+
+    CheckpointError when the file is missing, too large, or holds no JSON object, or a lone surrogate, which no reply
+    could contain.
+    """
     try:
         if (size := file.stat().st_size) > _MAX_JSON_BYTES:
             raise CheckpointError(f"{file}: has {size} bytes; wanted at most {_MAX_JSON_BYTES}")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
         json.dumps(content, ensure_ascii=False).encode()
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}){_why_no_json(file, error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
     return content
@@ -133,19 +203,85 @@ def _read_all(files: Sequence[Path]) -> None:
                     pass
 
 
+def _why_no_json(file: Path, error: ValueError | RecursionError) -> str:
+    """What the file is instead, or has at the place of the error; empty where that is unknown."""
+    with file.open("rb") as stream:
+        start = stream.read(_START_BYTES)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return ": it is UTF-16; save it as UTF-8"
+    if other := _what_else(start):
+        return f": {other}"
+    at_error = error.doc[error.pos :] if isinstance(error, json.JSONDecodeError) else ""
+    return ": JSON has no comments; remove them" if at_error.startswith(("//", "/*", "#")) else ""
+
+
+def _what_else(start: bytes) -> str | None:
+    """What a file is that starts like this, where a download often puts it in the place of another."""
+    if start.startswith(_LFS_POINTER):
+        return "a git-lfs pointer; fetch the files with `git lfs pull`"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page; download the file itself"
+    return None
+
+
+def _what_is_there(folder: Path) -> str:
+    """The contents of a folder that lacks a file, and what to do where that is known."""
+    try:
+        names = sorted(file.name for file in folder.iterdir())
+    except OSError as error:
+        return f"it cannot be listed: {error.strerror}"
+    if not names:
+        return "it is empty"
+    shown = [_show(folder / name) for name in names[:_LISTED_FILES]]
+    more = [f"{len(names) - _LISTED_FILES} more"] if len(names) > _LISTED_FILES else []
+    return f"it holds {', '.join(shown + more)}{_what_to_do(folder, names)}"
+
+
+def _what_to_do(folder: Path, names: Sequence[str]) -> str:
+    inner = [folder / name for name in names if has_config(folder / name)]
+    if inner and not has_config(folder):
+        return "; wanted " + " or ".join(f"--model {shlex.quote(str(each))}" for each in inner[:3])
+    if folder.parent.name == "snapshots":
+        return ": an earlier download was not finished"
+    others = [
+        name
+        for name in names
+        if name.endswith((".safetensors", ".bin")) and not _OTHER_STATE.match(name) and "-of-" not in name
+    ]
+    if has_config(folder) and len(others) == 1:
+        whole = SAFETENSORS_FILES[0] if others[0].endswith(".safetensors") else BIN_FILES[0]
+        return f"; if {others[0]} is the weights, rename it to {whole}"
+    return ""
+
+
+def _show(file: Path) -> str:
+    name = file.name if file.name.isprintable() else ascii(file.name)
+    if file.is_symlink() and not succeeds(file.exists):
+        return f"{name} (a link to {file.readlink()}, which is not there)"
+    return f"{name}/" if succeeds(file.is_dir) else name
+
+
 def _without_pointers(files: tuple[Path, ...]) -> tuple[Path, ...]:
     for file in files:
         try:
             with file.open("rb") as stream:
-                start = stream.read(len(_LFS_POINTER))
+                start = stream.read(_START_BYTES)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-        if start == _LFS_POINTER:
-            raise CheckpointError(f"{file}: a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
+        if other := _what_else(start):
+            raise CheckpointError(f"{file}: not the weights but {other}")
     return files
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
+    names = _shard_names(index)
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: names the file {name}, which is not there")
+    return tuple(index.parent / name for name in names)
+
+
+def _shard_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map: wanted an object of tensor name -> file name")
@@ -153,9 +289,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     for name in names:
         if name != Path(name).name or not name.endswith((".safetensors", ".bin")):
             raise CheckpointError(f"{index}: weight_map: wanted plain .safetensors or .bin file names, found {name!r}")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index}: names the file {name}, which is not there")
-    return tuple(index.parent / name for name in names)
+    return names
 
 
 def _safetensors_names(file: Path) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tqdm import tqdm
 import service
 from service.api.openapi import EXAMPLES
 from service.checkpoints.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
+from service.checkpoints.folders import is_folder
 from service.errors import SettingError
 from service.replicas.protocol import Loading
 from service.settings import Models
@@ -28,7 +29,7 @@ def parse_specs(models: Models) -> list[ModelSpec]:
     Raises:
         SettingError: two models have the same name, or labels are set for a model that is not served.
     """
-    specs = [parse_spec(text) for text in models.specs or (SHIPPED,)]
+    specs = [parse_spec(text) for text in _join_folders(models.specs) or (SHIPPED,)]
     served = [spec.name for spec in specs]
     for name in served:
         if served.count(name) > 1:
@@ -37,6 +38,26 @@ def parse_specs(models: Models) -> list[ModelSpec]:
         if name not in served:
             raise SettingError(f"models.labels: {name} is not served; the served models are {', '.join(served)}")
     return specs
+
+
+def _join_folders(parts: Sequence[str]) -> list[str]:
+    """Puts folders together again whose names contain a comma, at which the settings split models."""
+    joined: list[str] = []
+    rest = list(parts)
+    while rest:
+        spec = rest.pop(0)
+        for num_parts in range(0 if _is_folder(spec, spec) else len(rest), 0, -1):
+            whole = [separator.join((spec, *rest[:num_parts])) for separator in (",", ", ")]
+            if found := next((text for text in whole if _is_folder(text, spec)), None):
+                spec, rest = found, rest[num_parts:]
+                break
+        joined.append(spec)
+    return joined
+
+
+def _is_folder(text: str, first: str) -> bool:
+    """Whether `text`, which starts with the part `first`, is a folder, or NAME= with the name in `first` and one."""
+    return is_folder(text) or ("=" in first and is_folder(text.partition("=")[2].strip()))
 
 
 def fetch_checkpoint(spec: ModelSpec, models: Models) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from service.checkpoints.checkpoint import Family, ModelSpec, Shape, describe, parse_spec, resolve
 from service.checkpoints.files import weight_files
 from service.errors import CheckpointError, SettingError
-from tests.checkpoints import make_checkpoint, vocabulary
+from tests.checkpoints import make_checkpoint, vocabulary, write_weights
 
 
 @pytest.fixture
@@ -43,21 +44,83 @@ def edit(path: Path, **changes: object) -> Path:
         (" big = /models/big ", ModelSpec("big", "/models/big")),
         ("/models/mini/", ModelSpec("mini", "/models/mini/")),
         ("named=/models/a=b", ModelSpec("named", "/models/a=b")),
+        ("/模型/情感分类", ModelSpec("情感分类", "/模型/情感分类")),
+        ("情感=/models/a", ModelSpec("情感", "/models/a")),
+        ("/models/新闻 分类 v2/", ModelSpec("新闻 分类 v2", "/models/新闻 分类 v2/")),
+        ("/models/BERT😀", ModelSpec("BERT😀", "/models/BERT😀")),
+        ("/models/bert:v2", ModelSpec("bert:v2", "/models/bert:v2")),
+        ("/models/.hidden", ModelSpec(".hidden", "/models/.hidden")),
+        ("/models/run@3", ModelSpec("run@3", "/models/run@3")),
+        ("/models/cafe\u0301", ModelSpec("caf\u00e9", "/models/cafe\u0301")),
+        ("IDEA-CCNL/Erlangshen/", ModelSpec("Erlangshen", "IDEA-CCNL/Erlangshen")),
+        ("~nobody-of-this-name/模型", ModelSpec("模型", "~nobody-of-this-name/模型")),
+        ("/models/" + "长" * 200, ModelSpec("长" * 200, "/models/" + "长" * 200)),
     ],
 )
 def test_parse_spec_reads_name_source_and_revision(text: str, spec: ModelSpec) -> None:
     assert parse_spec(text) == spec
 
 
-@pytest.mark.parametrize("text", ["", "=", "name=", "a@", "name=@main", "=source", "/models/a=b", "/models/模型"])
+@pytest.mark.parametrize("text", ["", "=", "name=", "a@", "name=@main", "=source"])
 def test_invalid_specs_are_refused(text: str) -> None:
     with pytest.raises(SettingError, match="wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION"):
         parse_spec(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("/models/a=b", "'a=b' cannot be a model's name: it contains =; give it one: --model a-b=/models/a=b"),
+        ("/models/a;b", "'a;b' cannot be a model's name: it contains ;; give it one: --model 'a-b=/models/a;b'"),
+        ("/models/a\u3000b", "it contains U+3000; give it one: --model 'a-b=/models/a\u3000b'"),
+        ("/models/👨\u200d👩", "it contains U+200D; give it one: --model '👨-👩=/models/👨\u200d👩'"),
+        ("/models/none", "it stands for no model in the metrics; give it one: --model NAME=/models/none"),
+        ("/", "it is empty; give it one: --model NAME=/"),
+        ("/models/" + "x" * 201, "it has 201 characters; wanted at most 200; give it one: --model xxx"),
+        ("org/news=/models/a", "'org/news' cannot be a model's name: it contains /"),
+        ("none=/models/a", "'none' cannot be a model's name"),
+        ("/models/\udce9", r"'/models/\udce9': the path is not UTF-8; rename the folder, or make a link to it"),
+        (
+            "https://huggingface.co/IDEA-CCNL/X/tree/main",
+            "an address (https://...); wanted a folder, or a hub id: --model IDEA-CCNL/X",
+        ),
+        ("x=https://www.modelscope.cn/models/IDEA-CCNL/X", "wanted a folder, or a hub id: --model IDEA-CCNL/X"),
+        ("https://user:secret@host/", "an address (https://...); wanted a folder, or a hub id: --model ORG/NAME"),
+    ],
+)
+def test_the_error_of_what_cannot_be_a_name_has_the_reason_and_the_line_to_type(text: str, words: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        parse_spec(text)
+    assert words in caught.value.detail
+    assert "secret" not in caught.value.detail
+
+
+def test_the_suggested_lines_are_accepted(tmp_path: Path) -> None:
+    for name in ("a=b", "a;b", "none", "a\u3000b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        with pytest.raises(SettingError) as caught:
+            parse_spec(str(folder))
+        (line,) = shlex.split(caught.value.detail.partition("--model ")[2])
+        assert parse_spec(line).source == str(folder)
+
+
 def test_a_directory_name_may_contain_an_at_sign(tmp_path: Path) -> None:
     (tmp_path / "run@3").mkdir()
     assert parse_spec(f"x={tmp_path}/run@3") == ModelSpec("x", f"{tmp_path}/run@3")
+    assert parse_spec(f"{tmp_path}/run@3@main") == ModelSpec("run@3", f"{tmp_path}/run@3", "main")
+
+
+def test_a_relative_folder_may_contain_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=2e-5").mkdir()
+    with pytest.raises(
+        SettingError, match=r"'lr=2e-5' cannot be a model's name: it contains =.*--model lr-2e-5=lr=2e-5"
+    ):
+        parse_spec("lr=2e-5")
+    assert parse_spec("a=lr=2e-5") == ModelSpec("a", "lr=2e-5")
+    (tmp_path / "2e-5").mkdir()
+    assert parse_spec("lr=2e-5") == ModelSpec("lr", "2e-5")
 
 
 def test_a_local_folder_is_described(masked_lm: Path) -> None:
@@ -77,7 +140,9 @@ def test_num_parameters_counts_embeddings_and_encoder(tmp_path: Path, family: Fa
     assert describe(path, "made").shape.num_parameters == own
 
 
-@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "~/nowhere-at-all"])
+@pytest.mark.parametrize(
+    "source", ["/nowhere/at/all", "./nowhere", "~/nowhere-at-all", "~nobody-of-this-name/x", "/models/run@3"]
+)
 def test_a_missing_folder_is_refused(source: str) -> None:
     with pytest.raises(CheckpointError, match="no such directory"):
         resolve(ModelSpec("x", source), offline=False)
@@ -114,6 +179,66 @@ def test_kind_follows_the_tensors_of_an_old_bin(tmp_path: Path) -> None:
     tensors = torch.load(path / "pytorch_model.bin", weights_only=True)
     torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     assert describe(path, "x").kind == "masked-lm"
+
+
+@pytest.mark.parametrize("family", ["megatron-bert", "bert"])
+@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
+@pytest.mark.parametrize("file_format", ["bin", "safetensors"])
+@pytest.mark.parametrize("config", ["bert_config.json", "config.json"])
+def test_family_and_kind_follow_the_tensors_where_the_config_names_neither(
+    tmp_path: Path, family: Family, kind: str, file_format: str, config: str
+) -> None:
+    path = make_checkpoint(tmp_path, family=family, kind=kind, file_format=file_format, num_layers=1, architectures=[])
+    edit(path, model_type=None).joinpath("config.json").rename(path / config)
+    checkpoint = describe(path, "x")
+    assert (checkpoint.family, checkpoint.kind) == (family, kind)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "_orig_mod."])
+def test_kind_follows_tensors_with_the_prefix_of_a_wrapper(tmp_path: Path, prefix: str) -> None:
+    path = make_checkpoint(tmp_path, kind="sequence-classification", family="bert", num_layers=1, architectures=[])
+    tensors = load_file(path / "model.safetensors")
+    write_weights(path, {prefix + name: tensor for name, tensor in tensors.items()}, "safetensors")
+    checkpoint = describe(edit(path, model_type=None), "x")
+    assert (checkpoint.family, checkpoint.kind) == ("bert", "sequence-classification")
+
+
+def test_a_roberta_without_a_model_type_is_not_taken_for_bert(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, family="bert", kind="encoder", num_layers=1, architectures=[])
+    with pytest.raises(CheckpointError, match=r'model_type is missing.*add "model_type": "bert" or "megatron-bert"'):
+        describe(edit(path, model_type=None, pad_token_id=1), "x")
+
+
+def test_config_json_is_preferred_to_the_name_of_google(masked_lm: Path) -> None:
+    (masked_lm / "bert_config.json").write_text("{}")
+    assert describe(masked_lm, "x").family == "megatron-bert"
+
+
+@pytest.mark.parametrize("model_type", ["Megatron_BERT", "MEGATRON-BERT", "megatron-bert"])
+def test_model_type_is_read_in_any_case(masked_lm: Path, model_type: str) -> None:
+    assert describe(edit(masked_lm, model_type=model_type), "x").family == "megatron-bert"
+
+
+def test_a_config_with_a_byte_order_mark_is_read(masked_lm: Path) -> None:
+    file = masked_lm / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert describe(masked_lm, "x").kind == "masked-lm"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"a": 1, // the first\n "b": 2}', r"line 1 column 10 \(char 9\)\): JSON has no comments; remove them"),
+        (b"# made by hand\n{}", "JSON has no comments; remove them"),
+        ("{}".encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer; fetch the files with `git lfs pull`"),
+        (b"<!DOCTYPE html>\n<html>", "a web page; download the file itself"),
+    ],
+)
+def test_the_error_of_a_config_that_is_something_else_says_what(masked_lm: Path, content: bytes, words: str) -> None:
+    (masked_lm / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"config\.json: cannot be read as JSON \(.*{words}$"):
+        describe(masked_lm, "x")
 
 
 DEEP_HEADER = (100_000).to_bytes(8, "little") + b"[" * 100_000
@@ -169,9 +294,46 @@ def test_a_huge_config_is_refused_without_reading_it(masked_lm: Path) -> None:
         describe(masked_lm, "x")
 
 
-def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
+def test_a_folder_without_a_config_is_refused_with_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file; it is empty$"):
         describe(tmp_path, "x")
+    (tmp_path / "Config.JSON").write_text("{}")
+    (tmp_path / "vocab.txt").symlink_to("../blobs/0a1b")
+    with pytest.raises(CheckpointError) as caught:
+        describe(tmp_path, "x")
+    assert caught.value.detail.endswith("it holds Config.JSON, vocab.txt (a link to ../blobs/0a1b, which is not there)")
+
+
+def test_the_error_of_a_folder_around_the_checkpoint_leads_to_it(tmp_path: Path) -> None:
+    inner = make_checkpoint(tmp_path / "情感 分类", num_layers=1)
+    with pytest.raises(CheckpointError) as caught:
+        describe(tmp_path, "x")
+    words = "it holds 情感 分类/; wanted --model "
+    assert words in caught.value.detail
+    assert shlex.split(caught.value.detail.partition(words)[2]) == [str(inner)]
+
+
+def test_the_error_of_a_folder_without_weights_says_what_is_there(masked_lm: Path) -> None:
+    (masked_lm / "model.safetensors").rename(masked_lm / "best.safetensors")
+    (masked_lm / "training_args.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        weight_files(masked_lm)
+    assert "it holds best.safetensors, config.json, training_args.bin, vocab.txt" in caught.value.detail
+    assert caught.value.detail.endswith("if best.safetensors is the weights, rename it to model.safetensors")
+
+
+def test_symlinked_files_are_read(masked_lm: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "links"
+    folder.mkdir()
+    for file in masked_lm.iterdir():
+        (folder / file.name).symlink_to(file)
+    assert describe(folder, "x").kind == "masked-lm"
+    assert weight_files(folder) == (folder / "model.safetensors",)
+
+
+def test_safetensors_are_preferred_to_a_bin(masked_lm: Path) -> None:
+    write_weights(masked_lm, {"a": torch.zeros(1)}, "bin")
+    assert weight_files(masked_lm) == (masked_lm / "model.safetensors",)
 
 
 @pytest.mark.parametrize("name", ["../model.bin", "/etc/passwd", "a/b.bin", "model.txt"])
@@ -189,7 +351,9 @@ def test_the_error_of_unreadable_weights_names_the_file(tmp_path: Path) -> None:
 
 def test_the_error_of_a_git_lfs_pointer_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: a git-lfs pointer, not the weights.*git lfs pull"):
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model\.bin: not the weights but a git-lfs pointer.*git lfs pull"
+    ):
         weight_files(tmp_path)
 
 
