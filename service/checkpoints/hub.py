@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from urllib.request import getproxies
 
-import httpx2
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
+    IncompleteSnapshotError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
-from service.checkpoints.files import BIN_FILES, SAFETENSORS_FILES
+from service.checkpoints.files import (
+    BIN_FILES,
+    CONFIG_FILES,
+    SAFETENSORS_FILES,
+    VOCABULARY_FILES,
+    list_contents,
+    missing_files,
+)
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-_SMALL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_SMALL_FILES = (*CONFIG_FILES, *VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json")
+_LISTED_FILES = 12
+_LOOK_UP_S = 10.0
 # One weights format is enough, so the second is requested only when the repository has no files of the first.
 _WEIGHTS = ((*SAFETENSORS_FILES, "model-*-of-*.safetensors"), (*BIN_FILES, "pytorch_model-*-of-*.bin"))
 
@@ -40,20 +50,23 @@ def fetch(
     """
     is_offline = offline or constants.is_offline_mode()
     logger.info("fetching model", extra={"repo": repo, "revision": revision, "offline": is_offline})
-    missing: LocalEntryNotFoundError | None = None
+    folder: Path | None = None
+    absent: LocalEntryNotFoundError | None = None
     for weights in _WEIGHTS:
         try:
             folder = _snapshot(repo, revision, (*_SMALL_FILES, *weights), cache_dir, is_offline, endpoint)
         except LocalEntryNotFoundError as error:
-            missing = error
+            absent = error
             continue
         if any((folder / name).is_file() for name in weights[:2]):
-            return folder
+            break
+    if folder is None:
+        raise CheckpointError(_not_here(repo, revision, cache_dir, is_offline)) from absent
+    missing = missing_files(folder)
     if missing:
-        raise CheckpointError(_not_here(repo, revision, is_offline)) from missing
-    raise CheckpointError(
-        f"{_name(repo, revision)}: the repository holds no weights ({', '.join(_WEIGHTS[1][:2])}, ...)"
-    )
+        held = None if is_offline else _list_repository(repo, revision, endpoint)
+        raise CheckpointError(_lacking(repo, revision, folder, missing, held, is_offline))
+    return folder
 
 
 def _snapshot(
@@ -64,6 +77,7 @@ def _snapshot(
     is_offline: bool,
     endpoint: str | None,
 ) -> Path:
+    """The folder of one revision, which may be incomplete where the hub is out of reach."""
     name = _name(repo, revision)
     try:
         folder = snapshot_download(
@@ -74,6 +88,8 @@ def _snapshot(
             local_files_only=is_offline,
             endpoint=endpoint,
         )
+    except IncompleteSnapshotError as error:
+        return Path(error.snapshot_path)
     except LocalEntryNotFoundError:
         raise
     except GatedRepoError as error:
@@ -88,17 +104,78 @@ def _snapshot(
         raise CheckpointError(f"{name}: the repository has no such revision") from error
     except HFValidationError as error:
         raise CheckpointError(f"{name}: neither a local directory nor a valid repository id of the hub") from error
-    except (OSError, httpx2.HTTPError) as error:
-        raise CheckpointError(f"{name}: the download failed ({type(error).__name__}: {error})") from error
+    except Exception as error:  # the library and its HTTP client raise many: for a proxy, a package, the disk
+        cached = None if is_offline else _complete_in_cache(repo, revision, patterns, cache_dir)
+        if cached is None:
+            raise CheckpointError(f"{name}: the download failed ({_reason(error)}){_proxies(error)}") from error
+        logger.warning("served from the cache", extra={"repo": repo, "reason": _reason(error)})
+        return cached
     return Path(folder)
 
 
-def _not_here(repo: str, revision: str | None, is_offline: bool) -> str:
-    why = "offline mode is on" if is_offline else "the hub cannot be reached"
+def _complete_in_cache(
+    repo: str, revision: str | None, patterns: tuple[str, ...], cache_dir: Path | None
+) -> Path | None:
+    try:
+        folder = _snapshot(repo, revision, patterns, cache_dir, True, None)
+    except (LocalEntryNotFoundError, CheckpointError):
+        return None
+    return None if missing_files(folder) else folder
+
+
+def _list_repository(repo: str, revision: str | None, endpoint: str | None) -> list[str] | None:
+    """The names of the repository's files; None where the hub does not answer."""
+    try:
+        info = HfApi(endpoint=endpoint).model_info(repo, revision=revision, timeout=_LOOK_UP_S)
+    except Exception:  # noqa: BLE001 - as in `_snapshot`; whatever it is, the hub was of no use
+        return None
+    return sorted(each.rfilename for each in info.siblings or ())
+
+
+def _lacking(
+    repo: str, revision: str | None, folder: Path, missing: list[str], held: list[str] | None, is_offline: bool
+) -> str:
+    """Describes a repository that lacks files, or a part of it in the cache when `held`, its files, is None."""
+    name = _name(repo, revision)
+    lacks = " and no ".join(missing)
+    formats = f" ({', '.join((SAFETENSORS_FILES[0], BIN_FILES[0]))}, ...)" if "weights" in missing else ""
+    if held is not None:
+        return f"{name}: the repository holds no {lacks}{formats}; it holds {_enumerate(held)}"
     return (
-        f"{_name(repo, revision)}: no local directory, not in the cache, and {why}; "
-        f"download it on a machine with a network (`hf download {repo}`) and give the folder, or go online"
+        f"{name}: the cache holds {_enumerate(list_contents(folder))}, and no {lacks}{formats}: an earlier download "
+        f"was not finished; {_why_no_hub(is_offline)}; {_how_to_get(repo)}"
     )
+
+
+def _enumerate(names: list[str]) -> str:
+    more = [f"{len(names) - _LISTED_FILES} more"] if len(names) > _LISTED_FILES else []
+    return ", ".join((*names[:_LISTED_FILES], *more)) or "nothing"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _proxies(error: Exception) -> str:
+    """The variables of the environment that name a proxy, where the error may be due to one."""
+    found = [f"{scheme}_proxy" for scheme in getproxies() if scheme != "no"]
+    is_of_proxy = "proxy" in str(error).lower() or isinstance(error, ImportError)
+    return f"; {' and '.join(found)} in the environment (in either case) name a proxy" if found and is_of_proxy else ""
+
+
+def _not_here(repo: str, revision: str | None, cache_dir: Path | None, is_offline: bool) -> str:
+    refs = (cache_dir or Path(constants.HF_HUB_CACHE)).expanduser() / f"models--{repo.replace('/', '--')}" / "refs"
+    others = f" (of this repository it holds {_enumerate(list_contents(refs))})" if list_contents(refs) else ""
+    why = f"{others}, and {_why_no_hub(is_offline)}"
+    return f"{_name(repo, revision)}: no local directory, not in the cache{why}; {_how_to_get(repo)}"
+
+
+def _why_no_hub(is_offline: bool) -> str:
+    return "offline mode is on" if is_offline else "the hub cannot be reached"
+
+
+def _how_to_get(repo: str) -> str:
+    return f"download it on a machine with a network (`hf download {repo}`) and give the folder, or go online"
 
 
 def _name(repo: str, revision: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ import torch
 from huggingface_hub import constants
 
 from service.checkpoints import hub
-from service.checkpoints.checkpoint import parse_spec, resolve
+from service.checkpoints.checkpoint import describe, parse_spec, resolve
 from service.checkpoints.files import weight_files
 from service.errors import CheckpointError
 from tests.checkpoints import make_checkpoint, write_weights
@@ -69,7 +70,8 @@ class HubRequest(BaseHTTPRequestHandler):
             ]
             self._send(200, json.dumps(files).encode(), {"Content-Type": "application/json"})
         else:
-            info = {"id": REPO, "sha": COMMIT, "siblings": []}
+            siblings = [{"rfilename": file.name} for file in sorted(self.server.folder.iterdir())]
+            info = {"id": REPO, "sha": COMMIT, "siblings": siblings}
             self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     def _answer_file(self, name: str) -> None:
@@ -140,9 +142,90 @@ def test_fetch_uses_the_cache_when_the_hub_is_unreachable(hub_server: Hub, tmp_p
 
 
 def test_a_repository_without_weights_is_an_error(hub_server: Hub, tmp_path: Path) -> None:
-    (hub_server.folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=f"{REPO}: the repository holds no weights"):
+    (hub_server.folder / "model.safetensors").rename(hub_server.folder / "flax_model.msgpack")
+    words = (
+        rf"{REPO}: the repository holds no weights \(model\.safetensors, pytorch_model\.bin, \.\.\.\); "
+        r"it holds README\.md, config\.json, flax_model\.msgpack, vocab\.txt$"
+    )
+    with pytest.raises(CheckpointError, match=words):
         hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+
+
+def test_a_repository_with_the_config_of_google_is_downloaded(hub_server: Hub, tmp_path: Path) -> None:
+    (hub_server.folder / "config.json").rename(hub_server.folder / "bert_config.json")
+    path = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    assert describe(path, "x").kind == "sequence-classification"
+
+
+UNREACHABLE = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("has_listing", [True, False])
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_an_unfinished_download_is_reported_as_such(
+    hub_server: Hub, tmp_path: Path, is_offline: bool, has_listing: bool
+) -> None:
+    cache = tmp_path / "cache"
+    folder = hub.fetch(REPO, cache_dir=cache, endpoint=hub_server.url)
+    (folder / "model.safetensors").unlink()
+    if not has_listing:  # huggingface_hub before 2.0 kept none
+        shutil.rmtree(folder.parents[1] / "trees")
+    words = (
+        rf"{REPO}: the cache holds config\.json, vocab\.txt, and no weights \(model\.safetensors, pytorch_model\.bin, "
+        rf"\.\.\.\): an earlier download was not finished; {'offline mode is on' if is_offline else 'the hub cannot'}"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        hub.fetch(REPO, cache_dir=cache, offline=is_offline, endpoint=UNREACHABLE)
+    assert hub.fetch(REPO, cache_dir=cache, endpoint=hub_server.url) == folder
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_missing_shards_are_an_unfinished_download(hub_server: Hub, tmp_path: Path, is_offline: bool) -> None:
+    names = [f"model-0000{index}-of-00002.safetensors" for index in (1, 2)]
+    (hub_server.folder / "model.safetensors").rename(hub_server.folder / names[0])
+    (hub_server.folder / names[1]).write_bytes(b"second")
+    index = {"weight_map": {"a": names[0], "b": names[1]}}
+    (hub_server.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    folder = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    (folder / names[1]).unlink()
+    with pytest.raises(CheckpointError, match=f"and no {names[1]}: an earlier download was not finished"):
+        hub.fetch(REPO, cache_dir=tmp_path / "cache", offline=is_offline, endpoint=UNREACHABLE)
+
+
+def test_a_cache_without_files_that_are_not_needed_is_complete(hub_server: Hub, tmp_path: Path) -> None:
+    """As one that an earlier version filled, which downloaded fewer files."""
+    (hub_server.folder / "tokenizer_config.json").write_text("{}")
+    folder = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    (folder / "tokenizer_config.json").unlink()
+    assert hub.fetch(REPO, cache_dir=tmp_path / "cache", offline=True) == folder
+
+
+@pytest.mark.parametrize("error", [ImportError("the package socksio is missing"), ValueError("Invalid proxy URL")])
+def test_an_error_of_a_library_is_passed_on_in_its_own_words_unless_the_cache_is_complete(
+    hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    folder = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    download = hub.snapshot_download
+
+    def fail(*arguments: object, local_files_only: bool, **others: object) -> str:
+        if not local_files_only:
+            raise error
+        return str(download(*arguments, local_files_only=True, **others))
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@127.0.0.1:7890")
+    assert hub.fetch(REPO, cache_dir=tmp_path / "cache") == folder
+    with pytest.raises(CheckpointError) as caught:
+        hub.fetch(REPO, cache_dir=tmp_path / "empty")
+    assert f"the download failed ({type(error).__name__}: {error}); all_proxy" in caught.value.detail
+    assert "secret" not in caught.value.detail
+
+
+def test_the_error_of_another_revision_names_those_in_the_cache(hub_server: Hub, tmp_path: Path) -> None:
+    hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    words = rf"{REPO}@v9: .* not in the cache \(of this repository it holds main\), and offline mode is on"
+    with pytest.raises(CheckpointError, match=words):
+        hub.fetch(REPO, "v9", cache_dir=tmp_path / "cache", offline=True)
 
 
 @pytest.mark.parametrize(
