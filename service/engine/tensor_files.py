@@ -1,7 +1,7 @@
 """Weights files as a mapping from canonical tensor name to tensor, for any format and number of files.
 
-The files are mapped into memory, so reading a tensor takes no private memory. Canonical names have no `bert.` prefix
-and no old norm names (gamma, beta). Nothing in a file is ever executed.
+The files are mapped into memory, so reading a tensor takes no private memory. Canonical names have no `bert.` prefix,
+none of a wrapper (module., model.), and no old norm names (gamma, beta). Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from service.checkpoints.files import require_stored
+from service.checkpoints.files import require_stored, strip_wrappers
 from service.errors import CheckpointError
 
 Progress = Callable[[int, int], None]
@@ -134,7 +134,17 @@ class TensorFiles:
 
     def _missing(self, name: str, wanted: str = "") -> CheckpointError:
         files = ", ".join(path.name for path in self.paths)
-        return CheckpointError(f"{self.paths[0].parent}: tensor {name} is missing from {files}{wanted}")
+        instead = "" if WORDS in self else f"; {self._names_instead()}"
+        return CheckpointError(f"{self.paths[0].parent}: tensor {name} is missing from {files}{wanted}{instead}")
+
+    def _names_instead(self) -> str:
+        """What the names are, where they are not those of BERT."""
+        named = next((name for name in self._sources if name.endswith(f".{WORDS}")), None)
+        if named:
+            prefix = named.removesuffix(WORDS)
+            return f"the names begin with {prefix} here: save the tensors under name.removeprefix({prefix!r})"
+        first = ", ".join(source.name for source in list(self._sources.values())[:3])
+        return f"the names here are {first}, ... ({len(self._sources)} tensors)" if first else "it holds no tensors"
 
     def _add(self, file: Path) -> None:
         sources = _open_safetensors(file, self._stack) if file.suffix == ".safetensors" else _open_bin(file)
@@ -146,7 +156,7 @@ class TensorFiles:
 
 
 def _canonical(name: str) -> str:
-    name = name.removeprefix("bert.")
+    name = strip_wrappers(name).removeprefix("bert.")
     if name.endswith(".gamma"):
         return name.removesuffix("gamma") + "weight"
     return name.removesuffix("beta") + "bias" if name.endswith(".beta") else name
@@ -183,7 +193,9 @@ def _wrong_length(file: Path) -> str | None:
 def _open_bin(file: Path) -> list[_Source]:
     tensors = _load_bin(file)
     if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
-        raise CheckpointError(f"{file}: wanted a state dict, that is tensor names and tensors only")
+        raise CheckpointError(
+            f"{file}: wanted a state dict, that is tensor names and tensors only{_inner_state_dict(file, tensors)}"
+        )
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
             raise CheckpointError(f"{file}: tensor {name} is sparse, nested or without numbers; wanted a plain one")
@@ -191,6 +203,16 @@ def _open_bin(file: Path) -> list[_Source]:
         _Source(file, str(name), tuple(tensor.shape), str(tensor.dtype), tensor.detach)
         for name, tensor in tensors.items()
     ]
+
+
+def _inner_state_dict(file: Path, content: object) -> str:
+    """The line to do where the state dict is inside of a training checkpoint."""
+    parts = content.items() if isinstance(content, dict) else ()
+    inner = [key for key, part in parts if isinstance(part, dict) and any(isinstance(t, Tensor) for t in part.values())]
+    if not inner:
+        return ""
+    key = next((key for key in inner if "optim" not in str(key)), inner[0])
+    return f"; there is one under {key!r}: torch.save(torch.load(FILE)[{key!r}], FILE), with FILE = {str(file)!r}"
 
 
 def _load_bin(file: Path) -> object:

@@ -262,7 +262,7 @@ def check_vocab(vocab: dict[str, int], checkpoint: Checkpoint) -> None:
 def _read_text(file: Path, vocab_size: int) -> str:
     limit = vocab_size * _MAX_TOKEN_CHARS
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:  # Windows editors put a byte-order mark before the first token
             text = stream.read(limit + 1)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error

@@ -78,6 +78,39 @@ def test_a_broken_model_prints_one_line_and_exits_with_2(tmp_path: Path) -> None
     assert not (models[malicious] / "made").exists()
 
 
+def as_handed_out(model: Path) -> None:
+    """Google's config, a vocabulary from a Windows editor, and weights from training in data parallel."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").unlink()
+    plain = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
+    (model / "bert_config.json").write_text(json.dumps(plain), encoding="utf-8")
+    (model / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + (model / "vocab.txt").read_bytes())
+    tensors = load_file(model / SAFE)
+    (model / SAFE).unlink()
+    write_weights(model, {f"module.{name}": tensor for name, tensor in tensors.items()}, "bin")
+
+
+def test_a_link_with_a_chinese_name_to_a_folder_as_handed_out_is_served_under_its_own_name(tmp_path: Path) -> None:
+    folder = tmp_path / "模型 库" / "v2026-11-28"
+    model = make_checkpoint(folder, family="bert", kind="sequence-classification", num_layers=1)
+    (tmp_path / "情感 分类").symlink_to(folder)
+    flags = ("--labels", "情感 分类=负面,正面", "--weight-cache-dir", str(tmp_path / "cache"))
+    with serving("--model", str(model)) as server:
+        plain = httpx.post(f"{server.url}/v1/classify", json={"inputs": "好"}, timeout=ANSWER_S).json()["results"]
+    as_handed_out(model)
+    with serving("--model", str(tmp_path / "情感 分类"), *flags) as server:
+        (served,) = httpx.get(f"{server.url}/v1/models").json()["models"]
+        assert (served["name"], served["family"], served["labels"]) == ("情感 分类", "bert", ["负面", "正面"])
+        body = {"model": "情感 分类", "inputs": "好"}
+        answer = httpx.post(f"{server.url}/v1/classify", json=body, timeout=ANSWER_S)
+        assert (answer.status_code, answer.json()["model"]) == (200, "情感 分类")
+        scores = {each["label"]: each["score"] for each in answer.json()["results"][0]["scores"]}
+        wanted = {each["label"]: each["score"] for each in plain[0]["scores"]}
+        assert scores == {"负面": wanted["LABEL_0"], "正面": wanted["LABEL_1"]}
+        counted = server.metrics()
+        assert counted['erlangshen_requests_total{code="200",model="情感 分类",task="classify"}'] == 1
+
+
 def restart_failures(server: Running) -> list[str]:
     records = [json.loads(line) for line in server.lines if line.startswith("{")]
     return [record["detail"] for record in records if record["message"] == "replica could not start again"]

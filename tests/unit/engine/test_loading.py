@@ -58,6 +58,18 @@ def without_prefix(tensors: Tensors) -> Tensors:
     return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
 
 
+def in_data_parallel(tensors: Tensors) -> Tensors:
+    return {f"module.{name}": tensor for name, tensor in tensors.items()}
+
+
+def in_a_model(tensors: Tensors) -> Tensors:
+    return {f"model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def in_two_wrappers_without_prefix(tensors: Tensors) -> Tensors:
+    return {f"module._orig_mod.{name.removeprefix('bert.')}": tensor for name, tensor in tensors.items()}
+
+
 def with_old_norm_names(tensors: Tensors) -> Tensors:
     def old(name: str) -> str:
         if "LayerNorm" not in name and ".ln." not in name:
@@ -86,7 +98,18 @@ def with_extras(tensors: Tensors) -> Tensors:
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 @pytest.mark.parametrize(
-    "change", [same, without_prefix, with_old_norm_names, tied, without_second_bias_name, with_extras]
+    "change",
+    [
+        same,
+        without_prefix,
+        in_data_parallel,
+        in_a_model,
+        in_two_wrappers_without_prefix,
+        with_old_norm_names,
+        tied,
+        without_second_bias_name,
+        with_extras,
+    ],
 )
 def test_every_naming_scheme_gives_the_same_outputs(
     checkpoint: Path, tmp_path: Path, change: Callable[[Tensors], Tensors], file_format: FileFormat
@@ -102,11 +125,15 @@ def test_the_old_bin_format_is_read(checkpoint: Path, tmp_path: Path) -> None:
     assert np.array_equal(answer(checkpoint), answer(other))
 
 
+@pytest.mark.parametrize("has_prefix", [False, True])
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_shards_give_the_same_outputs_as_one_file(checkpoint: Path, tmp_path: Path, suffix: FileFormat) -> None:
+def test_shards_give_the_same_outputs_as_one_file(
+    checkpoint: Path, tmp_path: Path, suffix: FileFormat, has_prefix: bool
+) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     whole = "pytorch_model.bin" if suffix == "bin" else "model.safetensors"
     stem = whole.partition(".")[0]
+    tensors = in_data_parallel(tensors) if has_prefix else tensors
     other = rewrite(checkpoint, tmp_path / "other", lambda _: {}, suffix)
     (other / whole).unlink()
     weight_map = {}
@@ -178,6 +205,43 @@ def test_the_error_of_a_wrong_tensor_names_it(
     file = "pytorch_model.bin" if file_format == "bin" else "model.safetensors"
     with pytest.raises(CheckpointError, match=words.replace("{file}", file).replace("{words}", WORDS)):
         load(broken)
+
+
+@pytest.mark.parametrize("file_format", ["bin", "safetensors"])
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [
+        (
+            lambda name: f"backbone.{name}",
+            r"the names begin with backbone\.bert\. here: .*\('backbone\.bert\.'\)$",
+        ),
+        (
+            lambda name: name.replace(".", "/"),
+            r"the names here are bert/\S+, \S+, \S+, \.\.\. \(\d+ tensors\)$",
+        ),
+    ],
+)
+def test_the_error_of_other_names_says_what_they_are(
+    checkpoint: Path, tmp_path: Path, rename: Callable[[str], str], words: str, file_format: FileFormat
+) -> None:
+    other = rewrite(
+        checkpoint, tmp_path / "other", lambda all_: {rename(name): each for name, each in all_.items()}, file_format
+    )
+    with pytest.raises(CheckpointError, match=rf"word_embeddings\.weight is missing from .*; {words}"):
+        load(other)
+
+
+def test_the_error_of_a_training_checkpoint_has_the_line_to_do(checkpoint: Path, tmp_path: Path) -> None:
+    other = rewrite(checkpoint, tmp_path / "other", same, "bin")
+    file = other / "pytorch_model.bin"
+    inner = torch.load(file, weights_only=True)
+    torch.save({"epoch": 3, "optimizer": {"step": torch.zeros(1)}, "model_state": inner}, file)
+    with pytest.raises(CheckpointError) as caught:
+        load(other)
+    line = caught.value.detail.partition("there is one under 'model_state': ")[2]
+    todo, _, where = line.partition(", with ")
+    exec(f"{where}\n{todo}", {"torch": torch})
+    assert np.array_equal(answer(checkpoint), answer(other))
 
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])

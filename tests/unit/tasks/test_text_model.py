@@ -114,6 +114,21 @@ def test_an_unreadable_vocabulary_is_refused(tmp_path: Path) -> None:
         read_vocab(tmp_path, 533)
 
 
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_a_vocabulary_saved_by_a_windows_editor_has_the_same_ids(tmp_path: Path, newline: bytes) -> None:
+    file = folder(tmp_path) / "vocab.txt"
+    wanted = read_vocab(tmp_path, 533)
+    file.write_bytes(b"\xef\xbb\xbf" + newline.join(file.read_bytes().splitlines()) + newline)
+    assert read_vocab(tmp_path, 533) == wanted
+    assert wanted["[PAD]"] == 0
+
+
+def test_a_repeated_line_keeps_the_ids_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join([*SMALL, "好", "坏", "好"]))
+    vocab = read_vocab(tmp_path, 533)
+    assert (vocab["坏"], vocab["好"]) == (len(SMALL) + 1, len(SMALL) + 2)
+
+
 def test_a_vocabulary_file_far_larger_than_vocab_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("词" * (533 * 256 + 1))
     with pytest.raises(CheckpointError, match=r"more than 136448 characters, .* the 533 tokens \(vocab_size\)"):
