@@ -126,8 +126,11 @@ class Checkpoint:
 
     @property
     def origin(self) -> str:
-        """The folder or the hub repository and revision; it stays the same when the files are updated."""
-        return str(self.path) if folders.is_folder(self.source) else f"{self.source}@{self.revision or 'main'}"
+        """The folder, or the repository (of the hub, or in its cache) and revision; updates do not change it."""
+        if not folders.is_folder(self.source):
+            return f"{self.source}@{self.revision or 'main'}"
+        is_by_repository = folders.repository_of(self.path) and folders.expand(self.source).resolve() != self.path
+        return f"{self.path.parents[1]}@{self.revision or 'main'}" if is_by_repository else str(self.path)
 
 
 def parse_spec(text: str) -> ModelSpec:
@@ -140,7 +143,8 @@ def parse_spec(text: str) -> ModelSpec:
         raise SettingError(f"model {text!a}: the path is not UTF-8; rename the folder, or make a link to it")
     name, source = _split_name(text)
     if address := _ADDRESS.match(source):
-        wanted = address["repository"] or "ORG/NAME"
+        is_file = address[1].lower() == "file"
+        wanted = shlex.quote(source.partition("//")[2]) if is_file else address["repository"] or "ORG/NAME"
         raise SettingError(f"model: an address ({address[1]}://...); wanted a folder, or a hub id: --model {wanted}")
     revision: str | None = None
     if not folders.is_folder(source) and "@" in source:

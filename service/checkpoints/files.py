@@ -211,6 +211,8 @@ def _why_no_json(file: Path, error: ValueError | RecursionError) -> str:
         return ": it is UTF-16; save it as UTF-8"
     if other := _what_else(start):
         return f": {other}"
+    if isinstance(error, UnicodeDecodeError):
+        return ": save it as UTF-8"
     at_error = error.doc[error.pos :] if isinstance(error, json.JSONDecodeError) else ""
     return ": JSON has no comments; remove them" if at_error.startswith(("//", "/*", "#")) else ""
 
@@ -243,11 +245,10 @@ def _what_to_do(folder: Path, names: Sequence[str]) -> str:
         return "; wanted " + " or ".join(f"--model {shlex.quote(str(each))}" for each in inner[:3])
     if folder.parent.name == "snapshots":
         return ": an earlier download was not finished"
-    others = [
-        name
-        for name in names
-        if name.endswith((".safetensors", ".bin")) and not _OTHER_STATE.match(name) and "-of-" not in name
-    ]
+    weights = [name for name in names if name.endswith((".safetensors", ".bin")) and succeeds((folder / name).is_file)]
+    if any("-of-" in name for name in weights):
+        return "; shards are read with their index"
+    others = [name for name in weights if not _OTHER_STATE.match(name)]
     if has_config(folder) and len(others) == 1:
         whole = SAFETENSORS_FILES[0] if others[0].endswith(".safetensors") else BIN_FILES[0]
         return f"; if {others[0]} is the weights, rename it to {whole}"

@@ -158,9 +158,9 @@ def _reason(error: Exception) -> str:
 
 def _proxies(error: Exception) -> str:
     """The variables of the environment that name a proxy, where the error may be due to one."""
-    found = [f"{scheme}_proxy" for scheme in getproxies() if scheme != "no"]
+    found = ", ".join(f"{scheme.upper()}_PROXY" for scheme in getproxies() if scheme != "no")
     is_of_proxy = "proxy" in str(error).lower() or isinstance(error, ImportError)
-    return f"; {' and '.join(found)} in the environment (in either case) name a proxy" if found and is_of_proxy else ""
+    return f"; the environment names a proxy ({found})" if found and is_of_proxy else ""
 
 
 def _not_here(repo: str, revision: str | None, cache_dir: Path | None, is_offline: bool) -> str:

@@ -85,6 +85,7 @@ def test_invalid_specs_are_refused(text: str) -> None:
             "an address (https://...); wanted a folder, or a hub id: --model IDEA-CCNL/X",
         ),
         ("x=https://www.modelscope.cn/models/IDEA-CCNL/X", "wanted a folder, or a hub id: --model IDEA-CCNL/X"),
+        ("file:///模型/情感", "an address (file://...); wanted a folder, or a hub id: --model '/模型/情感'"),
         ("https://user:secret@host/", "an address (https://...); wanted a folder, or a hub id: --model ORG/NAME"),
     ],
 )
@@ -231,6 +232,7 @@ def test_a_config_with_a_byte_order_mark_is_read(masked_lm: Path) -> None:
         (b'{"a": 1, // the first\n "b": 2}', r"line 1 column 10 \(char 9\)\): JSON has no comments; remove them"),
         (b"# made by hand\n{}", "JSON has no comments; remove them"),
         ("{}".encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+        ('{"a": "中文"}'.encode("gbk"), "save it as UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer; fetch the files with `git lfs pull`"),
         (b"<!DOCTYPE html>\n<html>", "a web page; download the file itself"),
     ],
@@ -320,6 +322,16 @@ def test_the_error_of_a_folder_without_weights_says_what_is_there(masked_lm: Pat
         weight_files(masked_lm)
     assert "it holds best.safetensors, config.json, training_args.bin, vocab.txt" in caught.value.detail
     assert caught.value.detail.endswith("if best.safetensors is the weights, rename it to model.safetensors")
+
+
+def test_the_error_of_broken_links_and_of_shards_without_an_index_says_so(masked_lm: Path) -> None:
+    (masked_lm / "model.safetensors").rename(masked_lm / "model-00001-of-00001.safetensors")
+    with pytest.raises(CheckpointError, match=r"vocab\.txt; shards are read with their index$"):
+        weight_files(masked_lm)
+    (masked_lm / "model-00001-of-00001.safetensors").unlink()
+    (masked_lm / "model.safetensors").symlink_to("../../blobs/0a1b")
+    with pytest.raises(CheckpointError, match=r"a link to \.\./\.\./blobs/0a1b, which is not there\), vocab\.txt$"):
+        weight_files(masked_lm)
 
 
 def test_symlinked_files_are_read(masked_lm: Path, tmp_path: Path) -> None:

@@ -114,6 +114,19 @@ def test_a_cached_repository_leads_to_the_snapshot_of_its_revision(tmp_path: Pat
         find(str(folder), "v9")
 
 
+def test_the_origin_of_a_cached_repository_stays_when_its_snapshot_changes(tmp_path: Path) -> None:
+    """Weights converted from the older snapshot are replaced in the weight cache, and do not pile up."""
+    folder = make_cached(tmp_path)
+    make_cached(tmp_path, OLDER)
+    origins = []
+    for commit in (OLDER, COMMIT):
+        set_ref(folder, "main", commit)
+        origins.append(resolve(parse_spec(str(folder))).origin)
+        snapshot = folder / "snapshots" / commit
+        assert resolve(parse_spec(str(snapshot))).origin == str(snapshot)
+    assert origins == [f"{folder}@main"] * 2
+
+
 def test_a_cached_repository_without_a_snapshot_is_an_unfinished_download(tmp_path: Path) -> None:
     folder = tmp_path / "models--IDEA-CCNL--X"
     (folder / "blobs").mkdir(parents=True)

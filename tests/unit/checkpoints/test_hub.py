@@ -217,7 +217,10 @@ def test_an_error_of_a_library_is_passed_on_in_its_own_words_unless_the_cache_is
     assert hub.fetch(REPO, cache_dir=tmp_path / "cache") == folder
     with pytest.raises(CheckpointError) as caught:
         hub.fetch(REPO, cache_dir=tmp_path / "empty")
-    assert f"the download failed ({type(error).__name__}: {error}); all_proxy" in caught.value.detail
+    assert (
+        f"the download failed ({type(error).__name__}: {error}); the environment names a proxy" in caught.value.detail
+    )
+    assert "ALL_PROXY" in caught.value.detail
     assert "secret" not in caught.value.detail
 
 
