@@ -10,7 +10,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,11 +139,11 @@ class TensorFiles:
 
     def _names_instead(self) -> str:
         """What the names are, where they are not those of BERT."""
-        named = next((name for name in self._sources if name.endswith(f".{WORDS}")), None)
-        if named:
-            prefix = named.removesuffix(WORDS)
+        names = [source.name for source in self._sources.values()]
+        if named := next((name for name in names if name.endswith(f".{WORDS}")), None):
+            prefix = named.removesuffix(WORDS).removesuffix("bert.")  # without it, a head has the same prefix
             return f"the names begin with {prefix} here: save the tensors under name.removeprefix({prefix!r})"
-        first = ", ".join(source.name for source in list(self._sources.values())[:3])
+        first = ", ".join(names[:3])
         return f"the names here are {first}, ... ({len(self._sources)} tensors)" if first else "it holds no tensors"
 
     def _add(self, file: Path) -> None:
@@ -166,13 +166,26 @@ def _open_safetensors(file: Path, stack: ExitStack) -> list[_Source]:
     try:
         opened = stack.enter_context(safe_open(file, framework="pt"))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a safetensors file ({_wrong_length(file) or error})") from error
+        raise CheckpointError(
+            f"{file}: not a safetensors file ({_other_format(file) or _wrong_length(file) or error})"
+        ) from error
 
     def source(name: str) -> _Source:
         part = opened.get_slice(name)
         return _Source(file, name, tuple(part.get_shape()), part.get_dtype(), lambda: opened.get_tensor(name))
 
     return [source(name) for name in opened.offset_keys()]
+
+
+def _other_format(file: Path) -> str | None:
+    """What to do where a weights file of one format has the name of the other."""
+    with suppress(OSError), file.open("rb") as stream:
+        start = stream.read(9)
+        if file.suffix == ".safetensors" and (zipfile.is_zipfile(file) or start.startswith(b"\x80")):
+            return "it is a file of torch.save; rename it to pytorch_model.bin"
+        if file.suffix != ".safetensors" and start[8:] == b"{":
+            return "it is a safetensors file; rename it to model.safetensors"
+    return None
 
 
 def _wrong_length(file: Path) -> str | None:
@@ -218,6 +231,8 @@ def _inner_state_dict(file: Path, content: object) -> str:
 def _load_bin(file: Path) -> object:
     # The format before torch 1.6 is no zip archive and cannot be mapped: it is read as a whole, in its own precision.
     can_map = zipfile.is_zipfile(file)
+    if not can_map and (other := _other_format(file)):
+        raise CheckpointError(f"{file}: not a file of torch.save ({other})")
     try:
         if can_map:
             require_stored(file)

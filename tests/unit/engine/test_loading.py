@@ -213,7 +213,7 @@ def test_the_error_of_a_wrong_tensor_names_it(
     [
         (
             lambda name: f"backbone.{name}",
-            r"the names begin with backbone\.bert\. here: .*\('backbone\.bert\.'\)$",
+            r"the names begin with backbone\. here: .*\('backbone\.'\)$",
         ),
         (
             lambda name: name.replace(".", "/"),
@@ -229,6 +229,21 @@ def test_the_error_of_other_names_says_what_they_are(
     )
     with pytest.raises(CheckpointError, match=rf"word_embeddings\.weight is missing from .*; {words}"):
         load(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "kind"), [("model.safetensors", "bin", "torch.save"), ("pytorch_model.bin", "safetensors", "saf")]
+)
+def test_the_error_of_a_format_under_the_name_of_another_has_the_right_name(
+    checkpoint: Path, tmp_path: Path, name: str, other: FileFormat, kind: str
+) -> None:
+    path = rewrite(checkpoint, tmp_path / "other", same, other)
+    right = "model.safetensors" if other == "safetensors" else "pytorch_model.bin"
+    (path / right).rename(path / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: not a .*\(it is a .*{kind}.*; rename it to {right}\)$"):
+        load(path)
+    (path / name).rename(path / right)
+    assert np.array_equal(answer(checkpoint), answer(path))
 
 
 def test_the_error_of_a_training_checkpoint_has_the_line_to_do(checkpoint: Path, tmp_path: Path) -> None:
