@@ -61,7 +61,7 @@ def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
     if not query.labels:
         return encode_rows(model, [item.parts for item in query.inputs], Labels(), query.truncation)
     choices = [Choice(query.labels, item.parts, query.question) for item in query.inputs]
-    return encode_choices(model, choices, query.truncation, options_field="labels")
+    return encode_choices(model, choices, query.truncation, options_field="labels", must_differ=True)
 
 
 def decode(

@@ -45,7 +45,7 @@ def can(model: TextModel, query: MrcQuery) -> bool:
 
 def encode(model: TextModel, query: MrcQuery) -> list[Encoding]:
     choices = [Choice(item.choices, (item.passage,), item.question) for item in query.inputs]
-    return encode_choices(model, choices, query.truncation)
+    return encode_choices(model, choices, query.truncation, must_differ=True)
 
 
 def decode(

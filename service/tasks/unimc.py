@@ -3,9 +3,11 @@
     [CLS] [MASK] o1 [MASK] o2 ... [MASK] on [SEP] question [SEP] text [SEP] (text pair [SEP])
 
 Source: Yang et al., "Zero-Shot Learners for Natural Language Understanding via a Unified Multiple Choice Perspective",
-EMNLP 2022 (arXiv 2210.08590), and the authors' fengshen/models/unimc/modeling_unimc.py. Differences: if a
-pair of texts does not fit, the longer one is truncated first, so the second is never lost as a whole; and an option
-keeps at least its first character, while upstream shortens options until they are empty.
+EMNLP 2022 (arXiv 2210.08590), and the authors' fengshen/models/unimc/modeling_unimc.py. A row that fits is the same
+as upstream's. Differences where it does not fit: if a pair of texts is too long, the longer one is truncated first, so
+the second is never lost as a whole. If the options are too long, upstream halves the text of each until they fit, and
+options that begin alike become equal; here the longest parts are shortened first, those that options share before those
+in which they differ, and different options stay different (`options.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +19,16 @@ import numpy as np
 
 from service.domain import Encoding, FloatArray, IdArray, Labels, Output, TokenScores
 from service.errors import InvalidRequest
+from service.tasks.options import check_different, most_alike, shorten
 from service.tasks.rows import encode_rows, fit
 from service.tasks.scores import activate, sigmoid, softmax
 from service.tasks.task import Truncation
 from service.tasks.text_model import TextModel
 
 MIN_TEXT_TOKENS = 32
-"""Options are shortened until this many tokens of the row are left for question and text, as in upstream."""
+"""Options are shortened if they leave fewer tokens of the row for question and text, as in upstream."""
+SHORTENED = 0.75
+"""The share of a row that options get once they are shortened, if that is enough to keep them different."""
 
 Tokens = Mapping[str, list[int]]
 
@@ -58,28 +63,36 @@ def encode_choices(
     choices: Sequence[Choice],
     truncation: Truncation,
     options_field: str = "inputs[{index}].choices",
+    must_differ: bool = False,
 ) -> list[Encoding]:
     """One row per choice. Each distinct string is tokenized once, and each distinct set of options is laid out once:
-    the inputs of a request usually have the same options.
+    the inputs of a request usually have the same options. With `must_differ` the model must see a difference between
+    any two options, and a token in each.
 
     Raises:
-        InvalidRequest: the options do not fit even when shortened, or a row is too long and `truncation` is "error".
+        InvalidRequest: the options do not fit even when shortened, two that must differ have the same tokens, or a row
+            is too long and `truncation` is "error".
     """
-    tokens = _tokenize_once(model, choices, truncation)
+    option_tokens, text_tokens = _tokenize_once(model, choices, truncation)
     regions: dict[tuple[str, ...], Region] = {}
     rows = []
     for index, choice in enumerate(choices):
         if choice.options not in regions:
-            options = fit_options(model, choice.options, tokens, truncation, options_field.format(index=index))
-            truncated = options != [tokens[option] for option in choice.options]
-            regions[choice.options] = _region(model, options, truncated)
-        rows.append(_row(model, regions[choice.options], choice, tokens, truncation, f"inputs[{index}]"))
+            # Of a longer option, the tokenizer may have read more tokens than of another one.
+            whole = [option_tokens[option][: model.max_length] for option in choice.options]
+            field = options_field.format(index=index)
+            if must_differ and not _too_many(model, whole):
+                check_different(model, choice.options, whole, field)
+            options = fit_options(model, whole, truncation, field, must_differ)
+            regions[choice.options] = _region(model, options, truncated=options != whole)
+        rows.append(_row(model, regions[choice.options], choice, text_tokens, truncation, f"inputs[{index}]"))
     return rows
 
 
 def probabilities(output: Output) -> FloatArray:
-    """Softmax of the logits of yes over the options, shape [num_options]."""
-    return softmax(output.scores[:, 0])
+    """Softmax of the logits of yes over the options, shape [num_options]. A single option is scored by itself: its
+    softmax is always 1."""
+    return softmax(output.scores[:, 0]) if len(output.scores) > 1 else yes_probabilities(output)
 
 
 def yes_probabilities(output: Output) -> FloatArray:
@@ -89,25 +102,34 @@ def yes_probabilities(output: Output) -> FloatArray:
 
 
 def fit_options(
-    model: TextModel, options: Sequence[str], tokens: Tokens, truncation: Truncation, field: str
+    model: TextModel, options: list[list[int]], truncation: Truncation, field: str, must_differ: bool
 ) -> list[list[int]]:
-    """Token ids of the options. Each option's text is halved until MIN_TEXT_TOKENS of the row are left.
+    """The options, shortened unless they leave MIN_TEXT_TOKENS of the row.
 
     Raises:
         InvalidRequest: there are too many options, or they are too long and `truncation` is "error".
     """
-    limit = model.max_length - MIN_TEXT_TOKENS
-    texts = options
-    ids = [tokens[option] for option in options]
-    while (size := _size(ids)) > limit:
-        if truncation == "error" or all(len(text) <= 1 for text in texts):
-            shortened = " even when each is cut to one character" if texts is not options else ""
-            raise InvalidRequest.of(
-                field, f"{len(ids)} options take at least {size} tokens{shortened}; at most {limit} fit"
-            )
-        texts = [text[: max(1, len(text) // 2)] for text in texts]
-        ids = model.tokenize(texts, limit + 1)
-    return ids
+    size, limit = _size(options), _max_size(model)
+    if size <= limit:
+        return options
+    if truncation == "error":
+        raise _do_not_fit(len(options), size, limit, "", field)
+    shortened = shorten(options, min(limit, int(SHORTENED * model.max_length)) - len(options) - 1)
+    fewest = _size(shortened)
+    if fewest <= limit:
+        return shortened
+    how = " even when each is cut to one token" if fewest < size else ""
+    if fewest > 2 * len(options) + 1:
+        how = " even when each is cut to what tells it from the others"
+        if must_differ:
+            first, second = most_alike(options)
+            how += f" ({field}[{first}] and {field}[{second}] begin alike)"
+    raise _do_not_fit(len(options), fewest, limit, how, field)
+
+
+def _do_not_fit(num_options: int, size: int, limit: int, how: str, field: str) -> InvalidRequest:
+    what = f"{num_options} options take at least {size} tokens{how}"
+    return InvalidRequest.of(field, f"{what}; at most {limit} fit; send fewer or shorter ones")
 
 
 def _size(options: Sequence[list[int]]) -> int:
@@ -115,12 +137,27 @@ def _size(options: Sequence[list[int]]) -> int:
     return sum(map(len, options)) + len(options) + 1
 
 
-def _tokenize_once(model: TextModel, choices: Sequence[Choice], truncation: Truncation) -> Tokens:
-    strings: dict[str, None] = {}
-    for choice in choices:
-        strings.update(dict.fromkeys((*choice.options, *choice.rest)))
-    read = model.tokenize(list(strings), model.max_length, from_end=truncation == "left")
-    return dict(zip(strings, read, strict=True))
+def _max_size(model: TextModel) -> int:
+    return model.max_length - MIN_TEXT_TOKENS
+
+
+def _too_many(model: TextModel, options: Sequence[list[int]]) -> bool:
+    """Whether the options do not fit with one token each."""
+    return 2 * len(options) + 1 > _max_size(model)
+
+
+def _tokenize_once(model: TextModel, choices: Sequence[Choice], truncation: Truncation) -> tuple[Tokens, Tokens]:
+    """The tokens of the options and those of the texts. Options are always read from their start."""
+    options = dict.fromkeys(each for options in dict.fromkeys(choice.options for choice in choices) for each in options)
+    texts = dict.fromkeys(each for choice in choices for each in choice.rest)
+    if truncation != "left":
+        together = _read(model, options | texts)
+        return together, together
+    return _read(model, options), _read(model, texts, from_end=True)
+
+
+def _read(model: TextModel, strings: dict[str, None], *, from_end: bool = False) -> Tokens:
+    return dict(zip(strings, model.tokenize(list(strings), model.max_length, from_end=from_end), strict=True))
 
 
 def _region(model: TextModel, options: Sequence[list[int]], truncated: bool) -> Region:

@@ -32,6 +32,7 @@ from service.tracing.trace import NO_TRACER, Tracer
 HIDDEN = 8
 CHARACTERS = (
     "是非这家餐厅的菜很好吃服务也周到评差北京中国首都府男人在公园里弹吉他有演奏乐器一个没怎么更换绑定手机号如何修改"
+    "体育财经娱乐拍照电池屏幕六七点半房产股票教科技社会时政游戏条"
 )
 
 

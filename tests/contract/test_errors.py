@@ -26,7 +26,7 @@ from tests.fakes import FakeClock
 
 LABELS = ["好评", "差评"]
 SECRET = "不可外传的文字"
-READING = {"passage": "甲", "question": "乙", "choices": ["丙", "丁"]}
+READING = {"passage": "甲", "question": "乙", "choices": ["好", "差"]}
 
 
 @pytest.fixture
@@ -73,6 +73,28 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("classify", {"inputs": "好", "labels": [1]}, "labels[0]", "must be a string"),
     ("classify", {"inputs": "好", "labels": [f"第{n}类" for n in range(300)]}, "labels", "300 labels; at most 256"),
     ("classify", {"inputs": "好", "labels": [f"第{n}类" for n in range(256)]}, "labels", "at most 480 fit"),
+    ("classify", {"inputs": "好", "labels": ["好", "😀", "差", "😡"]}, "labels[3]", "as labels[1]: both become [UNK]"),
+    ("classify", {"inputs": "好", "labels": ["好", "\u200b"]}, "labels[1]", "has no token for mini"),
+    ("classify", {"inputs": "好", "labels": ["\u200b"]}, "labels[0]", "has no token for mini"),
+    (
+        "classify",
+        {"inputs": "好", "labels": ["好评", "好 评"]},
+        "labels[1]",
+        "they differ only in white space",
+    ),
+    ("classify", {"inputs": "好", "labels": ["好" * 600 + "评", "好" * 600 + "差"]}, "labels[1]", "first 512 tokens"),
+    (
+        "classify",
+        {"inputs": "好", "labels": [f"{n:08b}".replace("0", "好").replace("1", "差") for n in range(200)]},
+        "labels",
+        "(labels[0] and labels[1] begin alike)",
+    ),
+    (
+        "classify",
+        {"inputs": "好", "labels": ["好评" * 200, "差评" * 200], "truncation": "error"},
+        "labels",
+        "2 options take at least 803 tokens; at most 480 fit",
+    ),
     ("classify", {"inputs": "好", "labels": LABELS, "multi_label": "yes"}, "multi_label", "must be true or false"),
     ("classify", {"inputs": "好", "multi_label": True}, "multi_label", "requires labels"),
     ("classify", {"inputs": "好", "question": "哪个？"}, "question", "requires labels"),
@@ -110,6 +132,13 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("mrc", {"inputs": [READING | {"choices": []}]}, "inputs[0].choices", "at least one choice"),
     ("mrc", {"inputs": [READING, READING | {"choices": ["丙", "丙"]}]}, "inputs[1].choices", "entry 1 repeats entry 0"),
+    (
+        "mrc",
+        {"inputs": [READING, READING | {"choices": ["好", "éa", "EA"]}]},
+        "inputs[1].choices[2]",
+        "is the same to mini as inputs[1].choices[1]: they differ only in case, accents",
+    ),
+    ("mrc", {"inputs": [READING | {"choices": ["\x07", "好"]}]}, "inputs[0].choices[0]", "has no token for mini"),
     ("mrc", {"inputs": [READING | {"question": 1}]}, "inputs[0].question", "must be a string"),
     ("mrc", {"inputs": [READING | {"choises": ["甲"]}]}, "inputs[0].choises", "did you mean choices?"),
     ("mrc", {"inputs": ["甲"]}, "inputs[0]", "must be an object"),

@@ -68,11 +68,20 @@ async def test_classify_accepts_a_text_texts_and_pairs(service: Service, inputs:
 
 
 async def test_classify_returns_the_top_k_scores_best_first(service: Service) -> None:
-    response = await service.post("/v1/classify", {"inputs": "好吃", "labels": ["甲", "乙", "丙"], "top_k": 2})
+    response = await service.post("/v1/classify", {"inputs": "好吃", "labels": ["好", "评", "差"], "top_k": 2})
     result = response.json()["results"][0]
-    assert [score["label"] for score in result["scores"]] == ["甲", "乙"]
-    assert result["label"] == "甲"
+    assert [score["label"] for score in result["scores"]] == ["好", "评"]
+    assert result["label"] == "好"
     assert result["score"] == result["scores"][0]["score"] > result["scores"][1]["score"]
+
+
+async def test_a_single_label_or_choice_is_scored_by_itself(service: Service) -> None:
+    # The fake outputs are equal for yes and no.
+    result = (await service.post("/v1/classify", {"inputs": "好吃", "labels": ["好评"]})).json()["results"][0]
+    assert (result["score"], result["scores"]) == (0.5, [{"label": "好评", "score": 0.5}])
+    body = {"inputs": [{"passage": "好吃", "question": "好吗", "choices": ["好"]}]}
+    result = (await service.post("/v1/mrc", body)).json()["results"][0]
+    assert (result["answer"], result["score"], result["scores"]) == ("好", 0.5, [0.5])
 
 
 async def test_classify_without_labels_is_answered_by_a_fine_tuned_model() -> None:
@@ -98,9 +107,9 @@ async def test_similarity_compares_the_source_with_every_candidate(service: Serv
 
 
 async def test_mrc_returns_the_choice_and_its_index(service: Service) -> None:
-    body = {"inputs": [{"passage": "他七点上班", "question": "几点", "choices": ["七点", "八点"]}]}
+    body = {"inputs": [{"passage": "他七点上班", "question": "几点", "choices": ["好点", "差点"]}]}
     result = (await service.post("/v1/mrc", body)).json()["results"][0]
-    assert (result["answer"], result["index"]) == ("七点", 0)
+    assert (result["answer"], result["index"]) == ("好点", 0)
     assert sum(result["scores"]) == pytest.approx(1)
 
 

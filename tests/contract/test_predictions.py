@@ -20,7 +20,7 @@ def predictions(service: Service) -> dict[tuple[str, ...], float]:
 async def test_labels_of_requests_are_counted_as_other() -> None:
     async with running() as service:
         await service.post("/v1/classify", {"inputs": ["好吃", "很好"], "labels": ["私事", "公事"]})
-        await service.post("/v1/mrc", {"inputs": [{"passage": "好", "question": "好", "choices": ["甲", "乙"]}]})
+        await service.post("/v1/mrc", {"inputs": [{"passage": "好", "question": "好", "choices": ["好", "差"]}]})
         await service.post("/v1/nli", {"inputs": [["好", "很好"]]})
         await service.post("/v1/embed", {"inputs": "好"})
         assert predictions(service) == {

@@ -95,6 +95,14 @@ def test_multi_label_scores_each_label_separately() -> None:
     assert result.label == "乙"
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_single_label_is_scored_by_itself(multi_label: bool) -> None:
+    query = ClassifyQuery((Text("丙"),), labels=("甲",), multi_label=multi_label)
+    result = answer(text_model(), query, yes_no((log(0.3)[0], log(0.7)[0])))
+    assert result.score == pytest.approx(0.3)
+    assert result.scores == (LabelScore("甲", result.score),)
+
+
 @pytest.mark.parametrize(("top_k", "kept"), [(None, 3), (1, 1), (2, 2), (3, 3), (100, 3)])
 def test_top_k_keeps_the_best_labels(top_k: int | None, kept: int) -> None:
     query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"), top_k=top_k)

@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import InvalidRequest
 from service.tasks.mrc import MRC, MrcQuery, Reading
-from tests.unit.tasks.models import CLS, MASK, SEP, head, letters, text_model, yes_no, yes_of
+from tests.unit.tasks.models import CLS, MASK, SEP, head, letters, log, text_model, yes_no, yes_of
 
 READING = Reading("丙丁", "戊", ("甲", "乙"))
 
@@ -32,6 +32,16 @@ def test_the_first_of_equal_choices_is_the_answer() -> None:
     assert (result.answer, result.index, result.scores) == ("甲", 0, (0.5, 0.5))
 
 
+def test_a_single_choice_is_scored_by_itself() -> None:
+    query = MrcQuery((Reading("丙", "戊", ("甲",)), READING))
+    rows = MRC.encode(text_model(), query)
+    first, second = MRC.decode(text_model(), query, rows, [yes_no((log(3)[0], 0)), yes_of([0.2, 0.8])])
+    assert (first.answer, first.index) == ("甲", 0)
+    assert first.scores == pytest.approx((0.75,))
+    assert first.score == first.scores[0]
+    assert second.scores == pytest.approx((0.2, 0.8))
+
+
 def test_inputs_may_have_different_choices() -> None:
     query = MrcQuery((READING, Reading("丙", "戊", ("己", "庚", "辛"))))
     rows = MRC.encode(text_model(), query)
@@ -49,7 +59,7 @@ def test_a_long_passage_is_truncated_and_reported() -> None:
 def test_the_error_of_choices_that_do_not_fit_names_their_input() -> None:
     readings = (READING, Reading("丙", "戊", tuple(chr(0x5000 + index) for index in range(300))))
     with pytest.raises(
-        InvalidRequest, match=r"^inputs\[1\]\.choices: 300 options take at least 601 tokens; at most 480 fit$"
+        InvalidRequest, match=r"^inputs\[1\]\.choices: 300 options take at least 601 tokens; at most 480 fit; "
     ):
         MRC.encode(text_model(), MrcQuery(readings))
 

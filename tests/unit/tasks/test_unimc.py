@@ -138,40 +138,40 @@ def test_no_choices_give_no_rows() -> None:
 
 # options that are too long
 
-# 480 = 512 - 32 tokens are for the options: their tokens, a mask for each but the first, [CLS] and [SEP].
+# 480 = 512 - 32 tokens are for the options: their tokens, a mask for each but the first, [CLS] and [SEP]. Those that
+# take more are shortened to 384, three quarters of the row.
 FITTING = {
     "exactly fit": ((238, 239), (238, 239)),
-    "one too many": ((239, 239), (119, 119)),
-    "an odd length": ((301, 301), (150, 150)),
-    "short ones are halved too": ((2, 500), (1, 250)),
-    "three times": ((1000, 1000, 1000), (125, 125, 125)),
-    "the first character stays": ((1, 3, 4000), (1, 1, 250)),
-    "many": ((100, 100, 100, 100, 100), (50, 50, 50, 50, 50)),
+    "one too many": ((239, 239), (191, 190)),
+    "short ones stay": ((2, 500), (2, 379)),
+    "equal shares": ((1000, 1000, 1000), (127, 127, 126)),
+    "many": ((100, 100, 100, 100, 100), (76, 76, 76, 75, 75)),
 }
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_options_are_halved_until_they_leave_32_tokens(name: str) -> None:
+def test_options_that_leave_less_than_32_tokens_are_shortened(name: str) -> None:
     lengths, kept = FITTING[name]
-    row = encode(Choice(tuple(letters(length) for length in lengths), ("癸",)))
-    assert options_of(row) == [ids(letters(length)) for length in kept]
+    options = tuple(letters(length + index)[index:] for index, length in enumerate(lengths))
+    row = encode(Choice(options, ("癸",)))
+    assert options_of(row) == [ids(option)[:length] for option, length in zip(options, kept, strict=True)]
     assert parts_of(row) == [ids("癸")]
     assert row.truncated is (lengths != kept)
 
 
-def test_options_are_halved_in_characters_and_counted_in_tokens() -> None:
+def test_options_are_counted_and_shortened_in_tokens() -> None:
     # 300 words of one token and, with the space, five characters each: 300 tokens fit, twice 300 tokens do not.
     row = encode(Choice(("word " * 300, "甲"), ("乙",)))
     assert options_of(row) == [[VOCAB["word"]] * 300, ids("甲")]
     row = encode(Choice(("word " * 300, letters(300)), ("乙",)))
-    assert options_of(row) == [[VOCAB["word"]] * 150, ids(letters(150))]
+    assert options_of(row) == [[VOCAB["word"]] * 190, ids(letters(191))]
     assert row.truncated
 
 
 def test_equal_options_are_shortened_equally_in_every_row() -> None:
     options = (letters(300), letters(300))
     rows = encode_choices(text_model(), [Choice(options, ("甲",)), Choice(options, ("乙",))], "right")
-    assert [options_of(row) for row in rows] == [[ids(letters(150))] * 2] * 2
+    assert [options_of(row) for row in rows] == [[ids(letters(190))] * 2] * 2
     assert [row.truncated for row in rows] == [True, True]
 
 
@@ -184,12 +184,13 @@ def test_the_maximum_number_of_options_fits() -> None:
 
 
 IMPOSSIBLE = {
-    "one more": (240, 1, "240 options take at least 481 tokens; at most 480 fit"),
-    "300 labels": (300, 1, "300 options take at least 601 tokens; at most 480 fit"),
+    "one more": (240, 1, "240 options take at least 481 tokens; at most 480 fit; send fewer or shorter ones"),
+    "300 labels": (300, 1, "300 options take at least 601 tokens; at most 480 fit; send fewer or shorter ones"),
     "300 long labels": (
         300,
         4,
-        "300 options take at least 601 tokens even when each is cut to one character; at most 480 fit",
+        "300 options take at least 601 tokens even when each is cut to one token; at most 480 fit;"
+        " send fewer or shorter ones",
     ),
 }
 
@@ -206,7 +207,7 @@ def test_too_many_options_are_refused(name: str) -> None:
 
 def test_long_options_are_refused_with_truncation_error() -> None:
     choice = Choice((letters(300), letters(300)), ("甲",))
-    with pytest.raises(InvalidRequest, match=r"^labels: 2 options take at least 603 tokens; at most 480 fit$"):
+    with pytest.raises(InvalidRequest, match=r"^labels: 2 options take at least 603 tokens; at most 480 fit; "):
         encode_choices(text_model(), [choice], "error", options_field="labels")
 
 
@@ -281,6 +282,10 @@ def test_strings_without_tokens_are_empty_spans() -> None:
 def test_probabilities_are_the_softmax_of_yes_over_the_options() -> None:
     output = yes_no((np.log(1), 50), (np.log(3), -50), (np.log(4), 0))
     assert probabilities(output) == pytest.approx([0.125, 0.375, 0.5], abs=1e-7)
+
+
+def test_a_single_option_is_scored_by_itself() -> None:
+    assert probabilities(yes_no((np.log(3), 0))) == pytest.approx([0.75], abs=1e-7)
 
 
 def test_yes_probabilities_compare_yes_with_no_per_option() -> None:
@@ -374,17 +379,17 @@ def test_braces_in_a_text_are_not_formatted() -> None:
     assert row.blocks == ((1, 13), (13, 25))  # a mask, six characters of the option, five of the text
 
 
-def test_a_long_second_text_is_halved_within_its_option() -> None:
+def test_a_long_second_text_is_shortened_within_its_option() -> None:
     [row] = SIMILARITY.encode(text_model(), SimilarityQuery((("甲", letters(400)),)))
-    assert row.blocks == ((1, 205), (205, 409))
-    assert row.ids[2:205].tolist() == ids(("不能理解为：" + letters(400))[:203])
+    assert row.blocks == ((1, 192), (192, 383))
+    assert row.ids[2:192].tolist() == ids(("不能理解为：" + letters(400))[:190])
     assert row.truncated
 
 
 def test_the_error_of_a_pair_that_does_not_fit_names_the_text() -> None:
     pairs = (("甲", "乙"), ("甲", letters(400)))
     with pytest.raises(
-        InvalidRequest, match=r"^inputs\[1\]\[1\]: 2 options take at least 815 tokens; at most 480 fit$"
+        InvalidRequest, match=r"^inputs\[1\]\[1\]: 2 options take at least 815 tokens; at most 480 fit; "
     ):
         SIMILARITY.encode(text_model(), SimilarityQuery(pairs, "error"))
     with pytest.raises(InvalidRequest, match=r"^inputs\[1\]: takes at least 600 tokens; at most 493 fit$"):
