@@ -24,9 +24,13 @@ from transformers import (
     MegatronBertModel,
     PreTrainedConfig,
     PreTrainedModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaModel,
 )
 
-Family = Literal["megatron-bert", "bert"]
+Family = Literal["megatron-bert", "bert", "xlm-roberta"]
 Kind = Literal["masked-lm", "sequence-classification", "encoder"]
 FileFormat = Literal["safetensors", "bin"]
 
@@ -49,8 +53,17 @@ _CLASSES: dict[tuple[Family, Kind], type[PreTrainedModel]] = {
     ("bert", "masked-lm"): BertForMaskedLM,
     ("bert", "sequence-classification"): BertForSequenceClassification,
     ("bert", "encoder"): BertModel,
+    ("xlm-roberta", "masked-lm"): XLMRobertaForMaskedLM,
+    ("xlm-roberta", "sequence-classification"): XLMRobertaForSequenceClassification,
+    ("xlm-roberta", "encoder"): XLMRobertaModel,
 }
-_CONFIGS: dict[Family, type[PreTrainedConfig]] = {"megatron-bert": MegatronBertConfig, "bert": BertConfig}
+_CONFIGS: dict[Family, type[PreTrainedConfig]] = {
+    "megatron-bert": MegatronBertConfig,
+    "bert": BertConfig,
+    "xlm-roberta": XLMRobertaConfig,
+}
+FIRST_POSITIONS: dict[Family, int] = {"megatron-bert": 0, "bert": 0, "xlm-roberta": 2}
+"""The row of the position table that the first token of a text uses."""
 
 
 def vocabulary() -> list[str]:
@@ -73,6 +86,7 @@ def make_checkpoint(
     num_heads: int = 4,
     ffn_size: int | None = None,
     max_positions: int = 512,
+    num_segments: int = 2,
     activation: str | None = None,
     init_std: float = 0.1,
     architectures: list[str] | None = None,
@@ -81,8 +95,8 @@ def make_checkpoint(
 ) -> Path:
     """Writes one checkpoint into the folder `path` (made if it is missing) and returns `path`.
 
-    `id2label` overrides `num_labels`. `architectures=[]` leaves that key out of the config. The same arguments make the
-    same tensors.
+    `max_positions` is the length of the longest row. `id2label` overrides `num_labels`. `architectures=[]` leaves that
+    key out of the config. The same arguments make the same tensors.
     """
     tokens = vocabulary()
     config = _CONFIGS[family](
@@ -91,7 +105,8 @@ def make_checkpoint(
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         intermediate_size=ffn_size or 4 * hidden_size,
-        max_position_embeddings=max_positions,
+        max_position_embeddings=FIRST_POSITIONS[family] + max_positions,
+        type_vocab_size=num_segments,
         hidden_act=activation or ("gelu_new" if family == "megatron-bert" else "gelu"),
         initializer_range=init_std,
     )

@@ -252,7 +252,7 @@ class ModelInfo(BaseModel):
     resolved_revision: str | None = Field(
         None, description="Commit of the hub repository whose files are served; null for any other directory."
     )
-    family: str = Field(description="`megatron-bert` or `bert`.")
+    family: str = Field(description="`megatron-bert`, `bert`, `xlm-roberta` or `roberta`.")
     tokenizer: str = Field(description="Model of the tokenizer, such as `WordPiece`.")
     kind: str = Field(description="`masked-lm`, `sequence-classification` or `encoder`.")
     head: HeadInfo | None = Field(description="The head of the model; null for an encoder.")

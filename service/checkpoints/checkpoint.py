@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -17,10 +17,17 @@ from service.checkpoints.files import config_file, read_json, tensor_names
 from service.checkpoints.heads import Head, describe_head
 from service.errors import CheckpointError, SettingError
 
-Family = Literal["megatron-bert", "bert"]
+Family = Literal["megatron-bert", "bert", "xlm-roberta", "roberta"]
 Kind = Literal["masked-lm", "sequence-classification", "encoder"]
 
-_CLASS_PREFIXES: dict[str, Family] = {"MegatronBert": "megatron-bert", "Bert": "bert"}
+_CLASS_PREFIXES: dict[str, Family] = {
+    "MegatronBert": "megatron-bert",
+    "Bert": "bert",
+    "XLMRoberta": "xlm-roberta",
+    "Roberta": "roberta",
+}
+ROBERTA: tuple[Family, ...] = ("xlm-roberta", "roberta")
+"""BERT's encoder with heads of other names; positions start after the id of the padding token."""
 _CLASS_KINDS: dict[str, Kind] = {
     "ForMaskedLM": "masked-lm",
     "ForPreTraining": "masked-lm",
@@ -39,6 +46,8 @@ _LIMITS = {
     "max_position_embeddings": (1, 131_072),
     "type_vocab_size": (1, 1_024),
 }
+_ROBERTA_PADDING = 1
+"""What RoBERTa's classes take for a `pad_token_id` that config.json leaves out."""
 
 # The fine-tuned repositories of upstream have no useful id2label; their model cards say what the labels mean.
 _KNOWN_LABELS = {
@@ -75,7 +84,10 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of an encoder; `activation` is "gelu" (erf) or "gelu_new" (its tanh approximation)."""
+    """The sizes of an encoder; `activation` is "gelu" (erf) or "gelu_new" (its tanh approximation).
+
+    Positions run from 0 to `max_positions` - 1. Their embeddings start at row `first_position` of the table.
+    """
 
     num_layers: int
     hidden_size: int
@@ -86,6 +98,7 @@ class Shape:
     num_segments: int
     norm_eps: float
     activation: str
+    first_position: int = 0
 
     @property
     def head_size(self) -> int:
@@ -95,7 +108,7 @@ class Shape:
     def num_parameters(self) -> int:
         """The parameters of embeddings and encoder, without the heads."""
         hidden, ffn = self.hidden_size, self.ffn_size
-        tables = (self.vocab_size + self.max_positions + self.num_segments) * hidden
+        tables = (self.vocab_size + self.first_position + self.max_positions + self.num_segments) * hidden
         layer = 4 * (hidden + 1) * hidden + 2 * hidden * ffn + ffn + hidden + 4 * hidden
         return tables + self.num_layers * layer + 2 * hidden
 
@@ -211,7 +224,7 @@ def describe(
         path=path,
         family=family,
         kind=kind,
-        shape=_shape(file, config),
+        shape=_shape(file, config, family, kind),
         labels=labels,
         tasks=_tasks(file, config) or _KNOWN_TASKS.get(purpose, by_labels),
         head=head,
@@ -236,7 +249,7 @@ def _family_and_kind(file: Path, config: dict[str, Any]) -> tuple[Family, Kind]:
     if not families:
         families.add(_family_by_tensors(file, config))
     if len(families) != 1 or not families <= set(get_args(Family)):
-        raise _wrong(file, "model_type", config.get("model_type"), "megatron-bert or bert, as in architectures")
+        raise _wrong(file, "model_type", config.get("model_type"), f"{_either(get_args(Family))}, as in architectures")
     kinds = {kind for _, kind in found}
     kind = kinds.pop() if len(kinds) == 1 else _kind_by_tensors(file.parent)
     return cast("Family", families.pop()), kind
@@ -262,17 +275,18 @@ def _split_class(file: Path, name: object) -> tuple[str, Kind]:
         kind = _CLASS_KINDS.get(str(name).removeprefix(prefix))
         if str(name).startswith(prefix) and kind:
             return family, kind
-    raise _wrong(file, "architectures", name, "MegatronBert or Bert, then " + ", ".join(_CLASS_KINDS))
+    raise _wrong(file, "architectures", name, f"{_either(_CLASS_PREFIXES)}, then " + ", ".join(_CLASS_KINDS))
 
 
 def _kind_by_tensors(folder: Path) -> Kind:
     names = tensor_names(folder)
-    if any(name.startswith("cls.predictions.") for name in names):
+    if any(name.startswith(("cls.predictions.", "lm_head.")) for name in names):
         return "masked-lm"
-    return "sequence-classification" if "classifier.weight" in names else "encoder"
+    is_classifier = not names.isdisjoint(("classifier.weight", "classifier.out_proj.weight"))
+    return "sequence-classification" if is_classifier else "encoder"
 
 
-def _shape(file: Path, config: dict[str, Any]) -> Shape:
+def _shape(file: Path, config: dict[str, Any], family: Family, kind: Kind) -> Shape:
     sizes = {key: _size(file, config, key) for key in _LIMITS}
     hidden_size, num_heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if hidden_size % num_heads:
@@ -283,18 +297,30 @@ def _shape(file: Path, config: dict[str, Any]) -> Shape:
     activation = config.get("hidden_act", "gelu")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise _wrong(file, "hidden_act", activation, "one of " + ", ".join(_ACTIVATIONS))
+    if family in ROBERTA and kind == "masked-lm" and activation != "gelu":
+        raise _wrong(file, "hidden_act", activation, "gelu, as in the masked-LM head of RoBERTa")
     _refuse_variants(file, config)
+    first_position = _first_position(file, config, sizes) if family in ROBERTA else 0
     return Shape(
         num_layers=sizes["num_hidden_layers"],
         hidden_size=hidden_size,
         num_heads=num_heads,
         ffn_size=sizes["intermediate_size"],
         vocab_size=sizes["vocab_size"],
-        max_positions=sizes["max_position_embeddings"],
+        max_positions=sizes["max_position_embeddings"] - first_position,
         num_segments=sizes["type_vocab_size"],
         norm_eps=float(eps),
         activation=_ACTIVATIONS[activation],
+        first_position=first_position,
     )
+
+
+def _first_position(file: Path, config: dict[str, Any], sizes: dict[str, int]) -> int:
+    """RoBERTa numbers its positions from the id of the padding token + 1; the rows before are never used."""
+    padding, limit = config.get("pad_token_id", _ROBERTA_PADDING), sizes["max_position_embeddings"] - 2
+    if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding <= limit:
+        raise _wrong(file, "pad_token_id", padding, f"a whole number from 0 to max_position_embeddings - 2 = {limit}")
+    return padding + 1
 
 
 def _size(file: Path, config: dict[str, Any], key: str) -> int:
@@ -331,6 +357,11 @@ def _head(
             "and send `labels` in each request"
         )
     return None, ()
+
+
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}"
 
 
 def _wrong(file: Path, key: str, value: object, wanted: str) -> CheckpointError:

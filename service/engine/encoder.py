@@ -1,6 +1,6 @@
-"""The forward pass over packed rows: pre-norm MegatronBert and post-norm BERT, from ids to final hidden states.
+"""The forward pass over packed rows: pre-norm MegatronBert, post-norm BERT and RoBERTa, ids to final hidden states.
 
-Source: modeling_megatron_bert.py and modeling_bert.py of transformers.
+Source: modeling_megatron_bert.py, modeling_bert.py and modeling_xlm_roberta.py of transformers.
 """
 
 from __future__ import annotations

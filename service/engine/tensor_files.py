@@ -1,7 +1,8 @@
 """Weights files as a mapping from canonical tensor name to tensor, for any format and number of files.
 
-The files are mapped into memory, so reading a tensor takes no private memory. Canonical names have no `bert.` prefix,
-none of a wrapper (module., model.), and no old norm names (gamma, beta). Nothing in a file is ever executed.
+The files are mapped into memory, so reading a tensor takes no private memory. Canonical names have no `bert.` or
+`roberta.` prefix, none of a wrapper (module., model.), and no old norm names (gamma, beta). Nothing in a file is ever
+executed.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that are done and the total bytes."""
 
 WORDS = "embeddings.word_embeddings.weight"
-DECODER = "cls.predictions.decoder.weight"
-"""Tied to the words in most checkpoints: one tensor with two names."""
+DECODERS = ("cls.predictions.decoder.weight", "lm_head.decoder.weight")
+"""The decoder of a masked LM, in BERT and in RoBERTa. In most checkpoints it is tied to the words: one tensor with two
+names."""
 
 _COMPARED_ELEMENTS = 1 << 24
 _FLOATING = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
@@ -114,7 +116,7 @@ class TensorFiles:
     @cached_property
     def is_tied(self) -> bool:
         """Whether the decoder is the word embedding: left out of the file, or in it as an equal tensor."""
-        return DECODER not in self or (WORDS in self and self._are_equal(DECODER, WORDS))
+        return all(name not in self or (WORDS in self and self._are_equal(name, WORDS)) for name in DECODERS)
 
     def _are_equal(self, name: str, other: str) -> bool:
         """Compares in pieces, so that no whole tensor is copied."""
@@ -156,7 +158,7 @@ class TensorFiles:
 
 
 def _canonical(name: str) -> str:
-    name = strip_wrappers(name).removeprefix("bert.")
+    name = strip_wrappers(name).removeprefix("bert.").removeprefix("roberta.")
     if name.endswith(".gamma"):
         return name.removesuffix("gamma") + "weight"
     return name.removesuffix("beta") + "bias" if name.endswith(".beta") else name

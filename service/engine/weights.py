@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import ROBERTA, Checkpoint
 from service.checkpoints.files import weight_files
 from service.checkpoints.heads import CLASSIFIER, class_count_error
 from service.engine.linear import Linear, Plain
 from service.engine.ops import Norm
-from service.engine.tensor_files import DECODER, WORDS, Progress, TensorFiles
+from service.engine.tensor_files import WORDS, Progress, TensorFiles
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -47,13 +47,15 @@ class MlmHead:
 
 @dataclass(frozen=True, slots=True)
 class LabelHead:
+    """`classifier` of the tanh of `pooler`, which RoBERTa calls `classifier.dense`."""
+
     pooler: Plain
     classifier: Plain
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Only BERT has an `embedding_norm`, only MegatronBert a `final_norm`."""
+    """MegatronBert has a `final_norm`, the other families have an `embedding_norm`."""
 
     words: Tensor
     positions: Tensor
@@ -63,6 +65,39 @@ class Weights:
     final_norm: Norm | None = None
     mlm: MlmHead | None = None
     labels: LabelHead | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNames:
+    """The names of the heads' tensors, which differ between BERT (and MegatronBert) and RoBERTa.
+
+    The bias of the decoder is one parameter with two names; a file holds either or both.
+    """
+
+    transform: str
+    norm: str
+    decoder: str
+    decoder_biases: tuple[str, str]
+    pooler: str
+    classifier: str
+
+
+BERT_HEADS = HeadNames(
+    transform="cls.predictions.transform.dense",
+    norm="cls.predictions.transform.LayerNorm",
+    decoder="cls.predictions.decoder.weight",
+    decoder_biases=("cls.predictions.bias", "cls.predictions.decoder.bias"),
+    pooler="pooler.dense",
+    classifier="classifier",
+)
+ROBERTA_HEADS = HeadNames(
+    transform="lm_head.dense",
+    norm="lm_head.layer_norm",
+    decoder="lm_head.decoder.weight",
+    decoder_biases=("lm_head.bias", "lm_head.decoder.bias"),
+    pooler="classifier.dense",
+    classifier="classifier.out_proj",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +130,17 @@ class _Builder:
         self._shape = checkpoint.shape
         self._files = files
         self._reader = reader
+        self._heads = ROBERTA_HEADS if checkpoint.family in ROBERTA else BERT_HEADS
 
     def build(self) -> Weights:
         shape, kind, read = self._shape, self._checkpoint.kind, self._reader.tensor
         is_megatron = self._checkpoint.family == "megatron-bert"
         words = read(WORDS, shape.vocab_size, shape.hidden_size)
+        num_positions = shape.first_position + shape.max_positions
+        positions = read("embeddings.position_embeddings.weight", num_positions, shape.hidden_size)
         return Weights(
             words=words,
-            positions=read("embeddings.position_embeddings.weight", shape.max_positions, shape.hidden_size),
+            positions=positions[shape.first_position :],
             segments=read("embeddings.token_type_embeddings.weight", shape.num_segments, shape.hidden_size),
             layers=self._layers(is_megatron),
             embedding_norm=None if is_megatron else self._norm("embeddings.LayerNorm"),
@@ -133,25 +171,25 @@ class _Builder:
         )
 
     def _mlm_head(self, words: Tensor) -> MlmHead:
-        size, vocab_size, name = self._shape.hidden_size, self._shape.vocab_size, "cls.predictions"
-        # The bias has two names that are one parameter; a file holds either or both.
-        has_other_name_only = f"{name}.decoder.bias" in self._files and f"{name}.bias" not in self._files
-        bias_name = f"{name}.decoder.bias" if has_other_name_only else f"{name}.bias"
-        decoder = words if self._files.is_tied else self._reader.tensor(DECODER, vocab_size, size)
+        size, vocab_size, names = self._shape.hidden_size, self._shape.vocab_size, self._heads
+        bias, other_bias = names.decoder_biases
+        bias = other_bias if other_bias in self._files and bias not in self._files else bias
+        decoder = words if self._files.is_tied else self._reader.tensor(names.decoder, vocab_size, size)
         return MlmHead(
-            transform=self._plain(f"{name}.transform.dense", size, size),
-            norm=self._norm(f"{name}.transform.LayerNorm"),
-            decoder=Plain(decoder, self._reader.tensor(bias_name, vocab_size)),
+            transform=self._plain(names.transform, size, size),
+            norm=self._norm(names.norm),
+            decoder=Plain(decoder, self._reader.tensor(bias, vocab_size)),
         )
 
     def _label_head(self) -> LabelHead:
-        size, model, head = self._shape.hidden_size, self._checkpoint.name, self._checkpoint.head
-        num_classes = next(iter(self._files.shape(CLASSIFIER)), 0)
+        size, names, model, head = self._shape.hidden_size, self._heads, self._checkpoint.name, self._checkpoint.head
+        weight = f"{names.classifier}.weight"
+        num_classes = next(iter(self._files.shape(weight)), 0)
         if head and num_classes != head.num_classes:
             instead = f"its labels or config.json say {head.num_classes}"
-            raise CheckpointError(class_count_error(self._files.where(CLASSIFIER), num_classes, instead, model))
+            raise CheckpointError(class_count_error(self._files.where(weight), num_classes, instead, model))
         return LabelHead(
-            pooler=self._plain("pooler.dense", size, size), classifier=self._plain("classifier", num_classes, size)
+            pooler=self._plain(names.pooler, size, size), classifier=self._plain(names.classifier, num_classes, size)
         )
 
     def _linear(self, name: str, num_out: int, num_in: int) -> Linear:
@@ -166,7 +204,14 @@ class _Builder:
         return Norm(read(f"{name}.weight", size), read(f"{name}.bias", size), self._shape.norm_eps)
 
 
-_IGNORED_PREFIXES = ("embeddings.position_ids", "embeddings.token_type_ids", "cls.", "pooler.", "classifier.")
+_IGNORED_PREFIXES = (
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "cls.",
+    "lm_head.",
+    "pooler.",
+    "classifier.",
+)
 """What a checkpoint may hold in addition to what its kind needs.
 
 Any other unknown tensor is an error: a model that silently differs from the file computes wrong answers.

@@ -11,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.checkpoints.checkpoint import Family, ModelSpec, Shape, describe, parse_spec, resolve
+from service.checkpoints.checkpoint import Family, Kind, ModelSpec, Shape, describe, parse_spec, resolve
 from service.checkpoints.files import weight_files
 from service.errors import CheckpointError, SettingError
+<<<<<<< HEAD
 from tests.checkpoints import make_checkpoint, vocabulary, write_weights
+=======
+from tests.checkpoints import FileFormat, make_checkpoint, vocabulary
+>>>>>>> 89e179e (engine: serve encoders, masked LMs and classifiers of XLM-RoBERTa)
 
 
 @pytest.fixture
@@ -133,7 +137,7 @@ def test_a_local_folder_is_described(masked_lm: Path) -> None:
     assert checkpoint.shape.head_size == 8
 
 
-@pytest.mark.parametrize("family", ["megatron-bert", "bert"])
+@pytest.mark.parametrize("family", ["megatron-bert", "bert", "xlm-roberta"])
 def test_num_parameters_counts_embeddings_and_encoder(tmp_path: Path, family: Family) -> None:
     path = make_checkpoint(tmp_path / "made", family=family, kind="encoder", num_layers=2, hidden_size=16, num_heads=2)
     tensors = load_file(path / "model.safetensors")
@@ -158,10 +162,13 @@ def test_a_missing_folder_is_refused(source: str) -> None:
         (["MegatronBertModel"], "megatron-bert", "encoder"),
         (["BertForMaskedLM"], "bert", "masked-lm"),
         (["BertModel"], "bert", "encoder"),
+        (["XLMRobertaForMaskedLM"], "xlm-roberta", "masked-lm"),
+        (["XLMRobertaModel"], "xlm-roberta", "encoder"),
+        (["RobertaForSequenceClassification"], "roberta", "sequence-classification"),
     ],
 )
 def test_family_and_kind_follow_architectures(masked_lm: Path, classes: list[str], family: str, kind: str) -> None:
-    checkpoint = describe(edit(masked_lm, architectures=classes, model_type=family), "x")
+    checkpoint = describe(edit(masked_lm, architectures=classes, model_type=family, hidden_act="gelu"), "x")
     assert (checkpoint.family, checkpoint.kind) == (family, kind)
     # Without model_type, the class's prefix gives the family.
     assert describe(edit(masked_lm, model_type=None), "x").family == family
@@ -182,6 +189,7 @@ def test_kind_follows_the_tensors_of_an_old_bin(tmp_path: Path) -> None:
     assert describe(path, "x").kind == "masked-lm"
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
 @pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
@@ -241,6 +249,33 @@ def test_the_error_of_a_config_that_is_something_else_says_what(masked_lm: Path,
     (masked_lm / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"config\.json: cannot be read as JSON \(.*{words}$"):
         describe(masked_lm, "x")
+=======
+@pytest.mark.parametrize("file_format", ["bin", "safetensors"])
+@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
+def test_kind_follows_the_tensors_of_roberta(tmp_path: Path, kind: Kind, file_format: FileFormat) -> None:
+    path = make_checkpoint(
+        tmp_path, family="xlm-roberta", kind=kind, file_format=file_format, num_layers=1, architectures=[]
+    )
+    assert (describe(path, "x").family, describe(path, "x").kind) == ("xlm-roberta", kind)
+
+
+def test_positions_of_roberta_start_after_the_padding_token(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, family="xlm-roberta", num_layers=1, max_positions=512)
+    for padding, first in ((1, 2), (0, 1), (None, 2)):  # left out, it is 1
+        shape = describe(edit(path, pad_token_id=padding), "x").shape
+        assert (shape.first_position, shape.max_positions) == (first, 514 - first)
+    for padding in (-1, 513, True, "1"):
+        with pytest.raises(
+            CheckpointError, match=r"config\.json: pad_token_id is .*; wanted a whole number from 0 to max"
+        ):
+            describe(edit(path, pad_token_id=padding), "x")
+
+
+def test_an_activation_that_the_head_of_roberta_has_not_is_refused(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, family="xlm-roberta", num_layers=1)
+    with pytest.raises(CheckpointError, match=r"hidden_act is 'gelu_new'; wanted gelu, as in the masked-LM head"):
+        describe(edit(path, hidden_act="gelu_new"), "x")
+>>>>>>> 89e179e (engine: serve encoders, masked LMs and classifiers of XLM-RoBERTa)
 
 
 DEEP_HEADER = (100_000).to_bytes(8, "little") + b"[" * 100_000
@@ -269,8 +304,8 @@ def test_unreadable_weights_are_refused(tmp_path: Path, name: str, content: byte
         ("num_attention_heads", 3, "num_attention_heads is '3'; wanted a divisor of hidden_size = 16"),
         ("layer_norm_eps", "tiny", "layer_norm_eps is 'tiny'"),
         ("hidden_act", "relu", "hidden_act is 'relu'; wanted one of gelu, gelu_new"),
-        ("model_type", "gpt2", "model_type is 'gpt2'; wanted megatron-bert or bert"),
-        ("model_type", "bert", "model_type is 'bert'; wanted megatron-bert or bert, as in architectures"),
+        ("model_type", "gpt2", "model_type is 'gpt2'; wanted megatron-bert, bert, xlm-roberta or roberta"),
+        ("model_type", "bert", "model_type is 'bert'; wanted megatron-bert, .* or roberta, as in architectures"),
         ("architectures", ["GPT2Model"], "architectures is 'GPT2Model'"),
         ("architectures", ["BertForTokenClassification"], "architectures is 'BertForTokenClassification'"),
         ("architectures", "BertModel", "architectures is 'BertModel'; wanted a list"),

@@ -13,10 +13,12 @@ from transformers import (
     BertForSequenceClassification,
     MegatronBertForMaskedLM,
     MegatronBertForSequenceClassification,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForSequenceClassification,
 )
 
 from service.domain import Encoding, Mean, Output, Readout, TokenScores
-from tests.checkpoints import vocabulary
+from tests.checkpoints import FIRST_POSITIONS, vocabulary
 
 VOCAB_SIZE = len(vocabulary())
 LENGTHS = (1, 2, 3, 17, 17, 17, 64, 100, 255, 256, 511, 512)
@@ -26,6 +28,8 @@ _REFERENCES = {
     ("megatron-bert", "sequence-classification"): MegatronBertForSequenceClassification,
     ("bert", "masked-lm"): BertForMaskedLM,
     ("bert", "sequence-classification"): BertForSequenceClassification,
+    ("xlm-roberta", "masked-lm"): XLMRobertaForMaskedLM,
+    ("xlm-roberta", "sequence-classification"): XLMRobertaForSequenceClassification,
 }
 
 
@@ -55,7 +59,7 @@ def reference(model: torch.nn.Module, rows: Sequence[Encoding], mask: torch.Tens
     out = model(
         input_ids=ids,
         token_type_ids=segments,
-        position_ids=positions,
+        position_ids=positions + FIRST_POSITIONS[model.config.model_type],
         attention_mask=padding.long() if mask is None else mask,
         output_hidden_states=True,
     )

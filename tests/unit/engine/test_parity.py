@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
 from service.engine.attention import BACKENDS, AttentionConfig
 from service.engine.engine import Engine
 from service.engine.packing import pack
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import Family, FileFormat, Kind, make_checkpoint
 from tests.unit.engine.rows import (
     LENGTHS,
     VOCAB_SIZE,
@@ -30,7 +31,7 @@ from tests.unit.engine.rows import (
 )
 
 TOLERANCE = 2e-5
-FAMILIES = ("megatron-bert", "bert")
+FAMILIES = ("megatron-bert", "bert", "xlm-roberta")
 KINDS = ("masked-lm", "sequence-classification")
 CONFIG = AttentionConfig(torch.device("cpu"), torch.float32, num_heads=4, head_size=16)
 CPU_BACKENDS = [name for name, backend in BACKENDS.items() if backend.runs_on(CONFIG)]
@@ -191,8 +192,10 @@ def test_outputs_do_not_depend_on_the_batch_or_its_order(masked_lm: Pair) -> Non
         assert np.array_equal(alone.ids, first.ids) if alone.ids is not None else first.ids is None
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "activation"),
+    [(family, activation) for family in ("megatron-bert", "bert") for activation in ("gelu", "gelu_new")],
+)
 def test_both_activations_match_the_reference_in_both_families(tmp_path: Path, family: str, activation: str) -> None:
     path = make_checkpoint(tmp_path, family=family, activation=activation, num_layers=2, init_std=0.3)
     row = plain_row(20, TokenScores((3,), (1, 2, 3)))
@@ -224,3 +227,46 @@ def test_embeddings_in_bfloat16_have_a_cosine_near_one(tmp_path: Path, family: s
     choice = choice_row((3, 5), 30)
     scores = reference(model, [choice], dense_mask(choice)).logits[0, [1, 4], 5]
     assert np.abs(engine.run([choice])[0].scores[:, 0] - scores.numpy()).max() < 0.05 * float(scores.abs().max()) + 0.05
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", "masked-lm"), ("xlm-roberta", "masked-lm")])
+def test_a_model_of_one_segment_matches_the_reference(tmp_path: Path, family: Family, kind: Kind) -> None:
+    path = make_checkpoint(tmp_path, family=family, kind=kind, num_segments=1, num_layers=2)
+    rows = [replace(row, segment_ids=np.zeros_like(row.segment_ids)) for row in mean_rows((1, 40, 512))]
+    hidden = reference(load_reference(path, family, kind), rows).hidden
+    outputs = Engine.load(describe(path, "test"), precision="float32").run(rows)
+    wanted = [hidden[index, : row.num_tokens].mean(0, keepdim=True) for index, row in enumerate(rows)]
+    assert max_difference(outputs, wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "bin"])
+@pytest.mark.parametrize("kind", ["encoder", "masked-lm", "sequence-classification"])
+def test_xlm_roberta_numbers_positions_as_the_reference(tmp_path: Path, kind: Kind, file_format: FileFormat) -> None:
+    """The reference gets ids alone: it counts positions from `pad_token_id` + 1 itself. One segment, as in XLM-R."""
+    path = make_checkpoint(
+        tmp_path,
+        family="xlm-roberta",
+        kind=kind,
+        num_segments=1,
+        max_positions=64,
+        num_labels=3,
+        file_format=file_format,
+    )
+    random = np.random.default_rng(3)
+    ids = random.integers(2, VOCAB_SIZE, 64, dtype=np.int32)
+    row = Encoding("test", ids, np.zeros(64, np.int32), np.arange(64, dtype=np.int32), Mean())
+    classes = {
+        "encoder": XLMRobertaModel,
+        "masked-lm": XLMRobertaForMaskedLM,
+        "sequence-classification": XLMRobertaForSequenceClassification,
+    }
+    with torch.no_grad():
+        out = classes[kind].from_pretrained(path).eval()(torch.from_numpy(ids[None]).long(), output_hidden_states=True)
+    engine = Engine.load(describe(path, "test"), precision="float32")
+    assert (engine.shape.max_positions, engine.shape.first_position) == (64, 2)
+    assert max_difference(engine.run([row]), [out.hidden_states[-1][0].mean(0, keepdim=True)]) < TOLERANCE
+    if kind == "masked-lm":
+        scores = replace(row, readout=TokenScores(tuple(range(64)), tuple(range(VOCAB_SIZE))))
+        assert max_difference(engine.run([scores]), [out.logits[0]]) < TOLERANCE
+    elif kind == "sequence-classification":
+        assert max_difference(engine.run([replace(row, readout=Labels())]), [out.logits]) < TOLERANCE
