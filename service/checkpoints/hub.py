@@ -28,7 +28,13 @@ from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-_SMALL_FILES = (*CONFIG_FILES, *VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json")
+_SMALL_FILES = (
+    *CONFIG_FILES,
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _LISTED_FILES = 12
 _LOOK_UP_S = 10.0
 # One weights format is enough, so the second is requested only when the repository has no files of the first.

@@ -68,6 +68,9 @@ def _encode(model: TextModel, text: str, query: FillMaskQuery, field: str) -> En
     pieces = text.split(MASK)
     if len(pieces) == 1:
         raise InvalidRequest.of(field, f"has no {MASK}")
+    strips_before, strips_after = model.mask_strips
+    pieces = [piece.rstrip() if strips_before else piece for piece in pieces[:-1]] + pieces[-1:]
+    pieces = pieces[:1] + [piece.lstrip() if strips_after else piece for piece in pieces[1:]]
     first, *rest = model.tokenize(pieces, model.max_length, from_end=query.truncation == "left")
     tokens = [*first, *(token for piece in rest for token in (model.mask, *piece))]
     row = encode_row(model, [tokens], TopTokens((), query.top_k), query.truncation, field)

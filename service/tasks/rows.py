@@ -1,4 +1,7 @@
-"""Builds BERT rows, `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, and truncates texts to fit."""
+"""Builds rows, `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, and truncates texts to fit.
+
+The special tokens and the number of separators between two texts are those of the model.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +34,22 @@ def encode_rows(
 def encode_row(
     model: TextModel, texts: list[list[int]], readout: Readout, truncation: Truncation, field: str
 ) -> Encoding:
-    kept = fit(texts, model.max_length - 1 - len(texts), truncation, field)
-    ids, segments = [model.cls], [0]
-    for segment, text in enumerate(kept):
-        ids += [*text, model.sep]
-        segments += [segment] * (len(text) + 1)
+    between = [model.sep] * model.num_separators
+    num_special = 2 + len(between) * (len(texts) - 1)
+    first, *rest = fit(texts, model.max_length - num_special, truncation, field)
+    ids = [model.cls, *first]
+    for text in rest:
+        ids += [*between, *text]
+    ids.append(model.sep)
+    segments = np.full(len(ids), model.second_segment, dtype=np.int32)
+    segments[: len(ids) if not rest else 1 + len(first) + len(between)] = 0
     return Encoding(
         model=model.name,
         ids=np.asarray(ids, dtype=np.int32),
-        segment_ids=np.asarray(segments, dtype=np.int32),
+        segment_ids=segments,
         positions=np.arange(len(ids), dtype=np.int32),
         readout=readout,
-        truncated=sum(map(len, kept)) < sum(map(len, texts)),
+        truncated=len(ids) < num_special + sum(map(len, texts)),
     )
 
 

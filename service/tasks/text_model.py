@@ -1,7 +1,7 @@
 """The parts of a checkpoint that tasks need: its tokenizer, its labels and its limits.
 
-Special tokens in a request's text are plain text: the tokenizer is built without added tokens, so `[SEP]` becomes `[`,
-`sep`, `]` and cannot change the structure of a row.
+Special tokens in a request's text are plain text: `[SEP]` becomes `[`, `sep`, `]` and cannot change the structure of a
+row (see `tokenizer`).
 
 A model keeps only its `max_length` tokens of a text, so no more of it is tokenized. A long text is read in slices that
 are cut where the tokenizer starts a new word, whatever stands around the cut.
@@ -10,39 +10,30 @@ are cut where the tokenizer starts a new word, whatever stands around the cut.
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import zip_longest
-from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from service.checkpoints.checkpoint import Checkpoint, Kind
-from service.checkpoints.files import read_json
 from service.checkpoints.heads import Head
-from service.errors import CheckpointError
 from service.slices import between_slices
+from service.tasks.tokenizer import read_tokenizer
+from service.tasks.tokenizer_files import hidden_name
+from service.tasks.word_starts import find_single_characters, find_word_starts
 
-YES, NO = "是", "非"
-FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_MAX_TOKEN_CHARS = 256
-"""On average over a vocab.txt: a larger file is not read."""
 SLICE_CHARS = 16_384
 """Characters that the tokenizer reads in one call, unless no word ends there: some milliseconds."""
-CHINESE = ("\u3400-\u4dbf", "\u4e00-\u9fff", "\uf900-\ufaff", "\U00020000-\U0002a6df", "\U0002a700-\U0002ceaf")
-"""Blocks of characters that BERT's normalizer makes words of their own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextModel:
-    """A checkpoint without its weights; `max_length` is in tokens, special tokens included."""
+    """A checkpoint without its weights; `max_length` is in tokens, special tokens included.
+
+    Two texts have `num_separators` between them, and `second_segment` is the segment id of the second one. `names`
+    are those of special and added tokens. `mask_strips` says whether a mask removes the white space before and after.
+    """
 
     name: str
     kind: Kind
@@ -56,6 +47,11 @@ class TextModel:
     yes: int | None
     no: int | None
     hidden_size: int
+    num_segments: int = 2
+    num_separators: int = 1
+    second_segment: int = 1
+    names: Mapping[int, str] = field(default_factory=dict)
+    mask_strips: tuple[bool, bool] = (False, False)
     head: Head | None = None
     """Of a sequence classifier."""
     source: str = ""
@@ -71,26 +67,30 @@ class TextModel:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> TextModel:
-        """Reads the vocabulary and the tokenizer configuration of a checkpoint.
+        """Reads the tokenizer of a checkpoint.
 
         Raises:
-            CheckpointError: no vocabulary, or one that lacks a special token or has more entries than the embeddings.
+            CheckpointError: there is none that can be served (see `read_tokenizer`).
         """
-        vocab = read_vocab(checkpoint.path, checkpoint.shape.vocab_size)
-        check_vocab(vocab, checkpoint)
+        read = read_tokenizer(checkpoint)
         return cls(
             name=checkpoint.name,
             kind=checkpoint.kind,
             labels=checkpoint.labels,
             tasks=checkpoint.tasks,
             max_length=checkpoint.shape.max_positions,
-            tokenizer=build_tokenizer(vocab, _tokenizer_config(checkpoint.path)),
-            cls=vocab["[CLS]"],
-            sep=vocab["[SEP]"],
-            mask=vocab["[MASK]"],
-            yes=vocab.get(YES),
-            no=vocab.get(NO),
+            tokenizer=read.tokenizer,
+            cls=read.form.cls,
+            sep=read.form.sep,
+            mask=read.mask,
+            yes=read.yes,
+            no=read.no,
             hidden_size=checkpoint.shape.hidden_size,
+            num_segments=checkpoint.shape.num_segments,
+            num_separators=read.form.num_separators,
+            second_segment=min(read.form.second_segment, checkpoint.shape.num_segments - 1),
+            names=read.names,
+            mask_strips=read.mask_strips,
             head=checkpoint.head,
             source=checkpoint.source,
         )
@@ -172,115 +172,5 @@ class TextModel:
 
     def token(self, token_id: int) -> str:
         """The token of an id; empty for an id outside the vocabulary, which padded embeddings can produce."""
-        return self.tokenizer.id_to_token(token_id) or ""
-
-
-def build_tokenizer(vocab: dict[str, int], config: dict[str, Any]) -> Tokenizer:
-    """BERT's WordPiece tokenizer, with the defaults of `BertTokenizer`: lower case, accents stripped, every Chinese
-    character a word."""
-    tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    return tokenizer
-
-
-def find_single_characters(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of the characters that are always a token of their own, in any context: Chinese characters and punctuation.
-
-    BERT's pre-tokenizer splits by the character alone, so encoding it once between two letters decides it.
-    """
-    vocab = tokenizer.get_vocab()
-    characters = [token for token in vocab if len(token) == 1]
-    read = tokenizer.encode_batch_fast([f"a{character}a" for character in characters])
-    return {
-        character: vocab[character]
-        for character, ids in zip(characters, (encoding.ids for encoding in read), strict=True)
-        if len(ids) == 3 and ids[0] == ids[2] and ids[1] == vocab[character]
-    }
-
-
-def find_word_starts(tokenizer: Tokenizer) -> re.Pattern[str]:
-    """Matches a character that is never in a word with its neighbours: white space, punctuation, a Chinese character.
-
-    The candidates are tried with the tokenizer, so that a cut before one never changes the tokens. Of the characters
-    above U+FFFF only Chinese ones are candidates: with more of them a search takes 80 times as long.
-    """
-    letter = tokenizer.encode("a").ids
-    candidates = [*_separators(), *CHINESE]
-    read = tokenizer.encode_batch_fast([f"a{each[0]}a" for each in candidates])
-    starts = [
-        each if len(each) == 3 else re.escape(each)
-        for each, ids in zip(candidates, (encoding.ids for encoding in read), strict=True)
-        if len(ids) in (2, 3) and ids[:1] == letter == ids[-1:]
-    ]
-    return re.compile(f"[{''.join(starts)}]" if starts else "(?!)")
-
-
-@cache
-def _separators() -> tuple[str, ...]:
-    """White space, and the punctuation of Unicode and the symbols of ASCII that stand below U+10000."""
-    symbols = [chr(code) for code in range(33, 127) if not chr(code).isalnum()]
-    others = [character for character in map(chr, range(128, 0x10000)) if unicodedata.category(character)[0] == "P"]
-    return (" ", "\t", "\n", "\r", *symbols, *others)
-
-
-def read_vocab(path: Path, vocab_size: int) -> dict[str, int]:
-    """`vocab.txt` (one token a line), else the WordPiece vocabulary inside `tokenizer.json`.
-
-    Raises:
-        CheckpointError: neither exists, or the file cannot be read or is far too large for `vocab_size` tokens.
-    """
-    lines, whole = path / "vocab.txt", path / "tokenizer.json"
-    if lines.is_file():
-        return {token: index for index, token in enumerate(_read_text(lines, vocab_size).rstrip("\n").split("\n"))}
-    model = read_json(whole).get("model") if whole.is_file() else None
-    if not isinstance(model, dict) or model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
-        raise CheckpointError(f"{path}: has neither vocab.txt nor a WordPiece tokenizer.json")
-    vocab = dict(model["vocab"])
-    for token, index in vocab.items():
-        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-            raise CheckpointError(f"{whole}: vocab: {token!r} is {str(index)[:200]!r}; wanted a whole number from 0")
-    return vocab
-
-
-def check_vocab(vocab: dict[str, int], checkpoint: Checkpoint) -> None:
-    missing = [token for token in SPECIAL if token not in vocab]
-    if missing:
-        raise CheckpointError(f"{checkpoint.path}: the vocabulary lacks {', '.join(missing)}")
-    if max(vocab.values()) >= checkpoint.shape.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.path}: the vocabulary has {max(vocab.values()) + 1} entries, but config.json says"
-            f" vocab_size {checkpoint.shape.vocab_size}"
-        )
-
-
-def _read_text(file: Path, vocab_size: int) -> str:
-    limit = vocab_size * _MAX_TOKEN_CHARS
-    try:
-        with file.open(encoding="utf-8-sig") as stream:  # Windows editors put a byte-order mark before the first token
-            text = stream.read(limit + 1)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: is not UTF-8 text ({error})") from error
-    if len(text) > limit:
-        raise CheckpointError(
-            f"{file}: has more than {limit} characters, which is too large for the {vocab_size} tokens (vocab_size) of"
-            " config.json"
-        )
-    return text
-
-
-def _tokenizer_config(path: Path) -> dict[str, Any]:
-    """The flags for case, accents and Chinese characters in `tokenizer_config.json`; upstream has no such file."""
-    file = path / "tokenizer_config.json"
-    config = read_json(file) if file.is_file() else {}
-    for key in FLAGS:
-        if not isinstance(config.get(key), bool | None):
-            raise CheckpointError(f"{file}: {key} is {config[key]!r}; wanted true or false")
-    return {key: config[key] for key in FLAGS if config.get(key) is not None}
+        token = self.names.get(token_id) or self.tokenizer.id_to_token(token_id) or ""
+        return "" if token == hidden_name(token_id) else token

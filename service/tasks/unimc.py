@@ -188,7 +188,7 @@ def _row(
     return Encoding(
         model=model.name,
         ids=np.concatenate([region.ids, rest]),
-        segment_ids=_segments(len(region.ids), len(rest)),
+        segment_ids=_segments(model, len(region.ids), len(rest)),
         positions=np.concatenate([region.positions, np.arange(first, first + len(rest), dtype=np.int32)]),
         readout=region.readout,
         blocks=region.blocks,
@@ -208,9 +208,10 @@ def _fit_rest(
     return [question, *fit(texts, max_tokens - len(question), truncation, field)]
 
 
-def _segments(region: int, rest: int) -> IdArray:
+def _segments(model: TextModel, region: int, rest: int) -> IdArray:
+    """The options are segment 1, as in upstream, unless the model has one segment only."""
     segments = np.zeros(region + rest, dtype=np.int32)
-    segments[1:region] = 1
+    segments[1:region] = min(1, model.num_segments - 1)
     return segments
 
 

@@ -26,7 +26,8 @@ from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.settings import Security, Server
 from service.tasks.registry import TASKS
-from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+from service.tasks.text_model import TextModel
+from service.tasks.tokenizer import SPECIAL, build_tokenizer
 from service.tracing.trace import NO_TRACER, Tracer
 
 HIDDEN = 8

@@ -11,7 +11,8 @@ import schemathesis
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 
-from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+from service.tasks.text_model import TextModel
+from service.tasks.tokenizer import SPECIAL, build_tokenizer
 from tests.contract.fakes import running, text_model
 
 SETTINGS = {

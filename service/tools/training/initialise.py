@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import MegatronBertConfig, MegatronBertForMaskedLM
 
 from service.domain import FloatArray
-from service.tasks.text_model import NO, SPECIAL, YES, build_tokenizer
+from service.tasks.tokenizer import NO, SPECIAL, YES, build_tokenizer
 from service.tools.training.recipe import Fresh
 
 WINDOW = 5

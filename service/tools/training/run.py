@@ -16,7 +16,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from service.checkpoints.checkpoint import TASKS_KEY, Checkpoint, describe
 from service.errors import SettingError
-from service.tasks.text_model import NO, YES, TextModel
+from service.tasks.text_model import TextModel
+from service.tasks.tokenizer import NO, YES
 from service.tools.data.converters import Example
 from service.tools.training.initialise import count_embeddings, fresh_config, fresh_model, learn_vocabulary
 from service.tools.training.recipe import Recipe

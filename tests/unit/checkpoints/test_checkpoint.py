@@ -14,11 +14,7 @@ from safetensors.torch import load_file
 from service.checkpoints.checkpoint import Family, Kind, ModelSpec, Shape, describe, parse_spec, resolve
 from service.checkpoints.files import weight_files
 from service.errors import CheckpointError, SettingError
-<<<<<<< HEAD
-from tests.checkpoints import make_checkpoint, vocabulary, write_weights
-=======
-from tests.checkpoints import FileFormat, make_checkpoint, vocabulary
->>>>>>> 89e179e (engine: serve encoders, masked LMs and classifiers of XLM-RoBERTa)
+from tests.checkpoints import FileFormat, make_checkpoint, vocabulary, write_weights
 
 
 @pytest.fixture
@@ -189,7 +185,6 @@ def test_kind_follows_the_tensors_of_an_old_bin(tmp_path: Path) -> None:
     assert describe(path, "x").kind == "masked-lm"
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
 @pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
@@ -249,7 +244,8 @@ def test_the_error_of_a_config_that_is_something_else_says_what(masked_lm: Path,
     (masked_lm / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"config\.json: cannot be read as JSON \(.*{words}$"):
         describe(masked_lm, "x")
-=======
+
+
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 @pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
 def test_kind_follows_the_tensors_of_roberta(tmp_path: Path, kind: Kind, file_format: FileFormat) -> None:
@@ -275,7 +271,6 @@ def test_an_activation_that_the_head_of_roberta_has_not_is_refused(tmp_path: Pat
     path = make_checkpoint(tmp_path, family="xlm-roberta", num_layers=1)
     with pytest.raises(CheckpointError, match=r"hidden_act is 'gelu_new'; wanted gelu, as in the masked-LM head"):
         describe(edit(path, hidden_act="gelu_new"), "x")
->>>>>>> 89e179e (engine: serve encoders, masked LMs and classifiers of XLM-RoBERTa)
 
 
 DEEP_HEADER = (100_000).to_bytes(8, "little") + b"[" * 100_000

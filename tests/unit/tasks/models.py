@@ -9,7 +9,8 @@ import numpy as np
 from service.checkpoints.checkpoint import Kind
 from service.checkpoints.heads import Activation, Head
 from service.domain import Encoding, Output
-from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+from service.tasks.text_model import TextModel
+from service.tasks.tokenizer import SPECIAL, build_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 YES, NO = 5, 6

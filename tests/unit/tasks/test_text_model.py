@@ -14,7 +14,9 @@ from transformers import BertTokenizer
 from service.checkpoints.checkpoint import Checkpoint, Kind, Shape, describe
 from service.errors import CheckpointError
 from service.tasks import text_model
-from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer, find_single_characters, read_vocab
+from service.tasks.text_model import TextModel
+from service.tasks.tokenizer import SPECIAL, build_tokenizer, read_vocab
+from service.tasks.word_starts import find_single_characters
 from tests.checkpoints import make_checkpoint, vocabulary
 
 SHAPE = Shape(
@@ -89,14 +91,14 @@ def test_case_and_accents_follow_tokenizer_config(tmp_path: Path) -> None:
 
 
 def test_a_missing_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has neither vocab\.txt nor a WordPiece tokenizer\.json$"):
+    with pytest.raises(CheckpointError, match=r"has neither vocab\.txt nor a WordPiece or Unigram tokenizer\.json"):
         TextModel.load(checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("content", [{}, {"model": []}, {"model": {"type": "BPE", "vocab": {}}}, {"model": None}])
 def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"nor a WordPiece tokenizer\.json$"):
+    with pytest.raises(CheckpointError, match=r"nor a WordPiece or Unigram tokenizer\.json"):
         TextModel.load(checkpoint(tmp_path))
 
 

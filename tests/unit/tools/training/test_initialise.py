@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from service.tasks.text_model import SPECIAL, build_tokenizer
+from service.tasks.tokenizer import SPECIAL, build_tokenizer
 from service.tools.training.initialise import EMBEDDING_STD, count_embeddings, fresh_model, learn_vocabulary
 from service.tools.training.recipe import Fresh
 
