@@ -15,7 +15,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 Activation = Literal["softmax", "sigmoid", "identity"]
 LabelSource = Literal["setting", "config", "name", "placeholder"]
 
-CLASSIFIER = "classifier.weight"
+CLASSIFIERS = ("classifier.weight", "classifier.out_proj.weight")
 _DEFAULT_CLASSES = 2
 """Of a config.json that says nothing, as in transformers."""
 _MAX_LABELS = 10_000
@@ -55,7 +55,7 @@ def describe_head(
     Raises:
         CheckpointError: names the key or the flag that is wrong, and what to set instead.
     """
-    num_classes = tensor_rows(file.parent, CLASSIFIER)
+    num_classes = next(filter(None, (tensor_rows(file.parent, name) for name in CLASSIFIERS)), None)
     labels, source = _labels(file, config, model, tuple(setting), num_classes)
     num_classes = num_classes or len(labels) or _declared_classes(config)
     if not labels and len(by_name) == num_classes:

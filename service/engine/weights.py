@@ -15,7 +15,7 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import ROBERTA, Checkpoint
 from service.checkpoints.files import weight_files
-from service.checkpoints.heads import CLASSIFIER, class_count_error
+from service.checkpoints.heads import class_count_error
 from service.engine.linear import Linear, Plain
 from service.engine.ops import Norm
 from service.engine.tensor_files import WORDS, Progress, TensorFiles

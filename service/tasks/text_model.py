@@ -21,7 +21,7 @@ from service.checkpoints.heads import Head
 from service.slices import between_slices
 from service.tasks.tokenizer import read_tokenizer
 from service.tasks.tokenizer_files import hidden_name
-from service.tasks.word_starts import find_single_characters, find_word_starts
+from service.tasks.word_starts import PieceEnds, find_single_characters, find_word_starts
 
 SLICE_CHARS = 16_384
 """Characters that the tokenizer reads in one call, unless no word ends there: some milliseconds."""
@@ -58,12 +58,14 @@ class TextModel:
     _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
     _word_start: re.Pattern[str] = field(init=False)
+    _piece_ends: PieceEnds | None = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_single", find_single_characters(self.tokenizer))
         listed = re.escape("".join(self._single))
         object.__setattr__(self, "_others", re.compile(f"[^{listed}]+" if listed else "(?s:.+)"))
         object.__setattr__(self, "_word_start", find_word_starts(self.tokenizer))
+        object.__setattr__(self, "_piece_ends", PieceEnds.of(self.tokenizer))
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> TextModel:
@@ -108,6 +110,8 @@ class TextModel:
         With `max_tokens`, a longer text is read only until it has at least as many tokens: from its start, or with
         `from_end` from its end. At most about twice as many are returned.
         """
+        if max_tokens is not None and not from_end and self._piece_ends:
+            return self._read_starts(texts, max_tokens, self._piece_ends)
         kept = (
             slice(None) if max_tokens is None else slice(-2 * max_tokens, None) if from_end else slice(2 * max_tokens)
         )
@@ -125,6 +129,31 @@ class TextModel:
                     del unread[index]
             num_chars = min(2 * num_chars, SLICE_CHARS)
         return found
+
+    def _read_starts(self, texts: Sequence[str], max_tokens: int, ends: PieceEnds) -> list[list[int]]:
+        """At least `max_tokens` ids of each text, or all, of a Unigram model: Chinese has no spaces to cut at.
+
+        A start with too few tokens is read again with twice the characters.
+        """
+        found: list[list[int]] = [[] for _ in texts]
+        num_chars, unread = 2 * max_tokens, list(range(len(texts)))
+        while unread:
+            starts = [texts[index][: self._find_end(texts[index], num_chars, ends)] for index in unread]
+            for index, ids in zip(unread, self._read(starts, slice(2 * max_tokens)), strict=True):
+                found[index] = ids
+            unread = [
+                index
+                for index, start in zip(unread, starts, strict=True)
+                if len(start) < len(texts[index]) and len(found[index]) < max_tokens
+            ]
+            num_chars *= 2
+        return found
+
+    def _find_end(self, text: str, num_chars: int, ends: PieceEnds) -> int:
+        if len(text) <= num_chars:
+            return len(text)
+        cut = self._word_start.search(text, num_chars, 2 * num_chars)
+        return cut.start() if cut else ends.find(text, num_chars)
 
     def _slice(self, text: str, start: int, end: int, num_chars: int, from_end: bool) -> tuple[int, int]:
         """About `num_chars` of the span at its start or end, cut where a word starts; more where no word does."""

@@ -27,6 +27,8 @@ _LOCAL = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "Stri
 """Normalizers that change a character by itself and its combining marks, or the ends of a text."""
 _COLLAPSE = {"Regex": " {2,}"}
 """What XLM-RoBERTa's normalizer replaces: runs of spaces."""
+_MAX_PLACES = 256
+"""Places that are tried in a word: nearly every text has one among a few."""
 _NEVER = re.compile("(?!)")
 
 
@@ -145,6 +147,51 @@ def _find_spaces(tokenizer: Tokenizer) -> re.Pattern[str]:
     plain = [each for each in _PLAIN if read(f"{each[0]} {each[0]}") == read(each[0]) + read(f" {each[0]}")]
     listed = "".join(each if len(each) == 3 else re.escape(each) for each in plain)
     return re.compile(f"(?<=[{listed}]) (?=[{listed}])") if listed else _NEVER
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PieceEnds:
+    """Where the start of a text may be read alone, within a word of a Unigram model.
+
+    The best pieces up to a place do not depend on what follows it, so where no piece crosses the place, they are the
+    first pieces of the whole text. What follows cannot be read alone (see `_find_spaces`).
+    """
+
+    tokenizer: Tokenizer
+    plain: re.Pattern[str]
+    max_length: int
+    """Of a piece, in characters."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> PieceEnds | None:
+        """None where the parts of the tokenizer do not allow it."""
+        added = _Added.of(tokenizer)
+        if not isinstance(tokenizer.model, Unigram) or added.depends or not _is_local(tokenizer):
+            return None
+        max_length = max(map(len, tokenizer.get_vocab()))
+        outside = f"(?![{re.escape(''.join(sorted(added.characters)))}])" if added.characters else ""
+        listed = "".join(each if len(each) == 3 else re.escape(each) for each in _PLAIN)
+        return cls(tokenizer, re.compile(f"(?:{outside}[{listed}]){{{2 * max_length}}}"), max_length)
+
+    def find(self, text: str, start: int) -> int:
+        """The first such place from `start` on, among the next _MAX_PLACES; else the end of the text."""
+        size = self.max_length
+        for place in range(max(start, size), min(start + _MAX_PLACES, len(text) - size)):
+            if self.plain.fullmatch(text, place - size, place + size) and self._is_end(
+                _normalized(self.tokenizer, text[place - size : place]),
+                _normalized(self.tokenizer, text[place : place + size]),
+            ):
+                return place
+        return len(text)
+
+    def _is_end(self, before: str, after: str) -> bool:
+        """Whether no piece is the end of `before` and the start of `after`; False where one is shorter than a piece."""
+        find, size = self.tokenizer.token_to_id, self.max_length
+        return min(len(before), len(after)) >= size and not any(
+            find(before[-left:] + after[:right]) is not None
+            for left in range(1, size)
+            for right in range(1, size - left + 1)
+        )
 
 
 def _is_local(tokenizer: Tokenizer) -> bool:

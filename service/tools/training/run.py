@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from service.checkpoints.checkpoint import TASKS_KEY, Checkpoint, describe
+from service.checkpoints.checkpoint import ROBERTA, TASKS_KEY, Checkpoint, describe
 from service.errors import SettingError
 from service.tasks.text_model import TextModel
 from service.tasks.tokenizer import NO, YES
@@ -27,7 +27,13 @@ from service.tools.training.trainer import KeepWeights, RecipeTrainer, blend, tr
 FUSED_GELU = "gelu_pytorch_tanh"
 """The same function as gelu_new in one kernel, which trains several times faster."""
 
-TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +44,8 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
     Returns:
         The dev accuracies of that model, in percent.
     """
+    if start is not None and start.family in ROBERTA:
+        raise SettingError(f"model {start.name}: {start.family} is not trained here; wanted megatron-bert or bert")
     set_seed(recipe.seed)
     corpus = read_corpus(recipe, data)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,17 +210,49 @@ def test_slices_of_a_long_text_have_the_tokens_of_the_whole(
 TEXTS = [text for text in odd_strings(500, ADDED, seed=6) if text]
 
 
-@pytest.mark.parametrize("from_end", [False, True])
-def test_a_long_text_with_spaces_is_read_only_as_far_as_its_tokens_are_kept(
-    tmp_path: Path, from_end: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("text", "from_end"),
+    [
+        ("the 天气 is, nice " * 5000, False),
+        ("the 天气 is, nice " * 5000, True),  # the end of a text without spaces cannot be read alone
+        ("今天天气，" * 5000, False),
+        ("the weather" * 5000, False),
+    ],
+)
+def test_a_long_text_is_read_only_as_far_as_its_tokens_are_kept(
+    tmp_path: Path, text: str, from_end: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_unigram(tmp_path, added=added_tokens())
     model = load(tmp_path)
-    read: list[int] = []
-    monkeypatch.setattr(text_model, "between_slices", lambda: read.append(1))
-    [ids] = model.tokenize(["the 天气 is, nice " * 5000], 128, from_end=from_end)
+    wanted = model.tokenizer.encode(text).ids
+    calls: list[int] = []
+    read = TextModel._read_at_once
+    monkeypatch.setattr(
+        TextModel, "_read_at_once", lambda self, texts: calls.append(len(texts[0])) or read(self, texts)
+    )
+    [ids] = model.tokenize([text], 128, from_end=from_end)
     assert 128 <= len(ids) <= 256
-    assert len(read) <= 3, "slices of 256, 512 and 1024 characters"
+    assert ids == (wanted[-len(ids) :] if from_end else wanted[: len(ids)])
+    assert sum(calls) < 4096
+
+
+@pytest.mark.parametrize("collapses", [False, True])
+def test_the_start_of_a_text_without_spaces_has_the_tokens_of_the_whole(tmp_path: Path, collapses: bool) -> None:
+    """Pieces of a small alphabet overlap in many ways, and many ways to cut have equal scores."""
+    write_unigram(tmp_path, added=added_tokens(), collapses=collapses)
+    model, draw = load(tmp_path), random.Random(7)
+    shorter = 0
+    for _ in range(300):
+        pieces = draw.choices(
+            ("天气", "今天", "哈哈", "哈", "a", "the", "好", "，", "[退货]", "😡", "龘", "龘龘", " "), k=400
+        )
+        text = "".join(pieces)
+        limit = draw.choice((8, 16, 64))
+        [ids] = model.tokenize([text], limit)
+        wanted = model.tokenizer.encode(text).ids
+        assert ids[:limit] == wanted[:limit]
+        shorter += len(ids) < min(len(wanted), 2 * limit)
+    assert shorter > 100, "most texts are not read as a whole"
 
 
 def test_added_tokens_leave_other_characters_in_the_table_of_single_ones(tmp_path: Path) -> None:

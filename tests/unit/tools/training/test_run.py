@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import MegatronBertConfig, MegatronBertForMaskedLM
 
+from service.checkpoints.checkpoint import describe
 from service.errors import SettingError
 from service.tools.data.converters import Example
-from service.tools.training.run import _classes
+from service.tools.training.recipe import Recipe, Stage
+from service.tools.training.run import _classes, train
 from service.tools.training.stream import Corpus
 from service.tools.training.trainer import blend
+from tests.checkpoints import make_checkpoint
 
 TINY = MegatronBertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
 
@@ -31,3 +36,10 @@ def test_a_head_needs_one_list_of_classes() -> None:
     assert _classes(Corpus({"news": [news]}, {}, [])) == ("classify", ("体育", "财经"))
     with pytest.raises(SettingError, match="one list of classes"):
         _classes(Corpus({"news": [news], "other": [other]}, {}, []))
+
+
+def test_a_family_that_is_not_trained_is_refused_before_data_is_read(tmp_path: Path) -> None:
+    start = describe(make_checkpoint(tmp_path / "xlmr", family="xlm-roberta", num_layers=1), "xlmr")
+    recipe = Recipe(stages=(Stage(steps=1, mixture={"tnews/train": 1}),), dev=("tnews/dev",))
+    with pytest.raises(SettingError, match="model xlmr: xlm-roberta is not trained here; wanted megatron-bert or bert"):
+        train(recipe, tmp_path / "no-data", tmp_path / "out", start)
