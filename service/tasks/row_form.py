@@ -42,7 +42,7 @@ def read_form(path: Path, processor: Any, inputs: Any, default: RowForm) -> RowF
         CheckpointError: the post-processor makes rows of another form.
     """
     form = default if processor is None else _of_processor(processor)
-    if form is None:
+    if form is None or not isinstance(form.cls, int) or not isinstance(form.sep, int):
         raise CheckpointError(
             f"{path / 'tokenizer.json'}: post_processor makes rows that are not served ({str(processor)[:200]}); wanted"
             " those of BERT or RoBERTa: cls a sep, and cls a sep b sep with one or two sep between the texts"

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from service.checkpoints.checkpoint import Checkpoint, Kind
 from service.checkpoints.heads import Head
 from service.slices import between_slices
-from service.tasks.tokenizer import read_tokenizer
+from service.tasks.tokenizer import encode, read_tokenizer
 from service.tasks.tokenizer_files import hidden_name
 from service.tasks.word_starts import PieceEnds, find_single_characters, find_word_starts
 
@@ -186,8 +186,8 @@ class TextModel:
         reads only the runs between them, and releases the GIL meanwhile."""
         between = [self._others.findall(text) for text in texts]
         runs = [run for found in between for run in found]
-        read = iter(self.tokenizer.encode_batch_fast(runs) if runs else ())
-        return [self._join(text, [next(read).ids for _ in found]) for text, found in zip(texts, between, strict=True)]
+        read = iter(encode(self.tokenizer, runs) if runs else ())
+        return [self._join(text, [next(read) for _ in found]) for text, found in zip(texts, between, strict=True)]
 
     def _join(self, text: str, runs: list[list[int]]) -> list[int]:
         known = self._single.__getitem__

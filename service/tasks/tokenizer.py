@@ -8,7 +8,7 @@ are tokens wherever they are in a text, as in transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
     names = special_names(files, _XLM_ROBERTA_SPECIAL if is_unigram else SPECIAL)
     _check_vocab(ids, names, checkpoint)
     roles = dict(zip(ROLES, (ids[name] for name in names), strict=True))
-    form = _read_form(files, roles, is_unigram)
+    form = _read_form(files, roles, set(ids.values()), is_unigram)
     special = {index: token.content for index, token in added.items() if token.special}
     special |= {ids[name]: name for name in (*names, *other_special_names(files)) if name in ids}
     enclosing = (form.cls, form.sep, files.model["unk_id"] if is_unigram else roles["unk_token"])
@@ -110,6 +110,25 @@ def build_tokenizer(vocab: dict[str, int], config: Mapping[str, Any], unk_token:
     )
     tokenizer.pre_tokenizer = BertPreTokenizer()
     return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text.
+
+    A failed assertion inside the library is raised as a BaseException, which would end the thread: it becomes a
+    RuntimeError, which fails the request alone.
+    """
+    try:
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+    except BaseException as error:
+        if _is_panic(error):
+            raise RuntimeError(f"the tokenizer failed ({error})") from error
+        raise
+
+
+def _is_panic(error: BaseException) -> bool:
+    """The class is none of the library's names."""
+    return type(error).__name__ == "PanicException"
 
 
 def read_vocab(path: Path, vocab_size: int) -> dict[str, int]:
@@ -169,10 +188,13 @@ def _check_vocab(ids: Mapping[str, int], names: Iterable[str], checkpoint: Check
         )
 
 
-def _read_form(files: TokenizerFiles, roles: Mapping[str, int], is_unigram: bool) -> RowForm:
+def _read_form(files: TokenizerFiles, roles: Mapping[str, int], ids: set[int], is_unigram: bool) -> RowForm:
     default = (xlm_roberta_form if is_unigram else bert_form)(roles["cls_token"], roles["sep_token"])
     processor, inputs = files.whole.get("post_processor"), files.config.get("model_input_names")
-    return read_form(files.path, processor, inputs, default)
+    form = read_form(files.path, processor, inputs, default)
+    if not {form.cls, form.sep} <= ids:
+        raise _unserved(files, "post_processor", processor, "special tokens of the vocabulary")
+    return form
 
 
 def _without_gaps(vocab: Mapping[str, int]) -> dict[str, int]:
@@ -252,8 +274,11 @@ def _build_unigram(files: TokenizerFiles, vocab: Mapping[str, int]) -> Tokenizer
         # Not as JSON: with 250,000 pieces it takes twice as long.
         pieces = [*zip(vocab, scores, strict=True)]
         tokenizer.model = Unigram(pieces, files.model["unk_id"], bool(files.model.get("byte_fallback")))
+        encode(tokenizer, ["a 今 ａ\u0308"])  # a damaged normalizer fails here
         return tokenizer
-    except Exception as error:  # the library raises Exception itself
+    except BaseException as error:  # the library raises Exception itself
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
         raise CheckpointError(f"{files.path / 'tokenizer.json'}: cannot be read as a tokenizer ({error})") from error
 
 

@@ -109,7 +109,13 @@ def _added_token(file: Path, index: Any, token: Any) -> tuple[int, AddedToken]:
         raise CheckpointError(
             f"{file}: added token {str(token)[:200]!r} has the id {str(index)[:200]!r}; wanted text and id"
         )
-    flags = {key: bool(token.get(key, False)) for key in ("special", "single_word", "lstrip", "rstrip")}
     if not content.strip():
         raise CheckpointError(f"{file}: added token {content!r} is blank; wanted a text")
-    return number, AddedToken(content, normalized=bool(token.get("normalized", not flags["special"])), **flags)
+    flags = {key: token.get(key, False) for key in ("special", "single_word", "lstrip", "rstrip")}
+    flags["normalized"] = token.get("normalized", not flags["special"])
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise CheckpointError(
+                f"{file}: added token {content!r}: {key} is {str(value)[:200]!r}; wanted true or false"
+            )
+    return number, AddedToken(content, **flags)

@@ -306,7 +306,18 @@ def test_added_tokens_that_cannot_be_honoured_are_refused(tmp_path: Path, conten
         ({"pre_tokenizer": None}, "pre_tokenizer is 'None'; wanted a Metaspace"),
         ({"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}}, "wanted a Metaspace"),
         ({"normalizer": {"type": "Unheard"}}, r"tokenizer\.json: cannot be read as a tokenizer"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "cannot be read as a tokenizer"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="}}, "cannot be read as a token"),
         ({"post_processor": {"type": "ByteLevel"}}, "post_processor makes rows that are not served"),
+        (
+            {"post_processor": {"type": "RobertaProcessing", "cls": ["a", 0], "sep": ["b", "2"]}},
+            "rows that are not served",
+        ),
+        (
+            {"post_processor": {"type": "RobertaProcessing", "cls": ["a", 0], "sep": ["b", 9999]}},
+            "wanted special tokens",
+        ),
+        ({"added_tokens": [{"id": 701, "content": "a", "lstrip": "no"}]}, "lstrip is 'no'; wanted true or false"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]] * 2, "unk_id": 0}}, "wanted distinct pieces"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 1}}, "model.unk_id is '1'"),
         ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "its tokenizer.json is BPE, which is not served"),
