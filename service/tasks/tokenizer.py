@@ -91,8 +91,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
         tokenizer=tokenizer,
         form=form,
         mask=roles["mask_token"],
-        yes=vocab.get(YES),
-        no=vocab.get(NO),
+        yes=ids.get(YES),
+        no=ids.get(NO),
         names={index: token.content for index, token in added.items()} | special,
         mask_strips=(mask.lstrip, mask.rstrip) if mask else (False, False),
     )

@@ -25,6 +25,7 @@ _PLAIN = (*map(chr, range(33, 127)), "\u3001-\u3002", "\u4e00-\u9fff", "\uff01-\
 """Characters that neither take a neighbour into their normal form nor become white space."""
 _LOCAL = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "Strip"}
 """Normalizers that change a character by itself and its combining marks, or the ends of a text."""
+_SPLITS = {"WhitespaceSplit", "Metaspace"}
 _COLLAPSE = {"Regex": " {2,}"}
 """What XLM-RoBERTa's normalizer replaces: runs of spaces."""
 _MAX_PLACES = 256
@@ -195,11 +196,21 @@ class PieceEnds:
 
 
 def _is_local(tokenizer: Tokenizer) -> bool:
-    if tokenizer.normalizer is None:
-        return True
-    state: dict[str, Any] = json.loads(tokenizer.normalizer.__getstate__())
-    parts = state["normalizers"] if state["type"] == "Sequence" else [state]
-    return all(part["type"] in _LOCAL or (part["type"] == "Replace" and part["pattern"] == _COLLAPSE) for part in parts)
+    """Whether the normalizer and the pre-tokenizer look at no more than a character, its marks and white space."""
+    splits = all(part["type"] in _SPLITS for part in _parts(tokenizer.pre_tokenizer, "pretokenizers"))
+    return splits and all(
+        part["type"] in _LOCAL or (part["type"] == "Replace" and part["pattern"] == _COLLAPSE)
+        for part in _parts(tokenizer.normalizer, "normalizers")
+    )
+
+
+def _parts(step: Any, key: str) -> list[dict[str, Any]]:
+    """The parts of a normalizer or a pre-tokenizer, as in tokenizer.json."""
+    if step is None:
+        return []
+    state: dict[str, Any] = json.loads(step.__getstate__())
+    parts: list[dict[str, Any]] = state[key] if state["type"] == "Sequence" else [state]
+    return parts
 
 
 def _normalized(tokenizer: Tokenizer, text: str) -> str:

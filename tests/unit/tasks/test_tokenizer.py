@@ -22,7 +22,7 @@ from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
 from service.tasks.rows import encode_rows
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice, encode_choices
-from service.tasks.word_starts import find_single_characters
+from service.tasks.word_starts import PieceEnds, find_single_characters, find_word_starts
 from tests.checkpoints import vocabulary
 from tests.tokenizers import XLM_ROBERTA_SPECIAL, odd_strings, write_unigram
 from tests.unit.tasks.test_text_model import SHAPE, VOCABULARY, folder
@@ -253,6 +253,27 @@ def test_the_start_of_a_text_without_spaces_has_the_tokens_of_the_whole(tmp_path
         assert ids[:limit] == wanted[:limit]
         shorter += len(ids) < min(len(wanted), 2 * limit)
     assert shorter > 100, "most texts are not read as a whole"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "(?<=a.{9}) b"}, "content": "c"}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation", "behavior": "Isolated"}]}},
+    ],
+)
+def test_texts_of_a_tokenizer_with_other_parts_are_read_whole(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_unigram(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if parts := change.get("pre_tokenizer", {}).get("pretokenizers"):
+        parts += content["pre_tokenizer"]["pretokenizers"]
+    file.write_text(json.dumps(content | change), encoding="utf-8")
+    model, text = load(tmp_path), "a the weather is b, nice " * 100
+    whole = model.tokenizer.encode(text).ids
+    assert [model.tokenize([text], 8), model.tokenize([text], 8, from_end=True)] == [[whole[:16]], [whole[-16:]]]
+    assert PieceEnds.of(model.tokenizer) is None
+    assert find_word_starts(model.tokenizer).search(text) is None
 
 
 def test_added_tokens_leave_other_characters_in_the_table_of_single_ones(tmp_path: Path) -> None:
