@@ -20,7 +20,7 @@ from service.domain import Encoding, FloatArray, Mean
 from tests.checkpoints import make_checkpoint
 from tests.fakes import value
 from tests.support.engines import load_watched
-from tests.system.replicas import without_back_off, compose, running
+from tests.system.replicas import compose, running, without_back_off
 from tests.system.test_serve import ANSWER_S, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.system]
@@ -172,7 +172,9 @@ async def test_what_one_replica_finds_is_checked_by_the_others(tmp_path: Path, m
     """The file changes while two replicas map it. One is killed, and its successor finds the damage."""
     cache = tmp_path / "cache"
     load = partial(load_watched, weight_cache=cache)
-    service = compose(tmp_path, devices=("cpu", "cpu"), load=load, model=model, policy=without_back_off(canary_interval_s=0.0))
+    service = compose(
+        tmp_path, devices=("cpu", "cpu"), load=load, model=model, policy=without_back_off(canary_interval_s=0.0)
+    )
     async with running(service):
         known = await answers(service.batcher)
         await first_checks(tmp_path, service.pool.pids().values())

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from service.checkpoints.checkpoint import Checkpoint, describe
 from service.checkpoints.files import tensor_rows
-from service.checkpoints.heads import CLASSIFIER, Head
+from service.checkpoints.heads import CLASSIFIERS, Head
 from service.errors import CheckpointError
 from tests.checkpoints import FileFormat, make_checkpoint
 
@@ -59,7 +59,7 @@ def test_the_number_of_classes_is_read_from_an_old_bin(tmp_path: Path) -> None:
     path = classifier(tmp_path, 3, "bin", id2label=None)
     tensors = torch.load(path / "pytorch_model.bin", weights_only=True)
     torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    assert tensor_rows(path, CLASSIFIER) == 3
+    assert tensor_rows(path, CLASSIFIERS[0]) == 3
 
 
 def test_the_number_of_classes_is_read_from_shards(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_number_of_classes_is_read_from_shards(tmp_path: Path) -> None:
     save_file({"module.classifier.weight": torch.zeros(5, 2)}, tmp_path / "b.safetensors")
     weight_map = {"bert.pooler.dense.weight": "a.safetensors", "module.classifier.weight": "b.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert tensor_rows(tmp_path, CLASSIFIER) == 5
+    assert tensor_rows(tmp_path, CLASSIFIERS[0]) == 5
     assert tensor_rows(tmp_path, "other.weight") is None
 
 

@@ -16,7 +16,8 @@ from service.tasks.nli import NLI, NliQuery
 from service.tasks.options import most_alike, shorten
 from service.tasks.similarity import SIMILARITY, SimilarityQuery
 from service.tasks.task import Truncation
-from service.tasks.text_model import SPECIAL, TextModel, build_tokenizer
+from service.tasks.text_model import TextModel
+from service.tasks.tokenizer import SPECIAL, build_tokenizer
 from tests.unit.tasks.models import ids, letters, text_model
 
 ASPECTS = (
