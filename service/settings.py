@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from service.domain import Quantization
 
 VERSION = "0.1.0"
+LARGEST_REQUEST = 8
+"""Memory of a request relative to its body: the body, its texts in memory, and a reserve for smaller requests."""
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+")
 _ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
@@ -132,9 +134,11 @@ class Server(Section):
         return self
 
     @model_validator(mode="after")
-    def _budget_holds_two_bodies(self) -> Self:
-        if 0 < self.memory_budget_bytes < 2 * self.max_body_bytes:
-            raise ValueError(f"memory_budget_bytes must be at least twice max_body_bytes ({self.max_body_bytes})")
+    def _budget_holds_the_largest_request(self) -> Self:
+        if 0 < self.memory_budget_bytes < LARGEST_REQUEST * self.max_body_bytes:
+            raise ValueError(
+                f"memory_budget_bytes must be at least {LARGEST_REQUEST} times max_body_bytes ({self.max_body_bytes})"
+            )
         return self
 
 

@@ -1,6 +1,6 @@
 """Loads a real server for a long time, injects a fault every minute, and looks for leaks and lost requests.
 
-    python -m benchmarks.faults soak --minutes 30 --json benchmarks/results/soak.json
+    python -m benchmarks.faults soak --minutes 15 --json benchmarks/results/soak.json
 
 Clients that compare answers send all tasks without a pause; careless clients send invalid, hasty and bulk requests, or
 disconnect. Memory, descriptors, threads, asyncio tasks and children are sampled; the first quarter of the settled part

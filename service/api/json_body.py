@@ -31,12 +31,21 @@ VALUES_PER_INPUT = 8
 OTHER_VALUES = 1000
 _CONSTANT = re.compile(r"NaN\b|Infinity\b")
 """What Python's json writes for numbers that JSON has not: pandas has NaN for a missing text."""
+_WIDE = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def is_quick(body: Body) -> bool:
     """Whether the body is parsed in a few milliseconds."""
     return len(body) <= INLINE_BYTES and _marks(body) <= INLINE_VALUES
+
+
+def text_memory(body: Body) -> int:
+    """Bytes that the texts of a body take at most: with one character above U+FFFF 4 for each character, with one above
+    U+00FF 2, and their UTF-8 form next to them."""
+    if _WIDE.search(body):
+        return 5 * len(body)
+    return len(body) if body.isascii() and b"\\u" not in body else 3 * len(body)
 
 
 def max_values(limits: Server) -> int:

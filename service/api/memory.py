@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from service.errors import MemoryFull
+from service.settings import LARGEST_REQUEST
 
 SMALL_BYTES = 64 * 2**10
 """Up to here a request may use the whole budget; a larger one only LARGE_SHARE of it, so small ones always pass."""
@@ -22,8 +23,8 @@ RETRY_S = 1.0
 
 
 def default_budget(memory_bytes: int, max_body_bytes: int) -> int:
-    """DEFAULT_BYTES, or less on a small machine; never less than two of the largest bodies."""
-    return max(min(DEFAULT_BYTES, memory_bytes // SHARE_OF_MEMORY), 2 * max_body_bytes)
+    """DEFAULT_BYTES, or less on a small machine; never less than a request of the largest body takes."""
+    return max(min(DEFAULT_BYTES, memory_bytes // SHARE_OF_MEMORY), LARGEST_REQUEST * max_body_bytes)
 
 
 class MemoryBudget:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import schemas
-from service.api.json_body import Body, is_quick, parse
+from service.api.json_body import Body, is_quick, parse, text_memory
 from service.api.memory import ROW_BYTES, TOKEN_BYTES
 from service.api.openapi import ERRORS, EXAMPLES, REPLY_HEADERS, described_elsewhere, request_body
 from service.api.problems import invalid
@@ -106,10 +106,16 @@ class _Answering:
     started: float
 
     async def respond(self, data: Body) -> Response:
-        num_bytes = len(data)
-        parsing = partial(self._parse, data)
-        body, query = parsing() if is_quick(data) else await self.state.pipeline.threads.run(self.options, parsing)
-        del data, parsing
+        if is_quick(data):
+            return await self._answer(len(data), *self._parse(data))
+        with self.state.memory.reserved(text_memory(data)):
+            num_bytes, parsing = len(data), partial(self._parse, data)
+            del data
+            body, query = await self.state.pipeline.threads.run(self.options, parsing)
+            del parsing
+            return await self._answer(num_bytes, body, query)
+
+    async def _answer(self, num_bytes: int, body: schemas.TaskRequest, query: Any) -> Response:
         self._narrow(body)
         encoded = await self._encode(body, query, num_bytes)
         self.context.encoded(len(encoded.rows), encoded.num_tokens)

@@ -16,10 +16,10 @@ TOTAL = 16 * SMALL_BYTES
     [
         (64 * GIB, 8 * 2**20, DEFAULT_BYTES),
         (2 * GIB, 8 * 2**20, 128 * 2**20),
-        (GIB // 4, 8 * 2**20, 16 * 2**20),
+        (GIB // 4, 8 * 2**20, 64 * 2**20),
     ],
 )
-def test_default_fits_the_machine_and_two_bodies(memory: int, max_body: int, budget: int) -> None:
+def test_default_fits_the_machine_and_the_largest_request(memory: int, max_body: int, budget: int) -> None:
     assert default_budget(memory, max_body) == budget
 
 

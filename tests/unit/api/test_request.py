@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
-from service.api.json_body import has_more_values, is_quick, parse
+from service.api.json_body import has_more_values, is_quick, parse, text_memory
 from service.api.json_body import parse_json as parse_json_within
 from service.api.protocols.native import ROUTES
 from service.api.request import BODY_ERROR, Headers, not_ready, unless_gone
@@ -243,3 +244,11 @@ def test_parse_accepts_or_refuses_any_json(route: Any, value: Any) -> None:
     with suppress(InvalidRequest):
         limits = Server(max_inputs=2, max_chars=4, max_labels=2)
         parse(json.dumps(value).encode(), route.request, limits).query()
+
+
+@given(st.text(st.sampled_from("aé中😀\\\\u")), st.booleans())
+def test_the_memory_of_texts_is_not_underestimated(text: str, escaped: bool) -> None:
+    body = json.dumps([text], ensure_ascii=escaped).encode()
+    [parsed] = json.loads(body)
+    header = sys.getsizeof("中") - 2
+    assert text_memory(body) >= sys.getsizeof(parsed) - header + (0 if parsed.isascii() else len(parsed.encode()))
