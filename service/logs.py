@@ -95,7 +95,7 @@ class BoundedHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record).encode(errors="backslashreplace") + b"\n"
-        except Exception:  # noqa: BLE001 - a line that cannot be formatted is no reason to fail what it tells of
+        except Exception:  # noqa: BLE001 - a line that cannot be formatted is no reason to fail the request
             self.num_dropped += 1
             return
         if self._num_kept_bytes + len(line) > MAX_KEPT_BYTES:

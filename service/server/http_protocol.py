@@ -195,7 +195,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_sending_clock()
 
     def close_after_answer(self) -> None:
-        """The current response tells the client to use another connection for its next request."""
+        """The current response asks the client to use another connection for its next request."""
         if self.cycle is not None:
             self.cycle.keep_alive = False
 

@@ -36,8 +36,8 @@ def require_keys_or_loopback(settings: Settings) -> None:
 def allowed_hosts(settings: Settings) -> frozenset[str] | None:
     """Domain names that a Host header may have; None for any.
 
-    A server on loopback without keys trusts whoever can reach it. A web page of any site can, once the site's name
-    resolves to 127.0.0.1 (DNS rebinding); its requests have the site's name in Host.
+    A server on loopback without keys trusts every program of this machine. A web page of any site can reach it once the
+    name of the site resolves to 127.0.0.1 (DNS rebinding); its requests have that name in Host.
     """
     security = settings.security
     if security.allowed_hosts:

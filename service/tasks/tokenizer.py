@@ -58,7 +58,7 @@ class CheckpointTokenizer:
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
-    """Reads vocab.txt or tokenizer.json, and the files beside it.
+    """Reads vocab.txt or tokenizer.json, and the files next to it.
 
     Raises:
         CheckpointError: no vocabulary, or one that lacks a special token, has more entries than the embeddings, or

@@ -1,4 +1,4 @@
-"""What the files of a tokenizer declare beside its vocabulary: special tokens and added tokens."""
+"""What the files of a tokenizer declare besides its vocabulary: special tokens and added tokens."""
 
 from __future__ import annotations
 

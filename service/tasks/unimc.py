@@ -120,7 +120,7 @@ def fit_options(
         return shortened
     how = " even when each is cut to one token" if fewest < size else ""
     if fewest > 2 * len(options) + 1:
-        how = " even when each is cut to what tells it from the others"
+        how = " even when each is cut to what differs from the others"
         if must_differ:
             first, second = most_alike(options)
             how += f" ({field}[{first}] and {field}[{second}] begin alike)"

@@ -180,7 +180,7 @@ def test_labels_that_cannot_be_shortened_and_stay_different_are_refused_by_name(
     [error] = caught.value.errors
     assert error.field == "labels"
     assert error.message.startswith("200 options take at least ")
-    assert "even when each is cut to what tells it from the others" in error.message
+    assert "even when each is cut to what differs from the others" in error.message
     assert "(labels[0] and labels[1] begin alike); at most 480 fit; send fewer or shorter ones" in error.message
 
 
