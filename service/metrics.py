@@ -129,6 +129,7 @@ class Metrics(DeclaredMetrics):
         self.request_memory = self._gauge(
             "request_memory", "Memory of the requests in progress, as counted, and its budget.", ("kind",), "bytes"
         )
+        _create_series(self.request_memory, known.REQUEST_MEMORY_KINDS)
         self.log_lines_dropped = self._counter(
             "log_lines_dropped", "Log lines dropped because stderr did not take them."
         )
