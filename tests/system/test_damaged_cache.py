@@ -127,6 +127,7 @@ async def answers(batcher: Batcher) -> FloatArray:
     return np.stack([result.outputs[0].scores for result in results])
 
 
+@pytest.mark.slow
 async def test_damage_found_in_use_ends_the_replica_and_its_answers(tmp_path: Path, model: Checkpoint) -> None:
     cache = tmp_path / "cache"
     load = partial(load_watched, weight_cache=cache, is_large=True)
@@ -168,6 +169,7 @@ def place_of(file: Path, name: str) -> tuple[int, int]:
     return start + begin, start + end
 
 
+@pytest.mark.slow
 async def test_what_one_replica_finds_is_checked_by_the_others(tmp_path: Path, model: Checkpoint) -> None:
     """The file changes while two replicas map it. One is killed, and its successor finds the damage."""
     cache = tmp_path / "cache"
