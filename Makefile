@@ -35,7 +35,7 @@ serve: $(VENV)/serve.stamp ## install the packages for serving and start the ser
 
 test: lint unit ## install all packages, lint, and run the tests, as CI does
 
-test-all: lint ## the same with the slow tests: every benchmark in miniature
+test-all: lint ## the same with the slow tests: training runs, benchmarks in miniature
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.stamp ## run ruff, mypy --strict and import-linter

@@ -60,6 +60,7 @@ def finetune(*flags: str | Path, processes: int = 1, check: bool = True) -> subp
     return subprocess.run(command, env=environment, check=check, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_head_for_pairs_answers_similarity(tmp_path: Path, data: Path) -> None:
     start, output = make_checkpoint(tmp_path / "start", kind="encoder"), tmp_path / "out"
     flags = ("--task", "afqmc", "--form", "head", "--epochs", "2", "--batch-size", "8", "--precision", "float32")
@@ -81,6 +82,7 @@ def test_a_fine_tuned_head_for_pairs_answers_similarity(tmp_path: Path, data: Pa
     assert 0.0 <= result.score <= 1.0
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_at_its_checkpoint(tmp_path: Path, data: Path) -> None:
     start = make_checkpoint(tmp_path / "start")
     recipe = tmp_path / "recipe.toml"
@@ -104,6 +106,7 @@ def test_an_interrupted_run_resumes_at_its_checkpoint(tmp_path: Path, data: Path
     assert steps["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_weights_as_one(tmp_path: Path, data: Path) -> None:
     start = make_checkpoint(tmp_path / "start")
     recipe = tmp_path / "recipe.toml"
@@ -125,6 +128,7 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path: Path, data: Path)
         (("--task", "c3", "--model", "{start}"), "no such data file"),
     ],
 )
+@pytest.mark.slow
 def test_an_invalid_run_prints_one_line_and_exits_with_2(
     tmp_path: Path, data: Path, flags: tuple[str, ...], message: str
 ) -> None:

@@ -21,6 +21,7 @@ def measure(folder: Path, parts: str) -> tuple[int, dict[str, dict[str, object]]
     return status, json.loads(file.read_text(encoding="utf-8"))["figures"]
 
 
+@pytest.mark.slow
 def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     status, figures = measure(tmp_path, ",".join(PARTS))
     assert status == 0
