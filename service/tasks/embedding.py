@@ -10,11 +10,8 @@ import numpy as np
 
 from service.domain import Cls, Encoding, FloatArray, Mean, Output
 from service.tasks.rows import encode_rows
-from service.tasks.task import Task, Truncation
+from service.tasks.task import NUMBER_BYTES, Task, Truncation
 from service.tasks.text_model import TextModel
-
-NUMBER_BYTES = 22
-"""A number in JSON."""
 
 
 @dataclass(frozen=True, slots=True)

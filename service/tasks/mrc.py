@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.domain import Encoding, Output
-from service.tasks.task import Prediction, Task, Truncation
+from service.tasks.task import NUMBER_BYTES, Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice, encode_choices, probabilities
-
-SCORE_BYTES = 22
-"""A score in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ def _result(reading: Reading, encoding: Encoding, output: Output) -> MrcResult:
 
 def reply_bytes(model: TextModel, query: MrcQuery) -> int:
     return sum(
-        SCORE_BYTES * len(reading.choices) + max(len(choice.encode()) for choice in reading.choices)
+        NUMBER_BYTES * len(reading.choices) + max(len(choice.encode()) for choice in reading.choices)
         for reading in query.inputs
     )
 

@@ -11,6 +11,8 @@ from service.tasks.text_model import TextModel
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+NUMBER_BYTES = 22
+"""A number of a result in JSON."""
 Truncation = Literal["right", "left", "error"]
 
 

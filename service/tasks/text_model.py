@@ -112,9 +112,8 @@ class TextModel:
         """
         if max_tokens is not None and not from_end and self._piece_ends:
             return self._read_starts(texts, max_tokens, self._piece_ends)
-        kept = (
-            slice(None) if max_tokens is None else slice(-2 * max_tokens, None) if from_end else slice(2 * max_tokens)
-        )
+        limit = None if max_tokens is None else 2 * max_tokens
+        kept = slice(-limit, None) if limit and from_end else slice(limit)
         found: list[list[int]] = [[] for _ in texts]
         unread = {index: (0, len(text)) for index, text in enumerate(texts)}
         num_chars = SLICE_CHARS if max_tokens is None else min(2 * max_tokens, SLICE_CHARS)

@@ -87,10 +87,10 @@ class TaskRoutes:
             options = headers.options(context.account, started, self.limits)
             context.priority = _PRIORITIES[options.priority]
             self.state.admit(options)  # before the body is read: under overload a refusal must cost next to nothing
-            data = await read_body(request, headers, self.limits.max_body_bytes)
-            context.received(len(data))
-            answer = _Answering(self.state, self.limits, route, context, headers, options, started)
-            return await unless_gone(request, answer.respond(data))
+            answering = _Answering(self.state, self.limits, route, context, headers, options, started)
+            # No variable for the body: it would keep it in memory until the response is sent.
+            respond = answering.respond(await read_body(request, headers, self.limits.max_body_bytes))
+            return await unless_gone(request, respond)
 
 
 @dataclass(slots=True)
@@ -106,6 +106,7 @@ class _Answering:
     started: float
 
     async def respond(self, data: Body) -> Response:
+        self.context.received(len(data))
         if is_quick(data):
             return await self._answer(len(data), *self._parse(data))
         with self.state.memory.reserved(text_memory(data)):
