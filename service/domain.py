@@ -28,6 +28,25 @@ class Mean:
     """The mean of the final hidden states of all tokens: scores has shape [1, hidden]."""
 
 
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""How the hidden states of a row become one vector, by the names of sentence-transformers: that of the first token, the
+largest of each dimension, their mean, their sum over the root of their number, their mean weighted by position from 1
+on, that of the last token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """The final hidden states pooled in each of `modes`, one vector after the other: scores has shape
+    [1, len(modes) * hidden], or [1, dimensions] after the dense layers of the checkpoint (`is_projected`).
+
+    The first `num_skipped` tokens are left out.
+    """
+
+    modes: tuple[PoolingMode, ...]
+    num_skipped: int = 0
+    is_projected: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """The logits of the sequence-classification head: scores has shape [1, num_labels]."""
@@ -52,7 +71,7 @@ class TopTokens:
 TOP_TOKENS_COST = 2
 """Tokens that cost as much as the most probable words at one position: 1 to 2 with a small model, less with a large."""
 
-Readout = Cls | Mean | Labels | TokenScores | TopTokens
+Readout = Cls | Mean | Pooled | Labels | TokenScores | TopTokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,8 @@ from service.settings import Server
 
 MAX_FIELDS = 32
 MAX_TOP_K = 1000
+MAX_PROMPT_CHARS = 2000
+"""It is joined with each text of a request, so it must not multiply the request's memory."""
 NOT_BLANK = {"pattern": r"\S"}
 DIFFERENT = {"uniqueItems": True}
 
@@ -104,6 +106,7 @@ class Wire(BaseModel):
 
 
 Str = Annotated[str, Field(min_length=1, json_schema_extra=NOT_BLANK), AfterValidator(_check_text)]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Timeout = Annotated[
     int, Field(json_schema_extra={"minimum": 1}), AfterValidator(_check_timeout), BeforeValidator(_to_int)
 ]

@@ -95,7 +95,7 @@ EXAMPLES = {
         _reply("fill-mask", ({"masks": [[{"token": "都", "score": 0.98}, {"token": "府", "score": 0.01}]]}, 11)),
     ),
     "embed": Example(
-        {"texts": {"inputs": ["今天天气怎么样？", "明天会下雨吗"], "pooling": "mean", "normalize": True}},
+        {"texts": {"inputs": ["今天天气怎么样？", "明天会下雨吗"]}},
         _reply("embed", ({"embedding": [0.031, -0.124, 0.087]}, 10), ({"embedding": [0.042, -0.117, 0.065]}, 8)),
     ),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ from service.api.field_types import (
     MaskedStrings,
     Names,
     Pairs,
+    Prompt,
     ReadingInput,
     Readings,
     Str,
@@ -28,7 +29,8 @@ from service.api.field_types import (
     Wire,
 )
 from service.checkpoints.heads import Activation, LabelSource, ProblemType
-from service.domain import Priority
+from service.checkpoints.sentence_modules import Similarity
+from service.domain import PoolingMode, Priority
 from service.errors import InvalidRequest
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
 from service.tasks.embedding import EmbedQuery, EmbedResult
@@ -178,13 +180,38 @@ class EmbedRequest(TaskRequest):
     """Texts to embed."""
 
     inputs: Strings = Field(description="A text, or a list of texts.")
-    pooling: Literal["mean", "cls"] = Field(
-        "mean", description="Mean of all hidden states, or that of the first token."
+    pooling: PoolingMode | None = Field(
+        None,
+        description="What makes one vector of the hidden states of the tokens; default: as the model declares, else "
+        "`mean`.",
+        examples=["mean"],
     )
-    normalize: bool = Field(True, description="Scale each vector to L2 norm 1.")
+    normalize: bool | None = Field(
+        None, description="Scale each vector to L2 norm 1; default: as the model declares, else true.", examples=[True]
+    )
+    prompt_name: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None,
+        description="Name of one of the model's prompts (GET /v1/models), which is put before each text; default: its "
+        "default prompt, if it has one.",
+        examples=["query"],
+    )
+    prompt: Prompt | None = Field(
+        None,
+        description="A text to put before each text, instead of a prompt of the model; empty: none.",
+        examples=["query: "],
+    )
 
     def query(self) -> EmbedQuery:
-        return EmbedQuery(tuple(self.inputs), self.pooling, self.normalize, self.truncation)
+        if self.prompt is not None and self.prompt_name is not None:
+            raise InvalidRequest.of("prompt_name", "cannot be combined with prompt")
+        return EmbedQuery(
+            inputs=tuple(self.inputs),
+            pooling=self.pooling,
+            normalize=self.normalize,
+            prompt=self.prompt,
+            prompt_name=self.prompt_name,
+            truncation=self.truncation,
+        )
 
 
 class Usage(BaseModel):
@@ -241,6 +268,20 @@ class HeadInfo(BaseModel):
     )
 
 
+class EmbeddingInfo(BaseModel):
+    """How an embedding model makes the vector of a text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pooling: list[PoolingMode] = Field(description="The vectors of several are concatenated.")
+    normalize: bool = Field(description="Whether vectors have L2 norm 1.")
+    dimensions: int = Field(description="Numbers of a vector.")
+    max_length: int = Field(description="Largest number of tokens of a text, special tokens and the prompt included.")
+    prompts: dict[str, str] = Field(description="Texts to put before a text, by the name for `prompt_name`.")
+    default_prompt_name: str | None = Field(description="The prompt of a request that names none; null: none.")
+    similarity: Similarity = Field(description="What the model was trained to be compared by.")
+
+
 class ModelInfo(BaseModel):
     """A model that is served."""
 
@@ -256,6 +297,11 @@ class ModelInfo(BaseModel):
     tokenizer: str = Field(description="Model of the tokenizer, such as `WordPiece`.")
     kind: str = Field(description="`masked-lm`, `sequence-classification` or `encoder`.")
     head: HeadInfo | None = Field(description="The head of the model; null for an encoder.")
+    embedding: EmbeddingInfo | None = Field(
+        None,
+        description="How an embedding model makes vectors, as sentence-transformers; null for any other model, whose "
+        "vectors are the mean of all tokens, normalized.",
+    )
     tasks: list[str] = Field(description="Tasks that this model can do.")
     zero_shot: bool = Field(description="Whether a request may define its own labels.")
     labels: list[str] = Field(

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 from service.checkpoints import folders
 from service.checkpoints.files import config_file, read_json, tensor_names
 from service.checkpoints.heads import Head, describe_head
+from service.checkpoints.sentence_modules import EmbeddingSpec, describe_embedding, read_modules
 from service.errors import CheckpointError, SettingError
 
 Family = Literal["megatron-bert", "bert", "xlm-roberta", "roberta"]
@@ -117,7 +118,9 @@ class Shape:
 class Checkpoint:
     """A checkpoint in a local folder.
 
-    `labels` is empty when they have no names; `tasks` are those beyond its kind; `head` is that of a classifier.
+    `labels` is empty when they have no names; `tasks` are those beyond its kind; `head` is that of a classifier;
+    `embedding` is there for an embedding model, one that declares how it makes embeddings. `path` is the folder of
+    config.json and the weights, `root` the one above it where sentence-transformers gave them a folder of their own.
     """
 
     name: str
@@ -130,20 +133,28 @@ class Checkpoint:
     labels: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     head: Head | None = None
+    embedding: EmbeddingSpec | None = None
+    root: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder as it was found."""
+        return self.root or self.path
 
     @property
     def commit(self) -> str | None:
         """The commit of the hub repository, for a folder of the hub's cache."""
-        is_snapshot = self.path.parent.name == "snapshots" and _COMMIT.fullmatch(self.path.name)
-        return self.path.name if is_snapshot else None
+        is_snapshot = self.folder.parent.name == "snapshots" and _COMMIT.fullmatch(self.folder.name)
+        return self.folder.name if is_snapshot else None
 
     @property
     def origin(self) -> str:
         """The folder, or the repository (of the hub, or in its cache) and revision; updates do not change it."""
         if not folders.is_folder(self.source):
             return f"{self.source}@{self.revision or 'main'}"
-        is_by_repository = folders.repository_of(self.path) and folders.expand(self.source).resolve() != self.path
-        return f"{self.path.parents[1]}@{self.revision or 'main'}" if is_by_repository else str(self.path)
+        path = self.folder
+        is_by_repository = folders.repository_of(path) and folders.expand(self.source).resolve() != path
+        return f"{path.parents[1]}@{self.revision or 'main'}" if is_by_repository else str(path)
 
 
 def parse_spec(text: str) -> ModelSpec:
@@ -210,24 +221,31 @@ def resolve(
 def describe(
     path: Path, name: str, source: str | None = None, revision: str | None = None, *, labels: Sequence[str] = ()
 ) -> Checkpoint:
-    """Reads config.json of the folder `path`, or bert_config.json. `labels` override those of the config."""
+    """Reads config.json of the folder `path`, or bert_config.json, and the modules of sentence-transformers where there
+    are any. `labels` override those of the config."""
+    modules = read_modules(path)
+    root, path = path, modules.transformer if modules else path
     file = config_file(path)
     config = read_json(file)
     family, kind = _family_and_kind(file, config)
-    purpose = _purpose(source or str(path), path) if kind == "sequence-classification" else ""
+    purpose = _purpose(source or str(root), root) if kind == "sequence-classification" else ""
     head, labels = _head(file, config, kind, name, labels, _KNOWN_LABELS.get(purpose, ()))
     by_labels = _TASKS_OF_LABELS.get(frozenset(map(str.lower, labels)), ())
+    shape = _shape(file, config, family, kind)
+    embedding = describe_embedding(modules, shape.hidden_size, shape.max_positions) if modules else None
     return Checkpoint(
         name=name,
-        source=source or str(path),
+        source=source or str(root),
         revision=revision,
         path=path,
         family=family,
         kind=kind,
-        shape=_shape(file, config, family, kind),
+        shape=shape,
         labels=labels,
-        tasks=_tasks(file, config) or _KNOWN_TASKS.get(purpose, by_labels),
+        tasks=(_tasks(file, config) or _KNOWN_TASKS.get(purpose, by_labels)) + (("embed",) if embedding else ()),
         head=head,
+        embedding=embedding,
+        root=root if root != path else None,
     )
 
 

@@ -178,6 +178,21 @@ def read_json(file: Path) -> dict[str, Any]:
     CheckpointError when the file is missing, too large, or holds no JSON object, or a lone surrogate, which no reply
     could contain.
     """
+    content = _read_json(file)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_json_list(file: Path) -> list[Any]:
+    """The JSON list in `file`; CheckpointError as `read_json` raises it."""
+    content = _read_json(file)
+    if not isinstance(content, list):
+        raise CheckpointError(f"{file}: wanted a JSON list, found {type(content).__name__}")
+    return content
+
+
+def _read_json(file: Path) -> Any:
     try:
         if (size := file.stat().st_size) > _MAX_JSON_BYTES:
             raise CheckpointError(f"{file}: has {size} bytes; wanted at most {_MAX_JSON_BYTES}")
@@ -189,8 +204,6 @@ def read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON ({error}){_why_no_json(file, error)}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: wanted a JSON object, found {type(content).__name__}")
     return content
 
 

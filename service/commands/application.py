@@ -18,7 +18,7 @@ from typing import Any
 
 from service import host, logs
 from service.api.memory import MemoryBudget, default_budget
-from service.api.schemas import HeadInfo, ModelInfo, ModelsReply, ReplicaInfo
+from service.api.schemas import EmbeddingInfo, HeadInfo, ModelInfo, ModelsReply, ReplicaInfo
 from service.batching.batcher import Batcher
 from service.batching.fair_threads import FairThreads
 from service.batching.latency_model import LatencyModels
@@ -145,6 +145,9 @@ class Application:
         models = self._settings.models
         for spec in self._specs:
             checkpoint = fetch_checkpoint(spec, models)
+            if checkpoint.embedding:
+                extra = {"model": spec.name, "pooling": ", ".join(checkpoint.embedding.pooling)}
+                logger.info("embedding model", extra={**extra, "normalize": checkpoint.embedding.normalize})
             if checkpoint.head:
                 logger.info("classification head", extra={"model": spec.name, **asdict(checkpoint.head)})
             self._models[spec.name] = TextModel.load(checkpoint)
@@ -264,6 +267,7 @@ class Application:
             tokenizer=type(model.tokenizer.model).__name__,
             kind=checkpoint.kind,
             head=_head_info(checkpoint),
+            embedding=_embedding_info(checkpoint),
             tasks=tasks_of(model),
             zero_shot=model.can_choose,
             labels=list(model.labels),
@@ -300,6 +304,21 @@ def _head_info(checkpoint: Checkpoint) -> HeadInfo | None:
         num_classes=head.num_classes,
         problem_type=head.problem_type,
         activation=head.activation,
+    )
+
+
+def _embedding_info(checkpoint: Checkpoint) -> EmbeddingInfo | None:
+    spec = checkpoint.embedding
+    if spec is None:
+        return None
+    return EmbeddingInfo(
+        pooling=list(spec.pooling),
+        normalize=spec.normalize,
+        dimensions=spec.dimensions,
+        max_length=spec.max_length,
+        prompts=dict(spec.prompts),
+        default_prompt_name=spec.default_prompt_name,
+        similarity=spec.similarity,
     )
 
 

@@ -19,5 +19,5 @@ def run(argv: Sequence[str]) -> int:
     settings = settings_from(parser.parse_args(argv))
     logs.configure(settings.log.level, settings.log.format)
     for spec in parse_specs(settings.models):
-        print(f"{spec.name} {fetch_checkpoint(spec, settings.models).path}")
+        print(f"{spec.name} {fetch_checkpoint(spec, settings.models).folder}")
     return 0

@@ -23,6 +23,7 @@ from service.domain import (
     Mean,
     Memory,
     Output,
+    Pooled,
     Quantization,
     Readout,
     Step,
@@ -245,7 +246,9 @@ class Engine:
     def _readouts(self) -> tuple[Readout, ...]:
         """One readout of every kind that the checkpoint has a head for."""
         masked_lm = (TokenScores((0,), (0,)), TopTokens((0,), 1)) if self.weights.mlm else ()
-        return (Mean(), Cls(), *masked_lm, *((Labels(),) if self.weights.labels else ()))
+        spec = self.checkpoint.embedding
+        pooled = (Pooled(spec.pooling, is_projected=bool(spec.dense)),) if spec else ()
+        return (Mean(), Cls(), *pooled, *masked_lm, *((Labels(),) if self.weights.labels else ()))
 
 
 def _blank_row(model: str, length: int, readout: Readout) -> Encoding:

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
-from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
+from service.domain import Cls, Encoding, FloatArray, Labels, Mean, Output, Pooled, PoolingMode, TokenScores, TopTokens
 from service.engine.device import to_device, to_host
 from service.engine.encoder import gelu_of
 from service.engine.packing import Packed
-from service.engine.weights import MlmHead, Weights
+from service.engine.weights import DenseLayer, MlmHead, Weights
 from service.errors import InferenceFailed
 
 _MAX_POSITIONS = 512  # full-vocabulary logits computed at a time: 512 x 21k x 4 bytes = 43 MB
@@ -30,6 +31,8 @@ _MAX_TOKENS = 4096  # decoder rows in float32 at a time: 4096 x 2048 x 4 bytes =
 
 Pending = Callable[[], list[Output]]
 """Builds the outputs; call it after the device has finished."""
+
+IntArray = NDArray[np.int64]
 
 Span = tuple[int, int]
 """The first token of a row and the end of its tokens."""
@@ -74,6 +77,8 @@ def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
     readout = encoding.readout
     if isinstance(readout, Labels) and not weights.labels:
         raise InferenceFailed("the checkpoint has no sequence-classification head")
+    if isinstance(readout, Pooled):
+        _check_pooled(readout, encoding.num_tokens, shape, weights)
     if not isinstance(readout, TokenScores | TopTokens):
         return
     if not weights.mlm:
@@ -110,6 +115,74 @@ def means_at_once(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
     tokens = np.arange(firsts[-1] + ends[-1] - starts[-1]) + np.repeat(starts - firsts, ends - starts)
     which, where = (to_device(torch.from_numpy(each), hidden.device) for each in (tokens, firsts))
     return F.embedding_bag(which, hidden.float(), where, mode="mean")
+
+
+def _check_pooled(readout: Pooled, num_tokens: int, shape: Shape, weights: Weights) -> None:
+    if not readout.modes or not 0 <= readout.num_skipped < num_tokens:
+        raise InferenceFailed(f"a readout of no pooling, or outside of its row of {num_tokens} tokens")
+    size = len(readout.modes) * shape.hidden_size
+    if readout.is_projected and (not weights.dense or weights.dense[0].weight.shape[1] != size):
+        raise InferenceFailed(f"the checkpoint has no dense layer for a vector of {size} numbers")
+
+
+def _read_pooled(batch: _Batch) -> Pending:
+    """Rows with the same modes are computed together."""
+    wanted: dict[tuple[tuple[PoolingMode, ...], bool], list[int]] = {}
+    for row, readout in enumerate(batch.readouts):
+        wanted.setdefault((readout.modes, readout.is_projected), []).append(row)
+    vectors: list[tuple[list[int], Tensor]] = []
+    for (modes, is_projected), rows in wanted.items():
+        spans = [batch.spans[row] for row in rows]
+        skipped = [batch.readouts[row].num_skipped for row in rows]
+        pooled = torch.cat([pool(batch.hidden, spans, mode, skipped) for mode in modes], dim=1)
+        vectors.append((rows, to_host(_project(pooled, batch.weights.dense) if is_projected else pooled)))
+
+    def outputs() -> list[Output]:
+        by_row = {row: each for rows, host in vectors for row, each in zip(rows, host.numpy(), strict=True)}
+        return [Output(by_row[row][None]) for row in range(len(batch.spans))]
+
+    return outputs
+
+
+def pool(hidden: Tensor, spans: Sequence[Span], mode: PoolingMode, skipped: Sequence[int]) -> Tensor:
+    """The pooled vector of each span without its first tokens, float32 [spans, hidden].
+
+    The result of a span does not depend on other spans. Source: `Pooling` of sentence-transformers.
+    """
+    starts, ends, first = np.array(spans)[:, 0], np.array(spans)[:, 1], np.array(skipped)
+    if mode in ("cls", "lasttoken"):
+        tokens = starts + first if mode == "cls" else ends - 1
+        return hidden[to_device(torch.from_numpy(tokens), hidden.device)].float()
+    lengths = ends - starts - first
+    where = np.cumsum(lengths) - lengths
+    index = np.arange(lengths.sum()) - np.repeat(where, lengths)  # of each token in what is pooled of its span
+    which, offsets = (
+        to_device(torch.from_numpy(each), hidden.device) for each in (index + np.repeat(starts + first, lengths), where)
+    )
+    states = hidden.float()
+    if mode == "max":
+        return F.embedding_bag(which, states, offsets, mode="max")
+    weights = to_device(torch.from_numpy(_weights(mode, index, lengths, first)), hidden.device)
+    return F.embedding_bag(which, states, offsets, mode="sum", per_sample_weights=weights)
+
+
+def _weights(mode: PoolingMode, index: IntArray, lengths: IntArray, skipped: IntArray) -> FloatArray:
+    """What each token counts in the sum of its span."""
+    if mode == "weightedmean":  # a token keeps its place in the whole row
+        place = (index + np.repeat(skipped, lengths) + 1).astype(np.float64)
+        total = np.add.reduceat(place, np.cumsum(lengths) - lengths)
+        return np.asarray(place / np.repeat(total, lengths), dtype=np.float32)
+    count = np.repeat(lengths, lengths).astype(np.float64)
+    return np.asarray(1 / (count if mode == "mean" else np.sqrt(count)), dtype=np.float32)
+
+
+def _project(vectors: Tensor, layers: Sequence[DenseLayer]) -> Tensor:
+    for layer in layers:
+        out = layer.activation(F.linear(vectors, layer.weight, layer.bias))
+        if layer.is_residual:
+            out = out + (vectors if layer.shortcut is None else F.linear(vectors, layer.shortcut))
+        vectors = out
+    return vectors
 
 
 def _read_labels(batch: _Batch) -> Pending:
@@ -168,6 +241,7 @@ def _read_top_tokens(batch: _Batch) -> Pending:
 _READERS: dict[type, Callable[[_Batch], Pending]] = {
     Cls: _read_cls,
     Mean: _read_mean,
+    Pooled: _read_pooled,
     Labels: _read_labels,
     TokenScores: _read_token_scores,
     TopTokens: _read_top_tokens,

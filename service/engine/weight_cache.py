@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from service.checkpoints.files import require_checksums, weight_files
 from service.engine.linear import Linear
 from service.engine.tensor_files import Progress, TensorFiles
 from service.engine.torch_private import map_packed, packed_layout, packed_values
-from service.engine.weights import WeightFormat, Weights, build_weights, cached_prefix, read_weights
+from service.engine.weights import WeightFormat, Weights, build_weights, cached_prefix, read_dense, read_weights
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,12 @@ class WeightLoader:
         """Maps the cached weights, after converting them where there are none yet, or none that are sound.
 
         The content of a large file is checked before it is mapped only where `in_full` is true; `require_sound` does it
-        afterwards. Raises CheckpointError as `read_weights` does.
+        afterwards. Dense layers are small and not cached. Raises CheckpointError as `read_weights` does.
         """
+        dense = read_dense(self._checkpoint, self._format.device)  # first: what is wrong with them is found soon
+        return replace(self._load_encoder(in_full), dense=dense)
+
+    def _load_encoder(self, in_full: bool) -> Weights:
         self._mapped, self._is_checked = None, False
         sources = weight_files(self._checkpoint.path)
         if self._folder is not None and is_worthwhile(sources, self._format.device.type):

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.checkpoints.checkpoint import ROBERTA, Checkpoint
 from service.checkpoints.files import weight_files
 from service.checkpoints.heads import class_count_error
+from service.checkpoints.sentence_modules import Dense, DenseActivation
 from service.engine.linear import Linear, Plain
 from service.engine.ops import Norm
 from service.engine.tensor_files import WORDS, Progress, TensorFiles
@@ -54,6 +56,20 @@ class LabelHead:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseLayer:
+    """A dense layer of an embedding model, in float32 in every precision: it is small, and runs once for a text.
+
+    With a residual its input, or `shortcut` of it where the sizes differ, is added to its output.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: Callable[[Tensor], Tensor]
+    is_residual: bool = False
+    shortcut: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """MegatronBert has a `final_norm`, the other families have an `embedding_norm`."""
 
@@ -65,6 +81,7 @@ class Weights:
     final_norm: Norm | None = None
     mlm: MlmHead | None = None
     labels: LabelHead | None = None
+    dense: tuple[DenseLayer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +247,51 @@ def read_weights(
         total_bytes = count_numbers(checkpoint, files) * weight_format.dtype.itemsize
         reader = _CheckpointReader(files, weight_format, lambda done_bytes: progress(done_bytes, total_bytes))
         return build_weights(checkpoint, files, reader), reader.tensors
+
+
+_DENSE_ACTIVATIONS: dict[DenseActivation, Callable[[Tensor], Tensor]] = {
+    "identity": lambda states: states,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
+
+
+def read_dense(checkpoint: Checkpoint, device: torch.device) -> tuple[DenseLayer, ...]:
+    """Reads the dense layers of an embedding model, each from the files of its own folder.
+
+    Raises CheckpointError as `read_weights` does.
+    """
+    declared = checkpoint.embedding.dense if checkpoint.embedding else ()
+    return tuple(_read_dense_layer(dense, device) for dense in declared)
+
+
+def _read_dense_layer(dense: Dense, device: torch.device) -> DenseLayer:
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (dense.num_out, dense.num_in)}
+    if dense.has_bias:
+        shapes["linear.bias"] = (dense.num_out,)
+    if dense.is_residual and dense.num_in != dense.num_out:
+        shapes["residual.weight"] = (dense.num_out, dense.num_in)
+    tensors: dict[str, Tensor] = {}
+    with TensorFiles.open(weight_files(dense.folder)) as files:
+        if unknown := sorted(set(files.names()) - set(shapes)):
+            raise CheckpointError(
+                f"{files.where(unknown[0])}: tensor {unknown[0]} has no place in the layer that "
+                f"{dense.folder / 'config.json'} describes"
+            )
+        for name, shape in shapes.items():
+            files.expect(name, shape)
+            tensors[name] = torch.empty(shape, device=device, dtype=torch.float32)
+            files.copy_into(name, tensors[name])
+    return DenseLayer(
+        weight=tensors["linear.weight"],
+        bias=tensors.get("linear.bias"),
+        activation=_DENSE_ACTIVATIONS[dense.activation],
+        is_residual=dense.is_residual,
+        shortcut=tensors.get("residual.weight"),
+    )
 
 
 def count_numbers(checkpoint: Checkpoint, files: TensorFiles) -> int:

@@ -1,14 +1,19 @@
-"""Embedding: one vector per text, pooled from the encoder's final hidden states."""
+"""Embedding: one vector per text, pooled from the encoder's final hidden states.
+
+An embedding model declares its pooling, what follows it, and its prompts (`TextModel.embedding`). Any other model gets
+the mean of all tokens, scaled to length 1.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.domain import Cls, Encoding, FloatArray, Mean, Output
+from service.checkpoints.sentence_modules import EmbeddingSpec
+from service.domain import Cls, Encoding, FloatArray, Mean, Output, Pooled, PoolingMode, Readout
+from service.errors import InvalidRequest
 from service.tasks.rows import encode_rows
 from service.tasks.task import NUMBER_BYTES, Task, Truncation
 from service.tasks.text_model import TextModel
@@ -16,19 +21,123 @@ from service.tasks.text_model import TextModel
 
 @dataclass(frozen=True, slots=True)
 class EmbedQuery:
+    """With None, `pooling`, `normalize` and the prompt are those that the model declares. `prompt` is a text to put
+    before each input, `prompt_name` the name of one of the model's; an empty `prompt` is none."""
+
     inputs: tuple[str, ...]
-    pooling: Literal["mean", "cls"] = "mean"
-    normalize: bool = True
+    pooling: PoolingMode | None = None
+    normalize: bool | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
     truncation: Truncation = "right"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """`embedding` has the model's hidden size, and L2 norm 1 if the query asks to normalize."""
+    """`embedding` has the dimensions of the model, or its hidden size, and L2 norm 1 if it is normalized."""
 
     embedding: tuple[float, ...]
     tokens: int
     truncated: bool
+
+
+def spec_of(model: TextModel) -> EmbeddingSpec:
+    """How the model makes embeddings: as it declares, else the mean of all tokens, normalized."""
+    return model.embedding or EmbeddingSpec(("mean",), True, model.hidden_size, model.max_length)
+
+
+def choose_prompt(model: TextModel, prompt: str | None = None, prompt_name: str | None = None) -> str:
+    """The text to put before each text: `prompt`, else the model's of that name, else its default one, else nothing.
+
+    Raises:
+        InvalidRequest: the model has no prompt of that name.
+    """
+    spec = spec_of(model)
+    if prompt is not None:
+        return prompt
+    if prompt_name is None:
+        return spec.default_prompt
+    if prompt_name not in spec.prompts:
+        there = f"its prompts are {', '.join(spec.prompts)}" if spec.prompts else "it declares none; send `prompt`"
+        raise InvalidRequest.of("prompt_name", f"{model.name} has no such prompt; {there}")
+    return spec.prompts[prompt_name]
+
+
+def encode_texts(
+    model: TextModel,
+    texts: Sequence[str],
+    *,
+    prompt: str = "",
+    pooling: PoolingMode | None = None,
+    truncation: Truncation = "right",
+    fields: Sequence[str] | None = None,
+) -> list[Encoding]:
+    """One row per text, with `prompt` before it; `vector` reads the output of a row. A text is cut, the prompt is not.
+
+    `fields` are the paths of the texts in the request, for errors.
+
+    Raises:
+        InvalidRequest: a text does not fit and `truncation` is "error", the prompt leaves no room for a text, or the
+            model has dense layers for another number of pooling modes.
+    """
+    spec = spec_of(model)
+    readout = _readout(spec, (pooling,) if pooling else spec.pooling)
+    before = _read_prompt(model, spec, prompt) if prompt else []
+    whole = [prompt + text for text in texts]
+    rows = encode_rows(
+        model,
+        [(text.lower() if spec.lower_case else text,) for text in whole],
+        readout,
+        truncation,
+        max_length=spec.max_length,
+        fields=fields,
+    )
+    if before and truncation == "left":
+        rows = [_with_prompt(row, before) if row.truncated else row for row in rows]
+    if before and not spec.include_prompt:
+        rows = [_without_pooled_prompt(row, len(before)) for row in rows]
+    return rows
+
+
+def _readout(spec: EmbeddingSpec, modes: tuple[PoolingMode, ...]) -> Readout:
+    if not spec.dense and modes in (("mean",), ("cls",)):
+        return Mean() if modes == ("mean",) else Cls()
+    if spec.dense and len(modes) != len(spec.pooling):
+        wanted = " and ".join(spec.pooling)
+        raise InvalidRequest.of("pooling", f"the model has dense layers after {wanted}, which take no other number")
+    return Pooled(modes, is_projected=bool(spec.dense))
+
+
+def _read_prompt(model: TextModel, spec: EmbeddingSpec, prompt: str) -> list[int]:
+    """The tokens of the prompt by itself, of which at least one token of a text can follow."""
+    [tokens] = model.tokenize([prompt.lower() if spec.lower_case else prompt], spec.max_length)
+    most = spec.max_length - 3
+    if len(tokens) > most:
+        raise InvalidRequest.of("prompt", f"takes at least {len(tokens)} tokens; at most {most} leave room for a text")
+    return tokens
+
+
+def _with_prompt(row: Encoding, prompt: Sequence[int]) -> Encoding:
+    """The row of a text that was cut at its start, with the prompt in place of its first tokens."""
+    ids = row.ids.copy()
+    ids[1 : 1 + len(prompt)] = prompt
+    return replace(row, ids=ids)
+
+
+def _without_pooled_prompt(row: Encoding, num_tokens: int) -> Encoding:
+    """Leaves the first token and those of the prompt out of the pooling, as sentence-transformers does."""
+    modes: dict[type, tuple[PoolingMode, ...]] = {Mean: ("mean",), Cls: ("cls",)}
+    readout = row.readout if isinstance(row.readout, Pooled) else Pooled(modes[type(row.readout)])
+    return replace(row, readout=replace(readout, num_skipped=min(1 + num_tokens, row.num_tokens - 1)))
+
+
+def vector(model: TextModel, output: Output, normalize: bool | None = None) -> FloatArray:
+    """The embedding in the output of a row; with None, scaled to L2 norm 1 if the model declares it. A zero vector is
+    returned unchanged."""
+    embedding: FloatArray = output.scores[0]
+    norm = np.linalg.norm(embedding.astype(np.float64))
+    is_scaled = spec_of(model).normalize if normalize is None else normalize
+    return np.asarray(embedding / norm, dtype=np.float32) if is_scaled and norm > 0 else embedding
 
 
 def can(model: TextModel, query: EmbedQuery) -> bool:
@@ -36,28 +145,21 @@ def can(model: TextModel, query: EmbedQuery) -> bool:
 
 
 def encode(model: TextModel, query: EmbedQuery) -> list[Encoding]:
-    readout = Mean() if query.pooling == "mean" else Cls()
-    return encode_rows(model, [(text,) for text in query.inputs], readout, query.truncation)
+    prompt = choose_prompt(model, query.prompt, query.prompt_name)
+    return encode_texts(model, query.inputs, prompt=prompt, pooling=query.pooling, truncation=query.truncation)
 
 
 def decode(
     model: TextModel, query: EmbedQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[EmbedResult]:
     return [
-        EmbedResult(tuple(_vector(output, query.normalize).tolist()), encoding.num_tokens, encoding.truncated)
+        EmbedResult(tuple(vector(model, output, query.normalize).tolist()), encoding.num_tokens, encoding.truncated)
         for encoding, output in zip(encodings, outputs, strict=True)
     ]
 
 
-def _vector(output: Output, normalize: bool) -> FloatArray:
-    """The embedding, scaled to L2 norm 1 if `normalize`; a zero vector is returned unchanged."""
-    vector: FloatArray = output.scores[0]
-    norm = np.linalg.norm(vector.astype(np.float64))
-    return np.asarray(vector / norm, dtype=np.float32) if normalize and norm > 0 else vector
-
-
 def reply_bytes(model: TextModel, query: EmbedQuery) -> int:
-    return len(query.inputs) * model.hidden_size * NUMBER_BYTES
+    return len(query.inputs) * spec_of(model).dimensions * NUMBER_BYTES
 
 
 EMBED: Task[EmbedQuery, EmbedResult] = Task("embed", can, encode, decode, needs="any model", reply_bytes=reply_bytes)

@@ -73,7 +73,7 @@ def _encode(model: TextModel, text: str, query: FillMaskQuery, field: str) -> En
     pieces = pieces[:1] + [piece.lstrip() if strips_after else piece for piece in pieces[1:]]
     first, *rest = model.tokenize(pieces, model.max_length, from_end=query.truncation == "left")
     tokens = [*first, *(token for piece in rest for token in (model.mask, *piece))]
-    row = encode_row(model, [tokens], TopTokens((), query.top_k), query.truncation, field)
+    row = encode_row(model, [tokens], TopTokens((), query.top_k), query.truncation, field, model.max_length)
     positions = tuple(index for index, token in enumerate(row.ids.tolist()) if token == model.mask)
     if len(positions) < len(rest):
         limit = f"within the {model.max_length} tokens that the model reads"

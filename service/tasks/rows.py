@@ -16,27 +16,48 @@ from service.tasks.text_model import TextModel
 
 
 def encode_rows(
-    model: TextModel, inputs: Sequence[tuple[str, ...]], readout: Readout, truncation: Truncation
+    model: TextModel,
+    inputs: Sequence[tuple[str, ...]],
+    readout: Readout,
+    truncation: Truncation,
+    *,
+    max_length: int | None = None,
+    fields: Sequence[str] | None = None,
 ) -> list[Encoding]:
-    """One row per input; an input is one or two texts.
+    """One row per input; an input is one or two texts. A row has at most `max_length` tokens, or those of the model.
+
+    `fields` are the paths of the inputs in the request.
 
     Raises:
         InvalidRequest: an input does not fit and `truncation` is "error".
     """
+    max_length = max_length or model.max_length
     texts = [text for one in inputs for text in one]
-    flat = iter(model.tokenize(texts, model.max_length, from_end=truncation == "left"))
+    flat = iter(model.tokenize(texts, max_length, from_end=truncation == "left"))
     return [
-        encode_row(model, [next(flat) for _ in one], readout, truncation, f"inputs[{index}]")
+        encode_row(
+            model,
+            [next(flat) for _ in one],
+            readout,
+            truncation,
+            fields[index] if fields else f"inputs[{index}]",
+            max_length,
+        )
         for index, one in enumerate(inputs)
     ]
 
 
 def encode_row(
-    model: TextModel, texts: list[list[int]], readout: Readout, truncation: Truncation, field: str
+    model: TextModel,
+    texts: list[list[int]],
+    readout: Readout,
+    truncation: Truncation,
+    field: str,
+    max_length: int,
 ) -> Encoding:
     between = [model.sep] * model.num_separators
     num_special = 2 + len(between) * (len(texts) - 1)
-    first, *rest = fit(texts, model.max_length - num_special, truncation, field)
+    first, *rest = fit(texts, max_length - num_special, truncation, field)
     ids = [model.cls, *first]
     for text in rest:
         ids += [*between, *text]

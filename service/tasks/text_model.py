@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from service.checkpoints.checkpoint import Checkpoint, Kind
 from service.checkpoints.heads import Head
+from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.slices import between_slices
 from service.tasks.tokenizer import encode, read_tokenizer
 from service.tasks.tokenizer_files import hidden_name
@@ -54,6 +55,8 @@ class TextModel:
     mask_strips: tuple[bool, bool] = (False, False)
     head: Head | None = None
     """Of a sequence classifier."""
+    embedding: EmbeddingSpec | None = None
+    """Of an embedding model: of a checkpoint that declares how it makes embeddings."""
     source: str = ""
     _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
@@ -94,6 +97,7 @@ class TextModel:
             names=read.names,
             mask_strips=read.mask_strips,
             head=checkpoint.head,
+            embedding=checkpoint.embedding,
             source=checkpoint.source,
         )
 

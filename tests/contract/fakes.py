@@ -21,7 +21,18 @@ from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.checkpoints.checkpoint import Kind
 from service.checkpoints.heads import Activation, Head
-from service.domain import DEFAULT_OPTIONS, Cls, Encoding, Labels, Mean, Output, RequestOptions, TokenScores, TopTokens
+from service.domain import (
+    DEFAULT_OPTIONS,
+    Cls,
+    Encoding,
+    Labels,
+    Mean,
+    Output,
+    Pooled,
+    RequestOptions,
+    TokenScores,
+    TopTokens,
+)
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.settings import Security, Server
@@ -71,6 +82,8 @@ def output_of(encoding: Encoding, num_labels: int = 2) -> Output:
     match encoding.readout:
         case Cls() | Mean():
             return Output(np.full((1, HIDDEN), 2.0, dtype=np.float32))
+        case Pooled(modes):
+            return Output(np.full((1, len(modes) * HIDDEN), 2.0, dtype=np.float32))
         case Labels():
             return Output(-np.arange(num_labels, dtype=np.float32)[None])
         case TokenScores(positions, token_ids):

@@ -8,10 +8,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from service.domain import Cls, Encoding, Labels, Mean, Output, Readout, TokenScores, TopTokens
+from service.domain import Cls, Encoding, Labels, Mean, Output, Pooled, Readout, TokenScores, TopTokens
 from service.replicas.protocol import ComputeRequest, ComputeResponse, Frames, Loading, Pipe, Stop, frame
 
-READOUTS: tuple[Readout, ...] = (Cls(), Mean(), Labels(), TokenScores((1, 3), (7, 8)), TopTokens((2,), 5))
+READOUTS: tuple[Readout, ...] = (
+    Cls(),
+    Mean(),
+    Pooled(("max", "lasttoken"), 3, True),
+    Labels(),
+    TokenScores((1, 3), (7, 8)),
+    TopTokens((2,), 5),
+)
 
 
 def encoding(length: int, readout: Readout, blocks: tuple[tuple[int, int], ...] = ()) -> Encoding:
