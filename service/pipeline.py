@@ -43,6 +43,7 @@ class Encoded:
 
     model: TextModel
     rows: Sequence[Encoding]
+    num_inputs: int
     num_tokens: int
     reply_bytes: int
     started: float
@@ -104,17 +105,18 @@ class Pipeline:
         else:
             rows = await self.threads.run(options, partial(task.encode, chosen, query))
         seconds = self._clock() - started
+        num_inputs = len(rows) // task.rows_per_input(chosen)
         num_tokens, num_truncated = sum([row.num_tokens for row in rows]), sum([row.truncated for row in rows])
         trace.current.get().stage("tokenize", seconds)
         self._metrics.encoded(
             task.name,
             chosen.name,
-            inputs=len(rows),
+            inputs=num_inputs,
             tokens=num_tokens,
             truncated=num_truncated,
             seconds=seconds,
         )
-        return Encoded(chosen, rows, num_tokens, reply_bytes, started, seconds)
+        return Encoded(chosen, rows, num_inputs, num_tokens, reply_bytes, started, seconds)
 
     async def compute(
         self,
@@ -131,7 +133,7 @@ class Pipeline:
         outcome = await self._submit(encoded.rows, options)
         finish = partial(self._finish, task, query, encoded, outcome, write)
         timing, decisions, written = await self.threads.run(options, finish) if encoded.is_reply_large else finish()
-        self._metrics.answered(task.name, encoded.model.name, len(encoded.rows), timing, decisions)
+        self._metrics.answered(task.name, encoded.model.name, encoded.num_inputs, timing, decisions)
         return written
 
     def _finish(

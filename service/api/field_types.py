@@ -106,6 +106,7 @@ class Wire(BaseModel):
 
 
 Str = Annotated[str, Field(min_length=1, json_schema_extra=NOT_BLANK), AfterValidator(_check_text)]
+PromptName = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Timeout = Annotated[
     int, Field(json_schema_extra={"minimum": 1}), AfterValidator(_check_timeout), BeforeValidator(_to_int)

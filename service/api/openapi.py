@@ -66,7 +66,7 @@ EXAMPLES = {
                 "candidates": ["绑定的手机号如何修改", "忘记密码怎么办"],
             },
         },
-        _reply("similarity", ({"score": 0.93}, 48)),
+        _reply("similarity", ({"score": 0.93, "method": "choice"}, 48)),
     ),
     "mrc": Example(
         {

@@ -18,6 +18,7 @@ from service.api.field_types import (
     Names,
     Pairs,
     Prompt,
+    PromptName,
     ReadingInput,
     Readings,
     Str,
@@ -115,6 +116,11 @@ class ClassifyRequest(TaskRequest):
         )
 
 
+def _check_one_prompt(prompt: str | None, prompt_name: str | None) -> None:
+    if prompt is not None and prompt_name is not None:
+        raise InvalidRequest.of("prompt_name", "cannot be combined with prompt")
+
+
 class SimilarityRequest(TaskRequest):
     """Pairs to compare, or one source and the candidates to compare it with."""
 
@@ -123,9 +129,19 @@ class SimilarityRequest(TaskRequest):
     inputs: Pairs | None = Field(None, description="Pairs of texts, as in `[[a, b], ...]`.")
     source: Str | None = Field(None, description="The text to compare every candidate with.")
     candidates: ManyStrings | None = Field(None, description="Texts to compare `source` with.")
+    prompt_name: PromptName | None = Field(
+        None,
+        description="Name of one of the prompts of an embedding model, which is put before each text; default: its "
+        "default prompt, if it has one.",
+        examples=["query"],
+    )
+    prompt: Prompt | None = Field(
+        None, description="A text to put before each text, for an embedding model; empty: none.", examples=["query: "]
+    )
 
     def query(self) -> SimilarityQuery:
-        return SimilarityQuery(self._pairs(), self.truncation)
+        _check_one_prompt(self.prompt, self.prompt_name)
+        return SimilarityQuery(self._pairs(), self.truncation, self.prompt, self.prompt_name)
 
     def _pairs(self) -> tuple[tuple[str, str], ...]:
         if self.inputs is not None:
@@ -142,7 +158,9 @@ class SimilarityRequest(TaskRequest):
         return tuple((self.source, candidate) for candidate in self.candidates)
 
     def field(self, path: str) -> str:
-        return path if self.inputs is not None else re.sub(r"^inputs(\[\d+\])(\[\d\])?", r"candidates\1", path)
+        if self.inputs is not None:
+            return path
+        return re.sub(r"^inputs(\[\d+\])(\[1\])?", r"candidates\1", re.sub(r"^inputs\[\d+\]\[0\]", "source", path))
 
 
 class MrcRequest(TaskRequest):
@@ -189,7 +207,7 @@ class EmbedRequest(TaskRequest):
     normalize: bool | None = Field(
         None, description="Scale each vector to L2 norm 1; default: as the model declares, else true.", examples=[True]
     )
-    prompt_name: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+    prompt_name: PromptName | None = Field(
         None,
         description="Name of one of the model's prompts (GET /v1/models), which is put before each text; default: its "
         "default prompt, if it has one.",
@@ -202,8 +220,7 @@ class EmbedRequest(TaskRequest):
     )
 
     def query(self) -> EmbedQuery:
-        if self.prompt is not None and self.prompt_name is not None:
-            raise InvalidRequest.of("prompt_name", "cannot be combined with prompt")
+        _check_one_prompt(self.prompt, self.prompt_name)
         return EmbedQuery(
             inputs=tuple(self.inputs),
             pooling=self.pooling,

@@ -20,7 +20,7 @@ TASKS: dict[str, Task[Any, Any]] = {task.name: task for task in (CLASSIFY, SIMIL
 
 def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str | None) -> TextModel:
     """The model for a query: the one called `name` (or with that source), else one fine-tuned for the task, else the
-    first that can do it.
+    first that can do it and is no second choice, else the first that can.
 
     Raises:
         ModelNotFound: no model is called `name`, or has that source, or several have it.
@@ -32,7 +32,7 @@ def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str
     if not able:
         reason = f"no served model can do this; {task.name} needs {task.needs}"
         raise InvalidRequest.of("model", _with_hint(reason, task, models.values()))
-    return next((model for model in able if task.name in model.tasks), able[0])
+    return min(able, key=lambda model: (task.name not in model.tasks, task.is_second_choice(model)))
 
 
 def _find(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str) -> TextModel:

@@ -37,6 +37,16 @@ def always(model: TextModel) -> bool:
     return True
 
 
+def never(model: TextModel) -> bool:
+    """The default: no model answers only where no other one can."""
+    return False
+
+
+def one_row(model: TextModel) -> int:
+    """The default: an input is one row."""
+    return 1
+
+
 def no_hint(model: TextModel) -> str | None:
     """The default: no setting makes a model able to do the task."""
     return None
@@ -49,11 +59,12 @@ def small_reply(model: TextModel, query: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[Q, R]):
-    """`encode` returns one encoding per input, `decode` one result per input, both in the order of the inputs.
+    """`encode` returns `rows_per_input` encodings per input, `decode` one result, both in the order of the inputs.
 
     `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query. In error
     messages `needs` describes such a model, and `hint` says what to set so that another model can. `reply_bytes`
-    estimates the JSON of all results. `predict` is set if a result is a decision, of every model that `decides`; the
+    estimates the JSON of all results. A model that `is_second_choice` answers only where it is named, was fine-tuned
+    for the task, or no other one can. `predict` is set if a result is a decision, of every model that `decides`; the
     label of the prediction is one of `own_labels`, or None.
     """
 
@@ -64,6 +75,8 @@ class Task(Generic[Q, R]):
     needs: str = "another model"
     hint: Callable[[TextModel], str | None] = no_hint
     reply_bytes: Callable[[TextModel, Q], int] = small_reply
+    rows_per_input: Callable[[TextModel], int] = one_row
+    is_second_choice: Callable[[TextModel], bool] = never
     predict: Callable[[Q, R], Prediction] | None = None
     decides: Callable[[TextModel], bool] = always
     own_labels: Callable[[TextModel], tuple[str, ...]] = no_labels

@@ -119,7 +119,7 @@ class _Answering:
     async def _answer(self, num_bytes: int, body: schemas.TaskRequest, query: Any) -> Response:
         self._narrow(body)
         encoded = await self._encode(body, query, num_bytes)
-        self.context.encoded(len(encoded.rows), encoded.num_tokens)
+        self.context.encoded(encoded.num_inputs, encoded.num_tokens)
         with self.state.memory.reserved(memory_of(encoded)):
             write = partial(self._write, is_large=encoded.is_reply_large)
             response = await self.state.pipeline.compute(TASKS[self.route.task], query, encoded, write, self.options)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from service.checkpoints.checkpoint import Kind
 from service.checkpoints.heads import Activation, Head
+from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.domain import Encoding, Output
 from service.tasks.text_model import TextModel
 from service.tasks.tokenizer import SPECIAL, build_tokenizer
@@ -51,6 +54,7 @@ def text_model(
     max_length: int = 512,
     yes: int | None = YES,
     head: Head | None = None,
+    embedding: EmbeddingSpec | None = None,
     source: str = "",
 ) -> TextModel:
     return TextModel(
@@ -67,6 +71,7 @@ def text_model(
         no=NO,
         hidden_size=8,
         head=head,
+        embedding=embedding,
         source=source,
     )
 
@@ -88,6 +93,12 @@ def head(
         max_length=max_length,
         head=Head(len(labels) or num_classes, activation=activation),
     )
+
+
+def embedder(name: str = "m", kind: Kind = "encoder", **changes: Any) -> TextModel:
+    """An embedding model, which pools the first token of texts of up to 512 tokens unless `changes` say otherwise."""
+    spec = EmbeddingSpec(("cls",), normalize=False, dimensions=8, max_length=512)
+    return text_model(kind, name=name, tasks=("embed",), embedding=replace(spec, **changes))
 
 
 def ids(text: str) -> list[int]:
