@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -24,6 +26,7 @@ from service.checkpoints.files import (
     list_contents,
     missing_files,
 )
+from service.checkpoints.sentence_modules import MODULES_FILE, SETTINGS_FILE, TRANSFORMER_FILES, list_modules
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,9 @@ _SMALL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    MODULES_FILE,
+    SETTINGS_FILE,
+    *TRANSFORMER_FILES,
 )
 _LISTED_FILES = 12
 _LOOK_UP_S = 10.0
@@ -68,11 +74,50 @@ def fetch(
             break
     if folder is None:
         raise CheckpointError(_not_here(repo, revision, cache_dir, is_offline)) from absent
-    missing = missing_files(folder)
+    paths = [path for _, path in list_modules(folder) if path]
+    for weights in _WEIGHTS if paths else ():
+        patterns = [f"{escape(path)}/{name}" for path in paths for name in (*_SMALL_FILES, *weights)]
+        newer = _snapshot(repo, revision, tuple(patterns), cache_dir, is_offline, endpoint)
+        if newer != folder:  # the branch has moved meanwhile
+            return fetch(repo, revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
+        if not _missing(folder):
+            break
+    missing = _missing(folder)
+    if not paths and _lacks_modules(repo, folder, cache_dir):
+        missing.append(MODULES_FILE)
     if missing:
         held = None if is_offline else _list_repository(repo, revision, endpoint)
         raise CheckpointError(_lacking(repo, revision, folder, missing, held, is_offline))
     return folder
+
+
+def _lacks_modules(repo: str, folder: Path, cache_dir: Path | None) -> bool:
+    """Whether the repository has modules.json and the cache does not, as one that a version without embedding models
+    filled: the vectors would not be those of the model."""
+    if (folder / MODULES_FILE).is_file():
+        return False
+    with suppress(LocalEntryNotFoundError):
+        try:
+            snapshot_download(
+                repo, revision=folder.name, allow_patterns=MODULES_FILE, cache_dir=cache_dir, local_files_only=True
+            )
+        except IncompleteSnapshotError:
+            return True
+    return False
+
+
+def _missing(folder: Path) -> list[str]:
+    """The files that a checkpoint and its modules need and `folder` does not have, as `missing_files` lists them."""
+    modules = list_modules(folder)
+    encoder = next((path for kind, path in modules if kind == "Transformer"), "")
+    prefix = f"{encoder}/" if encoder else ""
+    missing = [name if name == "weights" else prefix + name for name in missing_files(folder / encoder)]
+    for kind, path in modules:
+        if kind in ("Pooling", "Dense") and not (folder / path / CONFIG_FILES[0]).is_file():
+            missing.append(f"{path}/{CONFIG_FILES[0]}")
+        if kind == "Dense" and not any((folder / path / each[0]).is_file() for each in _WEIGHTS):
+            missing.append(f"{path}/{SAFETENSORS_FILES[0]}")
+    return missing
 
 
 def _snapshot(
@@ -126,7 +171,7 @@ def _complete_in_cache(
         folder = _snapshot(repo, revision, patterns, cache_dir, True, None)
     except (LocalEntryNotFoundError, CheckpointError):
         return None
-    return None if missing_files(folder) else folder
+    return None if _missing(folder) else folder
 
 
 def _list_repository(repo: str, revision: str | None, endpoint: str | None) -> list[str] | None:

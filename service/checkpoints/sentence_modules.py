@@ -147,11 +147,12 @@ def read_modules(folder: Path) -> Modules | None:
     return Modules(file, tuple(kind for kind, _ in modules), tuple(path for _, path in modules))
 
 
-def module_paths(folder: Path) -> list[str]:
-    """The folders that modules.json names inside of `folder`; none where there is no such file, or it is not valid."""
+def list_modules(folder: Path) -> list[tuple[str, str]]:
+    """The kind and the path of each module; none where modules.json is not there, or not valid: `read_modules` reports
+    it."""
     try:
-        entries = read_json_list(folder / MODULES_FILE)
-        return [path for path in (_read_path(folder, index, each) for index, each in enumerate(entries)) if path]
+        file = folder / MODULES_FILE
+        return [_read_module(file, index, entry) for index, entry in enumerate(read_json_list(file))]
     except CheckpointError:
         return []
 

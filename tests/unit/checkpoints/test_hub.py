@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -18,7 +21,8 @@ from service.checkpoints import hub
 from service.checkpoints.checkpoint import describe, parse_spec, resolve
 from service.checkpoints.files import weight_files
 from service.errors import CheckpointError
-from tests.checkpoints import make_checkpoint, write_weights
+from tests.checkpoints import FileFormat, make_checkpoint, write_weights
+from tests.sentence_folders import DenseOf, make_embedding_model, write_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "IDEA-CCNL/Erlangshen-Test-Similarity"
@@ -53,7 +57,7 @@ class HubRequest(BaseHTTPRequestHandler):
         if path.startswith(f"/api/models/{REPO}"):
             self._answer_api(path)
         elif path.startswith(f"/{REPO}/resolve/{COMMIT}/"):
-            self._answer_file(path.rsplit("/", 1)[-1])
+            self._answer_file(path.removeprefix(f"/{REPO}/resolve/{COMMIT}/"))
         else:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
@@ -65,14 +69,19 @@ class HubRequest(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif "/tree/" in path:
             files = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file)}
-                for file in sorted(self.server.folder.iterdir())
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": _etag(file)}
+                for name, file in self._files()
             ]
             self._send(200, json.dumps(files).encode(), {"Content-Type": "application/json"})
         else:
-            siblings = [{"rfilename": file.name} for file in sorted(self.server.folder.iterdir())]
+            siblings = [{"rfilename": name} for name, _ in self._files()]
             info = {"id": REPO, "sha": COMMIT, "siblings": siblings}
             self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """Every file of the folder, also in folders inside of it, by its path."""
+        files = sorted(file for file in self.server.folder.rglob("*") if file.is_file())
+        return [(str(file.relative_to(self.server.folder)), file) for file in files]
 
     def _answer_file(self, name: str) -> None:
         file = self.server.folder / name
@@ -90,7 +99,7 @@ class HubRequest(BaseHTTPRequestHandler):
 
 
 def _etag(file: Path) -> str:
-    return f"{file.name.encode().hex():0<40}"[:40]
+    return hashlib.sha1(str(file).encode(), usedforsecurity=False).hexdigest()
 
 
 @pytest.fixture
@@ -158,6 +167,80 @@ def test_a_repository_with_the_config_of_google_is_downloaded(hub_server: Hub, t
 
 
 UNREACHABLE = "http://127.0.0.1:9"
+
+
+# embedding models
+
+SETTINGS = {"prompts": {"query": "query: "}}
+
+
+def become(folder: Path, **more: Any) -> Path:
+    """Makes an embedding model of the folder of the hub."""
+    shutil.rmtree(folder)
+    made = make_embedding_model(folder, pooling=("cls",), settings=SETTINGS, transformer={"max_seq_length": 77}, **more)
+    (made / "onnx").mkdir()
+    (made / "onnx" / "model.onnx").write_bytes(b"not needed")
+    (made / "checkpoint-9").mkdir()
+    shutil.copy(made / "modules.json", made / "checkpoint-9" / "model.safetensors")
+    return made
+
+
+@pytest.mark.parametrize("subfolder", ["", "0_Transformer"])
+@pytest.mark.parametrize("file_format", ["safetensors", "bin"])
+@pytest.mark.parametrize("dense_format", ["safetensors", "bin"])
+def test_the_files_of_the_modules_are_downloaded(
+    hub_server: Hub, tmp_path: Path, dense_format: FileFormat, file_format: FileFormat, subfolder: str
+) -> None:
+    dense = [DenseOf(4, file_format=dense_format)]
+    made = become(hub_server.folder, dense=dense, normalize=True, file_format=file_format, subfolder=subfolder)
+    cache = tmp_path / "cache"
+    path = hub.fetch(REPO, cache_dir=cache, endpoint=hub_server.url)
+    assert not [name for name in hub_server.served if name.startswith(("onnx", "checkpoint"))]
+    ours, wanted = describe(path, "m").embedding, describe(made, "m").embedding
+    assert ours is not None
+    assert wanted is not None
+    assert replace(ours, dense=()) == replace(wanted, dense=())
+    assert weight_files(path / "2_Dense")
+    assert weight_files(path / subfolder)
+    assert (path / "3_Normalize").exists() == (made / "3_Normalize").exists()
+    hub_server.served.clear()
+    assert hub.fetch(REPO, cache_dir=cache, endpoint=hub_server.url) == path
+    assert hub.fetch(REPO, cache_dir=cache, offline=True) == path
+    assert hub.fetch(REPO, cache_dir=cache, endpoint=UNREACHABLE) == path
+    assert hub_server.served == []
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+@pytest.mark.parametrize("name", ["1_Pooling/config.json", "2_Dense/model.safetensors", "modules.json"])
+def test_missing_files_of_modules_are_an_unfinished_download(
+    hub_server: Hub, tmp_path: Path, name: str, is_offline: bool
+) -> None:
+    """Without modules.json, as in the cache of a version that did not read it, the vectors would be wrong."""
+    become(hub_server.folder, dense=[DenseOf(4)])
+    folder = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"and no {name}: an earlier download was not finished"):
+        hub.fetch(REPO, cache_dir=tmp_path / "cache", offline=is_offline, endpoint=UNREACHABLE)
+    assert hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url) == folder
+    assert (folder / name).is_file()
+
+
+def test_a_repository_without_the_files_of_a_module_is_an_error(hub_server: Hub, tmp_path: Path) -> None:
+    shutil.rmtree(become(hub_server.folder) / "1_Pooling")
+    with pytest.raises(CheckpointError, match=r"the repository holds no 1_Pooling/config\.json; it holds "):
+        hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+
+
+def test_modules_that_lead_out_of_the_folder_are_not_downloaded(hub_server: Hub, tmp_path: Path) -> None:
+    write_json(
+        become(hub_server.folder) / "modules.json", [{"path": "..", "type": "sentence_transformers.models.Dense"}]
+    )
+    path = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    with pytest.raises(CheckpointError, match=r"modules\.json: \[0\]\.path is '\.\.'; wanted a path inside"):
+        describe(path, "m")
+
+
+# what is not there
 
 
 @pytest.mark.parametrize("has_listing", [True, False])
