@@ -21,6 +21,7 @@ from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.checkpoints.checkpoint import Kind
 from service.checkpoints.heads import Activation, Head
+from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.domain import (
     DEFAULT_OPTIONS,
     Cls,
@@ -55,6 +56,7 @@ def text_model(
     tasks: tuple[str, ...] = (),
     activation: Activation = "softmax",
     source: str = "",
+    embedding: EmbeddingSpec | None = None,
 ) -> TextModel:
     """A classifier without labels has two classes without names."""
     head = Head(len(labels) or 2, activation=activation) if kind == "sequence-classification" else None
@@ -74,6 +76,7 @@ def text_model(
         hidden_size=HIDDEN,
         head=head,
         source=source,
+        embedding=embedding,
     )
 
 

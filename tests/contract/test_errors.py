@@ -110,7 +110,7 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("classify", {"inputs": "好", "labels": LABELS, "model": 1}, "model", "must be a string"),
     ("classify", {"inputs": "好"}, "model", "no served model"),
     ("embed", {"inputs": "好" * 600, "truncation": "error"}, "inputs[0]", "takes at least 600 tokens; at most 510 fit"),
-    ("embed", {"inputs": ["好"], "pooling": "max"}, "pooling", "'mean' or 'cls'"),
+    ("embed", {"inputs": ["好"], "pooling": "median"}, "pooling", "'weightedmean' or 'lasttoken'"),
     ("embed", {"inputs": ["好"], "normalize": 1}, "normalize", "must be true or false"),
     ("embed", {"inputs": [{"text": "好"}]}, "inputs[0]", "must be a string"),
     ("similarity", {}, "inputs", "is required, or source and candidates"),

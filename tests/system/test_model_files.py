@@ -12,9 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.checkpoints import make_checkpoint, write_weights
+from tests.sentence_folders import DenseOf, add_modules, edit_json, make_embedding_model
 from tests.system.test_serve import ANSWER_S, START_S, Running, serving, until
 
 pytestmark = pytest.mark.system
@@ -53,11 +55,26 @@ def with_huge_sizes(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def with_an_unknown_pooling(model: Path) -> None:
+    add_modules(model, hidden_size=64)
+    edit_json(model / "1_Pooling" / "config.json", pooling_mode="median")
+
+
+def with_a_dense_layer_of_another_size(model: Path) -> None:
+    """Its configuration fits, so that a worker process finds it."""
+    add_modules(model, hidden_size=64, dense=[DenseOf(8)])
+    write_weights(model / "2_Dense", {"linear.weight": torch.ones(8, 32), "linear.bias": torch.ones(8)}, "safetensors")
+
+
 BROKEN: dict[Callable[[Path], None], tuple[str, ...]] = {
     truncated: (SAFE, "it has 100000 bytes; wanted", "by its header"),
     without_a_tensor: (f"tensor {BIAS.removeprefix('bert.')} is missing from {SAFE}; wanted shape [64]",),
     malicious: (BIN, "refused", "running a pickle is not safe"),
     with_huge_sizes: ("config.json: hidden_size is '1000000000000'; wanted a whole number from 1 to 65536",),
+    with_an_unknown_pooling: (
+        "1_Pooling/config.json: pooling_mode is 'median'; wanted one or a list of cls, max, mean",
+    ),
+    with_a_dense_layer_of_another_size: ("2_Dense/model.safetensors: tensor linear.weight has shape [8, 32]; wanted",),
 }
 
 
@@ -109,6 +126,44 @@ def test_a_link_with_a_chinese_name_to_a_folder_as_handed_out_is_served_under_it
         assert scores == {"负面": wanted["LABEL_0"], "正面": wanted["LABEL_1"]}
         counted = server.metrics()
         assert counted['erlangshen_requests_total{code="200",model="情感 分类",task="classify"}'] == 1
+
+
+def test_an_embedding_model_answers_as_its_folder_declares(tmp_path: Path) -> None:
+    settings = {"prompts": {"query": "查", "passage": ""}, "default_prompt_name": "query"}
+    folder = make_embedding_model(
+        tmp_path / "bge-像",
+        pooling=("cls", "max"),
+        dense=[DenseOf(4)],
+        normalize=True,
+        settings=settings,
+        subfolder="0_Transformer",
+    )
+    with serving("--model", str(folder), "--weight-cache-dir", str(tmp_path / "cache")) as server:
+        (served,) = httpx.get(f"{server.url}/v1/models").json()["models"]
+        assert served["tasks"] == ["similarity", "embed"]
+        assert served["embedding"] == {
+            "pooling": ["cls", "max"],
+            "normalize": True,
+            "dimensions": 4,
+            "max_length": 512,
+            "prompts": {"query": "查", "passage": ""},
+            "default_prompt_name": "query",
+            "similarity": "cosine",
+        }
+
+        def embed(**fields: object) -> list[list[float]]:
+            answer = httpx.post(f"{server.url}/v1/embed", json={"inputs": ["好", "不好"], **fields}, timeout=ANSWER_S)
+            assert answer.status_code == 200, answer.text
+            return [each["embedding"] for each in answer.json()["results"]]
+
+        first, second = embed()
+        assert sum(number**2 for number in first) == pytest.approx(1, abs=1e-5)
+        assert embed(prompt_name="query") == embed(prompt="查") == [first, second]
+        assert embed(prompt_name="passage") == embed(prompt="") != [first, second]
+        pairs = {"inputs": [["好", "不好"], ["好", "好"]]}
+        answer = httpx.post(f"{server.url}/v1/similarity", json=pairs, timeout=ANSWER_S).json()["results"]
+        cosine = sum(a * b for a, b in zip(first, second, strict=True))
+        assert [each["score"] for each in answer] == pytest.approx([max(0.0, cosine), 1.0], abs=1e-5)
 
 
 def restart_failures(server: Running) -> list[str]:
