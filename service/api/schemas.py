@@ -86,6 +86,7 @@ _WITH_LABELS = _combine("labels")
 _WITHOUT_LABELS = _combine(without=("labels", "question"), multi_label=False)
 _OF_PAIRS = _combine("inputs", without=("source", "candidates"))
 _OF_CANDIDATES = _combine("source", "candidates", without=("inputs",))
+_ONE_PROMPT: dict[str, Any] = {"anyOf": [_combine(without=("prompt",)), _combine(without=("prompt_name",))]}
 
 
 class ClassifyRequest(TaskRequest):
@@ -124,7 +125,7 @@ def _check_one_prompt(prompt: str | None, prompt_name: str | None) -> None:
 class SimilarityRequest(TaskRequest):
     """Pairs to compare, or one source and the candidates to compare it with."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_OF_PAIRS, _OF_CANDIDATES]})
+    model_config = ConfigDict(json_schema_extra={"allOf": [{"anyOf": [_OF_PAIRS, _OF_CANDIDATES]}, _ONE_PROMPT]})
 
     inputs: Pairs | None = Field(None, description="Pairs of texts, as in `[[a, b], ...]`.")
     source: Str | None = Field(None, description="The text to compare every candidate with.")
@@ -196,6 +197,8 @@ class FillMaskRequest(TaskRequest):
 
 class EmbedRequest(TaskRequest):
     """Texts to embed."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_PROMPT)
 
     inputs: Strings = Field(description="A text, or a list of texts.")
     pooling: PoolingMode | None = Field(
