@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
-from service.domain import Cls, Encoding, Labels, Mean, Output, Quantization, TokenScores, TopTokens
+from service.domain import (
+    Cls,
+    Encoding,
+    Labels,
+    Mean,
+    Output,
+    Pooled,
+    PoolingMode,
+    Quantization,
+    TokenScores,
+    TopTokens,
+)
 from service.engine.attention import BACKENDS, AttentionConfig
 from service.engine.device import check_capability
 from service.engine.engine import Engine
 from service.errors import SettingError
 from tests.checkpoints import make_checkpoint
+from tests.sentence_folders import DenseOf, make_embedding_model
 from tests.unit.engine.rows import (
     LENGTHS,
     choice_row,
@@ -93,6 +106,20 @@ def test_label_logits_match_the_reference(tmp_path: Path, family: str) -> None:
     wanted = reference(load_reference(path, family, "sequence-classification"), mean_rows()).logits
     outputs = load(path).run([replace(row, readout=Labels()) for row in mean_rows()])
     assert max_difference(outputs, [each[None] for each in wanted]) < TOLERANCE
+
+
+def test_every_pooling_and_the_dense_layers_match_the_cpu(tmp_path: Path) -> None:
+    modes: tuple[PoolingMode, ...] = get_args(PoolingMode)
+    path = make_embedding_model(tmp_path, pooling=modes, dense=[DenseOf(24), DenseOf(8, use_residual=True)])
+    rows = [
+        replace(row, readout=Pooled(modes, num_skipped=index % row.num_tokens, is_projected=index % 2 == 0))
+        for index, row in enumerate(mean_rows())
+    ]
+    engine = load(path)
+    engine.warm_up()
+    wanted = Engine.load(describe(path, "test"), precision="float32").run(rows)
+    # The root of the number of tokens makes values of up to 20.
+    assert max_difference(engine.run(rows), [torch.from_numpy(output.scores) for output in wanted]) < 20 * TOLERANCE
 
 
 @pytest.mark.parametrize("is_warm", [False, True], ids=["eager", "graphs"])
