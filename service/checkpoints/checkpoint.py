@@ -5,6 +5,7 @@ No tensor is read. Where config.json does not say which heads there are, the nam
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -65,6 +66,9 @@ _TASKS_OF_LABELS: dict[frozenset[str], tuple[str, ...]] = {
 }
 """The tasks of a copy in a folder of any name, by its labels."""
 
+BLOCKS, BLOCK_SIZE = "blocks-4bit", 32
+"""`quant_method` and `block_size` of `quantization_config` where weights are packed (see `engine.blocks`)."""
+
 TASKS_KEY = "erlangshen_tasks"
 """The key in config.json for the tasks, beyond plain classification, that a classifier was fine-tuned for."""
 _PURPOSES = {"similarity", "nli"}
@@ -121,6 +125,7 @@ class Checkpoint:
     `labels` is empty when they have no names; `tasks` are those beyond its kind; `head` is that of a classifier;
     `embedding` is there for an embedding model, one that declares how it makes embeddings. `path` is the folder of
     config.json and the weights, `root` the one above it where sentence-transformers gave them a folder of their own.
+    `are_packed` says whether its weights may be 4-bit blocks.
     """
 
     name: str
@@ -134,6 +139,7 @@ class Checkpoint:
     tasks: tuple[str, ...] = ()
     head: Head | None = None
     embedding: EmbeddingSpec | None = None
+    are_packed: bool = False
     root: Path | None = None
 
     @property
@@ -246,6 +252,7 @@ def describe(
         head=head,
         embedding=embedding,
         root=root if root != path else None,
+        are_packed=_are_packed(file, config),
     )
 
 
@@ -354,6 +361,15 @@ def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
     for key, plain in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
         if config.get(key, plain) != plain:
             raise _wrong(file, key, config[key], str(plain))
+
+
+def _are_packed(file: Path, config: dict[str, Any]) -> bool:
+    """Whether `quantization_config` says so; every other one is refused: its numbers would be taken for weights."""
+    found, ours = config.get("quantization_config"), {"quant_method": BLOCKS, "block_size": BLOCK_SIZE}
+    if found and found != ours:
+        wanted = f"{json.dumps(ours)}, or the model before it was quantized"
+        raise _wrong(file, "quantization_config", json.dumps(found, ensure_ascii=False), wanted)
+    return bool(found)
 
 
 def _tasks(file: Path, config: dict[str, Any]) -> tuple[str, ...]:

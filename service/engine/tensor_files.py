@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from service.checkpoints.files import require_stored, strip_wrappers
+from service.engine.blocks import expand_into, expanded_shape
 from service.errors import CheckpointError
 
 Progress = Callable[[int, int], None]
@@ -33,19 +34,24 @@ DECODERS = ("cls.predictions.decoder.weight", "lm_head.decoder.weight")
 names."""
 
 _COMPARED_ELEMENTS = 1 << 24
+_BYTES = {"U8", "torch.uint8"}
 _FLOATING = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
 """8-bit floats are left out: without their scales they have no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One tensor of one file; its name and number format (`kind`) are those of the file."""
+    """One tensor of one file; its name and number format (`kind`) are those of the file.
+
+    A packed one holds 4-bit blocks: `shape` is that of the weights in them.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     kind: str
     read: Callable[[], Tensor]
+    is_packed: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}: tensor {self.name}"
@@ -60,12 +66,15 @@ class TensorFiles:
         self._sources: dict[str, _Source] = {}
 
     @classmethod
-    def open(cls, paths: Sequence[Path]) -> TensorFiles:
-        """Maps the weights files of one model; CheckpointError when one is damaged or unsafe."""
+    def open(cls, paths: Sequence[Path], *, are_packed: bool = False) -> TensorFiles:
+        """Maps the weights files of one model; CheckpointError when one is damaged or unsafe.
+
+        With `are_packed`, tensors of 4-bit blocks are read as the weights in them.
+        """
         with ExitStack() as stack:
             files = cls(paths, stack)
             for path in paths:
-                files._add(path)
+                files._add(path, are_packed)
             files._stack = stack.pop_all()
         return files
 
@@ -99,15 +108,19 @@ class TensorFiles:
         source = self._sources[name]
         if source.shape != shape:
             raise CheckpointError(f"{source} has shape {list(source.shape)}; wanted {list(shape)}")
-        if source.kind not in _FLOATING:
+        if source.kind not in _FLOATING and not source.is_packed:
             raise CheckpointError(f"{source} has type {source.kind}; wanted floating point numbers of 16 bits or more")
 
     def copy_into(self, name: str, out: Tensor) -> None:
         """Casts the tensor into `out`, which must have its shape; CheckpointError when a number is not finite there."""
-        out.copy_(self._source(name).read())
+        source = self._source(name)
+        if source.is_packed:
+            expand_into(source.read(), out)
+        else:
+            out.copy_(source.read())
         # The sum is not finite when a term is not, and is cheap; of large finite numbers it may overflow, too.
         if not out.sum().isfinite() and not out.isfinite().all():
-            raise CheckpointError(f"{self._sources[name]} holds NaN or infinity as {out.dtype}; wanted finite numbers")
+            raise CheckpointError(f"{source} holds NaN or infinity as {out.dtype}; wanted finite numbers")
 
     def map(self, name: str) -> Tensor:
         """The tensor in the file's own format, read-only; it may be used after this object is closed."""
@@ -121,7 +134,7 @@ class TensorFiles:
     def _are_equal(self, name: str, other: str) -> bool:
         """Compares in pieces, so that no whole tensor is copied."""
         ours, theirs = self._source(name), self._source(other)
-        if ours.shape != theirs.shape:
+        if ours.shape != theirs.shape or ours.is_packed != theirs.is_packed:
             return False
         one, two = ours.read(), theirs.read()
         if one.is_set_to(two):
@@ -148,13 +161,18 @@ class TensorFiles:
         first = ", ".join(names[:3])
         return f"the names here are {first}, ... ({len(self._sources)} tensors)" if first else "it holds no tensors"
 
-    def _add(self, file: Path) -> None:
+    def _add(self, file: Path, are_packed: bool) -> None:
         sources = _open_safetensors(file, self._stack) if file.suffix == ".safetensors" else _open_bin(file)
-        for source in sources:
+        for source in map(_as_packed, sources) if are_packed else sources:
             name = _canonical(source.name)
             if name in self._sources:
                 raise CheckpointError(f"{source} is there twice")
             self._sources[name] = source
+
+
+def _as_packed(source: _Source) -> _Source:
+    shape = expanded_shape(source.shape) if source.kind in _BYTES else None
+    return replace(source, shape=shape, is_packed=True) if shape else source
 
 
 def _canonical(name: str) -> str:

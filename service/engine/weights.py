@@ -242,7 +242,7 @@ def read_weights(
 
     Raises CheckpointError, which names the file, the tensor and what was expected.
     """
-    with TensorFiles.open(weight_files(checkpoint.path)) as files:
+    with TensorFiles.open(weight_files(checkpoint.path), are_packed=checkpoint.are_packed) as files:
         logger.info("reading weights", extra={"model": checkpoint.name, "files": ", ".join(map(str, files.paths))})
         total_bytes = count_numbers(checkpoint, files) * weight_format.dtype.itemsize
         reader = _CheckpointReader(files, weight_format, lambda done_bytes: progress(done_bytes, total_bytes))

@@ -306,6 +306,14 @@ def test_unreadable_weights_are_refused(tmp_path: Path, name: str, content: byte
         ("architectures", "BertModel", "architectures is 'BertModel'; wanted a list"),
         ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'; wanted absolute"),
         ("is_decoder", True, "is_decoder is 'True'; wanted False"),
+        (
+            "quantization_config",
+            {"quant_method": "gptq", "bits": 4},
+            r'quantization_config is .*"gptq".*; wanted {"quant_method": "blocks-4bit", "block_size": 32}, or the '
+            "model before it was quantized$",
+        ),
+        ("quantization_config", {"quant_method": "blocks-4bit", "block_size": 64}, "quantization_config is .*64"),
+        ("quantization_config", "int8", "quantization_config is '\"int8\"'"),
     ],
 )
 def test_the_error_of_an_invalid_config_names_the_key(masked_lm: Path, key: str, value: object, words: str) -> None:
