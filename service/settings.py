@@ -148,7 +148,7 @@ class Models(Section):
     specs: Names = Field(
         (),
         description="Model to serve: a directory, or a hub id with an optional @revision; NAME= sets its name in "
-        "requests. Default: `mini`, the model that ships with the service.",
+        "requests. Default: `mini` and `e5-small`, the models that ship with the service.",
         json_schema_extra={"flag": "--model", "metavar": "[NAME=]SOURCE"},
     )
     labels: LabelTable = Field(

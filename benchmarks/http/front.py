@@ -76,7 +76,7 @@ async def overhead(turns: int) -> dict[str, Any]:
     rows, bodies = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts)), LABELS)), bodies_of(texts, 1)
     bare: list[float] = []
     trips: list[float] = []
-    with serving("--threads", "1") as server:
+    with serving("--model", "mini", "--threads", "1") as server:
         client = Client("127.0.0.1", server.port)
         batches = ServerTotals(client)
         for turn in range(turns + 1):

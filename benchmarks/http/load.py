@@ -29,7 +29,7 @@ NUM_TEXTS = 8192
 """More than ever wait: equal rows in flight would be computed once."""
 
 WARM_UP_S = 1.0
-NULL = ("--threads", "1", "--max-batch-tokens", "16384")
+NULL = ("--model", "mini", "--threads", "1", "--max-batch-tokens", "16384")
 """Flags of the server with the null engine; the budget is that of a fast GPU."""
 
 
@@ -39,7 +39,7 @@ def null_server(*flags: str, folder: Path | None = None) -> AbstractContextManag
 
 
 def shipped_checkpoint() -> Checkpoint:
-    return resolve(locate_shipped(parse_spec(SHIPPED)))
+    return resolve(locate_shipped(parse_spec(SHIPPED[0])))
 
 
 def shipped_model() -> TextModel:

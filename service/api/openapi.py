@@ -96,7 +96,8 @@ EXAMPLES = {
     ),
     "embed": Example(
         {"texts": {"inputs": ["今天天气怎么样？", "明天会下雨吗"]}},
-        _reply("embed", ({"embedding": [0.031, -0.124, 0.087]}, 10), ({"embedding": [0.042, -0.117, 0.065]}, 8)),
+        _reply("embed", ({"embedding": [0.031, -0.124, 0.087]}, 10), ({"embedding": [0.042, -0.117, 0.065]}, 8))
+        | {"model": "e5-small"},
     ),
 }
 
@@ -116,7 +117,7 @@ _CODES = {
     400: ("malformed_body", "Not JSON, not UTF-8, or nested too deep.", "the body is not JSON: it is empty"),
     401: ("unauthorized", "The API key is missing or unknown.", "this API key is unknown"),
     403: ("forbidden", "The API key lacks the scope of this route.", "this route needs a key with the scope infer"),
-    404: ("model_not_found", "There is no such model.", "model: not served; the served models are mini"),
+    404: ("model_not_found", "There is no such model.", "model: not served; the served models are mini, e5-small"),
     408: ("request_timeout", "The body arrived too slowly.", "the body of the request took too long"),
     413: ("body_too_large", "The body exceeds the size limit.", "the body is larger than 8388608 bytes"),
     415: ("unsupported_encoding", "The body is compressed.", "the body is compressed; send it as it is"),

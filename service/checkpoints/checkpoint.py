@@ -66,6 +66,8 @@ _TASKS_OF_LABELS: dict[frozenset[str], tuple[str, ...]] = {
 }
 """The tasks of a copy in a folder of any name, by its labels."""
 
+"""Lists what sentence-transformers puts after an encoder, such as its pooling."""
+
 BLOCKS, BLOCK_SIZE = "blocks-4bit", 32
 """`quant_method` and `block_size` of `quantization_config` where weights are packed (see `engine.blocks`)."""
 

@@ -20,7 +20,8 @@ from service.replicas.protocol import Loading
 from service.settings import Models
 from service.tasks.text_model import TextModel
 
-SHIPPED = "mini"
+SHIPPED = ("mini", "e5-small")
+"""The models that ship, which are served where none is named. The first one answers what both can do."""
 
 
 def parse_specs(models: Models) -> list[ModelSpec]:
@@ -29,7 +30,7 @@ def parse_specs(models: Models) -> list[ModelSpec]:
     Raises:
         SettingError: two models have the same name, or labels are set for a model that is not served.
     """
-    specs = [parse_spec(text) for text in _join_folders(models.specs) or (SHIPPED,)]
+    specs = [parse_spec(text) for text in _join_folders(models.specs) or SHIPPED]
     served = [spec.name for spec in specs]
     for name in served:
         if served.count(name) > 1:
@@ -68,10 +69,10 @@ def fetch_checkpoint(spec: ModelSpec, models: Models) -> Checkpoint:
 
 
 def locate_shipped(spec: ModelSpec) -> ModelSpec:
-    """Replaces the source `mini` by the folder of the model that ships with the package."""
-    if spec.source != SHIPPED or Path(SHIPPED).is_dir():
+    """Replaces the source of a model that ships, such as `mini`, by its folder in the package."""
+    if spec.source not in SHIPPED or Path(spec.source).is_dir():
         return spec
-    return replace(spec, source=str(Path(service.__file__).parent / "models" / SHIPPED))
+    return replace(spec, source=str(Path(service.__file__).parent / "models" / spec.source))
 
 
 def first_request(models: Iterable[TextModel]) -> tuple[str, dict[str, Any]]:

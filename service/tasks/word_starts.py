@@ -199,9 +199,16 @@ def _is_local(tokenizer: Tokenizer) -> bool:
     """Whether the normalizer and the pre-tokenizer look at no more than a character, its marks and white space."""
     splits = all(part["type"] in _SPLITS for part in _parts(tokenizer.pre_tokenizer, "pretokenizers"))
     return splits and all(
-        part["type"] in _LOCAL or (part["type"] == "Replace" and part["pattern"] == _COLLAPSE)
+        part["type"] in _LOCAL or (part["type"] == "Replace" and _is_local_replacement(part))
         for part in _parts(tokenizer.normalizer, "normalizers")
     )
+
+
+def _is_local_replacement(part: dict[str, Any]) -> bool:
+    """Whether it collapses spaces, or puts one character that is no mark in the place of another."""
+    text, content = part["pattern"].get("String", ""), part["content"]
+    is_one = len(text) == len(content) == 1
+    return part["pattern"] == _COLLAPSE or (is_one and not unicodedata.combining(content))
 
 
 def _parts(step: Any, key: str) -> list[dict[str, Any]]:

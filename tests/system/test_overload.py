@@ -51,7 +51,7 @@ def first_bytes_of_the_reply(server: Running, message: bytes) -> bytes:
 
 def test_a_full_queue_refuses_requests_unread_and_answers_the_admitted_ones() -> None:
     with (
-        serving(*LIMITS, *NO_HANG_DETECTION) as server,
+        serving("--model", "mini", *LIMITS, *NO_HANG_DETECTION) as server,
         httpx.Client(base_url=server.url, timeout=ANSWER_S) as client,
         ThreadPoolExecutor(QUEUE_ROWS + 3) as callers,
     ):

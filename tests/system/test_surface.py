@@ -30,14 +30,14 @@ LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with serving("--max-connections", "10100", "--header-timeout-s", "60") as running:
+    with serving("--model", "mini", "--max-connections", "10100", "--header-timeout-s", "60") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def short_timeouts() -> Iterator[Running]:
     times = ("--header-timeout-s", "1", "--body-timeout-s", "1", "--send-timeout-s", "1", "--keep-alive-s", "1")
-    with serving(*times, "--max-connections", "20") as running:
+    with serving("--model", "mini", *times, "--max-connections", "20") as running:
         yield running
 
 
@@ -256,7 +256,7 @@ def test_ten_thousand_idle_connections_do_not_block_requests(server: Running) ->
 
 
 def test_shutdown_is_announced_and_started_requests_are_answered() -> None:
-    with serving("--drain-delay-s", "3", "--log-format", "json") as server, ExitStack() as stack:
+    with serving("--model", "mini", "--drain-delay-s", "3", "--log-format", "json") as server, ExitStack() as stack:
         used, started = (stack.enter_context(connected(server)) for _ in range(2))
         used.sendall(get(b"/livez"))
         assert b"connection: close" not in used.recv(65536)
@@ -296,7 +296,7 @@ def test_clients_that_reconnect_are_not_reset_by_a_shutdown_and_do_not_delay_it(
             except httpx.HTTPError as error:
                 outcomes[type(error).__name__] += 1
 
-    with serving("--drain-timeout-s", "600", "--log-format", "json") as server:
+    with serving("--model", "mini", "--drain-timeout-s", "600", "--log-format", "json") as server:
         clients = [threading.Thread(target=reconnect, args=(server.url,)) for _ in range(8)]
         for client in clients:
             client.start()
@@ -318,7 +318,7 @@ def test_clients_that_reconnect_are_not_reset_by_a_shutdown_and_do_not_delay_it(
 
 def test_a_response_that_is_still_being_read_delays_the_shutdown() -> None:
     body = json.dumps({"inputs": ["好[MASK]" + "好" * number for number in range(250)], "top_k": 1000}).encode()
-    with serving("--log-format", "json") as server, connected(server) as client:
+    with serving("--model", "mini", "--log-format", "json") as server, connected(server) as client:
         client.sendall(b"POST /v1/fill-mask HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         until(lambda: server.metrics()['erlangshen_requests_total{code="200",model="mini",task="fill-mask"}'] == 1)
         server.process.send_signal(signal.SIGTERM)

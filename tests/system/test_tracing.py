@@ -77,7 +77,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def server(collector: Collector) -> Iterator[Running]:
-    flags = ("--tracing-endpoint", collector.url, "--log-format", "json")
+    flags = ("--model", "mini", "--tracing-endpoint", collector.url, "--log-format", "json")
     with serving(*flags, OTEL_BSP_SCHEDULE_DELAY="50") as running:
         yield running
 
@@ -151,7 +151,7 @@ def test_probes_are_not_traced(server: Running) -> None:
 
 
 def test_pending_spans_are_sent_at_shutdown() -> None:
-    with collecting() as collector, serving("--tracing-endpoint", collector.url) as running:
+    with collecting() as collector, serving("--model", "mini", "--tracing-endpoint", collector.url) as running:
         classify(running)
         running.process.terminate()
         assert running.process.wait(30) == 0

@@ -20,10 +20,13 @@ from service.settings import Models, Server
 from tests.contract.fakes import text_model
 
 
-def test_the_shipped_model_is_the_default() -> None:
-    (spec,) = parse_specs(Models())
-    assert (spec.name, spec.source) == ("mini", "mini")
-    assert Path(locate_shipped(spec).source) == Path(service.__file__).parent / "models" / "mini"
+def test_the_shipped_models_are_the_default() -> None:
+    specs = parse_specs(Models())
+    assert [(spec.name, spec.source) for spec in specs] == [("mini", "mini"), ("e5-small", "e5-small")]
+    for spec in specs:
+        assert Path(locate_shipped(spec).source) == Path(service.__file__).parent / "models" / spec.name
+        assert parse_specs(Models(specs=(spec.name,))) == [spec]
+    spec = specs[0]
     assert parse_specs(Models(specs=("mini", "other=x")))[0] == spec
     (small,) = parse_specs(Models(specs=("small=mini",)))
     assert locate_shipped(small).source == locate_shipped(spec).source

@@ -88,6 +88,9 @@ def test_a_model_fine_tuned_for_the_task_is_preferred() -> None:
     models = served(ZERO_SHOT, SIMILAR)
     assert route(models, TASKS["similarity"], QUERIES["similarity"], None) is SIMILAR
     assert route(models, TASKS["nli"], QUERIES["nli"], None) is ZERO_SHOT
+    embedder = text_model(name="embedder", kind="encoder", tasks=("embed",))
+    assert route(served(ZERO_SHOT, embedder), TASKS["embed"], QUERIES["embed"], None) is embedder
+    assert route(served(ZERO_SHOT, embedder), TASKS["mrc"], QUERIES["mrc"], None) is ZERO_SHOT
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,8 @@ def test_the_start_of_a_text_without_spaces_has_the_tokens_of_the_whole(tmp_path
     "change",
     [
         {"normalizer": {"type": "Replace", "pattern": {"Regex": "(?<=a.{9}) b"}, "content": "c"}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "b"}, "content": "\u0301"}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "is"}, "content": "c"}},
         {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation", "behavior": "Isolated"}]}},
     ],
 )
@@ -274,6 +276,19 @@ def test_texts_of_a_tokenizer_with_other_parts_are_read_whole(tmp_path: Path, ch
     assert [model.tokenize([text], 8), model.tokenize([text], 8, from_end=True)] == [[whole[:16]], [whole[-16:]]]
     assert PieceEnds.of(model.tokenizer) is None
     assert find_word_starts(model.tokenizer).search(text) is None
+
+
+def test_texts_of_a_tokenizer_that_replaces_single_characters_are_read_in_part(tmp_path: Path) -> None:
+    write_unigram(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    replace = {"type": "Replace", "pattern": {"String": "～"}, "content": "b"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, replace]}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    model, text = load(tmp_path), "a the～ weather is b, nice " * 100
+    assert PieceEnds.of(model.tokenizer)
+    assert find_word_starts(model.tokenizer).search(text)
+    assert model.tokenize([text], 8)[0][:8] == model.tokenizer.encode(text).ids[:8]
 
 
 def test_added_tokens_leave_other_characters_in_the_table_of_single_ones(tmp_path: Path) -> None:
