@@ -257,7 +257,8 @@ SAVED = Section(
     [
         lines(
             "Rows answered without computing",
-            "Share of the rows that shared the output of an identical row in flight, and hit rate of the result cache.",
+            "Share of the rows that shared the output of an identical row in flight, and hit rates of the result cache "
+            "and the label cache.",
             Query(
                 share(
                     rate("shared_rows_total", MODEL),
@@ -272,19 +273,28 @@ SAVED = Section(
                 ),
                 "cache hits",
             ),
+            Query(
+                share(
+                    rate("label_cache_hits_total", MODEL),
+                    f"({rate('label_cache_hits_total', MODEL)} + {rate('label_cache_misses_total', MODEL)})",
+                ),
+                "label cache hits",
+            ),
             unit="percentunit",
             width=8,
         ),
         lines(
             "Cached results",
-            "Results in the cache; 0 when it is off.",
+            "Results in the result cache (0 when it is off), and embeddings in the label cache.",
             Query(total(select("cache_entries")), "results"),
+            Query(total(select("label_cache_entries")), "labels"),
             width=8,
         ),
         lines(
-            "Memory of the cache",
-            "Bytes of the cached results.",
-            Query(total(select("cache_size_bytes")), "bytes"),
+            "Memory of the caches",
+            "Bytes of the cached results, and of the embeddings of labels.",
+            Query(total(select("cache_size_bytes")), "results"),
+            Query(total(select("label_cache_size_bytes")), "labels"),
             unit="bytes",
             width=8,
         ),

@@ -5,7 +5,8 @@ An encoding is ids, an output is numbers: both cross the process boundary as the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
@@ -90,6 +91,8 @@ class Encoding:
     readout: Readout
     blocks: tuple[tuple[int, int], ...] = ()
     truncated: bool = False
+    kept_as: bytes | None = None
+    """The key under which the output is kept for later requests, as the vector of a label is; see `keep`."""
     num_tokens: int = field(init=False)
     cost: int = field(init=False)
     """Tokens that the row counts as in a batch: its own, and what its readout costs beyond the usual."""
@@ -98,6 +101,26 @@ class Encoding:
         object.__setattr__(self, "num_tokens", len(self.ids))
         readout_cost = TOP_TOKENS_COST * len(self.readout.positions) if isinstance(self.readout, TopTokens) else 0
         object.__setattr__(self, "cost", self.num_tokens + readout_cost)
+
+
+RowIdentity = tuple[str, Readout, tuple[tuple[int, int], ...], bytes, bytes, bytes]
+
+
+def row_identity(encoding: Encoding) -> RowIdentity:
+    """Everything the engine sees of a row: rows of equal identity have equal outputs."""
+    arrays = encoding.ids.tobytes(), encoding.segment_ids.tobytes(), encoding.positions.tobytes()
+    return (encoding.model, encoding.readout, encoding.blocks, *arrays)
+
+
+def digest(encoding: Encoding, salt: str = "") -> bytes:
+    """A hash of the row and the salt: the identity itself is as long as the text."""
+    *form, ids, segment_ids, positions = row_identity(encoding)
+    return blake2b(repr((salt, form)).encode() + ids + segment_ids + positions, digest_size=16).digest()
+
+
+def keep(encoding: Encoding) -> Encoding:
+    """The same row, whose output is kept for later requests."""
+    return replace(encoding, kept_as=digest(encoding))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

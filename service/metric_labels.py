@@ -17,6 +17,7 @@ NO_KEY = "none"
 
 DropReason = Literal["cancelled", "expired", "abandoned"]
 RefusalReason = Literal["queue_full", "wait_too_long", "deadline", "draining"]
+CacheName = Literal["results", "labels"]
 EvictionReason = Literal["full", "expired", "distrusted"]
 KeyRefusal = Literal["unauthorized", "forbidden", "concurrency", "tokens", "requests"]
 ReplicaState = Literal["starting", "loading", "ready", "restarting", "stopped"]

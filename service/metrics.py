@@ -28,6 +28,7 @@ from prometheus_client import (
 from service import metric_labels as known
 from service.domain import Memory, Timing
 from service.metric_labels import (
+    CacheName,
     CanaryResult,
     DropReason,
     EvictionReason,
@@ -50,6 +51,17 @@ class Entry:
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMetrics:
+    """The metrics of one cache of outputs."""
+
+    hits: Counter
+    misses: Counter
+    evicted: Counter
+    entries: Gauge
+    size: Gauge
 
 
 class DeclaredMetrics:
@@ -352,31 +364,43 @@ class Metrics(DeclaredMetrics):
     def predicted(self, model: str, ratio: float) -> None:
         self.prediction_ratio.labels(model).observe(ratio)
 
-    # single flight and result cache
+    # single flight and caches
 
     def _declare_sharing(self) -> None:
         self.shared_rows = self._counter(
             "shared_rows", "Rows that shared the output of an identical row in flight.", ("model",)
         )
-        self.cache_hits = self._counter("cache_hits", "Rows answered from the result cache.", ("model",))
-        self.cache_misses = self._counter("cache_misses", "Rows not found in the result cache.", ("model",))
-        self.cache_evicted = self._counter("cache_evicted", "Outputs evicted from the result cache.", ("reason",))
-        self.cache_entries = self._gauge("cache_entries", "Outputs in the result cache.")
-        self.cache_size = self._gauge("cache_size", "Memory of the result cache.", unit="bytes")
-        _create_series(self.cache_evicted, known.EVICTION_REASONS)
+        self.caches: dict[CacheName, CacheMetrics] = {
+            "results": self._declare_cache("cache", "result cache"),
+            "labels": self._declare_cache("label_cache", "label cache"),
+        }
+
+    def _declare_cache(self, prefix: str, name: str) -> CacheMetrics:
+        declared = CacheMetrics(
+            hits=self._counter(f"{prefix}_hits", f"Rows answered from the {name}.", ("model",)),
+            misses=self._counter(f"{prefix}_misses", f"Rows not found in the {name}.", ("model",)),
+            evicted=self._counter(f"{prefix}_evicted", f"Outputs evicted from the {name}.", ("reason",)),
+            entries=self._gauge(f"{prefix}_entries", f"Outputs in the {name}."),
+            size=self._gauge(f"{prefix}_size", f"Memory of the {name}.", unit="bytes"),
+        )
+        _create_series(declared.evicted, known.EVICTION_REASONS)
+        return declared
 
     def shared(self, model: str, rows: int) -> None:
         self.shared_rows.labels(model).inc(rows)
 
-    def looked_up(self, model: str, *, is_hit: bool) -> None:
-        (self.cache_hits if is_hit else self.cache_misses).labels(model).inc()
+    def looked_up(self, cache: CacheName, model: str, *, hits: int, misses: int) -> None:
+        if hits:
+            self.caches[cache].hits.labels(model).inc(hits)
+        if misses:
+            self.caches[cache].misses.labels(model).inc(misses)
 
-    def cache_evicts(self, reason: EvictionReason) -> None:
-        self.cache_evicted.labels(reason).inc()
+    def cache_evicts(self, cache: CacheName, reason: EvictionReason) -> None:
+        self.caches[cache].evicted.labels(reason).inc()
 
-    def cache_holds(self, entries: int, size: int) -> None:
-        self.cache_entries.set(entries)
-        self.cache_size.set(size)
+    def cache_holds(self, cache: CacheName, entries: int, size: int) -> None:
+        self.caches[cache].entries.set(entries)
+        self.caches[cache].size.set(size)
 
     # replicas and the build
 
@@ -424,8 +448,11 @@ class Metrics(DeclaredMetrics):
         _create_series(self.out_of_memory, models)
         for by_size in (self.batch_tokens, self.batch_rows):
             _create_series(by_size, models)
-        for counted in (self.shared_rows, self.cache_hits, self.cache_misses, self.batch_budget):
+        for counted in (self.shared_rows, self.batch_budget):
             _create_series(counted, models)
+        for declared in self.caches.values():
+            _create_series(declared.hits, models)
+            _create_series(declared.misses, models)
         _create_series(self.predicted_cost, models, known.COSTS)
         for by_replica in (self.replica_up, self.replica_restarts, self.replica_memory, self.replica_busy):
             _create_series(by_replica, replicas)

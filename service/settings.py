@@ -172,7 +172,7 @@ class Models(Section):
 
 
 class Batching(Section):
-    """Batch sizes, limits on the queue, and the result cache."""
+    """Batch sizes, limits on the queue, and caches."""
 
     max_batch_tokens: int = Field(
         0,
@@ -196,6 +196,9 @@ class Batching(Section):
     cache_entries: int = Field(0, ge=0, description="Maximum number of rows in the result cache; 0: no cache.")
     cache_bytes: int = Field(64 * 2**20, ge=1, description="Maximum size of the result cache in bytes.")
     cache_ttl_s: float = Field(3600.0, gt=0, description="Seconds after which a cached result expires.")
+    label_cache_bytes: int = Field(
+        64 * 2**20, ge=1, description="Maximum size of the label cache, the embeddings of labels, in bytes."
+    )
 
     @model_validator(mode="after")
     def _queue_holds_a_batch(self) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from service.batching.admission import Admission, InFlightBatches
@@ -16,7 +17,7 @@ from service.batching.batch import Batch, BatchNotStarted, BatchResult, Replica
 from service.batching.jobs import InFlightRows, Job, PendingRequest, RequestResult, deadline_exceeded
 from service.batching.latency_model import LatencyModels
 from service.batching.queue import Queue
-from service.batching.result_cache import ResultCache
+from service.batching.result_cache import LabelCache, ResultCache
 from service.domain import DEFAULT_OPTIONS, Encoding, Failure, Output, RequestOptions
 from service.errors import InferenceFailed, OutOfMemory, ReplicaLost, ServiceError, Unavailable
 from service.metric_labels import DropReason
@@ -24,6 +25,8 @@ from service.metrics import Metrics
 from service.tracing.trace import NO_TRACER, BatchTrace, Tracer, current
 
 logger = logging.getLogger(__name__)
+
+LABEL_CACHE_BYTES = 64 * 2**20
 
 
 class Batcher:
@@ -43,12 +46,14 @@ class Batcher:
         max_wait_s: float = 30.0,
         max_age_s: float = 2.0,
         cache: ResultCache | None = None,
+        label_cache_bytes: int = LABEL_CACHE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._latency_models = latency_models
         self._metrics = metrics
         self._tracer = tracer
         self._cache = cache
+        self._label_cache = LabelCache(max_bytes=label_cache_bytes, metrics=metrics)
         self._clock = clock
         self._queue = Queue(latency_models=latency_models, max_age_s=max_age_s, on_dropped=self._on_dropped)
         self._in_flight_rows = InFlightRows()
@@ -131,30 +136,51 @@ class Batcher:
 
     def distrust_results(self) -> None:
         """A device was found to compute wrong numbers: drops the results that may be its own."""
+        self._label_cache.clear()
         if self._cache is not None:
             self._cache.clear()
+
+    def is_kept(self, encoding: Encoding) -> bool:
+        """Whether the output of a row with `kept_as` is there, so that it costs nothing."""
+        return encoding in self._label_cache
 
     # requests
 
     def _cached(self, encodings: Sequence[Encoding]) -> dict[int, Output]:
-        """Outputs from the result cache, by row."""
+        """Outputs from the caches, by row."""
+        # Rows that are kept are the last ones of a request.
+        cached = self._label_cache.find(encodings) if encodings[-1].kept_as else {}
         if self._cache is None:
-            return {}
-        found = [self._cache.get(encoding) for encoding in encodings]
-        return {row: output for row, output in enumerate(found) if output is not None}
+            return cached
+        found = {row: self._cache.get(each) for row, each in enumerate(encodings) if each.kept_as is None}
+        return cached | {row: output for row, output in found.items() if output is not None}
 
     def _check_admission(self, encodings: Sequence[Encoding], options: RequestOptions, now: float) -> None:
         num_tokens, num_rows = sum([encoding.cost for encoding in encodings]), len(encodings)
-        expected_s = self._latency_models.predict(encodings[0].model, num_tokens, num_rows)
+        expected_s = self._predict(encodings, num_tokens)
         self._admission.check(options, now, num_tokens=num_tokens, num_rows=num_rows, expected_s=expected_s)
+
+    def _predict(self, encodings: Sequence[Encoding], num_tokens: int) -> float | None:
+        """Seconds of these rows in batches of their own, one after the other; None while nothing was measured."""
+        model = encodings[0].model
+        if model == encodings[-1].model:  # the rows of a model stand together
+            return self._latency_models.predict(model, num_tokens, len(encodings))
+        by_model: dict[str, list[int]] = {}
+        for encoding in encodings:
+            by_model.setdefault(encoding.model, []).append(encoding.cost)
+        predicted = [self._latency_models.predict(each, sum(costs), len(costs)) for each, costs in by_model.items()]
+        return None if None in predicted else sum([seconds for seconds in predicted if seconds is not None])
 
     def _enqueue(self, pending: PendingRequest, rows: Sequence[int]) -> list[Job]:
         """Queues a job for each of the rows, unless an equal row is in flight already."""
         if not rows:
             return []
         jobs = self._in_flight_rows.add(pending, rows)
-        if num_shared := len(rows) - sum([job.is_new for job in jobs]):
-            self._metrics.shared(pending.encodings[0].model, num_shared)
+        if len(rows) > sum([job.is_new for job in jobs]):
+            shared = Counter([pending.encodings[row].model for row in rows])
+            shared.subtract([job.encoding.model for job in jobs if job.is_new])
+            for model, num_shared in shared.items():
+                self._metrics.shared(model, num_shared)
         self._queue.push(jobs, pending.options)
         self._filled.set()
         return jobs
@@ -226,10 +252,10 @@ class Batcher:
             tokens=batch.num_tokens,
             seconds=result.compute_s,
         )
-        if self._cache is not None:
-            for job, output in zip(batch.jobs, result.outputs, strict=True):
-                if isinstance(output, Output):
-                    self._cache.put(job.encoding, output)
+        for job, output in zip(batch.jobs, result.outputs, strict=True):
+            cache = self._cache if job.encoding.kept_as is None else self._label_cache
+            if cache is not None and isinstance(output, Output):
+                cache.put(job.encoding, output)
         self._in_flight_rows.remove(batch.jobs)
         for job, output in zip(batch.jobs, result.outputs, strict=True):
             if isinstance(output, Output):

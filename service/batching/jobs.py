@@ -12,20 +12,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from service.batching.fair_share import NOT_QUEUED, QueuePosition
-from service.domain import DEFAULT_OPTIONS, Encoding, Output, Readout, RequestOptions
+from service.domain import DEFAULT_OPTIONS, Encoding, Output, RequestOptions, RowIdentity, row_identity
 from service.errors import DeadlineExceeded, ServiceError
 from service.metric_labels import DropReason
 from service.tracing.trace import NO_TRACE, Trace
 
 CloseReason = DropReason | Literal["answered"]
-
-RowIdentity = tuple[str, Readout, tuple[tuple[int, int], ...], bytes, bytes, bytes]
-
-
-def row_identity(encoding: Encoding) -> RowIdentity:
-    """Everything the engine sees of a row: rows of equal identity have equal outputs."""
-    arrays = encoding.ids.tobytes(), encoding.segment_ids.tobytes(), encoding.positions.tobytes()
-    return (encoding.model, encoding.readout, encoding.blocks, *arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +173,8 @@ class InFlightRows:
             if job is None:
                 job = self._jobs[identity] = Job(encoding, pending.arrived)
                 self._identities[job] = identity
+            elif encoding.kept_as:
+                job.encoding = encoding  # the same row, and its output is kept
             job.waiters.append((pending, row))
             jobs[id(job)] = job
         return list(jobs.values())

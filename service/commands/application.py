@@ -87,6 +87,7 @@ class Application:
             max_wait_s=settings.batching.max_wait_ms / 1000,
             max_age_s=settings.batching.max_age_ms / 1000,
             cache=self._make_cache(),
+            label_cache_bytes=settings.batching.label_cache_bytes,
             metrics=self.metrics,
         )
         self.admit = self._batcher.admit

@@ -30,6 +30,7 @@ WITHOUT_PANEL = {
     "erlangshen_queue_jobs",  # erlangshen_queue_tokens and ..._tokens_in_flight are shown instead
     "erlangshen_batches_in_flight",
     "erlangshen_cache_evicted_total",
+    "erlangshen_label_cache_evicted_total",
     "erlangshen_replica_model_info",
     "erlangshen_log_lines_dropped_total",  # the log has the number of missing lines too
 }

@@ -16,7 +16,7 @@ from service.batching.batcher import Batcher
 from service.batching.jobs import RequestResult
 from service.batching.latency_model import LatencyModels
 from service.batching.result_cache import ResultCache
-from service.domain import RequestOptions
+from service.domain import Encoding, RequestOptions, Step, keep
 from service.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, QueueFull, ReplicaLost, Unavailable
 from service.metrics import Metrics
 from tests.fakes import FakeClock, make_metrics, row, rows, total, value
@@ -612,3 +612,125 @@ async def test_distrusted_results_are_computed_again() -> None:
         await submit(batcher, 1)
     assert runner.batches == [[1, 2], [1]]
     assert value(metrics, "cache_evicted_total", reason="distrusted") == 2
+
+
+def mixed(*ids: int, label: int = 9) -> list[Encoding]:
+    """Rows of the model `m`, one of the model `n`, and one of `n` whose output is kept."""
+    return [*[row(each) for each in ids], row(5, model="n"), keep(row(label, model="n"))]
+
+
+async def test_rows_of_two_models_are_answered_once_in_row_order() -> None:
+    metrics, runner = make_metrics(("m", "n")), Runner()
+    runner.gate.set()
+    batcher = make(metrics)
+    async with fed(batcher, runner):
+        answer = await batcher.submit(mixed(1, 2))
+    assert runner.batches == [[1, 2], [5, 9]]
+    assert sums(answer) == [1, 2, 5, 9]
+    assert (answer.compute_s, value(metrics, "queue_tokens")) == (pytest.approx(0, abs=0.1), 0)
+
+
+async def test_a_failed_row_fails_the_request_and_drops_its_rows_of_the_other_model() -> None:
+    metrics, runner = make_metrics(("m", "n")), Runner()
+    batcher = make(metrics)
+    async with fed(batcher, runner):
+        request = asyncio.create_task(batcher.submit(mixed(-1)))
+        await turn()
+        runner.gate.set()
+        with pytest.raises(InferenceFailed):
+            await request
+    assert runner.batches == [[-1]]
+    assert value(metrics, "jobs_dropped_total", reason="abandoned") == 2
+
+
+async def test_a_deadline_drops_the_rows_of_both_models() -> None:
+    clock, metrics, runner = FakeClock(), make_metrics(("m", "n")), Runner()
+    batcher = make(metrics, clock)
+    async with fed(batcher, runner):
+        first = submit(batcher, 7)
+        await runner.arrived.acquire()
+        late = asyncio.create_task(batcher.submit(mixed(1), RequestOptions(clock.now + 1000)))
+        await turn()
+        clock.now += 1000
+        runner.gate.set()
+        await first
+        with pytest.raises(DeadlineExceeded):
+            await late
+    assert runner.batches == [[7]]
+    assert value(metrics, "jobs_dropped_total", reason="expired") == 3
+
+
+async def test_admission_predicts_the_time_of_both_models() -> None:
+    clock, metrics, runner = FakeClock(), make_metrics(("m", "n")), Runner()
+    batcher = make(metrics, clock)
+    batcher._latency_models.calibrate("cpu", "m", [Step(1, 1, 1.0)])
+    batcher._latency_models.calibrate("cpu", "n", [Step(1, 1, 10.0)])
+    async with fed(batcher, runner):
+        first = submit(batcher, 7)
+        await runner.arrived.acquire()
+        with pytest.raises(DeadlineUnreachable):
+            await batcher.submit(mixed(1), RequestOptions(clock.now + 20))
+        runner.gate.set()
+        await first
+
+
+async def test_kept_outputs_are_computed_once() -> None:
+    metrics, runner = make_metrics(("m", "n")), Runner()
+    batcher = make(metrics)
+    async with fed(batcher, runner):
+        together = [asyncio.create_task(batcher.submit(mixed(each))) for each in (1, 2)]
+        await runner.arrived.acquire()
+        runner.gate.set()
+        await asyncio.gather(*together)
+        again = await batcher.submit(mixed(3))
+    assert sums(again) == [3, 5, 9]
+    assert runner.batches == [[1, 2], [5, 9], [3], [5]]
+    assert batcher.is_kept(mixed(1)[-1])
+    assert not batcher.is_kept(mixed(1, label=8)[-1])
+    assert value(metrics, "shared_rows_total", model="n") == 2
+    assert value(metrics, "shared_rows_total", model="m") == 0
+    assert value(metrics, "label_cache_hits_total", model="n") == 1
+    assert value(metrics, "label_cache_misses_total", model="n") == 2
+    assert value(metrics, "label_cache_entries") == 1
+
+
+async def test_a_kept_row_that_joins_an_equal_one_in_flight_is_kept() -> None:
+    runner = Runner()
+    batcher = make()
+    async with fed(batcher, runner):
+        first = submit(batcher, 1)
+        await runner.arrived.acquire()
+        second = asyncio.create_task(batcher.submit([keep(row(1))]))
+        await turn()
+        runner.gate.set()
+        await asyncio.gather(first, second)
+        assert sums(await batcher.submit([keep(row(1))])) == [1]
+    assert runner.batches == [[1]]
+
+
+async def test_kept_outputs_that_are_distrusted_or_failed_are_computed_again() -> None:
+    metrics, runner = make_metrics(), Runner()
+    runner.gate.set()
+    batcher = make(metrics)
+    async with fed(batcher, runner):
+        await batcher.submit([keep(row(1))])
+        batcher.distrust_results()
+        await batcher.submit([keep(row(1))])
+        for _ in range(2):
+            with pytest.raises(InferenceFailed):
+                await batcher.submit([keep(row(-1))])
+    assert runner.batches == [[1], [1], [-1], [-1]]
+    assert value(metrics, "label_cache_evicted_total", reason="distrusted") == 1
+
+
+async def test_the_result_cache_leaves_kept_rows_to_the_label_cache() -> None:
+    metrics, runner = make_metrics(("m", "n")), Runner()
+    runner.gate.set()
+    cache = ResultCache(max_entries=10, max_bytes=10**6, ttl_s=60, metrics=metrics, revisions={})
+    batcher = make(metrics, cache=cache)
+    async with fed(batcher, runner):
+        await batcher.submit(mixed(1))
+        assert sums(await batcher.submit(mixed(1))) == [1, 5, 9]
+    assert runner.batches == [[1], [5, 9]]
+    assert value(metrics, "cache_entries") == 2
+    assert value(metrics, "label_cache_entries") == 1

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.batching.jobs import row_identity
-from service.batching.result_cache import ENTRY_BYTES, ResultCache
-from service.domain import Encoding, Mean, Output, TokenScores
+from service.batching.result_cache import ENTRY_BYTES, LabelCache, ResultCache
+from service.domain import Encoding, Mean, Output, TokenScores, keep, row_identity
 from service.metrics import Metrics
 from tests.fakes import FakeClock, make_metrics, row, total, value
 
@@ -107,3 +106,25 @@ def test_the_cache_keeps_a_copy_of_the_output() -> None:
     kept = bench.cache.get(ROW)
     assert kept is not None
     assert kept.scores.base is None
+
+
+def test_the_label_cache_is_limited_in_bytes() -> None:
+    metrics = make_metrics(("m", "n"))
+    cache = LabelCache(max_bytes=2 * (ENTRY_BYTES + 4), metrics=metrics)
+    first, second, third = keep(row(1)), keep(row(2)), keep(row(3))
+    for each in (first, second):
+        cache.put(each, total(each))
+    assert list(cache.find([row(1), first])) == [1], "a row that is not kept is not looked up"
+    cache.put(third, total(third))
+    assert [each in cache for each in (first, second, third)] == [True, False, True]
+    assert list(cache.find([first, second, third])) == [0, 2]
+    assert value(metrics, "label_cache_size_bytes") == 2 * (ENTRY_BYTES + 4)
+    assert value(metrics, "label_cache_evicted_total", reason="full") == 1
+    assert value(metrics, "label_cache_hits_total", model="m") == 3
+    assert value(metrics, "label_cache_misses_total", model="m") == 1
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_kept_rows_have_the_same_key_only_if_they_are_equal(other: Encoding) -> None:
+    assert keep(other).kept_as not in (None, keep(ROW).kept_as)
+    assert keep(row(1, 2, 3)).kept_as == keep(ROW).kept_as
