@@ -58,6 +58,19 @@ GLANCE = Section(
     ],
 )
 
+METHODS = Section(
+    "Methods",
+    [
+        lines(
+            "Requests by method",
+            "Requests per second by what answered: a choice model and an embedding model together (blend), one of "
+            "them, or a fine-tuned classifier.",
+            Query(rate("requests_by_method_total", TASK, "task, method"), "{{task}} {{method}}"),
+            unit="reqps",
+        ),
+    ],
+)
+
 LABELS = Section(
     "Labels",
     [
@@ -160,7 +173,7 @@ PREDICTIONS = Board(
     "erlangshen-predictions",
     "Erlangshen / Predictions",
     "Predictions of the models for their owners: label shares, scores, confidence, truncation, and their drift.",
-    [GLANCE, LABELS, CONFIDENCE, INPUTS],
+    [GLANCE, METHODS, LABELS, CONFIDENCE, INPUTS],
     [
         Choice("low", "Low score", ("0.6", "0.5", "0.7", "0.8", "0.9")),
         Choice("over", "Window of label shares", ("30m", "5m", "6h", "1d")),

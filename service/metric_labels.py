@@ -17,6 +17,8 @@ NO_KEY = "none"
 
 DropReason = Literal["cancelled", "expired", "abandoned"]
 RefusalReason = Literal["queue_full", "wait_too_long", "deadline", "draining"]
+UsedMethod = Literal["blend", "choice", "embedding", "classifier"]
+"""What answered: a choice model and an embedding model together, one of them, or a fine-tuned classifier."""
 CacheName = Literal["results", "labels"]
 EvictionReason = Literal["full", "expired", "distrusted"]
 KeyRefusal = Literal["unauthorized", "forbidden", "concurrency", "tokens", "requests"]
@@ -31,6 +33,8 @@ KEY_REFUSALS: tuple[KeyRefusal, ...] = get_args(KeyRefusal)
 REPLICA_STATES: tuple[ReplicaState, ...] = get_args(ReplicaState)
 LOSS_REASONS: tuple[LossReason, ...] = get_args(LossReason)
 CANARY_RESULTS: tuple[CanaryResult, ...] = get_args(CanaryResult)
+TASKS_WITH_METHODS = ("classify", "similarity")
+METHODS: tuple[UsedMethod, ...] = get_args(UsedMethod)
 MEMORY_KINDS = ("allocated", "total")
 REQUEST_MEMORY_KINDS = ("used", "budget")
 CODES = ("200", "400", "404", "408", "413", "415", "422", "429", "499", "500", "503", "504")

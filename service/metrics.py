@@ -36,6 +36,7 @@ from service.metric_labels import (
     LossReason,
     RefusalReason,
     ReplicaState,
+    UsedMethod,
 )
 
 PREFIX = "erlangshen"
@@ -137,6 +138,10 @@ class Metrics(DeclaredMetrics):
         self.request_inputs = self._histogram(
             "request_inputs", "Inputs of a request that succeeded.", known.COUNTS, ("task",)
         )
+        self.requests_by_method = self._counter(
+            "requests_by_method", "Requests that succeeded, by the method that answered.", ("task", "method")
+        )
+        _create_series(self.requests_by_method, known.TASKS_WITH_METHODS, known.METHODS)
         self.connections = self._gauge("connections", "Open connections.")
         self.request_memory = self._gauge(
             "request_memory", "Memory of the requests in progress, as counted, and its budget.", ("kind",), "bytes"
@@ -190,10 +195,12 @@ class Metrics(DeclaredMetrics):
     def in_progress(self, task: str) -> AbstractContextManager[None]:
         return self.requests_in_progress.labels(task).track_inprogress()
 
-    def encoded(self, task: str, model: str, *, inputs: int, tokens: int, truncated: int, seconds: float) -> None:
+    def encoded(self, task: str, model: str, *, inputs: int, tokens: int, truncated: int) -> None:
         self.inputs.labels(task, model).inc(inputs)
         self.input_tokens.labels(task, model).inc(tokens)
         self.truncated_inputs.labels(task).inc(truncated)
+
+    def tokenized(self, seconds: float) -> None:
         self.tokenize_duration.observe(seconds)
 
     def answered(
@@ -208,6 +215,9 @@ class Metrics(DeclaredMetrics):
             self.request_stage.labels(task, stage).inc(seconds)
         if decisions:
             self._decided(task, model, decisions)
+
+    def answered_by(self, task: str, method: UsedMethod) -> None:
+        self.requests_by_method.labels(task, method).inc()
 
     # predictions
 

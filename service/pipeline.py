@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.domain import DEFAULT_OPTIONS, Encoding, RequestOptions, Timing
 from service.errors import InvalidRequest
+from service.metric_labels import UsedMethod
 from service.metrics import Metrics
 from service.tasks.registry import route
 from service.tasks.task import Prediction, Task
@@ -38,16 +40,22 @@ class Submit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A query as rows for one model; `num_tokens` is the sum over all rows, `seconds` the time that it took,
-    `reply_bytes` an estimate."""
+    """A query as rows; `model` is the one that was chosen, `seconds` the time that it took, `reply_bytes` an estimate.
+
+    `num_rows` and `num_tokens` are those that have to be computed: all but kept ones that are there. `input_tokens` are
+    those of the inputs alone.
+    """
 
     model: TextModel
     rows: Sequence[Encoding]
     num_inputs: int
+    num_rows: int
     num_tokens: int
+    input_tokens: int
     reply_bytes: int
     started: float
     seconds: float
+    method: UsedMethod | None = None
 
     @property
     def is_reply_large(self) -> bool:
@@ -57,12 +65,17 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[R]):
-    """Results in input order; `model` is the one that was chosen, `tokens` the sum over all rows."""
+    """Results in input order; `model` is the one that was chosen, `tokens` the sum over all inputs.
+
+    `method` is set by tasks that have several, and `models` are then those that took part.
+    """
 
     model: str
     results: list[R]
     tokens: int
     timing: Timing
+    method: UsedMethod | None = None
+    models: tuple[str, ...] = ()
 
 
 class Pipeline:
@@ -76,6 +89,7 @@ class Pipeline:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         max_reply_bytes: int = MAX_REPLY_BYTES,
+        is_kept: Callable[[Encoding], bool] = lambda encoding: False,
     ) -> None:
         self.models = models
         self.threads = threads
@@ -83,6 +97,7 @@ class Pipeline:
         self._metrics = metrics
         self._clock = clock
         self._max_reply_bytes = max_reply_bytes
+        self._is_kept = is_kept
 
     async def encode(
         self,
@@ -105,18 +120,51 @@ class Pipeline:
         else:
             rows = await self.threads.run(options, partial(task.encode, chosen, query))
         seconds = self._clock() - started
-        num_inputs = len(rows) // task.rows_per_input(chosen)
-        num_tokens, num_truncated = sum([row.num_tokens for row in rows]), sum([row.truncated for row in rows])
         trace.current.get().stage("tokenize", seconds)
-        self._metrics.encoded(
-            task.name,
-            chosen.name,
-            inputs=num_inputs,
-            tokens=num_tokens,
-            truncated=num_truncated,
+        method = None if task.method is None else task.method(rows)
+        if task.num_inputs is not None and len(rows) > (num_inputs := task.num_inputs(query)):
+            return self._count_several(task, chosen, rows, num_inputs, reply_bytes, started, seconds, method)
+        num_rows, num_tokens = len(rows), sum([row.num_tokens for row in rows])
+        num_truncated = sum([row.truncated for row in rows])
+        self._metrics.encoded(task.name, chosen.name, inputs=num_rows, tokens=num_tokens, truncated=num_truncated)
+        self._metrics.tokenized(seconds)
+        return Encoded(chosen, rows, num_rows, num_rows, num_tokens, num_tokens, reply_bytes, started, seconds, method)
+
+    def _count_several(
+        self,
+        task: Task[Q, R],
+        model: TextModel,
+        rows: Sequence[Encoding],
+        num_inputs: int,
+        reply_bytes: int,
+        started: float,
+        seconds: float,
+        method: UsedMethod | None,
+    ) -> Encoded:
+        """Counts a query with several rows per input, of up to two models: its inputs once, its tokens by model."""
+        of_inputs = [row for row in rows if row.kept_as is None]
+        missing = [row for row in rows if row.kept_as is not None and not self._is_kept(row)]
+        num_truncated = sum(any(row.truncated for row in of_inputs[index::num_inputs]) for index in range(num_inputs))
+        tokens: Counter[str] = Counter({model.name: 0})
+        for row in (*of_inputs, *missing):
+            tokens[row.model] += row.num_tokens
+        for name, num_tokens in tokens.items():
+            is_first = name == model.name
+            inputs, truncated = (num_inputs, num_truncated) if is_first else (0, 0)
+            self._metrics.encoded(task.name, name, inputs=inputs, tokens=num_tokens, truncated=truncated)
+        self._metrics.tokenized(seconds)
+        return Encoded(
+            model,
+            rows,
+            num_inputs,
+            num_rows=len(of_inputs) + len(missing),
+            num_tokens=tokens.total(),
+            input_tokens=sum([row.num_tokens for row in of_inputs]),
+            reply_bytes=reply_bytes,
+            started=started,
             seconds=seconds,
+            method=method,
         )
-        return Encoded(chosen, rows, num_inputs, num_tokens, reply_bytes, started, seconds)
 
     async def compute(
         self,
@@ -134,6 +182,8 @@ class Pipeline:
         finish = partial(self._finish, task, query, encoded, outcome, write)
         timing, decisions, written = await self.threads.run(options, finish) if encoded.is_reply_large else finish()
         self._metrics.answered(task.name, encoded.model.name, encoded.num_inputs, timing, decisions)
+        if encoded.method is not None:
+            self._metrics.answered_by(task.name, encoded.method)
         return written
 
     def _finish(
@@ -143,7 +193,11 @@ class Pipeline:
         predict = task.predict if task.decides(encoded.model) else None
         decisions = [] if predict is None else [predict(query, each) for each in results]
         timing = Timing(encoded.seconds, outcome.queue_s, outcome.compute_s, self._clock() - encoded.started)
-        return timing, decisions, write(Answer(encoded.model.name, results, encoded.num_tokens, timing))
+        name, tokens = encoded.model.name, encoded.input_tokens
+        if encoded.method is None:
+            return timing, decisions, write(Answer(name, results, tokens, timing))
+        models = tuple(dict.fromkeys((encoded.rows[0].model, encoded.rows[-1].model)))
+        return timing, decisions, write(Answer(name, results, tokens, timing, encoded.method, models))
 
     def _check_reply(self, task: Task[Q, R], model: TextModel, query: Q) -> int:
         """An estimate of the reply's size: a request of some kilobytes can ask for gigabytes."""

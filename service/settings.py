@@ -166,6 +166,11 @@ class Models(Section):
         "`erlangshen/weights` in the user's cache directory ($XDG_CACHE_HOME or ~/.cache); off: no cache.",
     )
     offline: bool = Field(False, description="Do not contact the hub: load models from directories and the cache only.")
+    blend: Path | None = Field(
+        None,
+        description="JSON file with the constants with which a choice model and an embedding model decide together; "
+        "default: the one for the models that ship with the service.",
+    )
     tokenizer_threads: int = Field(
         2, ge=1, le=64, description="Number of threads for long requests: JSON, tokenization and replies."
     )

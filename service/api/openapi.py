@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from service.api.problems import MEDIA_TYPE, Problem
 from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER
 from service.domain import RANKS
+from service.metric_labels import TASKS_WITH_METHODS
 from service.settings import Server
 
 
@@ -29,7 +30,8 @@ def _reply(task: str, *results: tuple[dict[str, Any], int]) -> dict[str, Any]:
     """A response; each of `results` comes with its number of tokens."""
     shown = [{**result, "tokens": tokens, "truncated": False} for result, tokens in results]
     total = sum(tokens for _, tokens in results)
-    return {"model": "mini", "task": task, "results": shown, "usage": {"tokens": total}}
+    by = {"method": "choice", "models": ["mini"]} if task in TASKS_WITH_METHODS else {}
+    return {"model": "mini", "task": task, **by, "results": shown, "usage": {"tokens": total}}
 
 
 def _scores(**scores: float) -> dict[str, Any]:
@@ -66,7 +68,7 @@ EXAMPLES = {
                 "candidates": ["绑定的手机号如何修改", "忘记密码怎么办"],
             },
         },
-        _reply("similarity", ({"score": 0.93, "method": "choice"}, 48)),
+        _reply("similarity", ({"score": 0.93}, 48)),
     ),
     "mrc": Example(
         {

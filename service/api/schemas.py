@@ -33,13 +33,14 @@ from service.checkpoints.heads import Activation, LabelSource, ProblemType
 from service.checkpoints.sentence_modules import Similarity
 from service.domain import PoolingMode, Priority
 from service.errors import InvalidRequest
+from service.metric_labels import UsedMethod
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
 from service.tasks.embedding import EmbedQuery, EmbedResult
 from service.tasks.fill_mask import FillMaskQuery, FillMaskResult
 from service.tasks.mrc import MrcQuery, MrcResult, Reading
 from service.tasks.nli import NliQuery, NliResult
 from service.tasks.similarity import SimilarityQuery, SimilarityResult
-from service.tasks.task import Truncation
+from service.tasks.task import Method, Truncation
 
 R = TypeVar("R")
 
@@ -83,10 +84,17 @@ def _combine(*given: str, without: Sequence[str] = (), **values: Any) -> dict[st
 
 
 _WITH_LABELS = _combine("labels")
-_WITHOUT_LABELS = _combine(without=("labels", "question"), multi_label=False)
+_WITHOUT_LABELS = _combine(without=("labels", "question"), multi_label=False, method="auto")
 _OF_PAIRS = _combine("inputs", without=("source", "candidates"))
 _OF_CANDIDATES = _combine("source", "candidates", without=("inputs",))
 _ONE_PROMPT: dict[str, Any] = {"anyOf": [_combine(without=("prompt",)), _combine(without=("prompt_name",))]}
+
+
+_METHOD: Any = Field(
+    "auto",
+    description="`choice`: a choice model (UniMC) decides, or a model of pairs; `embedding`: an embedding model; "
+    "`auto`: both together where both are served and `model` is not set, else the one that is there.",
+)
 
 
 class ClassifyRequest(TaskRequest):
@@ -102,11 +110,14 @@ class ClassifyRequest(TaskRequest):
     question: Str | None = Field(None, description="The question that the labels answer; requires `labels`.")
     multi_label: bool = Field(False, description="Score each label independently of the others; requires `labels`.")
     top_k: TopK | None = Field(None, description="Number of best labels to return in `scores`; default: all.")
+    method: Method = _METHOD
 
     def query(self) -> ClassifyQuery:
         for name in ("question", "multi_label"):
             if getattr(self, name) and not self.labels:
                 raise InvalidRequest.of(name, "requires labels")
+        if self.method != "auto" and not self.labels:
+            raise InvalidRequest.of("method", "requires labels")
         return ClassifyQuery(
             inputs=tuple(Text(one.text, one.text_pair) for one in self.inputs),
             labels=tuple(self.labels or ()),
@@ -114,6 +125,8 @@ class ClassifyRequest(TaskRequest):
             multi_label=self.multi_label,
             top_k=self.top_k,
             truncation=self.truncation,
+            method=self.method,
+            is_alone=self.model is not None,
         )
 
 
@@ -130,6 +143,7 @@ class SimilarityRequest(TaskRequest):
     inputs: Pairs | None = Field(None, description="Pairs of texts, as in `[[a, b], ...]`.")
     source: Str | None = Field(None, description="The text to compare every candidate with.")
     candidates: ManyStrings | None = Field(None, description="Texts to compare `source` with.")
+    method: Method = _METHOD
     prompt_name: PromptName | None = Field(
         None,
         description="Name of one of the prompts of an embedding model, which is put before each text; default: its "
@@ -142,7 +156,14 @@ class SimilarityRequest(TaskRequest):
 
     def query(self) -> SimilarityQuery:
         _check_one_prompt(self.prompt, self.prompt_name)
-        return SimilarityQuery(self._pairs(), self.truncation, self.prompt, self.prompt_name)
+        return SimilarityQuery(
+            pairs=self._pairs(),
+            truncation=self.truncation,
+            prompt=self.prompt,
+            prompt_name=self.prompt_name,
+            method=self.method,
+            is_alone=self.model is not None,
+        )
 
     def _pairs(self) -> tuple[tuple[str, str], ...]:
         if self.inputs is not None:
@@ -245,11 +266,20 @@ class TaskReply(BaseModel, Generic[R]):
     usage: Usage
 
 
-class ClassifyReply(TaskReply[ClassifyResult]):
+class MethodReply(TaskReply[R]):
+    model: str = Field(description="Name of the model that decided, of two the choice model.")
+    method: UsedMethod = Field(
+        description="What answered: `blend` (a choice model and an embedding model together), `choice`, `embedding`, "
+        "or `classifier` (a fine-tuned one)."
+    )
+    models: list[str] = Field(description="Names of the models that took part.")
+
+
+class ClassifyReply(MethodReply[ClassifyResult]):
     """The labels of each text, best first."""
 
 
-class SimilarityReply(TaskReply[SimilarityResult]):
+class SimilarityReply(MethodReply[SimilarityResult]):
     """One score per pair, from 0 (different meaning) to 1 (same meaning)."""
 
 
@@ -324,6 +354,9 @@ class ModelInfo(BaseModel):
     )
     tasks: list[str] = Field(description="Tasks that this model can do.")
     zero_shot: bool = Field(description="Whether a request may define its own labels.")
+    partner: str | None = Field(
+        None, description="The embedding model that decides together with this choice model; null: none."
+    )
     labels: list[str] = Field(
         description="Labels of the classification head; empty if there is none, or if its labels have no names: then "
         "results have LABEL_0, LABEL_1, ..."

@@ -110,8 +110,7 @@ class Batcher:
         future: asyncio.Future[RequestResult] = asyncio.get_running_loop().create_future()
         pending = PendingRequest(encodings, now, options, future, current.get())
         jobs = self._enqueue(pending, missing)
-        for row, output in cached.items():
-            pending.settle(row, output, 0.0, now)
+        pending.settle_cached(cached, now)
         try:
             return await future
         finally:

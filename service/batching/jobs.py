@@ -7,7 +7,7 @@ for the same job; it is computed as long as one of them does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -65,10 +65,19 @@ class PendingRequest:
 
     def settle(self, row: int, output: Output, compute_s: float, now: float) -> None:
         """Takes the output of one row, from a batch that was computed in [now - compute_s, now]."""
-        if self.closed is not None:
-            return
-        self._outputs[row] = output
-        self._num_missing -= 1
+        if self.closed is None:
+            self._outputs[row] = output
+            self._count(1, compute_s, now)
+
+    def settle_cached(self, outputs: Mapping[int, Output], now: float) -> None:
+        """Takes outputs that were there, by row."""
+        if self.closed is None and outputs:
+            for row, output in outputs.items():
+                self._outputs[row] = output
+            self._count(len(outputs), 0.0, now)
+
+    def _count(self, num_rows: int, compute_s: float, now: float) -> None:
+        self._num_missing -= num_rows
         # Batches of one request may overlap in time: no second is counted twice.
         self._compute_s += min(compute_s, now - self._counted_until)
         self._counted_until = now

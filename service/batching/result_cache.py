@@ -131,16 +131,16 @@ class LabelCache(OutputCache):
     def find(self, encodings: Sequence[Encoding]) -> dict[int, Output]:
         """The outputs of those rows of one request that are kept, by row."""
         found: dict[int, Output] = {}
-        hits: Counter[str] = Counter()
         misses: Counter[str] = Counter()
         for row, encoding in enumerate(encodings):
-            if encoding.kept_as is not None:
-                output = self._find(encoding.kept_as)
-                if output is None:
-                    misses[encoding.model] += 1
+            key = encoding.kept_as
+            if key is not None:
+                if kept := self._kept.get(key):
+                    self._kept.move_to_end(key)
+                    found[row] = kept.output
                 else:
-                    found[row] = output
-                    hits[encoding.model] += 1
+                    misses[encoding.model] += 1
+        hits = Counter([encodings[row].model for row in found])
         for model in hits.keys() | misses.keys():
             self._metrics.looked_up(self.name, model, hits=hits[model], misses=misses[model])
         return found

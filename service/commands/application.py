@@ -35,8 +35,9 @@ from service.replicas.replica import RestartPolicy
 from service.replicas.runner import Load, load_engine
 from service.settings import VERSION, Settings
 from service.settings_sources import weight_cache_folder
+from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.registry import TASKS, tasks_of
-from service.tasks.text_model import TextModel
+from service.tasks.text_model import TextModel, pair
 from service.tracing.trace import open_tracer
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Application:
             load_engine, quantization=settings.replicas.quantization, weight_cache=self._weight_cache
         )
         self._specs = parse_specs(settings.models)
+        self._blend = Blend.read(settings.models.blend or SHIPPED_BLEND)
         self._devices = host.resolve_devices(settings.replicas.devices)
         self._threads = settings.replicas.threads or max(1, host.num_cores() // len(self._devices))
         self._checkpoints: list[Checkpoint] = []
@@ -102,6 +104,7 @@ class Application:
             self._request_threads,
             self.metrics,
             max_reply_bytes=settings.server.max_reply_bytes,
+            is_kept=self._batcher.is_kept,
         )
         self.metrics.declare([spec.name for spec in self._specs], replica_names(self._devices), list(TASKS))
         self.metrics.declare_build(version=VERSION, python=platform.python_version())
@@ -151,13 +154,14 @@ class Application:
                 logger.info("embedding model", extra={**extra, "normalize": checkpoint.embedding.normalize})
             if checkpoint.head:
                 logger.info("classification head", extra={"model": spec.name, **asdict(checkpoint.head)})
-            self._models[spec.name] = TextModel.load(checkpoint)
+            self._models[spec.name] = TextModel.load(checkpoint, self._blend)
             self._checkpoints.append(checkpoint)
             self._revisions[spec.name] = checkpoint.revision or str(checkpoint.path)
             self.metrics.declare_model(
                 spec.name, family=checkpoint.family, kind=checkpoint.kind, source=checkpoint.source
             )
             self._declare_predictions(self._models[spec.name])
+        pair(self._models.values())
         self._read_ahead()
 
     def _declare_predictions(self, model: TextModel) -> None:
@@ -270,7 +274,8 @@ class Application:
             head=_head_info(checkpoint),
             embedding=_embedding_info(checkpoint),
             tasks=tasks_of(model),
-            zero_shot=model.can_choose,
+            zero_shot=model.can_choose or model.can_match,
+            partner=model.partner.name if model.partner else None,
             labels=list(model.labels),
             label_source=checkpoint.head.label_source if checkpoint.head else None,
             max_length=model.max_length,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.domain import Cls, Encoding, FloatArray, Mean, Output, Pooled, PoolingMode, Readout
@@ -138,6 +139,13 @@ def vector(model: TextModel, output: Output, normalize: bool | None = None) -> F
     norm = np.linalg.norm(embedding.astype(np.float64))
     is_scaled = spec_of(model).normalize if normalize is None else normalize
     return np.asarray(embedding / norm, dtype=np.float32) if is_scaled and norm > 0 else embedding
+
+
+def unit_vectors(outputs: Sequence[Output]) -> NDArray[np.float64]:
+    """The embeddings in the outputs of rows, scaled to L2 norm 1, shape [num_rows, dimensions]."""
+    vectors = np.concatenate([output.scores for output in outputs]).astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-12))
 
 
 def can(model: TextModel, query: EmbedQuery) -> bool:

@@ -12,7 +12,7 @@ from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
 from service.tasks.mrc import MRC, MrcQuery
 from service.tasks.nli import NLI, NliQuery
 from service.tasks.similarity import SIMILARITY, SimilarityQuery
-from service.tasks.task import Q, R, Task
+from service.tasks.task import Needs, Q, R, Task
 from service.tasks.text_model import TextModel
 
 TASKS: dict[str, Task[Any, Any]] = {task.name: task for task in (CLASSIFY, SIMILARITY, MRC, NLI, FILL_MASK, EMBED)}
@@ -30,8 +30,9 @@ def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str
         return _find(models, task, query, name)
     able = [model for model in models.values() if task.can(model, query)]
     if not able:
-        reason = f"no served model can do this; {task.name} needs {task.needs}"
-        raise InvalidRequest.of("model", _with_hint(reason, task, models.values()))
+        needs = needs_of(task, query)
+        reason = f"no served model can do this; {task.name} needs {needs.model}"
+        raise InvalidRequest.of(needs.field, _with_hint(reason, task, models.values()))
     return min(able, key=lambda model: (task.name not in model.tasks, task.is_second_choice(model)))
 
 
@@ -43,9 +44,13 @@ def _find(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str
         raise ModelNotFound(f"model: this source is served under several names; use one of {', '.join(found)}")
     model = models[found[0]]
     if not task.can(model, query):
-        reason = f"{model.name} ({model.kind}) cannot do this; {task.name} needs {task.needs}"
+        reason = f"{model.name} ({model.kind}) cannot do this; {task.name} needs {needs_of(task, query).model}"
         raise InvalidRequest.of("model", _with_hint(reason, task, [model]))
     return model
+
+
+def needs_of(task: Task[Q, R], query: Q) -> Needs:
+    return Needs(task.needs) if isinstance(task.needs, str) else task.needs(query)
 
 
 def names_of(models: Mapping[str, TextModel], name: str) -> list[str]:

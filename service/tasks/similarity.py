@@ -1,21 +1,23 @@
-"""Semantic similarity of two texts: by a fine-tuned pair classifier, zero-shot (UniMC), or by their embeddings.
+"""Semantic similarity of two texts: by a fine-tuned pair classifier, by a choice model (UniMC), by an embedding model,
+or by the last two together (`blend`).
 
-A classifier and UniMC read both texts in one row, and their score is a probability. An embedding model reads each text
-in a row of its own, and the score is the cosine of the two vectors, which is no probability: what is a high one depends
-on the model.
+A classifier and a choice model read both texts in one row. An embedding model reads each text in a row of its own: the
+rows are one for each pair, where there is a choice, then the first text of each pair, then the second.
+
+A cosine is no probability: what is a high one depends on the model. It becomes one for the embedding model that the
+constants of the blend are fitted for; of any other one the score is the cosine itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from service.domain import Encoding, Output
+from service.domain import Encoding, FloatArray, Output
 from service.tasks import embedding, unimc
-from service.tasks.task import Prediction, Task, Truncation
+from service.tasks.task import Method, Needs, Prediction, Task, Truncation, used_method
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice
 
@@ -27,34 +29,41 @@ NAMES = ("不相似", SAME)
 LABELS = ("different", "same")
 """The predicted label for a score below 0.5, and for one of 0.5 or more."""
 
-Method = Literal["classifier", "choice", "embedding"]
-
 
 @dataclass(frozen=True, slots=True)
 class SimilarityQuery:
-    """`prompt` and `prompt_name` are as in EmbedQuery, and require an embedding model."""
+    """`prompt` and `prompt_name` are as in EmbedQuery, and require an embedding model.
+
+    With `is_alone` the model decides without its partner, whatever the method.
+    """
 
     pairs: tuple[tuple[str, str], ...]
     truncation: Truncation = "right"
     prompt: str | None = None
     prompt_name: str | None = None
+    method: Method = "auto"
+    is_alone: bool = False
+
+    @property
+    def has_prompt(self) -> bool:
+        return self.prompt is not None or self.prompt_name is not None
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarityResult:
-    """`score` is from 0 to 1: the probability that the two texts have the same meaning, by a `classifier` or by UniMC
-    (`choice`), or the cosine of their vectors (`embedding`), 0 where it is negative."""
+    """`score` is from 0 to 1: the probability that the two texts have the same meaning; of an embedding model without
+    constants for it the cosine of their vectors, 0 where it is negative."""
 
     score: float
-    method: Method
     tokens: int
     truncated: bool
 
 
 def can(model: TextModel, query: SimilarityQuery) -> bool:
-    if query.prompt is not None or query.prompt_name is not None:
-        return compares_embeddings(model)
-    return unimc.can_compare(model, "similarity", READINGS) or _is_cross_encoder(model) or compares_embeddings(model)
+    if query.method == "embedding" or query.has_prompt:
+        return query.method != "choice" and compares_embeddings(model)
+    is_pair_model = unimc.can_compare(model, "similarity", READINGS) or _is_cross_encoder(model)
+    return is_pair_model or (query.method == "auto" and compares_embeddings(model))
 
 
 def compares_embeddings(model: TextModel) -> bool:
@@ -70,19 +79,30 @@ def _is_cross_encoder(model: TextModel) -> bool:
 
 
 def encode(model: TextModel, query: SimilarityQuery) -> list[Encoding]:
-    if not compares_embeddings(model):
-        return unimc.encode_pairs(model, query.pairs, READINGS, query.truncation)
-    return embedding.encode_texts(
+    if query.method != "choice" and compares_embeddings(model):
+        return _encode_texts(model, query)
+    pairs = unimc.encode_pairs(model, query.pairs, READINGS, query.truncation)
+    partner = None if query.is_alone or query.method != "auto" else model.partner
+    if partner is None or partner.blend is None or partner.blend.similarity is None:
+        return pairs
+    return [*pairs, *_encode_texts(partner, query)]
+
+
+def _encode_texts(model: TextModel, query: SimilarityQuery) -> list[Encoding]:
+    """A row for the first text of each pair, then one for the second; a text that comes again has the same row."""
+    fields: dict[str, str] = {}
+    for side in (0, 1):
+        for index, pair in enumerate(query.pairs):
+            fields.setdefault(pair[side], f"inputs[{index}][{side}]")
+    rows = embedding.encode_texts(
         model,
-        [text for pair in query.pairs for text in pair],
+        list(fields),
         prompt=embedding.choose_prompt(model, query.prompt, query.prompt_name),
         truncation=query.truncation,
-        fields=[f"inputs[{index}][{side}]" for index in range(len(query.pairs)) for side in (0, 1)],
+        fields=list(fields.values()),
     )
-
-
-def rows_per_input(model: TextModel) -> int:
-    return 2 if compares_embeddings(model) else 1
+    row_of = dict(zip(fields, rows, strict=True))
+    return [row_of[pair[side]] for side in (0, 1) for pair in query.pairs]
 
 
 def as_choice(first: str, second: str) -> Choice:
@@ -92,33 +112,28 @@ def as_choice(first: str, second: str) -> Choice:
 def decode(
     model: TextModel, query: SimilarityQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[SimilarityResult]:
-    if compares_embeddings(model):
-        return _decode_embeddings(model, encodings, outputs)
-    method: Method = "classifier" if model.kind == "sequence-classification" else "choice"
-    return [
-        SimilarityResult(
-            float(unimc.class_probabilities(model, output)[_same(model)]),
-            method,
-            encoding.num_tokens,
-            encoding.truncated,
-        )
-        for encoding, output in zip(encodings, outputs, strict=True)
-    ]
+    num_pairs = len(query.pairs)
+    results = []
+    for index, score in enumerate(_scores(model, num_pairs, outputs)):
+        rows = encodings[index::num_pairs]
+        num_tokens, is_truncated = sum([row.num_tokens for row in rows]), any(row.truncated for row in rows)
+        results.append(SimilarityResult(float(score), num_tokens, is_truncated))
+    return results
 
 
-def _decode_embeddings(
-    model: TextModel, encodings: Sequence[Encoding], outputs: Sequence[Output]
-) -> list[SimilarityResult]:
-    vectors = [embedding.vector(model, output, normalize=True).astype(np.float64) for output in outputs]
-    return [
-        SimilarityResult(
-            min(max(float(vectors[row] @ vectors[row + 1]), 0.0), 1.0),
-            "embedding",
-            encodings[row].num_tokens + encodings[row + 1].num_tokens,
-            encodings[row].truncated or encodings[row + 1].truncated,
-        )
-        for row in range(0, len(outputs), 2)
-    ]
+def _scores(model: TextModel, num_pairs: int, outputs: Sequence[Output]) -> Sequence[float] | FloatArray:
+    if len(outputs) == num_pairs:
+        return [float(unimc.class_probabilities(model, output)[_same(model)]) for output in outputs]
+    vectors = embedding.unit_vectors(outputs[-2 * num_pairs :])
+    cosines = np.einsum("ij,ij->i", vectors[:num_pairs], vectors[num_pairs:])
+    is_blend = len(outputs) == 3 * num_pairs
+    embedder = model.partner if is_blend else model
+    if embedder is None or embedder.blend is None or embedder.blend.similarity is None:
+        return np.asarray(np.clip(cosines, 0.0, 1.0), dtype=np.float32)
+    if not is_blend:
+        return embedder.blend.similarity.of_cosines(cosines)
+    yes = np.stack([output.scores[:, 0].astype(np.float64) for output in outputs[:num_pairs]])
+    return embedder.blend.similarity.of_both(cosines, yes[:, 1] - yes[:, 0])
 
 
 def _same(model: TextModel) -> int:
@@ -139,7 +154,7 @@ def hint(model: TextModel) -> str | None:
 
 def decides(model: TextModel) -> bool:
     """Whether a score of 0.5 divides same from different: that of a cosine is another one with every model."""
-    return not compares_embeddings(model)
+    return not compares_embeddings(model) or (model.blend is not None and model.blend.similarity is not None)
 
 
 def predict(query: SimilarityQuery, result: SimilarityResult) -> Prediction:
@@ -147,16 +162,27 @@ def predict(query: SimilarityQuery, result: SimilarityResult) -> Prediction:
     return Prediction(LABELS[is_same], result.score if is_same else 1.0 - result.score)
 
 
+def needs(query: SimilarityQuery) -> Needs:
+    if query.method == "embedding":
+        return Needs("an embedding model that is compared by cosine, such as --model e5-small", "method")
+    if query.method == "choice" and not query.has_prompt:
+        return Needs("a masked LM (UniMC), such as --model mini, or a model fine-tuned for similarity", "method")
+    return Needs(
+        "a masked LM (UniMC), a model fine-tuned for similarity, or an embedding model; with a prompt, the latter"
+    )
+
+
 SIMILARITY: Task[SimilarityQuery, SimilarityResult] = Task(
     "similarity",
     can,
     encode,
     decode,
-    needs="a masked LM (UniMC), a model fine-tuned for similarity, or an embedding model; with a prompt, the latter",
+    needs=needs,
+    is_second_choice=compares_embeddings,
+    num_inputs=lambda query: len(query.pairs),
+    method=used_method,
     hint=hint,
     predict=predict,
     decides=decides,
     own_labels=lambda model: LABELS,
-    rows_per_input=rows_per_input,
-    is_second_choice=compares_embeddings,
 )

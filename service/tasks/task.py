@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from service.domain import Encoding, Output
+from service.domain import Encoding, Labels, Output, TokenScores
+from service.metric_labels import UsedMethod
 from service.tasks.text_model import TextModel
 
 Q = TypeVar("Q")
@@ -14,6 +15,26 @@ R = TypeVar("R")
 NUMBER_BYTES = 22
 """A number of a result in JSON."""
 Truncation = Literal["right", "left", "error"]
+Method = Literal["auto", "choice", "embedding"]
+"""What a request asks for: a choice model (UniMC), an embedding model, or what is there, both together if possible."""
+
+
+def used_method(encodings: Sequence[Encoding]) -> UsedMethod:
+    """The method by the rows of a request: those of a choice come first, those of an embedding model last."""
+    match encodings[0].readout:
+        case Labels():
+            return "classifier"
+        case TokenScores():
+            return "choice" if encodings[-1].model == encodings[0].model else "blend"
+        case _:
+            return "embedding"
+
+
+class Needs(NamedTuple):
+    """Which model a query needs, in words, and the field of the request that says so."""
+
+    model: str
+    field: str = "model"
 
 
 class Prediction(NamedTuple):
@@ -42,11 +63,6 @@ def never(model: TextModel) -> bool:
     return False
 
 
-def one_row(model: TextModel) -> int:
-    """The default: an input is one row."""
-    return 1
-
-
 def no_hint(model: TextModel) -> str | None:
     """The default: no setting makes a model able to do the task."""
     return None
@@ -59,12 +75,15 @@ def small_reply(model: TextModel, query: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[Q, R]):
-    """`encode` returns `rows_per_input` encodings per input, `decode` one result, both in the order of the inputs.
+    """`encode` returns the rows, `decode` one result per input, both in the order of the inputs.
 
-    `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query. In error
+    There is one row per input. A task with a `num_inputs` may return several: one of each input, then again one of each
+    input, and so on, perhaps of another model, and at last rows whose outputs are kept. `method` says what answers.
+
+    `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query. A model that
+    `is_second_choice` answers only where it is named, was fine-tuned for the task, or no other one can. In error
     messages `needs` describes such a model, and `hint` says what to set so that another model can. `reply_bytes`
-    estimates the JSON of all results. A model that `is_second_choice` answers only where it is named, was fine-tuned
-    for the task, or no other one can. `predict` is set if a result is a decision, of every model that `decides`; the
+    estimates the JSON of all results. `predict` is set if a result is a decision, of every model that `decides`; the
     label of the prediction is one of `own_labels`, or None.
     """
 
@@ -72,11 +91,12 @@ class Task(Generic[Q, R]):
     can: Callable[[TextModel, Q], bool]
     encode: Callable[[TextModel, Q], list[Encoding]]
     decode: Callable[[TextModel, Q, Sequence[Encoding], Sequence[Output]], list[R]]
-    needs: str = "another model"
+    needs: str | Callable[[Q], Needs] = "another model"
+    is_second_choice: Callable[[TextModel], bool] = never
+    num_inputs: Callable[[Q], int] | None = None
+    method: Callable[[Sequence[Encoding]], UsedMethod] | None = None
     hint: Callable[[TextModel], str | None] = no_hint
     reply_bytes: Callable[[TextModel, Q], int] = small_reply
-    rows_per_input: Callable[[TextModel], int] = one_row
-    is_second_choice: Callable[[TextModel], bool] = never
     predict: Callable[[Q, R], Prediction] | None = None
     decides: Callable[[TextModel], bool] = always
     own_labels: Callable[[TextModel], tuple[str, ...]] = no_labels

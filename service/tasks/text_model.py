@@ -10,7 +10,7 @@ are cut where the tokenizer starts a new word, whatever stands around the cut.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -20,6 +20,8 @@ from service.checkpoints.checkpoint import Checkpoint, Kind
 from service.checkpoints.heads import Head
 from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.slices import between_slices
+from service.tasks.blend import Blend
+from service.tasks.label_sets import LabelSets
 from service.tasks.tokenizer import encode, read_tokenizer
 from service.tasks.tokenizer_files import hidden_name
 from service.tasks.word_starts import PieceEnds, find_single_characters, find_word_starts
@@ -58,6 +60,11 @@ class TextModel:
     embedding: EmbeddingSpec | None = None
     """Of an embedding model: of a checkpoint that declares how it makes embeddings."""
     source: str = ""
+    blend: Blend | None = None
+    """Of an embedding model that can match texts with labels."""
+    partner: TextModel | None = field(init=False, default=None)
+    """The embedding model that decides together with this choice model; see `pair`."""
+    label_sets: LabelSets = field(init=False, default_factory=LabelSets)
     _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
     _word_start: re.Pattern[str] = field(init=False)
@@ -71,12 +78,14 @@ class TextModel:
         object.__setattr__(self, "_piece_ends", PieceEnds.of(self.tokenizer))
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint) -> TextModel:
-        """Reads the tokenizer of a checkpoint.
+    def load(cls, checkpoint: Checkpoint, blend: Blend | None = None) -> TextModel:
+        """Reads the tokenizer of a checkpoint. `blend` is for embedding models whose vectors are compared by cosine.
 
         Raises:
             CheckpointError: there is none that can be served (see `read_tokenizer`).
+            SettingError: the blend does not fit to the embedding model.
         """
+        spec = checkpoint.embedding
         read = read_tokenizer(checkpoint)
         return cls(
             name=checkpoint.name,
@@ -99,7 +108,19 @@ class TextModel:
             head=checkpoint.head,
             embedding=checkpoint.embedding,
             source=checkpoint.source,
+            blend=blend.fit_to((checkpoint.name, checkpoint.source), spec.dimensions)
+            if blend is not None and spec is not None and spec.has_cosine
+            else None,
         )
+
+    def pair(self, partner: TextModel) -> None:
+        """Makes the embedding model decide together with this one. Called once, before the first request."""
+        object.__setattr__(self, "partner", partner)
+
+    @property
+    def can_match(self) -> bool:
+        """Whether this is an embedding model that scores labels by their vectors."""
+        return self.blend is not None
 
     @property
     def can_choose(self) -> bool:
@@ -206,3 +227,12 @@ class TextModel:
         """The token of an id; empty for an id outside the vocabulary, which padded embeddings can produce."""
         token = self.names.get(token_id) or self.tokenizer.id_to_token(token_id) or ""
         return "" if token == hidden_name(token_id) else token
+
+
+def pair(models: Iterable[TextModel]) -> None:
+    """Makes the first embedding model that can match the partner of every choice model."""
+    models = tuple(models)
+    if partner := next((model for model in models if model.can_match), None):
+        for model in models:
+            if model.can_choose and not model.can_match:
+                model.pair(partner)

@@ -37,7 +37,8 @@ async def test_a_documented_example_has_the_documented_response_shape(
     response = await service.post(f"/v1/{task}", body)
     assert response.status_code == 200
     reply = response.json()
-    assert list(reply) == ["model", "task", "results", "usage"]
+    by = ["method", "models"] if task in ("classify", "similarity") else []
+    assert list(reply) == ["model", "task", *by, "results", "usage"]
     assert (reply["model"], reply["task"]) == ("mini", task)
     assert reply["usage"]["tokens"] == sum(result["tokens"] for result in reply["results"]) > 0
     route = next(route for route in ROUTES if route.task == task)

@@ -153,6 +153,7 @@ class _Answering:
         content = {
             "model": answer.model,
             "task": self.route.task,
+            **({"method": answer.method, "models": answer.models} if answer.method else {}),
             "results": _in_slices(answer.results) if is_large else answer.results,
             "usage": {"tokens": answer.tokens},
         }
@@ -188,7 +189,7 @@ def _in_json(lists: tuple[tuple[Any, ...], ...]) -> orjson.Fragment:
 
 def memory_of(encoded: Encoded) -> int:
     """Bytes of a request's rows and of its reply, as `MemoryBudget` counts them."""
-    return len(encoded.rows) * ROW_BYTES + encoded.num_tokens * TOKEN_BYTES + encoded.reply_bytes
+    return encoded.num_rows * ROW_BYTES + encoded.num_tokens * TOKEN_BYTES + encoded.reply_bytes
 
 
 def format_server_timing(timing: Timing) -> str:

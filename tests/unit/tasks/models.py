@@ -12,9 +12,21 @@ from service.checkpoints.checkpoint import Kind
 from service.checkpoints.heads import Activation, Head
 from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.domain import Encoding, Output
+from service.tasks.blend import Blend, Logistic, Logistics
 from service.tasks.text_model import TextModel
 from service.tasks.tokenizer import SPECIAL, build_tokenizer
 
+BLEND = Blend(
+    model="e",
+    templates=("{}", "为{}"),
+    temperature=0.5,
+    choice_weight=1.0,
+    choice_power=0.0,
+    prior_weight=1.0,
+    multi_label=Logistics(Logistic(0.0, 1.0, 1.0), Logistic(1.0, 2.0)),
+    similarity=Logistics(Logistic(-1.0, 3.0, 2.0), Logistic(-2.0, 5.0)),
+    background=np.asarray([0.0, 0.5], dtype=np.float32),
+)
 PAD, UNK, CLS, SEP, MASK = range(5)
 YES, NO = 5, 6
 LETTERS = "甲乙丙丁戊己庚辛壬癸"
@@ -99,6 +111,11 @@ def embedder(name: str = "m", kind: Kind = "encoder", **changes: Any) -> TextMod
     """An embedding model, which pools the first token of texts of up to 512 tokens unless `changes` say otherwise."""
     spec = EmbeddingSpec(("cls",), normalize=False, dimensions=8, max_length=512)
     return text_model(kind, name=name, tasks=("embed",), embedding=replace(spec, **changes))
+
+
+def matcher(name: str = "e", kind: Kind = "encoder", *, blend: Blend = BLEND, **changes: Any) -> TextModel:
+    """An embedding model that can match texts with labels."""
+    return replace(embedder(name, kind, **changes), blend=blend)
 
 
 def ids(text: str) -> list[int]:

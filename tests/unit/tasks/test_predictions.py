@@ -24,9 +24,9 @@ TEXT = (Text("甲"),)
         ("classify", ClassifyQuery(TEXT, ("私",)), ClassifyResult("私", 0.75, (), 3, False), Prediction(None, 0.75)),
         ("nli", NliQuery(()), NliResult("neutral", 0.5, (), 3, False), Prediction("neutral", 0.5)),
         ("mrc", MrcQuery(()), MrcResult("私", 0, 0.5, (), 3, False), Prediction(None, 0.5)),
-        ("similarity", SimilarityQuery(()), SimilarityResult(0.75, "choice", 3, False), Prediction("same", 0.75)),
-        ("similarity", SimilarityQuery(()), SimilarityResult(0.5, "choice", 3, False), Prediction("same", 0.5)),
-        ("similarity", SimilarityQuery(()), SimilarityResult(0.25, "choice", 3, False), Prediction("different", 0.75)),
+        ("similarity", SimilarityQuery(()), SimilarityResult(0.75, 3, False), Prediction("same", 0.75)),
+        ("similarity", SimilarityQuery(()), SimilarityResult(0.5, 3, False), Prediction("same", 0.5)),
+        ("similarity", SimilarityQuery(()), SimilarityResult(0.25, 3, False), Prediction("different", 0.75)),
     ],
 )
 def test_a_prediction_has_a_label_only_if_it_is_not_of_the_request(

@@ -10,7 +10,7 @@ from service.tasks.embedding import EmbedQuery
 from service.tasks.fill_mask import FillMaskQuery
 from service.tasks.mrc import MrcQuery, Reading
 from service.tasks.nli import NliQuery
-from service.tasks.registry import TASKS, route
+from service.tasks.registry import TASKS, needs_of, route
 from service.tasks.similarity import SimilarityQuery
 from service.tasks.text_model import TextModel
 from tests.unit.tasks.models import head, text_model
@@ -69,7 +69,7 @@ def test_the_error_without_a_suitable_model_names_a_suitable_kind(name: str) -> 
         route(served(ENCODER), task, QUERIES[name], None)
     [error] = caught.value.errors
     assert error.field == "model"
-    assert error.message == f"no served model can do this; {name} needs {task.needs}"
+    assert error.message == f"no served model can do this; {name} needs {needs_of(task, QUERIES[name]).model}"
 
 
 def test_classification_chooses_the_model_by_the_labels_of_the_request() -> None:
