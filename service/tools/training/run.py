@@ -46,6 +46,8 @@ def train(recipe: Recipe, data: Path, output: Path, start: Checkpoint | None = N
     """
     if start is not None and start.family in ROBERTA:
         raise SettingError(f"model {start.name}: {start.family} is not trained here; wanted megatron-bert or bert")
+    if start is not None and start.are_packed:
+        raise SettingError(f"model {start.name}: its weights are 4-bit blocks, which are not trained; wanted floats")
     set_seed(recipe.seed)
     corpus = read_corpus(recipe, data)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)

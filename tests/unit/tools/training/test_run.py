@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,11 @@ def test_a_head_needs_one_list_of_classes() -> None:
         _classes(Corpus({"news": [news], "other": [other]}, {}, []))
 
 
-def test_a_family_that_is_not_trained_is_refused_before_data_is_read(tmp_path: Path) -> None:
+def test_a_model_that_is_not_trained_is_refused_before_data_is_read(tmp_path: Path) -> None:
     start = describe(make_checkpoint(tmp_path / "xlmr", family="xlm-roberta", num_layers=1), "xlmr")
     recipe = Recipe(stages=(Stage(steps=1, mixture={"tnews/train": 1}),), dev=("tnews/dev",))
     with pytest.raises(SettingError, match="model xlmr: xlm-roberta is not trained here; wanted megatron-bert or bert"):
         train(recipe, tmp_path / "no-data", tmp_path / "out", start)
+    packed = replace(describe(make_checkpoint(tmp_path / "bert", family="bert", num_layers=1), "b"), are_packed=True)
+    with pytest.raises(SettingError, match="model b: its weights are 4-bit blocks, which are not trained"):
+        train(recipe, tmp_path / "no-data", tmp_path / "out", packed)
