@@ -54,6 +54,11 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
+class Spans:
+    """The start and end logits of the question-answering head at every token: scores has shape [2, num_tokens]."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenScores:
     """The masked-LM logits of `token_ids` at `positions`: scores has shape [len(positions), len(token_ids)]."""
 
@@ -72,7 +77,7 @@ class TopTokens:
 TOP_TOKENS_COST = 2
 """Tokens that cost as much as the most probable words at one position: 1 to 2 with a small model, less with a large."""
 
-Readout = Cls | Mean | Pooled | Labels | TokenScores | TopTokens
+Readout = Cls | Mean | Pooled | Labels | Spans | TokenScores | TopTokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +86,8 @@ class Encoding:
 
     `ids`, `segment_ids` and `positions` are int32 arrays of one length. `blocks` are disjoint, ascending half-open
     spans [start, end) of that row: a token inside a block sees its own block and every token outside all blocks; a
-    token outside sees the whole row. Without blocks every token sees every token.
+    token outside sees the whole row. Without blocks every token sees every token. `continues` says that the row belongs
+    to the same input as the row before it.
     """
 
     model: str
@@ -91,6 +97,7 @@ class Encoding:
     readout: Readout
     blocks: tuple[tuple[int, int], ...] = ()
     truncated: bool = False
+    continues: bool = False
     kept_as: bytes | None = None
     """The key under which the output is kept for later requests, as the vector of a label is; see `keep`."""
     num_tokens: int = field(init=False)

@@ -16,22 +16,25 @@ from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertModel,
     MegatronBertConfig,
     MegatronBertForMaskedLM,
+    MegatronBertForQuestionAnswering,
     MegatronBertForSequenceClassification,
     MegatronBertModel,
     PreTrainedConfig,
     PreTrainedModel,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
+    XLMRobertaForQuestionAnswering,
     XLMRobertaForSequenceClassification,
     XLMRobertaModel,
 )
 
 Family = Literal["megatron-bert", "bert", "xlm-roberta"]
-Kind = Literal["masked-lm", "sequence-classification", "encoder"]
+Kind = Literal["masked-lm", "sequence-classification", "question-answering", "encoder"]
 FileFormat = Literal["safetensors", "bin"]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -50,12 +53,15 @@ CHARACTERS = (
 _CLASSES: dict[tuple[Family, Kind], type[PreTrainedModel]] = {
     ("megatron-bert", "masked-lm"): MegatronBertForMaskedLM,
     ("megatron-bert", "sequence-classification"): MegatronBertForSequenceClassification,
+    ("megatron-bert", "question-answering"): MegatronBertForQuestionAnswering,
     ("megatron-bert", "encoder"): MegatronBertModel,
     ("bert", "masked-lm"): BertForMaskedLM,
     ("bert", "sequence-classification"): BertForSequenceClassification,
+    ("bert", "question-answering"): BertForQuestionAnswering,
     ("bert", "encoder"): BertModel,
     ("xlm-roberta", "masked-lm"): XLMRobertaForMaskedLM,
     ("xlm-roberta", "sequence-classification"): XLMRobertaForSequenceClassification,
+    ("xlm-roberta", "question-answering"): XLMRobertaForQuestionAnswering,
     ("xlm-roberta", "encoder"): XLMRobertaModel,
 }
 _CONFIGS: dict[Family, type[PreTrainedConfig]] = {
@@ -111,7 +117,8 @@ def make_checkpoint(
         hidden_act=activation or ("gelu_new" if family == "megatron-bert" else "gelu"),
         initializer_range=init_std,
     )
-    config.num_labels = len(id2label) if id2label else num_labels
+    if kind == "sequence-classification":
+        config.num_labels = len(id2label) if id2label else num_labels
     model = random_model(config, _CLASSES[family, kind], seed)
     path.mkdir(parents=True, exist_ok=True)
     names = [type(model).__name__] if architectures is None else architectures

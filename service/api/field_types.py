@@ -16,6 +16,10 @@ MAX_FIELDS = 32
 MAX_TOP_K = 1000
 MAX_PROMPT_CHARS = 2000
 """It is joined with each text of a request, so it must not multiply the request's memory."""
+MAX_SPANS = 100
+MAX_ANSWER_TOKENS = 256
+MAX_STRIDE = 1000
+MAX_THRESHOLD = 1000.0
 NOT_BLANK = {"pattern": r"\S"}
 DIFFERENT = {"uniqueItems": True}
 
@@ -112,6 +116,11 @@ Timeout = Annotated[
     int, Field(json_schema_extra={"minimum": 1}), AfterValidator(_check_timeout), BeforeValidator(_to_int)
 ]
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(_to_int)]
+SpanTopK = Annotated[int, Field(ge=1, le=MAX_SPANS), BeforeValidator(_to_int)]
+AnswerTokens = Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS), BeforeValidator(_to_int)]
+Stride = Annotated[int, Field(ge=0, le=MAX_STRIDE), BeforeValidator(_to_int)]
+Threshold = Annotated[float, Field(ge=-MAX_THRESHOLD, le=MAX_THRESHOLD)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[list[Str], BeforeValidator(_check_names), Field(min_length=1, json_schema_extra=DIFFERENT)]
 
 
@@ -123,11 +132,11 @@ class TextInput(Wire):
 
 
 class ReadingInput(Wire):
-    """A passage, a question about it, and the answers to choose from."""
+    """A question about a passage, and the answers to choose from; without `choices` a part of the passage answers."""
 
     passage: Str
     question: Str
-    choices: Names
+    choices: Names | None = None
 
 
 OneText = Annotated[TextInput, BeforeValidator(_wrap_text, json_schema_input_type=Str | TextInput)]

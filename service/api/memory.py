@@ -17,8 +17,9 @@ SMALL_BYTES = 64 * 2**10
 LARGE_SHARE = 0.75
 DEFAULT_BYTES = 256 * 2**20
 SHARE_OF_MEMORY = 16
-ROW_BYTES, TOKEN_BYTES = 2048, 32
-"""Memory of a tokenized row and of each of its tokens: arrays, the row's identity, its job."""
+ROW_BYTES, TOKEN_BYTES = 2048, 40
+"""Memory of a tokenized row and of each of its tokens: arrays, the row's identity, its job; in a window of a passage
+also the place of each token and its two logits."""
 RETRY_S = 1.0
 
 

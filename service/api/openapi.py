@@ -41,6 +41,7 @@ def _scores(**scores: float) -> dict[str, Any]:
 
 
 _PREMISE = "一个男人在公园里弹吉他。"
+_PASSAGE = "小王每天早上六点起床，先跑步半个小时，然后吃早饭，七点半去上班。"
 
 EXAMPLES = {
     "classify": Example(
@@ -75,12 +76,13 @@ EXAMPLES = {
             "choice": {
                 "inputs": [
                     {
-                        "passage": "小王每天早上六点起床，先跑步半个小时，然后吃早饭，七点半去上班。",
+                        "passage": _PASSAGE,
                         "question": "小王几点去上班？",
                         "choices": ["六点", "六点半", "七点半"],
                     }
                 ]
-            }
+            },
+            "span": {"inputs": [{"passage": _PASSAGE, "question": "小王几点去上班？"}], "top_k": 2},
         },
         _reply("mrc", ({"answer": "七点半", "index": 2, "score": 0.88, "scores": [0.05, 0.07, 0.88]}, 55)),
     ),

@@ -13,18 +13,23 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.field_types import (
+    AnswerTokens,
     ManyStrings,
     MaskedStrings,
     Names,
     Pairs,
+    Probability,
     Prompt,
     PromptName,
     ReadingInput,
     Readings,
+    SpanTopK,
     Str,
+    Stride,
     Strings,
     TextInput,
     TextInputs,
+    Threshold,
     Timeout,
     TopK,
     Wire,
@@ -36,6 +41,7 @@ from service.errors import InvalidRequest
 from service.metric_labels import UsedMethod
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
 from service.tasks.embedding import EmbedQuery, EmbedResult
+from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.fill_mask import FillMaskQuery, FillMaskResult
 from service.tasks.mrc import MrcQuery, MrcResult, Reading
 from service.tasks.nli import NliQuery, NliResult
@@ -76,10 +82,11 @@ class TaskRequest(Wire):
 
 
 def _combine(*given: str, without: Sequence[str] = (), **values: Any) -> dict[str, Any]:
-    """JSON Schema of one valid combination of fields: `given` are required, `without` absent, `values` constant."""
+    """JSON Schema of one valid combination of fields: `given` are required, `without` absent, `values` constant, or of
+    a schema of their own."""
     present = {name: {"not": {"type": "null"}} for name in given}
     absent = {name: {"type": "null"} for name in without}
-    fixed = {name: {"const": value} for name, value in values.items()}
+    fixed = {name: value if isinstance(value, dict) else {"const": value} for name, value in values.items()}
     return {"required": list(given), "properties": present | absent | fixed}
 
 
@@ -88,6 +95,9 @@ _WITHOUT_LABELS = _combine(without=("labels", "question"), multi_label=False, me
 _OF_PAIRS = _combine("inputs", without=("source", "candidates"))
 _OF_CANDIDATES = _combine("source", "candidates", without=("inputs",))
 _ONE_PROMPT: dict[str, Any] = {"anyOf": [_combine(without=("prompt",)), _combine(without=("prompt_name",))]}
+_OPTIONS_OF_SPANS = ("top_k", "max_answer_tokens", "stride", "null_threshold", "min_score")
+_OF_CHOICES = _combine(without=_OPTIONS_OF_SPANS, inputs={"items": _combine("choices")})
+_OF_SPANS = _combine(inputs={"items": _combine(without=("choices",))})
 
 
 _METHOD: Any = Field(
@@ -186,15 +196,44 @@ class SimilarityRequest(TaskRequest):
 
 
 class MrcRequest(TaskRequest):
-    """Multiple-choice reading comprehension."""
+    """Reading comprehension: each input with `choices`, one of which answers, or none, and spans of the passages do."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_OF_CHOICES, _OF_SPANS]})
     part = ReadingInput
 
     inputs: Readings
+    top_k: SpanTopK | None = Field(None, description="Without choices: number of spans in `candidates`; default: 1.")
+    max_answer_tokens: AnswerTokens | None = Field(
+        None, description="Without choices: longest answer in tokens; default: 50."
+    )
+    stride: Stride | None = Field(
+        None,
+        description="Without choices: tokens that neighbouring windows of a long passage share, at most half of a "
+        "window; default: 128.",
+    )
+    null_threshold: Threshold | None = Field(
+        None,
+        description="Without choices: `answer` is null if the logits of no answer are by more than this above those of "
+        "the best span; default: 0.",
+    )
+    min_score: Probability | None = Field(
+        None, description="Without choices: spans with a lower score are left out; default: 0."
+    )
 
     def query(self) -> MrcQuery:
-        readings = (Reading(one.passage, one.question, tuple(one.choices)) for one in self.inputs)
-        return MrcQuery(tuple(readings), self.truncation)
+        given = {name: value for name in _OPTIONS_OF_SPANS if (value := getattr(self, name)) is not None}
+        has_choices = self.inputs[0].choices is not None
+        for index, one in enumerate(self.inputs):
+            if (one.choices is not None) != has_choices:
+                found, first = ("is there", "has none") if one.choices else ("is missing", "has choices")
+                detail = (
+                    f"{found}, but inputs[0] {first}; send inputs with and without choices in requests of their own"
+                )
+                raise InvalidRequest.of(f"inputs[{index}].choices", detail)
+        for name in given if has_choices else ():
+            raise InvalidRequest.of(name, "cannot be combined with choices")
+        readings = (Reading(one.passage, one.question, tuple(one.choices or ())) for one in self.inputs)
+        return MrcQuery(tuple(readings), self.truncation, None if has_choices else SpanOptions(**given))
 
 
 class NliRequest(TaskRequest):
@@ -283,8 +322,8 @@ class SimilarityReply(MethodReply[SimilarityResult]):
     """One score per pair, from 0 (different meaning) to 1 (same meaning)."""
 
 
-class MrcReply(TaskReply[MrcResult]):
-    """The chosen answer to each question."""
+class MrcReply(TaskReply[MrcResult | SpanResult]):
+    """The chosen answer to each question, or the span of the passage that answers it."""
 
 
 class NliReply(TaskReply[NliResult]):
@@ -304,7 +343,7 @@ class HeadInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: str = Field(description="`masked-lm` or `sequence-classification`.")
+    kind: str = Field(description="`masked-lm`, `sequence-classification` or `question-answering`.")
     num_classes: int | None = Field(None, description="Outputs of a classification head.")
     problem_type: ProblemType | None = Field(
         None,
@@ -345,7 +384,7 @@ class ModelInfo(BaseModel):
     )
     family: str = Field(description="`megatron-bert`, `bert`, `xlm-roberta` or `roberta`.")
     tokenizer: str = Field(description="Model of the tokenizer, such as `WordPiece`.")
-    kind: str = Field(description="`masked-lm`, `sequence-classification` or `encoder`.")
+    kind: str = Field(description="`masked-lm`, `sequence-classification`, `question-answering` or `encoder`.")
     head: HeadInfo | None = Field(description="The head of the model; null for an encoder.")
     embedding: EmbeddingInfo | None = Field(
         None,

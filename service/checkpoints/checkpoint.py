@@ -20,7 +20,7 @@ from service.checkpoints.sentence_modules import EmbeddingSpec, describe_embeddi
 from service.errors import CheckpointError, SettingError
 
 Family = Literal["megatron-bert", "bert", "xlm-roberta", "roberta"]
-Kind = Literal["masked-lm", "sequence-classification", "encoder"]
+Kind = Literal["masked-lm", "sequence-classification", "question-answering", "encoder"]
 
 _CLASS_PREFIXES: dict[str, Family] = {
     "MegatronBert": "megatron-bert",
@@ -34,6 +34,7 @@ _CLASS_KINDS: dict[str, Kind] = {
     "ForMaskedLM": "masked-lm",
     "ForPreTraining": "masked-lm",
     "ForSequenceClassification": "sequence-classification",
+    "ForQuestionAnswering": "question-answering",
     "Model": "encoder",
 }
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
@@ -309,6 +310,8 @@ def _kind_by_tensors(folder: Path) -> Kind:
     names = tensor_names(folder)
     if any(name.startswith(("cls.predictions.", "lm_head.")) for name in names):
         return "masked-lm"
+    if "qa_outputs.weight" in names:
+        return "question-answering"
     is_classifier = not names.isdisjoint(("classifier.weight", "classifier.out_proj.weight"))
     return "sequence-classification" if is_classifier else "encoder"
 

@@ -304,7 +304,7 @@ class Application:
 def _head_info(checkpoint: Checkpoint) -> HeadInfo | None:
     head = checkpoint.head
     if head is None:
-        return HeadInfo(kind=checkpoint.kind) if checkpoint.kind == "masked-lm" else None
+        return None if checkpoint.kind == "encoder" else HeadInfo(kind=checkpoint.kind)
     return HeadInfo(
         kind=checkpoint.kind,
         num_classes=head.num_classes,

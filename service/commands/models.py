@@ -83,6 +83,8 @@ def first_request(models: Iterable[TextModel]) -> tuple[str, dict[str, Any]]:
             return "classify", body
         if model.kind == "sequence-classification":
             return "classify", {"inputs": body["inputs"]}
+        if model.kind == "question-answering":
+            return "mrc", EXAMPLES["mrc"].requests["span"]
     return "embed", {"inputs": body["inputs"]}
 
 

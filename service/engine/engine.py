@@ -26,6 +26,7 @@ from service.domain import (
     Pooled,
     Quantization,
     Readout,
+    Spans,
     Step,
     TokenScores,
     TopTokens,
@@ -248,7 +249,8 @@ class Engine:
         masked_lm = (TokenScores((0,), (0,)), TopTokens((0,), 1)) if self.weights.mlm else ()
         spec = self.checkpoint.embedding
         pooled = (Pooled(spec.pooling, is_projected=bool(spec.dense)),) if spec else ()
-        return (Mean(), Cls(), *pooled, *masked_lm, *((Labels(),) if self.weights.labels else ()))
+        labels, spans = (Labels(),) if self.weights.labels else (), (Spans(),) if self.weights.spans else ()
+        return (Mean(), Cls(), *pooled, *masked_lm, *labels, *spans)
 
 
 def _blank_row(model: str, length: int, readout: Readout) -> Encoding:

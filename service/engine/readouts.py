@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
-from service.domain import Cls, Encoding, FloatArray, Labels, Mean, Output, Pooled, PoolingMode, TokenScores, TopTokens
+from service.domain import (
+    Cls,
+    Encoding,
+    FloatArray,
+    Labels,
+    Mean,
+    Output,
+    Pooled,
+    PoolingMode,
+    Spans,
+    TokenScores,
+    TopTokens,
+)
 from service.engine.device import to_device, to_host
 from service.engine.encoder import gelu_of
 from service.engine.packing import Packed
@@ -26,7 +38,7 @@ from service.engine.weights import DenseLayer, MlmHead, Weights
 from service.errors import InferenceFailed
 
 _MAX_POSITIONS = 512  # full-vocabulary logits computed at a time: 512 x 21k x 4 bytes = 43 MB
-_MAX_TOKENS = 4096  # decoder rows in float32 at a time: 4096 x 2048 x 4 bytes = 34 MB
+_MAX_TOKENS = 4096  # decoder rows, or states of tokens, in float32 at a time: 4096 x 2048 x 4 bytes = 34 MB
 
 
 Pending = Callable[[], list[Output]]
@@ -79,6 +91,8 @@ def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
         raise InferenceFailed("the checkpoint has no sequence-classification head")
     if isinstance(readout, Pooled):
         _check_pooled(readout, encoding.num_tokens, shape, weights)
+    if isinstance(readout, Spans) and not weights.spans:
+        raise InferenceFailed("the checkpoint has no question-answering head")
     if not isinstance(readout, TokenScores | TopTokens):
         return
     if not weights.mlm:
@@ -192,6 +206,17 @@ def _read_labels(batch: _Batch) -> Pending:
     return _one_row_each(F.linear(pooled, head.classifier.weight.float(), head.classifier.bias.float()))
 
 
+def _read_spans(batch: _Batch) -> Pending:
+    head = batch.weights.spans
+    assert head
+    weight, bias = head.weight.float(), head.bias.float()
+    states = torch.cat([batch.hidden[start:end] for start, end in batch.spans])
+    parts = [F.linear(part.float(), weight, bias) for part in torch.split(states, _MAX_TOKENS)]
+    host = to_host(torch.cat(parts).T.contiguous())
+    ends = np.cumsum([end - start for start, end in batch.spans])[:-1]
+    return lambda: [Output(logits) for logits in np.split(host.numpy(), ends, axis=1)]
+
+
 def _read_token_scores(batch: _Batch) -> Pending:
     """Uses the decoder rows of the named tokens only; rows with the same tokens are computed together."""
     head, states = _mlm_states(batch)
@@ -243,6 +268,7 @@ _READERS: dict[type, Callable[[_Batch], Pending]] = {
     Mean: _read_mean,
     Pooled: _read_pooled,
     Labels: _read_labels,
+    Spans: _read_spans,
     TokenScores: _read_token_scores,
     TopTokens: _read_top_tokens,
 }

@@ -82,6 +82,8 @@ class Weights:
     mlm: MlmHead | None = None
     labels: LabelHead | None = None
     dense: tuple[DenseLayer, ...] = ()
+    spans: Plain | None = None
+    """[2, hidden]: the logits of the start and of the end of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ class _Builder:
             final_norm=self._norm("encoder.ln") if is_megatron else None,
             mlm=self._mlm_head(words) if kind == "masked-lm" else None,
             labels=self._label_head() if kind == "sequence-classification" else None,
+            spans=self._plain("qa_outputs", 2, shape.hidden_size) if kind == "question-answering" else None,
         )
 
     def _layers(self, is_megatron: bool) -> tuple[Layer, ...]:
@@ -228,6 +231,7 @@ _IGNORED_PREFIXES = (
     "lm_head.",
     "pooler.",
     "classifier.",
+    "qa_outputs.",
 )
 """What a checkpoint may hold in addition to what its kind needs.
 

@@ -8,6 +8,7 @@ from typing import Any
 from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.classification import CLASSIFY, ClassifyQuery
 from service.tasks.embedding import EMBED, EmbedQuery
+from service.tasks.extraction import SpanOptions
 from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
 from service.tasks.mrc import MRC, MrcQuery
 from service.tasks.nli import NLI, NliQuery
@@ -66,7 +67,7 @@ def _with_hint(reason: str, task: Task[Any, Any], models: Iterable[TextModel]) -
 _QUERIES = {
     "classify": (ClassifyQuery((), labels=("",)), ClassifyQuery(())),
     "similarity": (SimilarityQuery(()),),
-    "mrc": (MrcQuery(()),),
+    "mrc": (MrcQuery(()), MrcQuery((), spans=SpanOptions())),
     "nli": (NliQuery(()),),
     "fill-mask": (FillMaskQuery(()),),
     "embed": (EmbedQuery(()),),

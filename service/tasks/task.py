@@ -78,7 +78,8 @@ class Task(Generic[Q, R]):
     """`encode` returns the rows, `decode` one result per input, both in the order of the inputs.
 
     There is one row per input. A task with a `num_inputs` may return several: one of each input, then again one of each
-    input, and so on, perhaps of another model, and at last rows whose outputs are kept. `method` says what answers.
+    input, and so on, perhaps of another model, and at last rows whose outputs are kept; or several in succession, all
+    but the first with `continues`. `method` says what answers.
 
     `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query. A model that
     `is_second_choice` answers only where it is named, was fine-tuned for the task, or no other one can. In error

@@ -14,20 +14,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from service.checkpoints.checkpoint import Checkpoint, Kind
 from service.checkpoints.heads import Head
 from service.checkpoints.sentence_modules import EmbeddingSpec
+from service.domain import IdArray
 from service.slices import between_slices
 from service.tasks.blend import Blend
 from service.tasks.label_sets import LabelSets
-from service.tasks.tokenizer import encode, read_tokenizer
+from service.tasks.tokenizer import encode, encode_with_offsets, read_tokenizer
 from service.tasks.tokenizer_files import hidden_name
 from service.tasks.word_starts import PieceEnds, find_single_characters, find_word_starts
 
 SLICE_CHARS = 16_384
 """Characters that the tokenizer reads in one call, unless no word ends there: some milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedTokens:
+    """The tokens of a text: token i has the id `ids[i]` and stands for the characters `starts[i]` to `ends[i]` - 1."""
+
+    ids: list[int]
+    starts: IdArray
+    ends: IdArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -222,6 +233,39 @@ class TextModel:
             ids += map(known, piece)
             ids += run
         return ids
+
+    def tokenize_with_places(self, text: str, max_tokens: int) -> PlacedTokens:
+        """As `tokenize` of one text from its start, with the characters of each token."""
+        ids: list[int] = []
+        spans: list[IdArray] = [np.empty((0, 2), dtype=np.int32)]
+        end, num_chars = 0, min(2 * max_tokens, SLICE_CHARS)
+        while end < len(text) and len(ids) < max_tokens:
+            between_slices()
+            start, end = self._slice(text, end, len(text), num_chars, from_end=False)
+            found, places = self._read_places(text[start:end])
+            ids += found
+            spans.append(np.array(places, dtype=np.int32).reshape(-1, 2) + start)
+            num_chars = min(2 * num_chars, SLICE_CHARS)
+        starts, ends = np.concatenate(spans, dtype=np.int32).T
+        return PlacedTokens(ids, starts, ends)
+
+    def _read_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of the tokens of a slice, and the characters of each; see `_read_at_once`."""
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        known, at = self._single.__getitem__, 0
+        runs = list(self._others.finditer(text))
+        read = encode_with_offsets(self.tokenizer, [run[0] for run in runs]) if runs else ()
+        for run, (run_ids, run_places) in zip(runs, read, strict=True):
+            first = run.start()
+            ids += map(known, text[at:first])
+            places += zip(range(at, first), range(at + 1, first + 1), strict=True)
+            ids += run_ids
+            places += [(first + start, first + end) for start, end in run_places]
+            at = run.end()
+        ids += map(known, text[at:])
+        places += zip(range(at, len(text)), range(at + 1, len(text) + 1), strict=True)
+        return ids, places
 
     def token(self, token_id: int) -> str:
         """The token of an id; empty for an id outside the vocabulary, which padded embeddings can produce."""

@@ -8,7 +8,7 @@ are tokens wherever they are in a text, as in transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,23 @@ def build_tokenizer(vocab: dict[str, int], config: Mapping[str, Any], unk_token:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text.
+    """The ids of each text."""
+    return [encoding.ids for encoding in _guarded(tokenizer.encode_batch_fast, texts)]
 
-    A failed assertion inside the library is raised as a BaseException, which would end the thread: it becomes a
-    RuntimeError, which fails the request alone.
+
+def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """The ids of each text, and for each the half-open span of its characters in the text."""
+    return [(encoding.ids, encoding.offsets) for encoding in _guarded(tokenizer.encode_batch, texts)]
+
+
+def _guarded(read: Callable[[Sequence[str]], list[Any]], texts: Sequence[str]) -> list[Any]:
+    """Calls the library.
+
+    A failed assertion inside it is raised as a BaseException, which would end the thread: it becomes a RuntimeError,
+    which fails the request alone.
     """
     try:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        return read(texts)
     except BaseException as error:
         if _is_panic(error):
             raise RuntimeError(f"the tokenizer failed ({error})") from error

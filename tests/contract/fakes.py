@@ -31,6 +31,7 @@ from service.domain import (
     Output,
     Pooled,
     RequestOptions,
+    Spans,
     TokenScores,
     TopTokens,
 )
@@ -81,7 +82,7 @@ def text_model(
 
 
 def output_of(encoding: Encoding, num_labels: int = 2) -> Output:
-    """An output of the readout's shape, in which the first option, label or token is the best."""
+    """An output of the readout's shape, in which the first option, label or token is the best, or the last span."""
     match encoding.readout:
         case Cls() | Mean():
             return Output(np.full((1, HIDDEN), 2.0, dtype=np.float32))
@@ -89,6 +90,8 @@ def output_of(encoding: Encoding, num_labels: int = 2) -> Output:
             return Output(np.full((1, len(modes) * HIDDEN), 2.0, dtype=np.float32))
         case Labels():
             return Output(-np.arange(num_labels, dtype=np.float32)[None])
+        case Spans():
+            return Output(np.tile(np.arange(encoding.num_tokens, dtype=np.float32), (2, 1)))
         case TokenScores(positions, token_ids):
             scores = -np.arange(len(positions), dtype=np.float32)[:, None]
             return Output(np.broadcast_to(scores, (len(positions), len(token_ids))).copy())

@@ -41,11 +41,12 @@ class Found:
     wrong: list[str]
 
 
-def models() -> tuple[TextModel, TextModel]:
-    """A model for labels of the request and a fine-tuned one."""
+def models() -> tuple[TextModel, ...]:
+    """A model for labels of the request, and fine-tuned ones."""
     tokenizer = build_tokenizer({token: index for index, token in enumerate(VOCABULARY)}, {})
     tuned = text_model("tuned", "sequence-classification", ("好", "差"))
-    return replace(text_model(), tokenizer=tokenizer), replace(tuned, tokenizer=tokenizer)
+    reader = text_model("reader", "question-answering")
+    return tuple(replace(each, tokenizer=tokenizer) for each in (text_model(), tuned, reader))
 
 
 def run(app: Any) -> Found:

@@ -21,6 +21,7 @@ from service.domain import (
     Pooled,
     PoolingMode,
     Quantization,
+    Spans,
     TokenScores,
     TopTokens,
 )
@@ -120,6 +121,14 @@ def test_every_pooling_and_the_dense_layers_match_the_cpu(tmp_path: Path) -> Non
     wanted = Engine.load(describe(path, "test"), precision="float32").run(rows)
     # The root of the number of tokens makes values of up to 20.
     assert max_difference(engine.run(rows), [torch.from_numpy(output.scores) for output in wanted]) < 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_span_logits_match_the_reference(tmp_path: Path, family: str) -> None:
+    path = make_checkpoint(tmp_path, family=family, kind="question-answering")
+    wanted = reference(load_reference(path, family, "question-answering"), mean_rows()).logits
+    outputs = load(path).run([replace(row, readout=Spans()) for row in mean_rows()])
+    assert max_difference(outputs, [each[:, :length] for each, length in zip(wanted, LENGTHS, strict=True)]) < TOLERANCE
 
 
 @pytest.mark.parametrize("is_warm", [False, True], ids=["eager", "graphs"])

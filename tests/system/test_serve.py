@@ -93,13 +93,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     make_checkpoint(folder / "uni")
     make_checkpoint(folder / "tuned", kind="sequence-classification", num_labels=2, seed=1)
+    make_checkpoint(folder / "reader", family="bert", kind="question-answering", seed=2)
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
     flags = ("--model", f"uni={folder}/uni", "--model", f"{folder}/tuned", "--labels", "tuned=负面,正面")
-    with serving(*flags, "--precision", "float32") as running:
+    with serving(*flags, "--model", f"{folder}/reader", "--precision", "float32") as running:
         yield running
 
 
@@ -112,7 +113,8 @@ def test_every_task_is_answered(server: Running) -> None:
         for path, body in all_requests():
             response = client.post(path, json=body)
             assert response.status_code == 200, response.text
-            assert response.json()["model"] == "uni"
+            is_extractive = path == "/v1/mrc" and "choices" not in body["inputs"][0]
+            assert response.json()["model"] == ("reader" if is_extractive else "uni")
             assert response.headers["x-request-id"]
             assert re.fullmatch(r"tokenize;dur=[\d.]+, queue;dur=[\d.]+, compute;dur=[\d.]+", _timing(response))
 
@@ -127,13 +129,24 @@ def test_a_fine_tuned_model_has_the_configured_labels(server: Running) -> None:
     assert {score["label"] for score in reply["results"][0]["scores"]} == {"负面", "正面"}
 
 
+def test_a_long_passage_is_answered_in_its_own_words(server: Running) -> None:
+    passage = "小王每天六点起床😀，\n然后吃早饭，七点半去上班。" * 60
+    body = {"inputs": [{"passage": passage, "question": "小王几点去上班？"}], "top_k": 9, "null_threshold": 1000}
+    reply = httpx.post(f"{server.url}/v1/mrc", json=body, timeout=ANSWER_S).json()
+    [result] = reply["results"]
+    assert (result["windows"], result["tokens"]) == (4, reply["usage"]["tokens"])
+    assert len(result["candidates"]) == 9
+    for span in (result, *result["candidates"]):
+        assert span["answer"] == passage[span["start"] : span["end"]]
+
+
 def test_operations_routes_are_answered(server: Running) -> None:
     assert httpx.get(f"{server.url}/livez").status_code == 200
     assert httpx.get(f"{server.url}/readyz").status_code == 200
     assert "swagger-ui" in httpx.get(f"{server.url}/docs").text
     reply = httpx.get(f"{server.url}/v1/models").json()
-    assert [model["name"] for model in reply["models"]] == ["uni", "tuned"]
-    assert [model["precision"] for model in reply["models"]] == [["float32"]] * 2
+    assert [model["name"] for model in reply["models"]] == ["uni", "tuned", "reader"]
+    assert [model["precision"] for model in reply["models"]] == [["float32"]] * 3
     assert reply["models"][0]["tasks"] == list(EXAMPLES)
     (replica,) = reply["replicas"]
     assert (replica["name"], replica["device"], replica["state"]) == ("cpu", "cpu", "ready")

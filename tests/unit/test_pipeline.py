@@ -126,6 +126,23 @@ async def test_an_answer_has_results_in_order_tokens_and_timing() -> None:
     assert value(metrics, "tokenize_duration_seconds_count") == 1
 
 
+async def test_several_rows_of_an_input_count_as_one_input(tokenizers: FairThreads) -> None:
+    metrics = make_metrics(("m",))
+
+    def encode(model: TextModel, query: Query) -> list[Encoding]:
+        first, second, third = _encode(model, query)
+        return [first, replace(second, continues=True), third]
+
+    pipeline = make(tokenizers, FakeBatcher(), metrics)
+    encoded = await pipeline.encode(task(encode), [[1, 2, 3], [4, 5, 6], [7]])
+    assert (encoded.num_inputs, len(encoded.rows), encoded.num_tokens) == (2, 3, 7)
+    assert encoded.is_reply_large
+    await pipeline.compute(task(), [], encoded, lambda answer: answer)
+    assert value(metrics, "inputs_total", task="classify", model="m") == 2
+    assert value(metrics, "truncated_inputs_total", task="classify") == 1
+    assert value(metrics, "request_inputs_sum", task="classify") == 2
+
+
 async def test_the_trace_has_the_tokenize_stage(tokenizers: FairThreads) -> None:
     clock, mine = FakeClock(), RecordedTrace()
 

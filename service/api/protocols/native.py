@@ -58,7 +58,7 @@ class TaskRoute:
 ROUTES = (
     TaskRoute("classify", schemas.ClassifyRequest, schemas.ClassifyReply, "Which label fits a text"),
     TaskRoute("similarity", schemas.SimilarityRequest, schemas.SimilarityReply, "Do two texts mean the same"),
-    TaskRoute("mrc", schemas.MrcRequest, schemas.MrcReply, "Which choice answers a question on a passage"),
+    TaskRoute("mrc", schemas.MrcRequest, schemas.MrcReply, "What answers a question on a passage"),
     TaskRoute("nli", schemas.NliRequest, schemas.NliReply, "Does a hypothesis follow from a premise"),
     TaskRoute("fill-mask", schemas.FillMaskRequest, schemas.FillMaskReply, "What stands in the place of a mask"),
     TaskRoute("embed", schemas.EmbedRequest, schemas.EmbedReply, "A vector for a text"),

@@ -160,6 +160,10 @@ def test_a_missing_folder_is_refused(source: str) -> None:
         (["BertModel"], "bert", "encoder"),
         (["XLMRobertaForMaskedLM"], "xlm-roberta", "masked-lm"),
         (["XLMRobertaModel"], "xlm-roberta", "encoder"),
+        (["MegatronBertForQuestionAnswering"], "megatron-bert", "question-answering"),
+        (["BertForQuestionAnswering"], "bert", "question-answering"),
+        (["XLMRobertaForQuestionAnswering"], "xlm-roberta", "question-answering"),
+        (["RobertaForQuestionAnswering"], "roberta", "question-answering"),
         (["RobertaForSequenceClassification"], "roberta", "sequence-classification"),
     ],
 )
@@ -171,7 +175,7 @@ def test_family_and_kind_follow_architectures(masked_lm: Path, classes: list[str
 
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
-@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
+@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "question-answering", "encoder"])
 def test_kind_follows_the_tensors_without_architectures(tmp_path: Path, kind: str, file_format: str) -> None:
     path = make_checkpoint(tmp_path, kind=kind, file_format=file_format, num_layers=1, architectures=[])
     assert describe(path, "x").kind == kind
@@ -186,7 +190,7 @@ def test_kind_follows_the_tensors_of_an_old_bin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
-@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
+@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "question-answering", "encoder"])
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
 @pytest.mark.parametrize("config", ["bert_config.json", "config.json"])
 def test_family_and_kind_follow_the_tensors_where_the_config_names_neither(
@@ -247,7 +251,7 @@ def test_the_error_of_a_config_that_is_something_else_says_what(masked_lm: Path,
 
 
 @pytest.mark.parametrize("file_format", ["bin", "safetensors"])
-@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "encoder"])
+@pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "question-answering", "encoder"])
 def test_kind_follows_the_tensors_of_roberta(tmp_path: Path, kind: Kind, file_format: FileFormat) -> None:
     path = make_checkpoint(
         tmp_path, family="xlm-roberta", kind=kind, file_format=file_format, num_layers=1, architectures=[]

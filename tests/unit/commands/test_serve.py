@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import service
-from service.api.schemas import ClassifyRequest, EmbedRequest
+from service.api.schemas import ClassifyRequest, EmbedRequest, MrcRequest
 from service.commands.application import run_in_daemon_thread
 from service.commands.models import LoadingBars, LoadingLines, first_request, locate_shipped, parse_specs
 from service.errors import CheckpointError, SettingError
@@ -51,6 +51,9 @@ def test_first_request_fits_the_served_models() -> None:
     assert ClassifyRequest.model_validate(body).labels
     task, body = first_request([text_model("c", "sequence-classification")])
     assert ClassifyRequest.model_validate(body).labels is None
+    task, body = first_request([text_model("e", "encoder"), text_model("q", "question-answering")])
+    assert task == "mrc"
+    assert MrcRequest.model_validate(body).query().spans
     task, body = first_request([text_model("e", "encoder")])
     assert task == "embed"
     EmbedRequest.model_validate(body)

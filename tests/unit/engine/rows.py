@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from transformers import (
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     MegatronBertForMaskedLM,
+    MegatronBertForQuestionAnswering,
     MegatronBertForSequenceClassification,
     XLMRobertaForMaskedLM,
+    XLMRobertaForQuestionAnswering,
     XLMRobertaForSequenceClassification,
 )
 
@@ -26,10 +29,13 @@ LENGTHS = (1, 2, 3, 17, 17, 17, 64, 100, 255, 256, 511, 512)
 _REFERENCES = {
     ("megatron-bert", "masked-lm"): MegatronBertForMaskedLM,
     ("megatron-bert", "sequence-classification"): MegatronBertForSequenceClassification,
+    ("megatron-bert", "question-answering"): MegatronBertForQuestionAnswering,
     ("bert", "masked-lm"): BertForMaskedLM,
     ("bert", "sequence-classification"): BertForSequenceClassification,
+    ("bert", "question-answering"): BertForQuestionAnswering,
     ("xlm-roberta", "masked-lm"): XLMRobertaForMaskedLM,
     ("xlm-roberta", "sequence-classification"): XLMRobertaForSequenceClassification,
+    ("xlm-roberta", "question-answering"): XLMRobertaForQuestionAnswering,
 }
 
 
@@ -38,7 +44,7 @@ class Reference:
     """A padded, eager forward of transformers' model."""
 
     hidden: torch.Tensor  # [rows, longest, hidden]
-    logits: torch.Tensor
+    logits: torch.Tensor  # of a question-answering head [rows, 2, longest]
 
 
 def load_reference(path: Path, family: str, kind: str) -> torch.nn.Module:
@@ -63,7 +69,8 @@ def reference(model: torch.nn.Module, rows: Sequence[Encoding], mask: torch.Tens
         attention_mask=padding.long() if mask is None else mask,
         output_hidden_states=True,
     )
-    return Reference(out.hidden_states[-1], out.logits)
+    logits = torch.stack((out.start_logits, out.end_logits), 1) if "start_logits" in out else out.logits
+    return Reference(out.hidden_states[-1], logits)
 
 
 def plain_row(length: int, readout: Readout, seed: int = 0) -> Encoding:

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
-from service.domain import Cls, Encoding, Labels, Mean, TokenScores, TopTokens
+from service.domain import Cls, Encoding, Labels, Mean, Spans, TokenScores, TopTokens
 from service.engine.attention_backends import block_mask, make_groups
 from service.engine.device import resolve_precision
 from service.engine.engine import Engine
 from service.engine.packing import pack
 from service.errors import InferenceFailed
 from service.replicas.canary import Canary
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import Kind, make_checkpoint
 from tests.unit.engine.rows import VOCAB_SIZE, choice_row, dense_mask, plain_row
 
 CPU = torch.device("cpu")
@@ -47,8 +47,9 @@ def test_run_of_no_rows_returns_no_outputs(masked_lm: Engine) -> None:
 
 
 def test_warm_up_runs_for_every_kind_of_model(masked_lm: Engine, encoder: Engine, tmp_path: Path) -> None:
-    path = make_checkpoint(tmp_path, kind="sequence-classification", num_layers=1)
-    for engine in (masked_lm, encoder, Engine.load(describe(path, "test"))):
+    kinds: tuple[Kind, ...] = ("sequence-classification", "question-answering")
+    paths = [make_checkpoint(tmp_path / kind, kind=kind, num_layers=1) for kind in kinds]
+    for engine in (masked_lm, encoder, *(Engine.load(describe(path, "test")) for path in paths)):
         engine.warm_up()
 
 
@@ -80,6 +81,7 @@ def test_outputs_have_the_documented_shapes_and_types(masked_lm: Engine) -> None
         (replace(ROW, blocks=((1, 5), (4, 6))), "blocks overlap"),
         (replace(ROW, blocks=((8, 11),)), "blocks overlap"),
         (replace(ROW, readout=Labels()), "no sequence-classification head"),
+        (replace(ROW, readout=Spans()), "no question-answering head"),
         (replace(ROW, readout=TokenScores((10,), (1,))), "outside of its row of 10"),
         (replace(ROW, readout=TokenScores((1,), (VOCAB_SIZE,))), "outside of the vocabulary"),
         (replace(ROW, readout=TopTokens((1,), 0)), "the 0 best tokens"),
@@ -106,6 +108,23 @@ def test_readouts_of_many_positions_do_not_depend_on_the_chunk_size(
     for before, after in zip(whole, masked_lm.run(rows), strict=True):
         assert np.array_equal(before.ids, after.ids)
         assert np.allclose(before.scores, after.scores, atol=1e-6)
+
+
+def test_span_logits_do_not_depend_on_the_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.load(describe(make_checkpoint(tmp_path, kind="question-answering", num_layers=1), "test"))
+    rows = [plain_row(10, Spans()), plain_row(7, Mean()), plain_row(4, Spans())]
+    whole = engine.run(rows)
+    monkeypatch.setattr("service.engine.readouts._MAX_TOKENS", 3)
+    for before, after, shape in zip(whole, engine.run(rows), ((2, 10), (1, 64), (2, 4)), strict=True):
+        assert before.scores.shape == shape
+        assert np.allclose(before.scores, after.scores, atol=1e-6)
+
+
+def test_the_canary_of_a_question_answering_model_has_its_head(tmp_path: Path) -> None:
+    engine = Engine.load(describe(make_checkpoint(tmp_path, kind="question-answering", num_layers=1), "test"))
+    rows = engine.canary()
+    assert [row.readout for row in rows] == [Mean(), Cls(), Spans()]
+    assert [output.scores.shape for output in engine.run(rows)] == [(1, 64), (1, 64), (2, 4)]
 
 
 def test_pack_groups_rows_of_equal_length() -> None:

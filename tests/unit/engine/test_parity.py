@@ -12,7 +12,7 @@ import torch
 from transformers import XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
 
 from service.checkpoints.checkpoint import describe
-from service.domain import Cls, Encoding, Labels, Mean, Output, TokenScores, TopTokens
+from service.domain import Cls, Encoding, Labels, Mean, Output, Spans, TokenScores, TopTokens
 from service.engine.attention import BACKENDS, AttentionConfig
 from service.engine.engine import Engine
 from service.engine.packing import pack
@@ -72,6 +72,12 @@ def classifier(request: pytest.FixtureRequest, make_pair: Callable[[str, str, st
     return make_pair(family, "sequence-classification", backend)
 
 
+@pytest.fixture(scope="module", params=[(f, b) for f in FAMILIES for b in CPU_BACKENDS], ids="-".join)
+def question_answering(request: pytest.FixtureRequest, make_pair: Callable[[str, str, str], Pair]) -> Pair:
+    family, backend = request.param
+    return make_pair(family, "question-answering", backend)
+
+
 @pytest.fixture(scope="module")
 def references() -> dict[Path, Reference]:
     return {}
@@ -120,6 +126,17 @@ def test_label_logits_match_the_reference(
     logits = padded(classifier, references).logits
     outputs = run(classifier.engine, with_readout(Labels(), mean_rows()))
     assert max_difference(outputs, [logits[row][None] for row in range(len(LENGTHS))]) < TOLERANCE
+
+
+@pytest.mark.parametrize("run", [Engine.run, one_by_one], ids=["mixed", "alone"])
+def test_span_logits_match_the_reference(
+    question_answering: Pair,
+    references: dict[Path, Reference],
+    run: Callable[[Engine, list[Encoding]], list[Output]],
+) -> None:
+    logits = padded(question_answering, references).logits
+    outputs = run(question_answering.engine, with_readout(Spans(), mean_rows()))
+    assert max_difference(outputs, [logits[row, :, :length] for row, length in enumerate(LENGTHS)]) < TOLERANCE
 
 
 @pytest.mark.parametrize("run", [Engine.run, one_by_one], ids=["mixed", "alone"])

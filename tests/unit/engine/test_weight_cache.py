@@ -92,6 +92,16 @@ def test_cached_weights_equal_those_of_the_pickle(
     assert_same(direct, weights(checkpoint, cache, precision, quantization))
 
 
+def test_a_question_answering_head_is_cached(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "model", kind="question-answering", num_layers=1, file_format="bin")
+    heads = [Engine.load(describe(path, "test"), weight_cache=tmp_path).weights.spans for _ in range(2)]
+    assert heads[0]
+    assert heads[1]
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert torch.equal(heads[0].bias, heads[1].bias)
+    assert len(files(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_cached_weights_are_memory_mapped_and_not_copied(
     checkpoint: Path, tmp_path: Path, quantization: Quantization

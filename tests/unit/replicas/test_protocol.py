@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from service.domain import Cls, Encoding, Labels, Mean, Output, Pooled, Readout, TokenScores, TopTokens
+from service.domain import Cls, Encoding, Labels, Mean, Output, Pooled, Readout, Spans, TokenScores, TopTokens
 from service.replicas.protocol import ComputeRequest, ComputeResponse, Frames, Loading, Pipe, Stop, frame
 
 READOUTS: tuple[Readout, ...] = (
@@ -16,6 +16,7 @@ READOUTS: tuple[Readout, ...] = (
     Mean(),
     Pooled(("max", "lasttoken"), 3, True),
     Labels(),
+    Spans(),
     TokenScores((1, 3), (7, 8)),
     TopTokens((2,), 5),
 )

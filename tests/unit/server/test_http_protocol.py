@@ -636,7 +636,7 @@ async def test_while_closing_every_response_is_the_last_of_its_connection() -> N
 async def test_malformed_requests_never_leave_a_connection_open() -> None:
     seen = set()
     async with serving() as found:
-        for seed in range(300):
+        for seed in range(600):
             rng, peer = random.Random(seed), found.connect()
             data = malformed(rng)
             cuts = sorted(rng.choices(range(len(data)), k=3))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
+from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.mrc import MrcQuery, MrcResult
 from service.tasks.nli import NliQuery, NliResult
 from service.tasks.registry import TASKS
@@ -15,6 +16,7 @@ from service.tasks.task import Prediction
 from tests.unit.tasks.models import head, text_model
 
 TEXT = (Text("甲"),)
+SPANS = MrcQuery((), spans=SpanOptions())
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,8 @@ TEXT = (Text("甲"),)
         ("classify", ClassifyQuery(TEXT, ("私",)), ClassifyResult("私", 0.75, (), 3, False), Prediction(None, 0.75)),
         ("nli", NliQuery(()), NliResult("neutral", 0.5, (), 3, False), Prediction("neutral", 0.5)),
         ("mrc", MrcQuery(()), MrcResult("私", 0, 0.5, (), 3, False), Prediction(None, 0.5)),
+        ("mrc", SPANS, SpanResult("私", 0, 1, 0.5, 0.1, (), 1, 3, False), Prediction("answer", 0.5)),
+        ("mrc", SPANS, SpanResult(None, None, None, 0.9, 0.9, (), 1, 3, False), Prediction("no_answer", 0.9)),
         ("similarity", SimilarityQuery(()), SimilarityResult(0.75, 3, False), Prediction("same", 0.75)),
         ("similarity", SimilarityQuery(()), SimilarityResult(0.5, 3, False), Prediction("same", 0.5)),
         ("similarity", SimilarityQuery(()), SimilarityResult(0.25, 3, False), Prediction("different", 0.75)),
@@ -43,6 +47,7 @@ def test_own_labels_are_those_of_the_task_or_the_head() -> None:
     assert TASKS["nli"].own_labels(text_model()) == ("contradiction", "neutral", "entailment")
     assert TASKS["similarity"].own_labels(text_model()) == ("different", "same")
     assert TASKS["mrc"].own_labels(text_model()) == ()
+    assert TASKS["mrc"].own_labels(text_model("question-answering")) == ("no_answer", "answer")
 
 
 def test_a_regression_is_no_decision() -> None:

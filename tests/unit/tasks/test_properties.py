@@ -155,8 +155,8 @@ def test_any_text_can_be_embedded_and_classified(
     for result in results:
         assert abs(sum(value * value for value in result.embedding) - 1) < 1e-5
     labelled = ClassifyQuery(tuple(map(Text, texts)), truncation=truncation)
-    rows = rows_of(CLASSIFY, tuned, labelled) or []
-    for decided in CLASSIFY.decode(tuned, labelled, rows, outputs_of(rows, 2, seed)):
+    rows = rows_of(CLASSIFY, tuned, labelled)
+    for decided in CLASSIFY.decode(tuned, labelled, rows, outputs_of(rows, 2, seed)) if rows else ():
         assert is_distribution([each.score for each in decided.scores])
 
 

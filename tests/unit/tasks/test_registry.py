@@ -7,10 +7,11 @@ import pytest
 from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.classification import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery
+from service.tasks.extraction import SpanOptions
 from service.tasks.fill_mask import FillMaskQuery
 from service.tasks.mrc import MrcQuery, Reading
 from service.tasks.nli import NliQuery
-from service.tasks.registry import TASKS, needs_of, route
+from service.tasks.registry import TASKS, needs_of, route, tasks_of
 from service.tasks.similarity import SimilarityQuery
 from service.tasks.text_model import TextModel
 from tests.unit.tasks.models import head, text_model
@@ -30,6 +31,7 @@ ZERO_SHOT = text_model(name="zero-shot")
 SENTIMENT = head("负面", "正面", name="sentiment")
 SIMILAR = head("不相似", "相似", name="similar", tasks=("similarity",))
 ENCODER = text_model("encoder", name="encoder")
+READER = text_model("question-answering", name="reader")
 
 
 def served(*models: TextModel) -> dict[str, TextModel]:
@@ -59,7 +61,10 @@ def test_the_error_of_an_unsuitable_model_names_a_suitable_kind() -> None:
     [error] = caught.value.errors
     assert caught.value.status == 422
     assert error.field == "model"
-    assert error.message == "sentiment (sequence-classification) cannot do this; mrc needs a masked LM (UniMC)"
+    assert error.message == (
+        "sentiment (sequence-classification) cannot do this; mrc needs a masked LM (UniMC) and `choices` in every "
+        "input, or a question-answering model (a checkpoint with `qa_outputs`) and no `choices`"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "embed"])
@@ -70,6 +75,13 @@ def test_the_error_without_a_suitable_model_names_a_suitable_kind(name: str) -> 
     [error] = caught.value.errors
     assert error.field == "model"
     assert error.message == f"no served model can do this; {name} needs {needs_of(task, QUERIES[name]).model}"
+
+
+def test_reading_comprehension_chooses_the_model_by_the_choices_of_the_request() -> None:
+    models = served(ENCODER, READER, ZERO_SHOT)
+    assert route(models, TASKS["mrc"], QUERIES["mrc"], None) is ZERO_SHOT
+    assert route(models, TASKS["mrc"], MrcQuery((Reading("丙", "丁"),), spans=SpanOptions()), None) is READER
+    assert tasks_of(READER) == ["mrc", "embed"]
 
 
 def test_classification_chooses_the_model_by_the_labels_of_the_request() -> None:

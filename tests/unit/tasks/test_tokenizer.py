@@ -89,6 +89,34 @@ def test_unigram_tokens_of_newer_files_equal_transformers(tmp_path: Path, flags:
     assert_equal(load(tmp_path), PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")), strings)
 
 
+@pytest.mark.parametrize("slice_chars", [5, text_model.SLICE_CHARS])
+@pytest.mark.parametrize("kind", ["word-piece", "cased", "added", "unigram", "unigram-added", "collapses"])
+def test_places_of_tokens_equal_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, slice_chars: int
+) -> None:
+    monkeypatch.setattr(text_model, "SLICE_CHARS", slice_chars)
+    reference: Any
+    if kind in ("word-piece", "cased", "added"):
+        word_piece(tmp_path, added_tokens() if kind == "added" else [], do_lower_case=kind != "cased")
+        reference = BertTokenizer.from_pretrained(tmp_path)
+    else:
+        write_unigram(tmp_path, added=added_tokens() if kind == "unigram-added" else [], collapses=kind == "collapses")
+        reference = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    model = load(tmp_path)
+    for text in odd_strings(NUM_STRINGS, ADDED, seed=4):
+        wanted = reference(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = model.tokenize_with_places(text, 10**6)
+        places = [*zip(found.starts.tolist(), found.ends.tolist(), strict=True)]
+        assert (text, found.ids, places) == (text, wanted["input_ids"], wanted["offset_mapping"])
+
+
+def test_places_are_read_for_as_many_tokens_as_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_model, "SLICE_CHARS", 5)
+    model = load(word_piece(tmp_path, []))
+    found = model.tokenize_with_places("今天天气很好" * 100, 12)
+    assert len(found.ids) == len(found.starts) == len(found.ends) == 15
+
+
 def test_pairs_and_masks_of_unigram_models_are_encoded_as_in_transformers(tmp_path: Path) -> None:
     write_unigram(tmp_path, added=added_tokens())
     model, reference = load(tmp_path), XLMRobertaTokenizerFast.from_pretrained(tmp_path)
