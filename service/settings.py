@@ -170,6 +170,7 @@ class Models(Section):
         None,
         description="JSON file with the constants with which a choice model and an embedding model decide together; "
         "default: the one for the models that ship with the service.",
+        json_schema_extra={"flag": "--blend", "metavar": "FILE"},
     )
     tokenizer_threads: int = Field(
         2, ge=1, le=64, description="Number of threads for long requests: JSON, tokenization and replies."

@@ -25,8 +25,9 @@ VOCABULARY = [*SPECIAL, *map(chr, range(0x4E00, 0x4E00 + 1100))]
 """At least as many tokens as the maximum of `top_k`."""
 ANY_HEADER = "in header - object with unexpected properties"
 """An unknown header is not an error in HTTP."""
-OF_MODEL = (["model"], ["prompt_name"])
-"""The schema does not describe which tasks and prompts a model has, so errors of these fields are expected."""
+OF_MODEL = (["model"], ["method"], ["prompt_name"])
+"""The schema does not describe which tasks, methods and prompts the models have, so errors of these fields are
+expected."""
 OF_VOCABULARY = re.compile(r"is the same to |has no token for |takes at least \d+ tokens; at most \d+ leave room")
 """The schema does not describe which labels a model's vocabulary tells apart, and the tokens of a prompt, so these
 messages are expected."""

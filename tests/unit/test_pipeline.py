@@ -134,7 +134,8 @@ async def test_several_rows_of_an_input_count_as_one_input(tokenizers: FairThrea
         return [first, replace(second, continues=True), third]
 
     pipeline = make(tokenizers, FakeBatcher(), metrics)
-    encoded = await pipeline.encode(task(encode), [[1, 2, 3], [4, 5, 6], [7]])
+    two = replace(task(encode), num_inputs=lambda query: 2)
+    encoded = await pipeline.encode(two, [[1, 2, 3], [4, 5, 6], [7]])
     assert (encoded.num_inputs, len(encoded.rows), encoded.num_tokens) == (2, 3, 7)
     assert encoded.is_reply_large
     await pipeline.compute(task(), [], encoded, lambda answer: answer)

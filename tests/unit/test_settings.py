@@ -48,6 +48,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "models.specs": ("a,b=c", ("a", "b=c")),
     "models.labels": ("a=x,y;b=z", {"a": ("x", "y"), "b": ("z",)}),
     "models.cache_dir": ("/x", Path("/x")),
+    "models.blend": ("/x", Path("/x")),
     "security.keys_file": ("/x", Path("/x")),
     "security.keys": ("a=x;b=y,infer", {"a": ("x",), "b": ("y", "infer")}),
     "security.cors_origins": ("https://a.b,http://c:8", ("https://a.b", "http://c:8")),
