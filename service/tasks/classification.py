@@ -25,7 +25,7 @@ from service.tasks.blend import (
     spread_groups,
 )
 from service.tasks.embedding import choose_prompt, encode_texts, unit_vectors
-from service.tasks.label_sets import LabelSet
+from service.tasks.label_rows import LabelRows
 from service.tasks.options import check_different
 from service.tasks.rows import encode_rows
 from service.tasks.scores import LabelScore, activate, rank
@@ -166,13 +166,13 @@ def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool 
 
 def encode_labels(model: TextModel, labels: tuple[str, ...]) -> list[Encoding]:
     """A kept row for each template of each label; those of one label stand together."""
-    label_set = model.label_sets.get(labels)
-    if label_set is None:
+    label_rows = model.label_rows.get(labels)
+    if label_rows is None:
         templates = model.blend.templates if model.blend else ()
         texts = [template.replace("{}", label) for label in labels for template in templates]
-        label_set = LabelSet([keep(row) for row in encode_texts(model, texts, prompt=choose_prompt(model))])
-        model.label_sets.put(labels, label_set)
-    return label_set.rows
+        label_rows = LabelRows([keep(row) for row in encode_texts(model, texts, prompt=choose_prompt(model))])
+        model.label_rows.put(labels, label_rows)
+    return label_rows.rows
 
 
 def _num_templates(model: TextModel) -> int:
@@ -230,8 +230,8 @@ def _match(
     assert blend is not None, "an embedding model is loaded with a blend"
     num_inputs = len(query.inputs)
     texts = unit_vectors(outputs[:num_inputs])
-    label_set = model.label_sets.get(query.labels) or LabelSet([])
-    labels = label_set.vectors(
+    label_rows = model.label_rows.get(query.labels) or LabelRows([])
+    labels = label_rows.vectors(
         outputs[num_inputs:], lambda rows: mean_over_templates(unit_vectors(rows), len(blend.templates))
     )
     centred = centred_cosines(texts, labels, blend)

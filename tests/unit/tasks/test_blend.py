@@ -22,7 +22,7 @@ from service.tasks.blend import (
     spread_groups,
 )
 from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text, encode_labels
-from service.tasks.label_sets import MAX_CHARS, MAX_ROWS, LabelSet, LabelSets
+from service.tasks.label_rows import MAX_CHARS, MAX_ROWS, LabelRows, LabelRowsCache
 from service.tasks.registry import route, tasks_of
 from service.tasks.task import used_method
 from service.tasks.text_model import TextModel, pair
@@ -278,9 +278,9 @@ def test_vectors_of_labels_are_made_again_when_their_outputs_change() -> None:
 
 
 def test_sets_of_labels_are_bounded() -> None:
-    held, rows = LabelSets(), [row(1)] * (MAX_ROWS // 2)
+    held, rows = LabelRowsCache(), [row(1)] * (MAX_ROWS // 2)
     for labels in (("a",), ("b",), ("c",)):
-        held.put(labels, LabelSet(rows))
+        held.put(labels, LabelRows(rows))
     long = ("d" * (MAX_CHARS + 1),)
-    held.put(long, LabelSet(rows[:1]))
+    held.put(long, LabelRows(rows[:1]))
     assert [held.get(each) is not None for each in (("a",), ("b",), ("c",), long)] == [False, True, True, False]

@@ -21,7 +21,7 @@ Labels = tuple[str, ...]
 
 
 @dataclass(slots=True, eq=False)
-class LabelSet:
+class LabelRows:
     """The rows of a set of labels, and its vectors with the outputs that they were made of."""
 
     rows: list[Encoding]
@@ -37,21 +37,21 @@ class LabelSet:
         return made[1]
 
 
-class LabelSets:
+class LabelRowsCache:
     """The sets of labels that were used last, of at most MAX_ROWS rows together. Used by several threads."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[Labels, LabelSet] = OrderedDict()
+        self._held: OrderedDict[Labels, LabelRows] = OrderedDict()
         self._num_rows = 0
         self._lock = Lock()
 
-    def get(self, labels: Labels) -> LabelSet | None:
+    def get(self, labels: Labels) -> LabelRows | None:
         with self._lock:
             if labels in self._held:
                 self._held.move_to_end(labels)
             return self._held.get(labels)
 
-    def put(self, labels: Labels, made: LabelSet) -> None:
+    def put(self, labels: Labels, made: LabelRows) -> None:
         if sum(map(len, labels)) > MAX_CHARS:
             return
         with self._lock:
