@@ -56,8 +56,9 @@ RUN python -m compileall -q service
 
 FROM packages AS final
 # /cache holds what a restart can reuse: models downloaded from the hub, converted weights, kernels compiled for a GPU.
+# /data holds what clients store, where ERLANGSHEN_STORAGE__DATA_DIR names it.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell /usr/sbin/nologin erlangshen \
- && install --directory --owner=10001 --group=10001 /cache
+ && install --directory --owner=10001 --group=10001 /cache /data
 COPY --from=sbom /opt/sbom.json /usr/share/doc/erlangshen-service/sbom.cdx.json
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \

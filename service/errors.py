@@ -5,24 +5,29 @@ ServiceError
 │   └── MalformedBody         400 malformed_body: not JSON or not UTF-8
 ├── Unauthorized              401 unauthorized: no API key, or an unknown one
 ├── Forbidden                 403 forbidden: the key lacks the scope of this route
+├── QuotaExceeded             403 quota_exceeded: the key owns as much as it may
 ├── HostNotAllowed            403 host_not_allowed: the Host header names another server
 ├── MalformedRequest          400 malformed_request: not HTTP/1.1
 ├── RequestTimeout            408 request_timeout: the request arrived too slowly
+├── PreconditionFailed        412 precondition_failed: the label set has another version
 ├── BodyTooLarge              413 body_too_large
 ├── UnsupportedEncoding       415 unsupported_encoding: a compressed body
 ├── HeadersTooLarge           431 headers_too_large
 ├── NotFound                  404 not_found: no such route
-│   └── ModelNotFound         404 model_not_found
+│   ├── ModelNotFound         404 model_not_found
+│   └── LabelSetNotFound      404 label_set_not_found
 ├── MethodNotAllowed          405 method_not_allowed
 ├── RateLimited               429 rate_limited, retryable: the key is at one of its limits
 ├── QueueFull                 429 queue_full, retryable
 ├── DeadlineUnreachable       429 deadline_unreachable, retryable: the predicted wait exceeds the deadline
 ├── Unavailable               503 unavailable, retryable: starting, draining, no replica
 │   ├── TooManyConnections    503 too_many_connections, retryable
+│   ├── StorageUnavailable    503 storage_unavailable, retryable: label sets cannot be read or written
 │   ├── MemoryFull            503 memory_full, retryable: other requests in progress use all memory for requests
 │   ├── ReplicaLost           503 replica_lost, retryable
 │   └── OutOfMemory           503 out_of_memory, retryable: this row does not fit into the device's memory
 ├── DeadlineExceeded          504 deadline_exceeded
+├── StorageFull               507 storage_full: the disk that keeps label sets is full
 ├── InferenceFailed           500 inference_failed: the forward pass failed on this row
 └── StartupError              not sent to clients: the process cannot start
     ├── SettingError          a setting is invalid
@@ -84,6 +89,11 @@ class Forbidden(ServiceError):
     code = "forbidden"
 
 
+class QuotaExceeded(ServiceError):
+    status = 403
+    code = "quota_exceeded"
+
+
 class HostNotAllowed(ServiceError):
     status = 403
     code = "host_not_allowed"
@@ -97,6 +107,11 @@ class MalformedRequest(ServiceError):
 class RequestTimeout(ServiceError):
     status = 408
     code = "request_timeout"
+
+
+class PreconditionFailed(ServiceError):
+    status = 412
+    code = "precondition_failed"
 
 
 class BodyTooLarge(ServiceError):
@@ -121,6 +136,10 @@ class NotFound(ServiceError):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class LabelSetNotFound(NotFound):
+    code = "label_set_not_found"
 
 
 class MethodNotAllowed(ServiceError):
@@ -156,6 +175,10 @@ class TooManyConnections(Unavailable):
     code = "too_many_connections"
 
 
+class StorageUnavailable(Unavailable):
+    code = "storage_unavailable"
+
+
 class MemoryFull(Unavailable):
     code = "memory_full"
 
@@ -171,6 +194,11 @@ class OutOfMemory(Unavailable):
 class DeadlineExceeded(ServiceError):
     status = 504
     code = "deadline_exceeded"
+
+
+class StorageFull(ServiceError):
+    status = 507
+    code = "storage_full"
 
 
 class InferenceFailed(ServiceError):

@@ -333,11 +333,26 @@ class Log(Section):
     )
 
 
+class Storage(Section):
+    """Label sets that clients store on the server; off without a directory."""
+
+    data_dir: Path | None = Field(
+        None,
+        description="Directory that keeps named label sets, in `label-sets`; readable by this user only. Replicas of "
+        "the service may share it. Default: none, and no label sets.",
+    )
+    max_label_sets: int = Field(100, ge=1, description="Maximum number of label sets of a key; above it: 403.")
+    max_stored_labels: int = Field(
+        100_000, ge=1, description="Maximum number of labels in all label sets of a key; above it: 403."
+    )
+
+
 class Settings(Section):
     server: Server = Server()
     models: Models = Models()
     batching: Batching = Batching()
     replicas: Replicas = Replicas()
     security: Security = Security()
+    storage: Storage = Storage()
     tracing: Tracing = Tracing()
     log: Log = Log()

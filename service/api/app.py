@@ -14,24 +14,36 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from service.api import openapi, operations
+from service.api import label_set_routes, openapi, operations
 from service.api.auth import AuthMiddleware, KeyStore
+from service.api.label_set_routes import LabelSetRoutes
 from service.api.middleware import RequestMiddleware, error_response
 from service.api.operations import OperationRoutes
 from service.api.protocols import native
 from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER, context_of
+from service.api.schemas import LabelSetBody
 from service.api.state import ServiceState
 from service.settings import VERSION, Security, Server
 
 FILES = "/static-offline-docs"
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
-_SEEN = ("X-Request-ID", "Server-Timing", "Retry-After", "Retry-After-Ms")
-_SENT = ("Authorization", "Content-Type", "X-API-Key", "X-Request-ID", PRIORITY_HEADER, TIMEOUT_HEADER)
+_SEEN = ("X-Request-ID", "Server-Timing", "Retry-After", "Retry-After-Ms", "ETag")
+_SENT = (
+    "Authorization",
+    "Content-Type",
+    "If-Match",
+    "If-None-Match",
+    "X-API-Key",
+    "X-Request-ID",
+    PRIORITY_HEADER,
+    TIMEOUT_HEADER,
+)
 
 
 def add_docs(app: FastAPI) -> None:
@@ -74,7 +86,7 @@ def cors(origins: Sequence[str]) -> dict[str, Any]:
     """Arguments of starlette's CORSMiddleware. No cookies: a page sends its key itself, the browser never does."""
     return {
         "allow_origins": origins,
-        "allow_methods": ("GET", "POST"),
+        "allow_methods": ("GET", "POST", "PUT", "DELETE"),
         "allow_headers": _SENT,
         "expose_headers": _SEEN,
     }
@@ -112,7 +124,11 @@ def create_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.router.routes[:0] = [*native.TaskRoutes(state, server, clock).routes(), *OperationRoutes(state).routes()]
+    app.router.routes[:0] = [
+        *native.TaskRoutes(state, server, clock).routes(),
+        *OperationRoutes(state).routes(),
+        *LabelSetRoutes(state, server).routes(),
+    ]
     add_docs(app)
     app.add_exception_handler(HTTPException, _on_http_exception)
     if key_store is not None:
@@ -126,9 +142,9 @@ def create_app(
     documented = APIRouter()
     native.document(documented, server)
     operations.document(documented)
-    openapi.install(
-        app, documented, [route.request for route in native.ROUTES], server, with_keys=key_store is not None
-    )
+    label_set_routes.document(documented, server)
+    bodies: list[type[BaseModel]] = [*(route.request for route in native.ROUTES), LabelSetBody]
+    openapi.install(app, documented, bodies, server, with_keys=key_store is not None)
     return app
 
 

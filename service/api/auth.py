@@ -119,10 +119,13 @@ DOCS = frozenset({"/docs", "/openapi.json"})
 DOCS_FILES = "/static-offline-docs/"
 
 _ADMIN: frozenset[KeyScope] = frozenset({"admin"})
+_READERS: frozenset[KeyScope] = frozenset({"infer", "admin"})
 _OTHERS: dict[str, frozenset[KeyScope]] = {
     "/metrics": frozenset({"metrics"}),
-    "/v1/models": frozenset({"infer", "admin"}),
+    "/v1/models": _READERS,
 }
+_STORED = "/v1/label-sets"
+"""Stored label sets. GET needs one of the scopes of a reader, PUT and DELETE need `admin`."""
 
 
 class AuthMiddleware:
@@ -144,7 +147,7 @@ class AuthMiddleware:
             return
         account = self._account(scope)
         cast("RequestContext", scope[CONTEXT_KEY]).account = account
-        self._check_scope(account, scope["path"])
+        self._check_scope(account, scope["method"], scope["path"])
         if scope["path"] not in self._tasks:
             await self._app(scope, receive, send)
             return
@@ -167,8 +170,10 @@ class AuthMiddleware:
             raise Unauthorized("this API key is unknown")
         raise Unauthorized("an API key is required: Authorization: Bearer KEY, or X-API-Key: KEY")
 
-    def _check_scope(self, account: Account, path: str) -> None:
+    def _check_scope(self, account: Account, method: str, path: str) -> None:
         needed = self._needed.get(path, _ADMIN)
+        if method == "GET" and (path == _STORED or path.startswith(f"{_STORED}/")):
+            needed = _READERS
         if needed.isdisjoint(account.permissions.scopes):
             self._metrics.key_denied(account.name, "forbidden")
             raise Forbidden(f"this route needs a key with the scope {' or '.join(sorted(needed))}")

@@ -123,6 +123,11 @@ _CODES = {
     403: ("forbidden", "The API key lacks the scope of this route.", "this route needs a key with the scope infer"),
     404: ("model_not_found", "There is no such model.", "model: not served; the served models are mini, e5-small"),
     408: ("request_timeout", "The body arrived too slowly.", "the body of the request took too long"),
+    412: (
+        "precondition_failed",
+        "The label set has another version.",
+        'If-Match: the label set is "3-9f86d081"; read it again',
+    ),
     413: ("body_too_large", "The body exceeds the size limit.", "the body is larger than 8388608 bytes"),
     415: ("unsupported_encoding", "The body is compressed.", "the body is compressed; send it as it is"),
     422: ("invalid_request", "A field is invalid, empty, too long or unknown.", ERROR["detail"]),
@@ -141,6 +146,11 @@ _CODES = {
         "deadline_exceeded",
         "The deadline passed before the response.",
         "the deadline passed while waiting",
+    ),
+    507: (
+        "storage_full",
+        "The disk that keeps label sets is full.",
+        "the disk that keeps the label sets is full; nothing was changed",
     ),
 }
 
@@ -179,6 +189,7 @@ def _error(status: int) -> dict[str, Any]:
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {status: _error(status) for status in _CODES}
+TASK_ERRORS = {status: error for status, error in ERRORS.items() if status not in (412, 507)}
 NOT_READY: dict[int | str, dict[str, Any]] = {503: ERRORS[503]}
 NO_KEY: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 403)}
 _KEYS = {
@@ -243,7 +254,8 @@ def install(
     models = [(model, "validation") for model in (*requests, Problem)]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     for model in requests:
-        definitions["$defs"][model.__name__]["properties"]["timeout_ms"]["maximum"] = limits.max_timeout_ms
+        if timeout := definitions["$defs"][model.__name__]["properties"].get("timeout_ms"):
+            timeout["maximum"] = limits.max_timeout_ms
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -87,9 +87,9 @@ _METRICS_TEXT: Answers = {
 def document(router: APIRouter) -> None:
     """Adds these routes to the OpenAPI document."""
     for path, operation_id, summary, responses in (
-        ("/livez", "livez_livez_get", "Liveness probe", _ok({"status": "alive"}) | NOT_READY),
-        ("/readyz", "readyz_readyz_get", "Readiness probe", _ok({"status": "ready"}) | NOT_READY),
-        ("/v1/models", "models_v1_models_get", "Models and replicas", _ok(_EXAMPLE, ModelsReply) | NO_KEY),
+        ("/livez", "livez_livez_get", "Liveness probe", ok({"status": "alive"}) | NOT_READY),
+        ("/readyz", "readyz_readyz_get", "Readiness probe", ok({"status": "ready"}) | NOT_READY),
+        ("/v1/models", "models_v1_models_get", "Models and replicas", ok(_EXAMPLE, ModelsReply) | NO_KEY),
         ("/metrics", "measurements_metrics_get", "Metrics for Prometheus", _METRICS_TEXT | NO_KEY),
     ):
         router.add_api_route(
@@ -103,7 +103,7 @@ def document(router: APIRouter) -> None:
         )
 
 
-def _ok(example: dict[str, Any], model: type[BaseModel] | None = None) -> Answers:
+def ok(example: dict[str, Any], model: type[BaseModel] | None = None) -> Answers:
     answer: dict[str, Any] = {"description": "Success.", "content": {"application/json": {"example": example}}}
     if model is not None:
         answer |= {"model": model, "description": model.__doc__}

@@ -90,8 +90,9 @@ def _combine(*given: str, without: Sequence[str] = (), **values: Any) -> dict[st
     return {"required": list(given), "properties": present | absent | fixed}
 
 
-_WITH_LABELS = _combine("labels")
-_WITHOUT_LABELS = _combine(without=("labels", "question"), multi_label=False, method="auto")
+_WITH_LABELS = _combine("labels", without=("label_set",))
+_WITH_LABEL_SET = _combine("label_set", without=("labels",))
+_WITHOUT_LABELS = _combine(without=("labels", "label_set", "question"), multi_label=False, method="auto")
 _OF_PAIRS = _combine("inputs", without=("source", "candidates"))
 _OF_CANDIDATES = _combine("source", "candidates", without=("inputs",))
 _ONE_PROMPT: dict[str, Any] = {"anyOf": [_combine(without=("prompt",)), _combine(without=("prompt_name",))]}
@@ -107,20 +108,61 @@ _METHOD: Any = Field(
 )
 
 
+class LabelSetBody(Wire):
+    """A label set as a client writes it."""
+
+    labels: Names = Field(description="The labels, in natural language.")
+    question: Str | None = Field(None, description="The question that the labels answer.")
+
+
+class LabelSetInfo(BaseModel):
+    """A stored label set."""
+
+    name: str
+    version: int = Field(description="Increases by one with each write.")
+    num_labels: int
+    owner: str = Field(description="Name of the key that wrote it; empty without keys.")
+
+
+class LabelSetReply(LabelSetInfo, LabelSetBody):
+    """A stored label set with its labels."""
+
+
+class LabelSetsReply(BaseModel):
+    """All stored label sets, by name."""
+
+    label_sets: list[LabelSetInfo]
+
+
+class LabelSetVersion(BaseModel):
+    name: str
+    version: int
+
+
 class ClassifyRequest(TaskRequest):
     """Texts to classify, by the labels in the request (zero-shot) or by the labels of a fine-tuned model."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_WITH_LABELS, _WITHOUT_LABELS]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_WITH_LABELS, _WITH_LABEL_SET, _WITHOUT_LABELS]})
     part = TextInput
 
     inputs: TextInputs = Field(description="A text, or a list of texts or of objects with `text` and `text_pair`.")
     labels: Names | None = Field(
         None, description="Labels to choose from, in natural language; default: the labels of a fine-tuned model."
     )
-    question: Str | None = Field(None, description="The question that the labels answer; requires `labels`.")
-    multi_label: bool = Field(False, description="Score each label independently of the others; requires `labels`.")
+    label_set: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="Name of a stored label set, instead of `labels`; see GET /v1/label-sets."
+    )
+    question: Str | None = Field(None, description="The question that the labels answer; requires labels.")
+    multi_label: bool = Field(False, description="Score each label independently of the others; requires labels.")
     top_k: TopK | None = Field(None, description="Number of best labels to return in `scores`; default: all.")
     method: Method = _METHOD
+
+    def with_labels_of(self, label_set: LabelSetBody) -> ClassifyRequest:
+        """This request with the labels of the set, and its question unless the request has one."""
+        if self.labels is not None:
+            raise InvalidRequest.of("labels", "cannot be combined with label_set")
+        question = label_set.question if self.question is None else self.question
+        return self.model_copy(update={"labels": label_set.labels, "question": question})
 
     def query(self) -> ClassifyQuery:
         for name in ("question", "multi_label"):
@@ -316,6 +358,8 @@ class MethodReply(TaskReply[R]):
 
 class ClassifyReply(MethodReply[ClassifyResult]):
     """The labels of each text, best first."""
+
+    label_set: LabelSetVersion | None = Field(None, description="The stored label set, where the request names one.")
 
 
 class SimilarityReply(MethodReply[SimilarityResult]):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from service.api.memory import MemoryBudget
-from service.api.schemas import ModelsReply
+from service.api.schemas import LabelSetBody, ModelsReply
 from service.domain import RequestOptions
+from service.label_sets import LabelSets
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.tracing.trace import Tracer
@@ -23,6 +24,11 @@ class ServiceState(Protocol):
 
     @property
     def memory(self) -> MemoryBudget: ...
+
+    @property
+    def label_sets(self) -> LabelSets[LabelSetBody] | None:
+        """None if this server keeps none."""
+        ...
 
     @property
     def tracer(self) -> Tracer: ...

@@ -18,7 +18,7 @@ from typing import Any
 
 from service import host, logs
 from service.api.memory import MemoryBudget, default_budget
-from service.api.schemas import EmbeddingInfo, HeadInfo, ModelInfo, ModelsReply, ReplicaInfo
+from service.api.schemas import EmbeddingInfo, HeadInfo, LabelSetBody, ModelInfo, ModelsReply, ReplicaInfo
 from service.batching.batcher import Batcher
 from service.batching.fair_threads import FairThreads
 from service.batching.latency_model import LatencyModels
@@ -27,7 +27,8 @@ from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.converted import files_to_read, form_of
 from service.checkpoints.files import read_ahead, weight_files
 from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
-from service.errors import StartupError
+from service.errors import ServiceError, SettingError, StartupError
+from service.label_sets import LabelSets
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.replicas.pool import Pool, replica_names
@@ -97,6 +98,7 @@ class Application:
             settings.server.memory_budget_bytes
             or default_budget(host.process_memory().total, settings.server.max_body_bytes)
         )
+        self.label_sets = open_label_sets(settings)
         self.metrics.watch_request_memory(lambda: self.memory.used, self.memory.max_bytes)
         self.pipeline = Pipeline(
             self._models,
@@ -326,6 +328,24 @@ def _embedding_info(checkpoint: Checkpoint) -> EmbeddingInfo | None:
         default_prompt_name=spec.default_prompt_name,
         similarity=spec.similarity,
     )
+
+
+def open_label_sets(settings: Settings) -> LabelSets[LabelSetBody] | None:
+    """Raises SettingError if the folder can be neither created nor read."""
+    storage = settings.storage
+    if storage.data_dir is None:
+        return None
+    label_sets = LabelSets(
+        storage.data_dir / "label-sets",
+        partial(LabelSetBody.model_validate, context=settings.server),
+        max_sets=storage.max_label_sets,
+        max_labels=storage.max_stored_labels,
+    )
+    try:
+        label_sets.open()
+    except ServiceError as error:
+        raise SettingError(f"storage.data_dir: {storage.data_dir}: {error.detail}") from None
+    return label_sets
 
 
 async def run_in_daemon_thread(call: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from service.api.accounts import Key
 from service.api.app import create_app
 from service.api.auth import KeyStore
 from service.api.memory import MemoryBudget
-from service.api.schemas import ModelsReply, ReplicaInfo
+from service.api.schemas import LabelSetBody, ModelsReply, ReplicaInfo
 from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.checkpoints.checkpoint import Kind
@@ -35,6 +35,7 @@ from service.domain import (
     TokenScores,
     TopTokens,
 )
+from service.label_sets import LabelSets
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.settings import Security, Server
@@ -156,6 +157,7 @@ class FakeState:
     why_not_alive: Callable[[], str | None]
     admit: Callable[[RequestOptions], None]
     tracer: Tracer = NO_TRACER
+    label_sets: LabelSets[LabelSetBody] | None = None
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(2**28))
 
     def why_not_ready(self) -> str | None:
@@ -180,6 +182,7 @@ async def running(
     admit: Callable[[RequestOptions], None] = lambda options: None,
     keys: Mapping[str, Key] | None = None,
     security: Security | None = None,
+    label_sets: LabelSets[LabelSetBody] | None = None,
 ) -> AsyncIterator[Service]:
     """Runs the application. `keys` are by name; with None, requests need no key."""
     served = {model.name: model for model in models or (text_model(),)}
@@ -189,7 +192,7 @@ async def running(
     reason: list[str] = []
     with FairThreads(1, clock) as threads:
         pipeline = Pipeline(served, submit, threads, metrics, clock)
-        state = FakeState(pipeline, metrics, reason, info, alive, admit)
+        state = FakeState(pipeline, metrics, reason, info, alive, admit, label_sets=label_sets)
         key_store = None if keys is None else KeyStore(dict(keys), None, metrics, clock)
         app = create_app(state, settings or Server(), security or Security(), key_store=key_store, clock=clock)
         transport = httpx.ASGITransport(app=app)

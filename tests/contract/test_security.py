@@ -87,10 +87,11 @@ async def test_an_unknown_route_requires_a_key(service: Service, path: str) -> N
         assert (await service.client.request(method, path)).status_code == 401
 
 
+STORED = {"/v1/label-sets", "/v1/label-sets/{name}"}
 REACHABLE = {
-    "app": {*(f"/v1/{route.task}" for route in native.ROUTES), "/v1/models"},
+    "app": {*(f"/v1/{route.task}" for route in native.ROUTES), "/v1/models", *STORED},
     "prometheus": {"/metrics"},
-    "boss": {"/v1/models", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"},
+    "boss": {"/v1/models", *STORED, "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"},
 }
 
 

@@ -50,6 +50,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "models.cache_dir": ("/x", Path("/x")),
     "models.blend": ("/x", Path("/x")),
     "security.keys_file": ("/x", Path("/x")),
+    "storage.data_dir": ("/x", Path("/x")),
     "security.keys": ("a=x;b=y,infer", {"a": ("x",), "b": ("y", "infer")}),
     "security.cors_origins": ("https://a.b,http://c:8", ("https://a.b", "http://c:8")),
     "security.trusted_proxies": ("::1,10.0.0.0/8", ("::1", "10.0.0.0/8")),

@@ -16,8 +16,9 @@ from starlette.responses import Response
 
 from service.api import schemas
 from service.api.json_body import Body, is_quick, parse, text_memory
+from service.api.label_set_routes import find
 from service.api.memory import ROW_BYTES, TOKEN_BYTES
-from service.api.openapi import ERRORS, EXAMPLES, REPLY_HEADERS, described_elsewhere, request_body
+from service.api.openapi import EXAMPLES, REPLY_HEADERS, TASK_ERRORS, described_elsewhere, request_body
 from service.api.problems import invalid
 from service.api.request import (
     Headers,
@@ -104,20 +105,23 @@ class _Answering:
     headers: Headers
     options: RequestOptions
     started: float
+    label_set: schemas.LabelSetVersion | None = None
 
     async def respond(self, data: Body) -> Response:
         self.context.received(len(data))
         if is_quick(data):
-            return await self._answer(len(data), *self._parse(data))
+            return await self._answer(len(data), self._parse(data))
         with self.state.memory.reserved(text_memory(data)):
             num_bytes, parsing = len(data), partial(self._parse, data)
             del data
-            body, query = await self.state.pipeline.threads.run(self.options, parsing)
+            body = await self.state.pipeline.threads.run(self.options, parsing)
             del parsing
-            return await self._answer(num_bytes, body, query)
+            return await self._answer(num_bytes, body)
 
-    async def _answer(self, num_bytes: int, body: schemas.TaskRequest, query: Any) -> Response:
+    async def _answer(self, num_bytes: int, body: schemas.TaskRequest) -> Response:
         self._narrow(body)
+        body = await self._with_label_set(body)
+        query = body.query()
         encoded = await self._encode(body, query, num_bytes)
         self.context.encoded(encoded.num_inputs, encoded.num_tokens)
         with self.state.memory.reserved(memory_of(encoded)):
@@ -126,9 +130,16 @@ class _Answering:
         self.context.replied(len(response.body))
         return response
 
-    def _parse(self, data: Body) -> tuple[schemas.TaskRequest, Any]:
-        body = parse(data, self.route.request, self.limits)
-        return body, body.query()
+    def _parse(self, data: Body) -> schemas.TaskRequest:
+        return parse(data, self.route.request, self.limits)
+
+    async def _with_label_set(self, body: schemas.TaskRequest) -> schemas.TaskRequest:
+        """The request with the labels of the stored set that it names."""
+        if not isinstance(body, schemas.ClassifyRequest) or body.label_set is None:
+            return body
+        found = await find(self.state, body.label_set, self.options)
+        self.label_set = schemas.LabelSetVersion(name=found.name, version=found.version)
+        return body.with_labels_of(found.value)
 
     def _narrow(self, body: schemas.TaskRequest) -> None:
         """Applies what the body says about its model, deadline and priority."""
@@ -157,6 +168,8 @@ class _Answering:
             "results": _in_slices(answer.results) if is_large else answer.results,
             "usage": {"tokens": answer.tokens},
         }
+        if self.label_set is not None:
+            content["label_set"] = self.label_set.model_dump()
         server_timing = {"Server-Timing": format_server_timing(answer.timing)}
         return Response(orjson.dumps(content), media_type="application/json", headers=server_timing)
 
@@ -217,7 +230,7 @@ def document(router: APIRouter, limits: Server) -> None:
                     "headers": REPLY_HEADERS,
                     "content": {"application/json": {"example": example.reply}},
                 },
-                **ERRORS,
+                **TASK_ERRORS,
             },
             tags=["tasks"],
             response_class=Response,
