@@ -3,10 +3,11 @@
     score(label) = choice_weight * confidence ^ choice_power * log p(label)
                  + (cos(text, label) - prior_weight * cos(background, label)) / temperature
 
-The first line is the choice model (UniMC): `confidence` is its largest probability of yes against no over the labels,
-so that it counts little where no label convinces it. The second line is the embedding model: the vector of a label is
-the mean over the templates, and `background`, the mean vector of many texts, tells how close the label is to any text.
-The probabilities are the softmax of the scores. Where one of the models does not take part, its line is missing.
+The first line is the choice model (UniMC): `confidence` is the lead of the most probable label over the second one, by
+their probabilities of yes against no, so that the line counts little where the model does not know the labels. The
+second line is the embedding model: the vector of a label is the mean over the templates, and `background`, the mean
+vector of many texts, tells how close the label is to any text. The probabilities are the softmax of the scores. A model
+that is not there, or cannot tell the labels apart, has no line.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Blend:
 
     `background` has its dimensions, and is None where the embedding model is another one: then the mean over the labels
     takes the place of the prior. `similarity` compares two texts by their cosine, `multi_label` scores each label by
-    itself, by its centred cosine over the temperature.
+    itself, by its centred cosine over the temperature. Labels of which every two have a cosine of at least
+    `same_cosine`, such as a statement and its negation, are the same to the embedding model.
     """
 
     model: str
@@ -72,6 +74,7 @@ class Blend:
     choice_weight: float
     choice_power: float
     prior_weight: float
+    same_cosine: float
     multi_label: Logistics
     similarity: Logistics | None = None
     background: FloatArray | None = None
@@ -96,6 +99,7 @@ class Blend:
             choice_weight=read.choice_weight,
             choice_power=read.choice_power,
             prior_weight=read.prior_weight,
+            same_cosine=read.same_cosine,
             multi_label=read.multi_label.logistics(),
             similarity=read.similarity.logistics() if read.similarity else None,
             background=np.asarray(read.background, dtype=np.float32) if read.background else None,
@@ -109,7 +113,7 @@ class Blend:
             SettingError: it is the fitted model, with vectors of another size.
         """
         if self.model not in names:
-            return replace(self, background=None, similarity=None)
+            return replace(self, background=None, similarity=None, same_cosine=1.0)
         if self.background is not None and len(self.background) != dimensions:
             raise SettingError(
                 f"models.blend: background: has {len(self.background)} numbers; the vectors of {self.model} have"
@@ -132,23 +136,40 @@ def centred_cosines(texts: Numbers, labels: Numbers, blend: Blend) -> Numbers:
     return np.asarray(cosines - blend.prior_weight * (labels @ blend.background.astype(np.float64)))
 
 
+def are_same(labels: Numbers, blend: Blend) -> bool:
+    """Whether the embedding model cannot tell any two of these labels apart."""
+    lengths = np.linalg.norm(labels, axis=1)
+    cosines = (labels @ labels.T) / np.maximum(np.outer(lengths, lengths), np.finfo(np.float64).tiny)
+    return bool(cosines.min() >= blend.same_cosine)
+
+
 def label_probabilities(blend: Blend, centred: Numbers | None, yes_no: Numbers | None) -> FloatArray:
     """The probabilities of the labels of one text, which sum to 1.
 
     `centred` are its centred cosines, `yes_no` the logits of yes and no of the choice model, shape [num_labels, 2]; one
     of the two may be None.
     """
-    scores = np.zeros(len(yes_no) if yes_no is not None else len(centred) if centred is not None else 0)
+    if centred is None:
+        assert yes_no is not None, "one of the models scores the labels"
+        return softmax(np.asarray(yes_no[:, 0], dtype=np.float32))
+    scores = centred / blend.temperature
     if yes_no is not None:
-        confidence = float(sigmoid(yes_no[:, 0] - yes_no[:, 1]).max())
-        scores += blend.choice_weight * confidence**blend.choice_power * _log_softmax(yes_no[:, 0])
-    if centred is not None:
-        scores += centred / blend.temperature
+        weight = blend.choice_weight * _lead(yes_no) ** blend.choice_power
+        scores = scores + weight * _log_softmax(yes_no[:, 0])
     return softmax(np.asarray(scores, dtype=np.float32))
 
 
-def independent_probabilities(blend: Blend, centred: Numbers, yes_no: Numbers | None) -> FloatArray:
-    """The probability of each label by itself."""
+def _lead(yes_no: Numbers) -> float:
+    """How much more probable the most probable label is than the second one, 0 to 1."""
+    second, first = np.sort(sigmoid(yes_no[:, 0] - yes_no[:, 1]))[-2:]
+    return float(first - second)
+
+
+def independent_probabilities(blend: Blend, centred: Numbers | None, yes_no: Numbers | None) -> FloatArray:
+    """The probability of each label by itself; one of the two may be None."""
+    if centred is None:
+        assert yes_no is not None, "one of the models scores the labels"
+        return sigmoid(yes_no[:, 0] - yes_no[:, 1])
     scaled = centred / blend.temperature
     if yes_no is None:
         return blend.multi_label.of_cosines(scaled)
@@ -213,6 +234,7 @@ class _File(_Part):
     choice_weight: NotNegative
     choice_power: NotNegative
     prior_weight: NotNegative
+    same_cosine: Annotated[float, Field(ge=-1, le=1)] = 1.0
     multi_label: _Logistics
     similarity: _Logistics | None = None
     background: list[Finite] | None = None

@@ -9,7 +9,7 @@ are one choice for each input, one text for each input, and the labels, whose ve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from service.domain import Encoding, FloatArray, Labels, Output, TokenScores, ke
 from service.errors import InvalidRequest
 from service.tasks.blend import (
     Numbers,
+    are_same,
     centred_cosines,
     independent_probabilities,
     label_probabilities,
@@ -234,10 +235,11 @@ def _match(
     labels = label_rows.vectors(
         outputs[num_inputs:], lambda rows: mean_over_templates(unit_vectors(rows), len(blend.templates))
     )
-    centred = centred_cosines(texts, labels, blend)
-    if query.multi_label or len(query.labels) == 1:
-        return [independent_probabilities(blend, row, choice) for row, choice in zip(centred, choices, strict=True)]
-    return [label_probabilities(blend, row, choice) for row, choice in zip(centred, choices, strict=True)]
+    centred: Iterable[Numbers | None] = centred_cosines(texts, labels, blend)
+    if len(query.labels) > 1 and choices[0] is not None and are_same(labels, blend):
+        centred = [None] * num_inputs
+    score = independent_probabilities if query.multi_label or len(query.labels) == 1 else label_probabilities
+    return [score(blend, row, choice) for row, choice in zip(centred, choices, strict=True)]
 
 
 def _result(scores: tuple[LabelScore, ...], encodings: Sequence[Encoding]) -> ClassifyResult:

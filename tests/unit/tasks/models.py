@@ -23,6 +23,7 @@ BLEND = Blend(
     choice_weight=1.0,
     choice_power=0.0,
     prior_weight=1.0,
+    same_cosine=1.1,
     multi_label=Logistics(Logistic(0.0, 1.0, 1.0), Logistic(1.0, 2.0)),
     similarity=Logistics(Logistic(-1.0, 3.0, 2.0), Logistic(-2.0, 5.0)),
     background=np.asarray([0.0, 0.5], dtype=np.float32),

@@ -15,6 +15,7 @@ from service.errors import InvalidRequest, SettingError
 from service.tasks.blend import (
     SHIPPED_BLEND,
     Blend,
+    are_same,
     centred_cosines,
     independent_probabilities,
     label_probabilities,
@@ -59,16 +60,19 @@ def test_the_score_is_the_weighted_log_probability_and_the_cosine_over_the_tempe
     blend = replace(BLEND, temperature=0.1, choice_weight=2.0, choice_power=3.0)
     yes, centred = np.asarray([[1.0, 1.0], [0.0, 5.0]]), np.asarray([0.0, 0.05])
     first, second = np.log(softmax(1, 0))
-    weight = 2.0 * 0.5**3
+    weight = 2.0 * (0.5 - 1 / (1 + np.exp(5))) ** 3
     assert label_probabilities(blend, centred, yes) == pytest.approx(softmax(weight * first, weight * second + 0.5))
     assert label_probabilities(blend, centred, None) == pytest.approx(softmax(0, 0.5))
+    assert label_probabilities(blend, None, yes) == pytest.approx(softmax(1, 0))
 
 
 def test_an_unconvinced_choice_counts_less() -> None:
     blend = replace(BLEND, choice_power=3.0)
-    centred, sure, unsure = np.asarray([0.0, 0.4]), np.asarray([[3.0, -3], [0, 0]]), np.asarray([[3.0, 6], [0, 3]])
+    centred, sure, unsure = np.asarray([0.0, 0.4]), np.asarray([[3.0, -3], [0, 3]]), np.asarray([[3.0, 6], [0, 3]])
+    both = np.asarray([[3.0, -3], [0, -6]])
     assert label_probabilities(blend, centred, sure).argmax() == 0
     assert label_probabilities(blend, centred, unsure).argmax() == 1
+    assert label_probabilities(blend, centred, both).argmax() == 1, "yes to both labels decides nothing"
 
 
 def test_independent_scores_do_not_depend_on_other_labels() -> None:
@@ -77,6 +81,13 @@ def test_independent_scores_do_not_depend_on_other_labels() -> None:
     assert both == pytest.approx([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(3))])
     assert both[:1] == independent_probabilities(BLEND, centred[:1], yes[:1])
     assert independent_probabilities(BLEND, centred, None) == pytest.approx([1 / (1 + np.exp(-3)), 1 / (1 + np.exp(1))])
+
+
+def test_labels_are_the_same_to_the_embedding_model_if_all_their_cosines_are_high() -> None:
+    blend, close = replace(BLEND, same_cosine=0.95), np.asarray([[2.0, 0.0], [0.96, 0.28], [0.99, 0.1]])
+    assert are_same(close, blend)
+    assert not are_same(np.vstack([close, [0.0, 1.0]]), blend)
+    assert not are_same(close, replace(blend, same_cosine=0.97))
 
 
 def test_labels_that_are_one_to_the_choice_share_its_probability() -> None:
@@ -98,6 +109,7 @@ def contents(**changes: Any) -> dict[str, Any]:
         "choice_weight": 1,
         "choice_power": 2,
         "prior_weight": 1,
+        "same_cosine": 0.9,
         "multi_label": logistic,
         "similarity": logistic,
         "background": [0.5, 0.25],
@@ -120,6 +132,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert blend.fit_to(("e", "folder"), 2) is blend
     other = blend.fit_to(("other",), 8)
     assert (other.background, other.similarity, other.templates) == (None, None, ("{}",))
+    assert (blend.same_cosine, other.same_cosine) == (0.9, 1.0)
     with pytest.raises(SettingError, match=r"background: has 2 numbers; the vectors of e have 8"):
         blend.fit_to(("e",), 8)
 
@@ -266,6 +279,23 @@ def test_labels_that_the_choice_cannot_tell_apart_are_decided_by_the_embedding_m
         CLASSIFY.encode(model, replace(query, labels=("😇", "😈")))
     with pytest.raises(InvalidRequest, match=r"^labels\[1\]: is the same to e as labels\[0\]"):
         CLASSIFY.encode(partner, replace(query, labels=("😇", "😈")))
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_labels_that_the_embedding_model_cannot_tell_apart_are_decided_by_the_choice(is_multi_label: bool) -> None:
+    """A statement and its negation have nearly the same vector; what they differ in is noise."""
+    query = ClassifyQuery((Text("甲"),), ("丙", "不丙"), multi_label=is_multi_label)
+    vectors = {7: (0.6, 0.8), 9: (1.0, 0.0)}
+    model, partner = text_model(name="m"), matcher("e", blend=replace(BLEND, same_cosine=0.9))
+    pair((model, partner))
+    rows = CLASSIFY.encode(model, query)
+    outputs = outputs_of(rows, vectors)
+    [blended] = CLASSIFY.decode(model, query, rows, outputs)
+    alone = replace(query, method="choice")
+    [chosen] = CLASSIFY.decode(model, alone, rows[:1], outputs[:1])
+    assert blended.scores == chosen.scores
+    [matched] = CLASSIFY.decode(partner, replace(query, method="embedding"), rows[1:], outputs[1:])
+    assert matched.scores != chosen.scores
 
 
 def test_vectors_of_labels_are_made_again_when_their_outputs_change() -> None:
