@@ -15,6 +15,7 @@ from service.settings import VERSION
 
 COMMANDS = {
     "serve": "serve models over HTTP (the default command)",
+    "blend": "fit how a choice model and an embedding model count together",
     "bench": "send load to a running server and measure its speed",
     "evaluate": "measure the accuracy of a running server on a data set",
     "fetch": "download the models and exit",

@@ -185,6 +185,18 @@ class EvaluationClient:
             raise _first(errors) from None
         return [one for task in tasks for one in task.result()]
 
+    async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The reply to one request.
+
+        Raises:
+            EvaluationError: the server cannot be reached, keeps failing, or refuses the request.
+        """
+        reply = await self._post(path, body)
+        if reply.status_code != 200:
+            raise EvaluationError(f"{path} answers {reply.status_code}: {_problem(reply)[0]}")
+        content: dict[str, Any] = reply.json()
+        return content
+
     async def _send(self, chunk: Sequence[Example], head: bool) -> list[Answer]:
         """A chunk with a refused input is sent again one by one, so that the other inputs count."""
         path, body = request_of(chunk, head)
