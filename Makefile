@@ -15,6 +15,8 @@ TORCH_INDEX ?=
 ARGS ?=
 # Covered by `make audit` and `make sbom`: the service with tracing and training, without the plots of bench.
 SHIPPED := requirements.txt requirements/tracing.txt requirements/train.txt
+# Half of the tests wait for processes: two of them at a time take little more than half the time. ARGS="-n 0" runs one.
+IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 URL ?= http://127.0.0.1:8000
 DATA ?=
 OUT ?= runs/mini
@@ -36,7 +38,7 @@ serve: $(VENV)/serve.stamp ## install the packages for serving and start the ser
 test: lint unit ## install all packages, lint, and run the tests, as CI does
 
 test-all: lint ## the same with the slow tests: training runs, benchmarks in miniature
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 lint: $(VENV)/dev.stamp ## run ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
@@ -49,7 +51,7 @@ format: $(VENV)/dev.stamp ## format the code and apply the fixes of ruff
 	$(BIN)/ruff format .
 
 unit: $(VENV)/dev.stamp ## run the tests without linting: make unit ARGS="-k similarity"
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(ARGS)
 
 mini: $(VENV)/train.stamp ## train the model that ships: make mini DATA=FOLDER OUT=runs/mini
 	@test -n "$(DATA)" || { echo 'Set DATA to the folder of the data sets: make mini DATA=FOLDER' >&2; exit 2; }

@@ -140,7 +140,7 @@ def test_an_embedding_model_answers_as_its_folder_declares(tmp_path: Path) -> No
     )
     with serving("--model", str(folder), "--weight-cache-dir", str(tmp_path / "cache")) as server:
         (served,) = httpx.get(f"{server.url}/v1/models").json()["models"]
-        assert served["tasks"] == ["similarity", "embed"]
+        assert served["tasks"] == ["classify", "similarity", "embed"]
         assert served["embedding"] == {
             "pooling": ["cls", "max"],
             "normalize": True,

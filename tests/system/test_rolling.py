@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import make_checkpoint
 from tests.support.clients import RIGHT, counted, questions
 from tests.support.proxies import STEPS, behind, is_installed
 
@@ -17,8 +16,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.system]
 async def test_no_request_is_lost_in_a_rolling_restart_or_a_kill(tmp_path: Path, proxy: str) -> None:
     if not is_installed(proxy):
         pytest.skip(f"{proxy} is not installed")
-    model = make_checkpoint(tmp_path / "model", num_layers=1)
-    during = await behind(proxy, tmp_path, questions(4), 6, ("--model", f"uni={model}"))
+    during = await behind(proxy, tmp_path, questions(4), 6, ("--model", "mini"))
     assert list(during) == list(STEPS)
     for exchanges in during.values():
         assert counted(exchanges) == {RIGHT: len(exchanges)}

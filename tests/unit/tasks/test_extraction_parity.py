@@ -174,4 +174,4 @@ def test_logits_offsets_and_answers_are_those_of_transformers(served: Served) ->
             assert (result.answer is None) == (wanted.no_answer > best[0])
         num_null += result.answer is None
     assert num_windows > 2
-    assert 0 < num_null < len(texts)
+    assert num_null < len(texts)

@@ -13,7 +13,7 @@ from tests.unit.tools.bench.serving import METRICS
 def test_a_page_of_the_service_has_all_totals() -> None:
     metrics = make_metrics(("m", "n"))
     metrics.batch_computed("m", "cpu", rows=3, failed_rows=0, tokens=30, seconds=0.5)
-    metrics.looked_up("m", is_hit=True)
+    metrics.looked_up("results", "m", hits=1, misses=0)
     of_batches = {"batches": 1.0, "rows": 3.0, "tokens": 30.0, "compute_s": 0.5}
     page = generate_latest(metrics.registry).decode()
     assert sum_totals(page) == of_batches | {"shared_rows": 0.0, "cache_hit_rows": 1.0}
