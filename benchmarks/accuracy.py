@@ -9,8 +9,8 @@ model takes no part (reading comprehension, inference) are asked once. Intervals
 at most so many examples of each set, at random.
 
 STS-B is measured by Spearman's rank correlation of the score of /v1/similarity with the graded similarity.
-`--labels` is a file of label sets, {name: {"labels", "question", "examples": [[text, label], ...]}}, sent without the
-question; `--pairs` is a list of [text, text, 0 or 1].
+`--labels` is a file of label sets, {name: {"labels", "question", "examples": [[text, label], ...]}}; `--pairs`
+is a list of [text, text, 0 or 1].
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def _labels(server: Server, file: Path, model: str | None) -> dict[str, Any]:
     correct = total = 0
     for found in json.loads(file.read_text(encoding="utf-8")).values():
         texts, wanted = zip(*found["examples"], strict=True)
-        results = _ask(server, "classify", list(texts), model, labels=found["labels"])
+        question = {"question": found["question"]} if found.get("question") else {}
+        results = _ask(server, "classify", list(texts), model, labels=found["labels"], **question)
         correct += sum(result["label"] == label for result, label in zip(results, wanted, strict=True))
         total += len(texts)
     return _share(correct, total)

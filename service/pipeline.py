@@ -198,7 +198,7 @@ class Pipeline:
         if encoded.method is None:
             return timing, decisions, write(Answer(name, results, tokens, timing))
         models = tuple(dict.fromkeys((encoded.rows[0].model, encoded.rows[-1].model)))
-        return timing, decisions, write(Answer(name, results, tokens, timing, encoded.method, models))
+        return timing, decisions, write(Answer(models[0], results, tokens, timing, encoded.method, models))
 
     def _check_reply(self, task: Task[Q, R], model: TextModel, query: Q) -> int:
         """An estimate of the reply's size: a request of some kilobytes can ask for gigabytes."""

@@ -11,7 +11,7 @@ import pytest
 from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.text_model import TextModel, pair
-from tests.contract.fakes import HIDDEN, running, text_model
+from tests.contract.fakes import CHARACTERS, HIDDEN, running, text_model
 from tests.fakes import value
 
 pytestmark = pytest.mark.anyio
@@ -85,3 +85,10 @@ async def test_an_embedding_model_alone_answers_labels() -> None:
     async with running(*models(with_choice=False)) as service:
         reply = (await service.post("/v1/classify", CLASSIFY | {"multi_label": True, "top_k": 1})).json()
     assert (reply["method"], [len(result["scores"]) for result in reply["results"]]) == ("embedding", [1, 1])
+
+
+async def test_labels_that_do_not_fit_into_a_row_are_answered_by_the_embedding_model() -> None:
+    labels = [first + second for first in CHARACTERS[:16] for second in CHARACTERS[:16]]
+    async with running(*models()) as service:
+        reply = (await service.post("/v1/classify", CLASSIFY | {"labels": labels})).json()
+    assert (reply["method"], reply["models"], reply["model"]) == ("embedding", ["e5"], "e5")
