@@ -24,14 +24,13 @@ from tqdm import tqdm
 from service.cli_args import add_key, file_to_write, server_url, whole_above_zero
 from service.commands.evaluate import draw
 from service.errors import DatasetError, SettingError
-from service.host import is_loopback
 from service.tasks.blend import SHIPPED_BLEND, Blend, Numbers, mean_over_templates
 from service.tools import blending
 from service.tools.blending import LabelScores, PairScores
 from service.tools.data.converters import Example
 from service.tools.data.labelled import read_labelled
 from service.tools.data.registry import load
-from service.tools.evaluation import CHUNK, IN_FLIGHT, TIMEOUT_S, EvaluationClient, EvaluationError, wilson
+from service.tools.evaluation import CHUNK, IN_FLIGHT, EvaluationClient, EvaluationError, open_client, wilson
 
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
 MIN_EXAMPLES = 8
@@ -83,16 +82,7 @@ async def fit(args: Namespace, transport: httpx.AsyncBaseTransport | None = None
     """Measures, fits, writes the file and returns the report. `transport` replaces the network in tests."""
     start = Blend.read(args.start or SHIPPED_BLEND)
     sets = {name: draw(read_set(name, args.data), args.limit, args.seed) for name in args.sets}
-    client = httpx.AsyncClient(
-        base_url=args.url,
-        headers={"Authorization": f"Bearer {args.key}"} if args.key else {},
-        timeout=TIMEOUT_S,
-        limits=httpx.Limits(max_connections=IN_FLIGHT),
-        transport=transport,
-        # The proxy of the environment cannot reach this machine's loopback address.
-        trust_env=not is_loopback(httpx.URL(args.url).host),
-    )
-    async with client:
+    async with open_client(args.url, args.key, transport) as client:
         scorer = await Scorer.of(EvaluationClient(client), start)
         with closing(tqdm(total=sum(map(len, sets.values())), unit="example", disable=None)) as bar:
             scored = [await scorer.score(name, examples, bar) for name, examples in sets.items()]

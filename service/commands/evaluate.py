@@ -20,10 +20,9 @@ from tqdm import tqdm
 
 from service.cli_args import add_key, file_to_write, list_of, server_url, whole_above_zero
 from service.errors import DatasetError
-from service.host import is_loopback
 from service.tools.data.converters import Example
 from service.tools.data.registry import DATASETS, load
-from service.tools.evaluation import IN_FLIGHT, TIMEOUT_S, EvaluationClient, EvaluationError, report_of
+from service.tools.evaluation import EvaluationClient, EvaluationError, open_client, report_of
 
 MAX_TABLE_CLASSES = 20
 """With more classes the confusion is only in --json."""
@@ -86,16 +85,7 @@ async def evaluate(args: Namespace, transport: httpx.AsyncBaseTransport | None =
     if args.head:
         examples = rename_options(examples, args.head)
     started = time.perf_counter()
-    client = httpx.AsyncClient(
-        base_url=args.url,
-        headers={"Authorization": f"Bearer {args.key}"} if args.key else {},
-        timeout=TIMEOUT_S,
-        limits=httpx.Limits(max_connections=IN_FLIGHT),
-        transport=transport,
-        # The proxy of the environment cannot reach this machine's loopback address.
-        trust_env=not is_loopback(httpx.URL(args.url).host),
-    )
-    async with client:
+    async with open_client(args.url, args.key, transport) as client:
         evaluation = EvaluationClient(client, args.model)
         with closing(_bar(len(examples), args.task)) as bar:
             answers = await evaluation.evaluate(examples, bar.update, head=args.head is not None)

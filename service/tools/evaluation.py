@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from service.host import is_loopback
 from service.tools.data.converters import Example
 
 CHUNK = 16
@@ -148,6 +149,19 @@ def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]
     middle = (share + weight / 2) / (1 + weight)
     half = z * math.sqrt(share * (1 - share) / total + weight / (4 * total)) / (1 + weight)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def open_client(url: str, key: str | None, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
+    """A client of the server at `url` that sends the key. `transport` replaces the network in tests."""
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=TIMEOUT_S,
+        limits=httpx.Limits(max_connections=IN_FLIGHT),
+        transport=transport,
+        # The proxy of the environment cannot reach this machine's loopback address.
+        trust_env=not is_loopback(httpx.URL(url).host),
+    )
 
 
 class EvaluationClient:
