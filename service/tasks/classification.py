@@ -34,6 +34,10 @@ from service.tasks.task import Method, Needs, Prediction, Task, Truncation, used
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice, encode_choices, probabilities, yes_probabilities
 
+MAX_LABEL_TOKENS = 64
+MAX_LABEL_CHARS = 512
+"""What an embedding model reads of a label: it does so once for each template, so long labels would cost as much as
+many texts."""
 SCORE_BYTES = 45
 """A label's score in JSON, without the label."""
 
@@ -159,10 +163,26 @@ def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool 
                 f"inputs[{index}].text_pair", f"{model.name} is an embedding model, which reads one text by itself"
             )
     labels = encode_labels(model, query.labels)
-    if must_differ and len({row.kept_as for row in labels[:: _num_templates(model)]}) < len(query.labels):
-        check_different(model, query.labels, list(map(list, _label_tokens(model, query.labels))), "labels")
+    if must_differ:
+        _check_rows_differ(model, query.labels, labels[:: _num_templates(model)])
     texts = [item.text for item in query.inputs]
     return [*encode_texts(model, texts, prompt=choose_prompt(model), truncation=query.truncation), *labels]
+
+
+def _check_rows_differ(model: TextModel, labels: tuple[str, ...], rows: Sequence[Encoding]) -> None:
+    """`rows` has one row of each label. Raises InvalidRequest."""
+    if len({row.kept_as for row in rows}) == len(labels):
+        return
+    check_different(model, labels, list(map(list, _label_tokens(model, labels))), "labels")
+    seen: dict[bytes | None, int] = {}
+    for index, row in enumerate(rows):
+        before = seen.setdefault(row.kept_as, index)
+        if before != index:
+            raise InvalidRequest.of(
+                f"labels[{index}]",
+                f"begins as labels[{before}] does, and {model.name} reads at most {MAX_LABEL_TOKENS} tokens of a label;"
+                " put first what differs",
+            )
 
 
 def encode_labels(model: TextModel, labels: tuple[str, ...]) -> list[Encoding]:
@@ -170,8 +190,10 @@ def encode_labels(model: TextModel, labels: tuple[str, ...]) -> list[Encoding]:
     label_rows = model.label_rows.get(labels)
     if label_rows is None:
         templates = model.blend.templates if model.blend else ()
-        texts = [template.replace("{}", label) for label in labels for template in templates]
-        label_rows = LabelRows([keep(row) for row in encode_texts(model, texts, prompt=choose_prompt(model))])
+        read = [label[:MAX_LABEL_CHARS] for label in labels]
+        texts = [template.replace("{}", label) for label in read for template in templates]
+        rows = encode_texts(model, texts, prompt=choose_prompt(model), max_length=MAX_LABEL_TOKENS)
+        label_rows = LabelRows([keep(row) for row in rows])
         model.label_rows.put(labels, label_rows)
     return label_rows.rows
 

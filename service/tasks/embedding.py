@@ -72,10 +72,11 @@ def encode_texts(
     pooling: PoolingMode | None = None,
     truncation: Truncation = "right",
     fields: Sequence[str] | None = None,
+    max_length: int | None = None,
 ) -> list[Encoding]:
     """One row per text, with `prompt` before it; `vector` reads the output of a row. A text is cut, the prompt is not.
 
-    `fields` are the paths of the texts in the request, for errors.
+    `fields` are the paths of the texts in the request, for errors. `max_length` is in tokens, at most the model's.
 
     Raises:
         InvalidRequest: a text does not fit and `truncation` is "error", the prompt leaves no room for a text, or the
@@ -90,7 +91,7 @@ def encode_texts(
         [(text.lower() if spec.lower_case else text,) for text in whole],
         readout,
         truncation,
-        max_length=spec.max_length,
+        max_length=min(max_length or spec.max_length, spec.max_length),
         fields=fields,
     )
     if before and truncation == "left":

@@ -22,7 +22,7 @@ from service.tasks.blend import (
     mean_over_templates,
     spread_groups,
 )
-from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text, encode_labels
+from service.tasks.classification import CLASSIFY, MAX_LABEL_TOKENS, ClassifyQuery, ClassifyResult, Text, encode_labels
 from service.tasks.label_rows import MAX_CHARS, MAX_ROWS, LabelRows, LabelRowsCache
 from service.tasks.registry import route, tasks_of
 from service.tasks.task import used_method
@@ -216,6 +216,15 @@ def test_the_rows_of_a_set_of_labels_are_made_once() -> None:
     again = CLASSIFY.encode(model, replace(QUERY, inputs=TEXTS[:1]))[2:]
     assert all(one is other for one, other in zip(first, again, strict=True))
     assert encode_labels(partner, ("丙",)) is not encode_labels(partner, ("丁",))
+
+
+def test_an_embedding_model_reads_the_start_of_a_long_label_only() -> None:
+    _, partner = served()
+    labels = ("甲" * 100_000, "乙" + "甲" * 100_000)
+    rows = CLASSIFY.encode(partner, replace(QUERY, labels=labels))[len(TEXTS) :]
+    assert max(row.num_tokens for row in rows) == MAX_LABEL_TOKENS
+    with pytest.raises(InvalidRequest, match=r"labels\[1\]: begins as labels\[0\] does, and e reads at most 64 tokens"):
+        CLASSIFY.encode(partner, replace(QUERY, labels=("甲" * 400, "甲" * 400 + "乙")))
 
 
 @pytest.mark.parametrize(
