@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 from scipy.stats import spearmanr
 
-from benchmarks.common import about, auto_precision, parser_of, save, service_report
+from benchmarks.common import PATIENT, about, auto_precision, parser_of, save, service_report
 from service.tools.evaluation import SIMILAR, wilson
 from tests.support.servers import Server, serving
 
@@ -42,7 +42,7 @@ CHUNK = 64
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
-    with serving() as server:
+    with serving(*PATIENT) as server:
         sets = list(measured(server, arguments))
     report = {
         "what": "accuracy over HTTP of the default models, and of mini alone",
