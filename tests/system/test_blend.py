@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,11 +14,13 @@ import pytest
 from service.tasks.blend import SHIPPED_BLEND
 from tests.checkpoints import make_checkpoint
 from tests.sentence_folders import make_embedding_model
+from tests.support.servers import until
 from tests.system.test_serve import Running, serving
 
 pytestmark = pytest.mark.system
 
 LABELS = ["今天", "天气", "很好"]
+WAIT_S = 60
 NUM_TEMPLATES = len(json.loads(SHIPPED_BLEND.read_text(encoding="utf-8"))["templates"])
 
 
@@ -69,19 +71,13 @@ def test_requests_are_answered_when_the_worker_process_is_killed_with_their_rows
     worker.suspend()
     with ThreadPoolExecutor(len(texts)) as threads:
         sent = [threads.submit(classify, service, inputs=text, labels=labels) for text in texts]
-        wait_for(lambda: service.metrics()['erlangshen_requests_in_progress{task="classify"}'] == len(texts))
+        in_progress = 'erlangshen_requests_in_progress{task="classify"}'
+        asyncio.run(until(lambda: service.metrics()[in_progress] == len(texts), WAIT_S))
         worker.kill()
         answered = [each.result()["results"][0]["scores"] for each in sent]
-    wait_for(lambda: httpx.get(f"{service.url}/readyz", trust_env=False).status_code == 200)
+    asyncio.run(until(lambda: httpx.get(f"{service.url}/readyz", trust_env=False).status_code == 200, WAIT_S))
     for text, scores in zip(texts, answered, strict=True):
         again = classify(service, inputs=text, labels=labels)["results"][0]["scores"]
         assert [each["label"] for each in scores] == [each["label"] for each in again]
         assert [each["score"] for each in scores] == pytest.approx([each["score"] for each in again], abs=1e-4)
     assert service.metrics()['erlangshen_replica_losses_total{reason="killed",replica="cpu"}'] == 1
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.05)

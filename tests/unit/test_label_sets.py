@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -188,10 +187,9 @@ def test_a_kill_during_a_write_leaves_a_whole_version(tmp_path: Path) -> None:
     for round_ in range(5):
         writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(0.003 * round_)  # another moment of a write in each round
+        printed = [writer.stdout.readline() for _ in range(1 + 3 * round_)]
         writer.send_signal(signal.SIGKILL)
-        last = [0, *map(int, writer.stdout.read().split())][-1]
+        last = int([*printed, *writer.stdout.read().split()][-1])
         writer.wait()
         store = open_store(tmp_path)
         assert int(store.get("news").value[0]) in (last, last + 1)
