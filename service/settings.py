@@ -17,6 +17,20 @@ from service.domain import Quantization
 VERSION = "0.1.0"
 LARGEST_REQUEST = 8
 """Memory of a request relative to its body: the body, its texts in memory, and a reserve for smaller requests."""
+PROTOCOLS = (
+    "huggingface",
+    "tei",
+    "openai",
+    "vllm",
+    "cohere",
+    "jina",
+    "kserve",
+    "fengshenbang",
+    "label-studio",
+    "mcp",
+    "guardrails",
+)
+"""Names of the protocols besides the native one."""
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+")
 _ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
@@ -74,7 +88,16 @@ def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _check_protocols(value: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [name for name in value if name not in (*PROTOCOLS, "all", "none")]:
+        raise ValueError(f"{unknown[0]}: wanted all, none, or a list of {', '.join(PROTOCOLS)}")
+    if len(value) != 1 and {"all", "none"} & set(value):
+        raise ValueError("all and none cannot be combined with other protocols")
+    return value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Protocols = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_protocols)]
 Devices = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_devices)]
 Proxies = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_proxies)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_check_origins)]
@@ -120,6 +143,12 @@ class Server(Section):
     )
     default_timeout_ms: int = Field(60_000, ge=1, description="Deadline of a request that sets none, in milliseconds.")
     max_timeout_ms: int = Field(600_000, ge=1, description="Longest deadline that a request may set, in milliseconds.")
+    protocols: Protocols = Field(
+        ("all",),
+        description="Protocols of other servers to answer besides the native one: all, none, or names from "
+        "docs/clients.md. Each has its routes under its name, and some at the root.",
+        json_schema_extra={"metavar": "NAME,..."},
+    )
     drain_delay_s: float = Field(
         0.0, ge=0, description="Seconds after SIGTERM in which requests are still accepted, while /readyz is 503."
     )

@@ -21,11 +21,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from service.api import label_set_routes, openapi, operations
-from service.api.auth import AuthMiddleware, KeyStore
+from service.api.auth import OPERATIONS, AccessTable, AuthMiddleware, KeyStore
+from service.api.dispatch import ErrorBodies, accesses, routes, table_of
 from service.api.label_set_routes import LabelSetRoutes
 from service.api.middleware import RequestMiddleware, error_response
 from service.api.operations import OperationRoutes
 from service.api.protocols import native
+from service.api.protocols.registry import enabled
 from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER, context_of
 from service.api.schemas import LabelSetBody
 from service.api.state import ServiceState
@@ -124,19 +126,27 @@ def create_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.router.routes[:0] = [
-        *native.TaskRoutes(state, server, clock).routes(),
+    table = table_of((native.PROTOCOL, *enabled(server.protocols)))
+    error_bodies = ErrorBodies(table)
+    found, num_native = routes(table, state, server, clock), len(native.ROUTES)
+    app.router.routes[:0] = [  # a route is found by trying one after the other
+        *found[:num_native],
         *OperationRoutes(state).routes(),
         *LabelSetRoutes(state, server).routes(),
+        *found[num_native:],
     ]
     add_docs(app)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        return error_response(error, context_of(request), error_bodies.find(request.scope["path"]))
+
+    app.add_exception_handler(HTTPException, on_http_exception)
     if key_store is not None:
-        tasks = [route.path for route in native.ROUTES]
+        access = AccessTable((*OPERATIONS, *accesses(table)))
         app.add_middleware(
-            AuthMiddleware, key_store=key_store, metrics=state.metrics, tasks=tasks, open_docs=security.open_docs
+            AuthMiddleware, key_store=key_store, metrics=state.metrics, table=access, open_docs=security.open_docs
         )
-    app.add_middleware(RequestMiddleware, metrics=state.metrics, tracer=state.tracer)
+    app.add_middleware(RequestMiddleware, metrics=state.metrics, tracer=state.tracer, find_error_body=error_bodies.find)
     if security.cors_origins:
         app.add_middleware(CORSMiddleware, **cors(security.cors_origins))
     documented = APIRouter()
@@ -146,7 +156,3 @@ def create_app(
     bodies: list[type[BaseModel]] = [*(route.request for route in native.ROUTES), LabelSetBody]
     openapi.install(app, documented, bodies, server, with_keys=key_store is not None)
     return app
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    return error_response(error, context_of(request))

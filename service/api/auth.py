@@ -1,18 +1,21 @@
 """Authentication middleware: requires an API key with the scope of the route, and enforces the limits of the key.
 
-Pure ASGI, ahead of routing. A path that is not listed here needs the scope `admin`, so a new route, or a path written
-to evade the list, is denied by default.
+Pure ASGI, ahead of routing. A path that is not listed needs the scope `admin`, so a new route, or a path written to
+evade the list, is denied by default. The protocols list their routes themselves (`calls`).
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.accounts import Account, Key, Keys, KeyScope, digest_of, read_keys
@@ -118,37 +121,87 @@ PROBES = frozenset({"/livez", "/readyz"})
 DOCS = frozenset({"/docs", "/openapi.json"})
 DOCS_FILES = "/static-offline-docs/"
 
-_ADMIN: frozenset[KeyScope] = frozenset({"admin"})
-_READERS: frozenset[KeyScope] = frozenset({"infer", "admin"})
-_OTHERS: dict[str, frozenset[KeyScope]] = {
-    "/metrics": frozenset({"metrics"}),
-    "/v1/models": _READERS,
-}
-_STORED = "/v1/label-sets"
-"""Stored label sets. GET needs one of the scopes of a reader, PUT and DELETE need `admin`."""
+OPEN: Final[frozenset[KeyScope]] = frozenset()
+"""No key is needed, as for a probe: for answers that say nothing but whether the server is ready."""
+INFER: Final[frozenset[KeyScope]] = frozenset({"infer"})
+READERS: Final[frozenset[KeyScope]] = frozenset({"infer", "admin"})
+ADMIN: Final[frozenset[KeyScope]] = frozenset({"admin"})
+METRICS: Final[frozenset[KeyScope]] = frozenset({"metrics"})
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a key needs for one route: one of the `scopes`; and whether the route counts towards its limits.
+
+    `path` may have parameters, as in `/v1/label-sets/{name}`.
+    """
+
+    method: str
+    path: str
+    scopes: frozenset[KeyScope]
+    is_limited: bool = False
+
+
+STORED = "/v1/label-sets"
+OPERATIONS = (
+    *(Access("GET", path, OPEN) for path in sorted(PROBES)),
+    Access("GET", "/metrics", METRICS),
+    Access("GET", "/v1/models", READERS),
+    Access("GET", STORED, READERS),
+    Access("GET", f"{STORED}/{{name}}", READERS),
+    Access("PUT", f"{STORED}/{{name}}", ADMIN),
+    Access("DELETE", f"{STORED}/{{name}}", ADMIN),
+    *(Access("GET", path, ADMIN) for path in sorted(DOCS)),
+    Access("GET", f"{DOCS_FILES}{{name}}", ADMIN),
+)
+"""The routes that belong to no protocol."""
+_NOT_LISTED = Access("", "", ADMIN)
+
+
+class AccessTable:
+    """Finds the access of a request. One that is not listed needs `admin`."""
+
+    def __init__(self, accesses: Iterable[Access]) -> None:
+        self._exact: dict[str, dict[str, Access]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Access]] = []
+        for access in accesses:
+            if "{" in access.path:
+                self._patterns.append((compile_path(access.path)[0], access))
+            else:
+                self._exact.setdefault(access.path, {})[access.method] = access
+
+    def find(self, method: str, path: str) -> Access:
+        """A method that the path does not have needs what its first one needs: the answer is 405."""
+        if by_method := self._exact.get(path):
+            return by_method.get(method) or next(iter(by_method.values()))
+        found = [access for pattern, access in self._patterns if pattern.match(path)]
+        return next((access for access in found if access.method == method), found[0] if found else _NOT_LISTED)
 
 
 class AuthMiddleware:
-    """`tasks` are the paths of the tasks: they need the scope `infer`, and only they count towards the limits."""
+    """Checks the key of every request. Only routes that are limited count towards the limits of a key."""
 
     def __init__(
-        self, app: ASGIApp, key_store: KeyStore, metrics: Metrics, tasks: Iterable[str], *, open_docs: bool = False
+        self, app: ASGIApp, key_store: KeyStore, metrics: Metrics, table: AccessTable, *, open_docs: bool = False
     ) -> None:
         self._app = app
         self._key_store = key_store
         self._metrics = metrics
-        self._tasks = frozenset(tasks)
-        self._needed = {**_OTHERS, **dict.fromkeys(self._tasks, frozenset[KeyScope]({"infer"}))}
+        self._table = table
         self._open_docs = open_docs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_open(scope["path"]):
+        if scope["type"] != "http" or (self._open_docs and _is_of_docs(scope["path"])):
+            await self._app(scope, receive, send)
+            return
+        access = self._table.find(scope["method"], scope["path"])
+        if not access.scopes:
             await self._app(scope, receive, send)
             return
         account = self._account(scope)
         cast("RequestContext", scope[CONTEXT_KEY]).account = account
-        self._check_scope(account, scope["method"], scope["path"])
-        if scope["path"] not in self._tasks:
+        self._check_scope(account, access)
+        if not access.is_limited:
             await self._app(scope, receive, send)
             return
         self._check_limits(account)
@@ -157,9 +210,6 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
         finally:
             account.leave()
-
-    def _is_open(self, path: str) -> bool:
-        return path in PROBES or (self._open_docs and (path in DOCS or path.startswith(DOCS_FILES)))
 
     def _account(self, scope: Scope) -> Account:
         secret = _read_secret(scope["headers"])
@@ -170,18 +220,19 @@ class AuthMiddleware:
             raise Unauthorized("this API key is unknown")
         raise Unauthorized("an API key is required: Authorization: Bearer KEY, or X-API-Key: KEY")
 
-    def _check_scope(self, account: Account, method: str, path: str) -> None:
-        needed = self._needed.get(path, _ADMIN)
-        if method == "GET" and (path == _STORED or path.startswith(f"{_STORED}/")):
-            needed = _READERS
-        if needed.isdisjoint(account.permissions.scopes):
+    def _check_scope(self, account: Account, access: Access) -> None:
+        if access.scopes.isdisjoint(account.permissions.scopes):
             self._metrics.key_denied(account.name, "forbidden")
-            raise Forbidden(f"this route needs a key with the scope {' or '.join(sorted(needed))}")
+            raise Forbidden(f"this route needs a key with the scope {' or '.join(sorted(access.scopes))}")
 
     def _check_limits(self, account: Account) -> None:
         if refusal := account.refusal():
             self._metrics.key_denied(account.name, refusal.reason)
             raise RateLimited(refusal.detail, retry_after_s=refusal.wait_s)
+
+
+def _is_of_docs(path: str) -> bool:
+    return path in DOCS or path.startswith(DOCS_FILES)
 
 
 def _read_secret(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -109,6 +109,12 @@ class Wire(BaseModel):
         return value
 
 
+class Lenient(Wire):
+    """Of protocols whose own servers ignore unknown fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 Str = Annotated[str, Field(min_length=1, json_schema_extra=NOT_BLANK), AfterValidator(_check_text)]
 PromptName = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]

@@ -60,7 +60,11 @@ def parse(body: Body, model: type[M], limits: Server) -> M:
         MalformedBody: not UTF-8, not JSON, or nested too deep.
         InvalidRequest: names every field that is wrong.
     """
-    value = parse_json(body, max_values(limits))
+    return validate(parse_json(body, max_values(limits)), model, limits)
+
+
+def validate(value: Any, model: type[M], limits: Server) -> M:
+    """A JSON value as a wire model. Raises InvalidRequest, which names every field that is wrong."""
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     try:

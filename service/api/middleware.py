@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.api.problems import from_http_exception, problem
+from service.api.problems import ErrorBody, error_answer, from_http_exception
 from service.api.request import CONTEXT_KEY, RequestContext
 from service.errors import ServiceError, Unavailable
 from service.metrics import Metrics
@@ -41,11 +41,13 @@ class RequestMiddleware:
         metrics: Metrics,
         tracer: Tracer = NO_TRACER,
         clock: Callable[[], float] = time.perf_counter,
+        find_error_body: Callable[[str], ErrorBody | None] = lambda path: None,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._tracer = tracer
         self._clock = clock
+        self._find_error_body = find_error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,13 +83,17 @@ class RequestMiddleware:
             context.status = CLIENT_GONE
         except asyncio.CancelledError:  # of a server that stops, and has waited for this request long enough
             if not context.status:
-                await error_response(Unavailable("the service is stopping"), context)(scope, receive, send_with_id)
+                stopping = Unavailable("the service is stopping")
+                await self._error_response(stopping, context, scope)(scope, receive, send_with_id)
             raise
         except Exception as error:
             # The outermost handler: every error becomes a response, unless one has started already.
             if context.status:
                 raise
-            await error_response(error, context)(scope, receive, send_with_id)
+            await self._error_response(error, context, scope)(scope, receive, send_with_id)
+
+    def _error_response(self, error: Exception, context: RequestContext, scope: Scope) -> Response:
+        return error_response(error, context, context.error_body or self._find_error_body(scope["path"]))
 
     def _finish(self, context: RequestContext, method: str, scope: Scope) -> None:
         seconds = self._clock() - context.started
@@ -131,11 +137,14 @@ def _fields(
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def error_response(error: Exception, context: RequestContext) -> Response:
-    """Our errors by their code, the router's by their status, all others as an internal error without details."""
+def error_response(error: Exception, context: RequestContext, body: ErrorBody | None = None) -> Response:
+    """Our errors by their code, the router's by their status, all others as an internal error without details.
+
+    `body` is the shape of a protocol's errors.
+    """
     ours = _as_service_error(error)
     context.code = ours.code
-    response = problem(ours, context.request_id)
+    response = error_answer(ours, context.request_id, body)
     if isinstance(error, HTTPException):
         response.headers.update(error.headers or {})
     return response

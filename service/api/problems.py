@@ -6,8 +6,9 @@ limit, and never contains a request's text.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +20,8 @@ from starlette.responses import Response
 
 from service.errors import FieldError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, Unauthorized
 
+ErrorBody = Callable[[ServiceError, str], Any]
+"""Makes the JSON of an error in the shape of a protocol, of the error and the id of the request."""
 MEDIA_TYPE = "application/problem+json"
 MAX_LISTED = 20
 MAX_NAME = 64
@@ -43,8 +46,23 @@ class Problem(BaseModel):
     request_id: str
 
 
+def error_answer(error: ServiceError, request_id: str, body: ErrorBody | None = None) -> Response:
+    """The response for an error: a problem, or what `body` of a protocol makes of it, with the same status and headers.
+
+    Retryable errors have Retry-After headers.
+    """
+    if body is None:
+        return problem(error, request_id)
+    content = body(error, request_id)
+    try:
+        data = orjson.dumps(content)
+    except orjson.JSONEncodeError:  # a lone surrogate in the name of a field
+        data = json.dumps(content).encode()
+    return Response(data, error.status, _headers(error), "application/json")
+
+
 def problem(error: ServiceError, request_id: str) -> Response:
-    """The response for an error; retryable errors have Retry-After headers."""
+    """The response for an error by RFC 9457."""
     shown = error.errors[:MAX_LISTED]
     body = {
         "type": "about:blank",

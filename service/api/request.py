@@ -16,6 +16,7 @@ from service.domain import RANKS, Priority, RequestOptions, Timing
 from service.errors import (
     BodyTooLarge,
     InvalidRequest,
+    ServiceError,
     Unavailable,
     UnsupportedEncoding,
 )
@@ -54,16 +55,18 @@ class RequestContext:
     code: str | None = None
     num_paid: int = 0
     """Tokens that the account was charged."""
+    error_body: Callable[[ServiceError, str], Any] | None = None
+    """The shape of the protocol's errors, once the protocol is known; None: that of the path."""
 
     def received(self, num_bytes: int) -> None:
         """The body was read: it is charged, whatever becomes of the request."""
         self._pay(num_bytes // BYTES_PER_TOKEN)
 
     def encoded(self, inputs: int, tokens: int) -> None:
-        """The texts were tokenised: from now on the tokens count for the account, whatever becomes of the request."""
-        self.inputs = inputs
-        self.tokens = tokens
-        self._pay(tokens)
+        """Texts were tokenised: from now on the tokens count for the account, whatever becomes of the request."""
+        self.inputs = inputs + (self.inputs or 0)
+        self.tokens = tokens + (self.tokens or 0)
+        self._pay(self.tokens)
 
     def replied(self, num_bytes: int) -> None:
         """The reply was made: what it has above the tokens of the request is charged, too."""

@@ -1,0 +1,147 @@
+"""One request on its way from a protocol's wire model to its response, the same for every protocol.
+
+A handler makes a query of the wire model and calls `answer`: model, tokens, memory, queue and metrics are cared for
+there. The response is written by a function of the protocol, in a thread where it is large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.label_set_routes import find
+from service.api.memory import ROW_BYTES, TOKEN_BYTES
+from service.api.problems import invalid
+from service.api.request import Headers, RequestContext
+from service.api.schemas import LabelSetBody
+from service.api.state import ServiceState
+from service.domain import RANKS, Priority, RequestOptions, Timing
+from service.errors import InvalidRequest
+from service.label_sets import LabelSet
+from service.pipeline import Answer, Encoded
+from service.settings import Server
+from service.slices import between_slices
+from service.tasks.registry import TASKS, names_of
+
+SLICE_ITEMS = 5000
+"""Of a large reply, written at once: a few milliseconds."""
+PRIORITIES = {rank: name for name, rank in RANKS.items()}
+
+W = TypeVar("W")
+Write = Callable[[Answer[Any], bool], W]
+"""Makes something of an answer; True says that it is large, and written in a thread."""
+Rename = Callable[[str], str]
+"""From the path of a field in a task's query, as in `inputs[3]`, to the path in the request."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request whose headers have been read. `started` is a time of the clock of the pipeline's deadlines."""
+
+    state: ServiceState
+    limits: Server
+    request: Request
+    context: RequestContext
+    headers: Headers
+    options: RequestOptions
+    started: float
+    num_bytes: int = 0
+    """Of the body. The text of a query of few bytes is tokenised on the event loop."""
+
+    def narrow(self, *, timeout_ms: int | None = None, priority: Priority | None = None) -> None:
+        """Applies what the body says about the deadline and the priority; once for every request that has a body."""
+        self.options = self.headers.narrow(
+            self.options, self.started, self.limits, timeout_ms=timeout_ms, priority=priority
+        )
+        self.context.priority = PRIORITIES[self.options.priority]
+
+    async def answer(
+        self,
+        task: str,
+        query: Any,
+        write: Write[W],
+        *,
+        model: str | None = None,
+        rename: Rename | None = None,
+    ) -> W:
+        """Computes the answer to a query, and returns what `write` makes of it.
+
+        `rename` is for the fields in errors. Raises what the pipeline raises, and MemoryFull.
+        """
+        pipeline, chosen = self.state.pipeline, TASKS[task]
+        if model and len(found := names_of(pipeline.models, model)) == 1:
+            [self.context.model] = found
+        try:
+            encoded = await pipeline.encode(chosen, query, model=model, options=self.options, num_bytes=self.num_bytes)
+        except InvalidRequest as error:
+            if not error.errors or rename is None:
+                raise
+            raise invalid([replace(one, field=rename(one.field)) for one in error.errors]) from None
+        self.context.encoded(encoded.num_inputs, encoded.num_tokens)
+        with self.state.memory.reserved(memory_of(encoded)):
+            finish = partial(self._finish, write, encoded.is_reply_large)
+            return await pipeline.compute(chosen, query, encoded, finish, self.options)
+
+    def _finish(self, write: Write[W], is_large: bool, answer: Answer[Any]) -> W:
+        self.context.model, self.context.timing = answer.model, answer.timing
+        return write(answer, is_large)
+
+    async def in_thread(self, call: Callable[[], W]) -> W:
+        """Runs a long computation off the event loop, in its turn among the accounts."""
+        return await self.state.pipeline.threads.run(self.options, call)
+
+    async def label_set(self, name: str) -> LabelSet[LabelSetBody]:
+        """The current version of a stored label set. Raises LabelSetNotFound, StorageUnavailable."""
+        return await find(self.state, name, self.options)
+
+
+def renamed(names: Mapping[str, str]) -> Rename:
+    """Renames the first field of a path: with {"inputs": "texts"} `inputs[3]` becomes `texts[3]`."""
+
+    def rename(path: str) -> str:
+        for name, new in names.items():
+            if path.startswith(name) and path[len(name) : len(name) + 1] in ("", "[", "."):
+                return new + path[len(name) :]
+        return path
+
+    return rename
+
+
+def whole(answer: Answer[Any], is_large: bool) -> Answer[Any]:
+    """A `write` for handlers that need the answer itself, of small replies."""
+    return answer
+
+
+def json_response(content: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, headers, "application/json")
+
+
+def json_lists(lists: Any) -> orjson.Fragment:
+    """A list of lists as JSON, some thousand items in each call.
+
+    orjson keeps Python's lock while it writes, which takes a tenth of a second for the largest reply. The memory of a
+    call's result is never less than 4 KB.
+    """
+    num_lists = 1 + SLICE_ITEMS // max(1, len(lists[0]) if lists else 1)
+    slices = []
+    for start in range(0, len(lists), num_lists):
+        between_slices()
+        slices.append(orjson.dumps(lists[start : start + num_lists])[1:-1])
+    return orjson.Fragment(b"[" + b",".join(slices) + b"]")
+
+
+def memory_of(encoded: Encoded) -> int:
+    """Bytes of a request's rows and of its reply, as `MemoryBudget` counts them."""
+    return encoded.num_rows * ROW_BYTES + encoded.num_tokens * TOKEN_BYTES + encoded.reply_bytes
+
+
+def server_timing(timing: Timing) -> dict[str, str]:
+    """The header Server-Timing: milliseconds per stage, for a browser's network panel and `curl -i`."""
+    tokenize, queue, compute = timing.tokenize * 1000, timing.queue * 1000, timing.compute * 1000
+    return {"Server-Timing": f"tokenize;dur={tokenize:.3f}, queue;dur={queue:.3f}, compute;dur={compute:.3f}"}
