@@ -94,7 +94,7 @@ def encode_texts(
         max_length=min(max_length or spec.max_length, spec.max_length),
         fields=fields,
     )
-    if before and truncation == "left":
+    if before and truncation in ("left", "head_tail"):
         rows = [_with_prompt(row, before) if row.truncated else row for row in rows]
     if before and not spec.include_prompt:
         rows = [_without_pooled_prompt(row, len(before)) for row in rows]
@@ -120,7 +120,7 @@ def _read_prompt(model: TextModel, spec: EmbeddingSpec, prompt: str) -> list[int
 
 
 def _with_prompt(row: Encoding, prompt: Sequence[int]) -> Encoding:
-    """The row of a text that was cut at its start, with the prompt in place of its first tokens."""
+    """The row of a text that was cut at its start or in its middle, with the prompt in place of its first tokens."""
     ids = row.ids.copy()
     ids[1 : 1 + len(prompt)] = prompt
     return replace(row, ids=ids)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.domain import Encoding, FloatArray, IdArray, Output, Spans
 from service.errors import InvalidRequest
 from service.slices import between_slices
-from service.tasks.rows import encode_row, fit
+from service.tasks.rows import encode_row, fit, read_texts
 from service.tasks.task import NUMBER_BYTES, Truncation
 from service.tasks.text_model import TextModel
 
@@ -100,7 +100,7 @@ def encode_windows(
         InvalidRequest: the passages take too many windows, or a text does not fit and `truncation` is "error".
     """
     limit = max(MAX_WINDOWS, len(passages))
-    read = model.tokenize(questions, model.max_length, from_end=truncation == "left")
+    read = read_texts(model, questions, model.max_length, truncation)
     rows: list[Encoding] = []
     for index, (passage, question) in enumerate(zip(passages, read, strict=True)):
         num_left = limit - len(rows) - (len(passages) - index - 1)

@@ -8,7 +8,7 @@ from functools import cache
 
 from service.domain import Encoding, Output, TopTokens
 from service.errors import InvalidRequest
-from service.tasks.rows import encode_row
+from service.tasks.rows import encode_row, read_texts
 from service.tasks.task import Task, Truncation
 from service.tasks.text_model import TextModel
 
@@ -71,7 +71,7 @@ def _encode(model: TextModel, text: str, query: FillMaskQuery, field: str) -> En
     strips_before, strips_after = model.mask_strips
     pieces = [piece.rstrip() if strips_before else piece for piece in pieces[:-1]] + pieces[-1:]
     pieces = pieces[:1] + [piece.lstrip() if strips_after else piece for piece in pieces[1:]]
-    first, *rest = model.tokenize(pieces, model.max_length, from_end=query.truncation == "left")
+    first, *rest = read_texts(model, pieces, model.max_length, query.truncation)
     tokens = [*first, *(token for piece in rest for token in (model.mask, *piece))]
     row = encode_row(model, [tokens], TopTokens((), query.top_k), query.truncation, field, model.max_length)
     positions = tuple(index for index, token in enumerate(row.ids.tolist()) if token == model.mask)

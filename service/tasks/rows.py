@@ -32,8 +32,7 @@ def encode_rows(
         InvalidRequest: an input does not fit and `truncation` is "error".
     """
     max_length = max_length or model.max_length
-    texts = [text for one in inputs for text in one]
-    flat = iter(model.tokenize(texts, max_length, from_end=truncation == "left"))
+    flat = iter(read_texts(model, [text for one in inputs for text in one], max_length, truncation))
     return [
         encode_row(
             model,
@@ -45,6 +44,21 @@ def encode_rows(
         )
         for index, one in enumerate(inputs)
     ]
+
+
+def read_texts(model: TextModel, texts: Sequence[str], max_length: int, truncation: Truncation) -> list[list[int]]:
+    """The tokens of each text that can stay in a row of `max_length` tokens.
+
+    With "head_tail", those of a long text are its start and its end: what lies between them cannot stay.
+    """
+    read = model.tokenize(texts, max_length, from_end=truncation == "left")
+    if truncation != "head_tail":
+        return read
+    long = [index for index, tokens in enumerate(read) if len(tokens) >= max_length]
+    ends = model.tokenize([texts[index] for index in long], max_length, from_end=True)
+    for index, end in zip(long, ends, strict=True):
+        read[index] = read[index][:max_length] + end[-max_length:]
+    return read
 
 
 def encode_row(
@@ -86,9 +100,14 @@ def fit(texts: Sequence[list[int]], max_tokens: int, truncation: Truncation, fie
     if truncation == "error":
         raise InvalidRequest.of(field, f"takes at least {total} tokens; at most {max_tokens} fit")
     lengths = divide([len(text) for text in texts], max_tokens)
+    return [_cut(text, length, truncation) for text, length in zip(texts, lengths, strict=True)]
+
+
+def _cut(text: list[int], length: int, truncation: Truncation) -> list[int]:
     if truncation == "left":
-        return [text[len(text) - length :] for text, length in zip(texts, lengths, strict=True)]
-    return [text[:length] for text, length in zip(texts, lengths, strict=True)]
+        return text[len(text) - length :]
+    num_last = length // 2 if truncation == "head_tail" and length < len(text) else 0
+    return text[: length - num_last] + text[len(text) - num_last :]
 
 
 def divide(lengths: Sequence[int], max_tokens: int) -> list[int]:

@@ -14,7 +14,8 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 NUMBER_BYTES = 22
 """A number of a result in JSON."""
-Truncation = Literal["right", "left", "error"]
+Truncation = Literal["right", "left", "head_tail", "error"]
+"""Where a text that is too long is cut: at its end, at its start, in its middle, or not at all."""
 Method = Literal["auto", "choice", "embedding"]
 """What a request asks for: a choice model (UniMC), an embedding model, or what is there, both together if possible."""
 

@@ -20,7 +20,7 @@ import numpy as np
 from service.domain import Encoding, FloatArray, IdArray, Labels, Output, TokenScores
 from service.errors import InvalidRequest
 from service.tasks.options import check_different, most_alike, shorten
-from service.tasks.rows import encode_rows, fit
+from service.tasks.rows import encode_rows, fit, read_texts
 from service.tasks.scores import activate, sigmoid, softmax
 from service.tasks.task import Truncation
 from service.tasks.text_model import TextModel
@@ -150,14 +150,14 @@ def _tokenize_once(model: TextModel, choices: Sequence[Choice], truncation: Trun
     """The tokens of the options and those of the texts. Options are always read from their start."""
     options = dict.fromkeys(each for options in dict.fromkeys(choice.options for choice in choices) for each in options)
     texts = dict.fromkeys(each for choice in choices for each in choice.rest)
-    if truncation != "left":
-        together = _read(model, options | texts)
+    if truncation in ("right", "error"):
+        together = _read(model, options | texts, truncation)
         return together, together
-    return _read(model, options), _read(model, texts, from_end=True)
+    return _read(model, options, "right"), _read(model, texts, truncation)
 
 
-def _read(model: TextModel, strings: dict[str, None], *, from_end: bool = False) -> Tokens:
-    return dict(zip(strings, model.tokenize(list(strings), model.max_length, from_end=from_end), strict=True))
+def _read(model: TextModel, strings: dict[str, None], truncation: Truncation) -> Tokens:
+    return dict(zip(strings, read_texts(model, list(strings), model.max_length, truncation), strict=True))
 
 
 def _region(model: TextModel, options: Sequence[list[int]], truncated: bool) -> Region:

@@ -141,13 +141,19 @@ def test_any_model_takes_the_text_of_a_prompt() -> None:
     assert (row.ids.tolist(), row.readout) == ([CLS, *ids("乙甲"), SEP], Mean())
 
 
-@pytest.mark.parametrize("truncation", ["right", "left"])
-def test_a_long_text_is_cut_and_its_prompt_is_kept(truncation: Truncation) -> None:
-    text = letters(20)
-    [row] = rows(embedder(max_length=10), text, prompt="是非", truncation=truncation)
-    kept = text[:6] if truncation == "right" else text[-6:]
+@pytest.mark.parametrize(
+    ("truncation", "kept"),
+    [("right", letters(6)), ("left", letters(20)[-6:]), ("head_tail", "甲乙" + letters(20)[-4:])],
+)
+def test_a_long_text_is_cut_and_its_prompt_is_kept(truncation: Truncation, kept: str) -> None:
+    [row] = rows(embedder(max_length=10), letters(20), prompt="是非", truncation=truncation)
     assert row.ids.tolist() == [CLS, *ids("是非" + kept), SEP]
     assert row.truncated
+
+
+def test_a_prompt_of_more_than_half_a_row_is_kept_with_head_and_tail() -> None:
+    [row] = rows(embedder(max_length=10), letters(20), prompt="是非是非是非", truncation="head_tail")
+    assert row.ids.tolist() == [CLS, *ids("是非是非是非" + letters(20)[-2:]), SEP]
 
 
 def test_the_longest_text_is_that_of_the_embedding_model() -> None:

@@ -9,7 +9,7 @@ from service.domain import Encoding, Output, TopTokens
 from service.errors import InvalidRequest
 from service.tasks.fill_mask import FILL_MASK, FillMaskQuery, TokenProbability
 from service.tasks.task import Truncation
-from tests.unit.tasks.models import CLS, MASK, SEP, VOCAB, head, letters, text_model
+from tests.unit.tasks.models import CLS, MASK, SEP, VOCAB, head, ids, letters, text_model
 
 
 def encode(text: str, truncation: Truncation = "right", max_length: int = 512) -> Encoding:
@@ -55,7 +55,16 @@ def test_a_long_text_is_truncated_when_its_masks_are_kept() -> None:
     assert left.truncated
 
 
-@pytest.mark.parametrize(("truncation", "text"), [("right", "[MASK]{}[MASK]"), ("left", "[MASK]{}[MASK]")])
+def test_masks_at_both_ends_of_a_long_text_are_kept_with_head_and_tail() -> None:
+    row = encode(f"[MASK]{letters(900)}[MASK]", "head_tail", max_length=10)
+    assert row.ids.tolist() == [CLS, MASK, *ids(letters(3)), *ids(letters(900)[-3:]), MASK, SEP]
+    assert row.readout == TopTokens((1, 8), 3)
+
+
+@pytest.mark.parametrize(
+    ("truncation", "text"),
+    [("right", "[MASK]{}[MASK]"), ("left", "[MASK]{}[MASK]"), ("head_tail", "[MASK]{0}[MASK]{0}")],
+)
 def test_a_text_whose_mask_would_be_truncated_is_refused(truncation: Truncation, text: str) -> None:
     problem = r"only 1 of its 2 \[MASK\] are within the 512 tokens that the model reads"
     with pytest.raises(InvalidRequest, match=rf"^inputs\[0\]: {problem}$"):

@@ -73,6 +73,21 @@ def test_each_text_of_a_pair_is_truncated_on_one_side() -> None:
     assert right.segment_ids.tolist() == [0] * 14 + [1] * 13
 
 
+@pytest.mark.parametrize("length", [512, 601, 1200, 20_000])
+def test_head_and_tail_of_a_long_text_are_kept(length: int) -> None:
+    text = letters(length - 1) + "非"
+    row = encode(text, truncation="head_tail")
+    assert row.ids.tolist() == [CLS, *ids(text[:255] + text[-255:]), SEP]
+    assert row.truncated
+
+
+def test_with_head_and_tail_a_short_text_of_a_pair_stays_whole() -> None:
+    text = letters(30)
+    row = encode(text, "非", max_length=27, truncation="head_tail")
+    assert row.ids.tolist() == [CLS, *ids(text[:12] + text[-11:]), SEP, *ids("非"), SEP]
+    assert encode(letters(510), truncation="head_tail").ids.tolist() == [CLS, *ids(letters(510)), SEP]
+
+
 @pytest.mark.parametrize(("texts", "max_tokens"), [(("甲" * 511,), 510), (("甲" * 500, "乙" * 11), 509)])
 def test_a_long_input_is_refused_with_truncation_error(texts: tuple[str, ...], max_tokens: int) -> None:
     with pytest.raises(

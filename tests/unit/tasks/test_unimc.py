@@ -246,6 +246,11 @@ def test_texts_are_truncated_to_their_shares(name: str) -> None:
     assert cut(question, *texts) == [ids(letters(length)) for length in kept]
     lefts = [ids(letters(whole))[whole - length :] for whole, length in zip(wholes, kept, strict=True)]
     assert cut(question, *texts, truncation="left") == lefts
+    both = [
+        ids(letters(whole))[: length - length // 2] + ids(letters(whole))[whole - length // 2 :]
+        for whole, length in zip(wholes, kept, strict=True)
+    ]
+    assert cut(question, *texts, truncation="head_tail") == both
     if wholes == kept:
         assert cut(question, *texts, truncation="error") == [ids(letters(length)) for length in kept]
         return
