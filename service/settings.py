@@ -126,7 +126,20 @@ class Server(Section):
     )
     max_inputs: int = Field(256, ge=1, description="Maximum inputs or candidates of a request; above it: 422.")
     max_chars: int = Field(100_000, ge=1, description="Maximum characters of a text; above it: 422.")
-    max_labels: int = Field(256, ge=1, description="Maximum labels or choices of an input; above it: 422.")
+    max_labels: int = Field(256, ge=1, description="Maximum choices of an input; above it: 422.")
+    max_inline_labels: int = Field(
+        1000,
+        ge=1,
+        description="Maximum labels in a request to classify, and examples of them in all; above it: 422. More are "
+        "stored as a label set.",
+    )
+    max_set_labels: int = Field(
+        20_000, ge=1, description="Maximum labels of a label set, and examples of them in all; above it: 422."
+    )
+    max_label_examples: int = Field(64, ge=1, description="Maximum examples of a label; above it: 422.")
+    max_example_chars: int = Field(
+        2000, ge=1, description="Maximum characters of an example or a description of a label; above it: 422."
+    )
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Maximum path and headers in bytes; above it: 431.")
     max_connections: int = Field(
         16_384, ge=1, description="Maximum number of open connections, also limited by `ulimit -Hn`; above it: 503."

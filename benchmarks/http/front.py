@@ -25,6 +25,7 @@ from benchmarks.common import ROOT, about, auto_precision, parser_of, save
 from benchmarks.http import load
 from benchmarks.http.load import LABELS, PATH, bodies_of, in_turns, make_texts, null_server
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.labels import LabelList
 from service.tools.bench.client import Client
 from service.tools.bench.measure import ServerTotals
 from tests.support.servers import serving
@@ -73,7 +74,8 @@ async def overhead(turns: int) -> dict[str, Any]:
     model = load.shipped_model()
     engine, texts = Engine.load(load.shipped_checkpoint()), make_texts(model)[:OVERHEAD_ROWS]
     engine.warm_up()
-    rows, bodies = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts)), LABELS)), bodies_of(texts, 1)
+    query = ClassifyQuery(tuple(map(Text, texts)), LabelList.of(LABELS))
+    rows, bodies = CLASSIFY.encode(model, query), bodies_of(texts, 1)
     bare: list[float] = []
     trips: list[float] = []
     with serving("--model", "mini", "--threads", "1") as server:

@@ -33,6 +33,7 @@ from service.checkpoints.checkpoint import describe
 from service.domain import Encoding
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.labels import LabelList
 from service.tasks.text_model import TextModel
 from service.tools.bench.server_metrics import SECONDS, per_batch, sum_totals
 from tests.support.servers import Server, serving
@@ -90,7 +91,7 @@ def race(
     server: Server, engine: Engine, model: TextModel, row_tokens: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     texts = make_texts(model, row_tokens)
-    rows = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts)), LABELS))
+    rows = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts)), LabelList.of(LABELS)))
     assert {row.num_tokens for row in rows} == {row_tokens}
     bodies = bodies_of(texts, arguments.inputs)
     turns = []

@@ -7,10 +7,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from service.settings import Server
+from service.tasks.labels import Label
 
 MAX_FIELDS = 32
 MAX_TOP_K = 1000
@@ -77,12 +89,60 @@ def _check_pair(value: object) -> object:
 
 
 def _check_names(value: object, info: ValidationInfo) -> list[Any]:
-    names = _check_list(value, _limits(info).max_labels, "label" if info.field_name == "labels" else "choice")
+    return _check_different(_check_list(value, _limits(info).max_labels, "choice"))
+
+
+def _check_different(names: list[Any]) -> list[Any]:
     first: dict[str, int] = {}
-    for index, name in enumerate(names):
+    for index, given in enumerate(names):
+        name = given.get("name") if isinstance(given, dict) else given
         if isinstance(name, str) and first.setdefault(name.strip(), index) != index:
             raise _error(f"entry {index} repeats entry {first[name.strip()]}")
     return names
+
+
+def _check_inline_labels(value: object, info: ValidationInfo) -> list[Any]:
+    limit = _limits(info).max_inline_labels
+    if isinstance(value, list) and len(value) > limit:
+        raise _error(
+            f"has {len(value)} labels; at most {limit} are allowed in a request;"
+            " store more as a label set (PUT /v1/label-sets/NAME) and send its name as label_set"
+        )
+    return _check_labels(value, limit, info)
+
+
+def _check_set_labels(value: object, info: ValidationInfo) -> list[Any]:
+    return _check_labels(value, _limits(info).max_set_labels, info)
+
+
+def _check_labels(value: object, limit: int, info: ValidationInfo) -> list[Any]:
+    labels = _check_different(_check_list(value, limit, "label"))
+    num_examples = 0
+    for label in labels:
+        if isinstance(label, dict) and isinstance(examples := label.get("examples"), list):
+            num_examples += len(examples)
+    if num_examples > limit:
+        raise _error(f"has {num_examples} examples in all; at most {limit} are allowed")
+    return labels
+
+
+def _read_label(value: object, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+    if isinstance(value, str):
+        return LabelObject.model_construct(name=_check_text(value, info))
+    if not isinstance(value, dict):
+        raise _error("must be a string, or an object with name, description and examples")
+    return read(value)
+
+
+def _check_about(text: str, info: ValidationInfo) -> str:
+    limit = _limits(info).max_example_chars
+    if len(text) > limit:
+        raise _error(f"has {len(text)} characters; at most {limit} are allowed in a label's description or example")
+    return _check_text(text, info)
+
+
+def _check_examples(value: object, info: ValidationInfo) -> list[Any]:
+    return _check_list(value, _limits(info).max_label_examples, "example")
 
 
 def _to_int(value: object) -> object:
@@ -128,6 +188,38 @@ Stride = Annotated[int, Field(ge=0, le=MAX_STRIDE), BeforeValidator(_to_int)]
 Threshold = Annotated[float, Field(ge=-MAX_THRESHOLD, le=MAX_THRESHOLD)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[list[Str], BeforeValidator(_check_names), Field(min_length=1, json_schema_extra=DIFFERENT)]
+
+
+About = Annotated[str, Field(min_length=1, json_schema_extra=NOT_BLANK), AfterValidator(_check_about)]
+Examples = Annotated[list[About], BeforeValidator(_check_examples), Field(min_length=1)]
+
+
+class LabelObject(Wire):
+    """A label; one without a description and examples is written as its name."""
+
+    name: Str = Field(description="The label, in natural language.")
+    description: About | None = Field(None, description="What the label means; the models read it with the name.")
+    examples: Examples | None = Field(None, description="Texts that have the label.")
+
+    def label(self) -> Label:
+        return Label(self.name, self.description, tuple(self.examples or ()))
+
+
+def _write_label(label: LabelObject) -> str | LabelObject:
+    return label.name if label.description is None and label.examples is None else label
+
+
+AnyLabel = Annotated[
+    LabelObject,
+    WrapValidator(_read_label, json_schema_input_type=Str | LabelObject),
+    PlainSerializer(_write_label, return_type=Str | LabelObject),
+]
+InlineLabels = Annotated[
+    list[AnyLabel], BeforeValidator(_check_inline_labels), Field(min_length=1, json_schema_extra=DIFFERENT)
+]
+SetLabels = Annotated[
+    list[AnyLabel], BeforeValidator(_check_set_labels), Field(min_length=1, json_schema_extra=DIFFERENT)
+]
 
 
 class TextInput(Wire):

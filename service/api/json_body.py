@@ -28,6 +28,8 @@ INLINE_VALUES = 2000
 """A body up to these limits is parsed on the event loop."""
 VALUES_PER_INPUT = 8
 """Of an input besides its labels: its texts, and the lists and objects around them."""
+VALUES_PER_LABEL = 5
+"""Of a label: its object, name, description, list of examples, and one example."""
 OTHER_VALUES = 1000
 _CONSTANT = re.compile(r"NaN\b|Infinity\b")
 """What Python's json writes for numbers that JSON has not: pandas has NaN for a missing text."""
@@ -50,17 +52,23 @@ def text_memory(body: Body) -> int:
 
 def max_values(limits: Server) -> int:
     """More values than a request within the limits has."""
-    return limits.max_inputs * (limits.max_labels + VALUES_PER_INPUT) + OTHER_VALUES
+    of_inputs, of_labels = limits.max_inputs * (limits.max_labels + VALUES_PER_INPUT), limits.max_inline_labels
+    return of_inputs + of_labels * VALUES_PER_LABEL + OTHER_VALUES
 
 
-def parse(body: Body, model: type[M], limits: Server) -> M:
-    """The body as a wire model.
+def max_set_values(limits: Server) -> int:
+    """More values than a label set within the limits has."""
+    return limits.max_set_labels * VALUES_PER_LABEL + OTHER_VALUES
+
+
+def parse(body: Body, model: type[M], limits: Server, most: int | None = None) -> M:
+    """The body as a wire model. `most` is the largest number of JSON values; default: that of a request.
 
     Raises:
         MalformedBody: not UTF-8, not JSON, or nested too deep.
         InvalidRequest: names every field that is wrong.
     """
-    return validate(parse_json(body, max_values(limits)), model, limits)
+    return validate(parse_json(body, most or max_values(limits)), model, limits)
 
 
 def validate(value: Any, model: type[M], limits: Server) -> M:

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.json_body import parse
+from service.api.json_body import max_set_values, parse
 from service.api.openapi import ERRORS, NO_KEY, described_elsewhere, request_body
 from service.api.operations import ok
 from service.api.request import Headers, PlainRoute, context_of, read_body
@@ -76,7 +76,7 @@ class LabelSetRoutes:
         owner = context_of(request).account.name
 
         def write() -> LabelSet[LabelSetBody]:
-            body = parse(data, LabelSetBody, self.limits)
+            body = parse(data, LabelSetBody, self.limits, max_set_values(self.limits))
             return label_sets.put(name, body.model_dump(exclude_none=True), len(body.labels), owner, if_match)
 
         written = await self._run(request, write)
@@ -98,7 +98,8 @@ def _info(label_set: LabelSet[LabelSetBody]) -> dict[str, Any]:
 
 
 def _one(label_set: LabelSet[LabelSetBody], status: int = 200) -> Response:
-    return _json(_info(label_set) | label_set.value.model_dump(), status, {"ETag": label_set.etag})
+    content = {"question": None} | label_set.value.model_dump(exclude_none=True)
+    return _json(_info(label_set) | content, status, {"ETag": label_set.etag})
 
 
 def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -164,7 +164,8 @@ def _message(one: Any, request: type[BaseModel]) -> str:
 
 
 def _unknown_field(location: Sequence[str | int], request: type[BaseModel]) -> str:
-    known = request.model_fields if len(location) == 1 else getattr(request, "part", request).model_fields
+    parts = getattr(request, "parts", {})
+    known = (request if len(location) == 1 else parts.get(location[0], request)).model_fields
     near = get_close_matches(str(location[-1])[:MAX_NAME], list(known), n=1)
     hint = f"did you mean {near[0]}?" if near else f"the known ones are {', '.join(known)}"
     return f"unknown field; {hint}"

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from service.api.field_types import (
     AnswerTokens,
+    InlineLabels,
+    LabelObject,
     ManyStrings,
     MaskedStrings,
-    Names,
     Pairs,
     Probability,
     Prompt,
     PromptName,
     ReadingInput,
     Readings,
+    SetLabels,
     SpanTopK,
     Str,
     Stride,
@@ -43,6 +46,7 @@ from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
 from service.tasks.embedding import EmbedQuery, EmbedResult
 from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.fill_mask import FillMaskQuery, FillMaskResult
+from service.tasks.labels import LabelList
 from service.tasks.mrc import MrcQuery, MrcResult, Reading
 from service.tasks.nli import NliQuery, NliResult
 from service.tasks.similarity import SimilarityQuery, SimilarityResult
@@ -54,7 +58,8 @@ R = TypeVar("R")
 class TaskRequest(Wire):
     """The fields that the requests of all tasks share."""
 
-    part: ClassVar[type[Wire] | None] = None
+    parts: ClassVar[Mapping[str, type[Wire]]] = {}
+    """What a list of objects consists of, by field."""
 
     model: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
         None,
@@ -111,8 +116,14 @@ _METHOD: Any = Field(
 class LabelSetBody(Wire):
     """A label set as a client writes it."""
 
-    labels: Names = Field(description="The labels, in natural language.")
+    parts: ClassVar[Mapping[str, type[Wire]]] = {"labels": LabelObject}
+
+    labels: SetLabels = Field(description="The labels, in natural language: names, or objects.")
     question: Str | None = Field(None, description="The question that the labels answer.")
+
+    @cached_property
+    def label_list(self) -> LabelList:
+        return LabelList(tuple([each.label() for each in self.labels]))
 
 
 class LabelSetInfo(BaseModel):
@@ -143,11 +154,13 @@ class ClassifyRequest(TaskRequest):
     """Texts to classify, by the labels in the request (zero-shot) or by the labels of a fine-tuned model."""
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_WITH_LABELS, _WITH_LABEL_SET, _WITHOUT_LABELS]})
-    part = TextInput
+    parts: ClassVar[Mapping[str, type[Wire]]] = {"inputs": TextInput, "labels": LabelObject}
 
     inputs: TextInputs = Field(description="A text, or a list of texts or of objects with `text` and `text_pair`.")
-    labels: Names | None = Field(
-        None, description="Labels to choose from, in natural language; default: the labels of a fine-tuned model."
+    labels: InlineLabels | None = Field(
+        None,
+        description="Labels to choose from, in natural language: names, or objects with `name`, `description` and "
+        "`examples`; default: the labels of a fine-tuned model.",
     )
     label_set: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
         None, description="Name of a stored label set, instead of `labels`; see GET /v1/label-sets."
@@ -156,23 +169,32 @@ class ClassifyRequest(TaskRequest):
     multi_label: bool = Field(False, description="Score each label independently of the others; requires labels.")
     top_k: TopK | None = Field(None, description="Number of best labels to return in `scores`; default: all.")
     method: Method = _METHOD
+    _label_set: LabelSetBody | None = PrivateAttr(None)
 
     def with_labels_of(self, label_set: LabelSetBody) -> ClassifyRequest:
         """This request with the labels of the set, and its question unless the request has one."""
         if self.labels is not None:
             raise InvalidRequest.of("labels", "cannot be combined with label_set")
         question = label_set.question if self.question is None else self.question
-        return self.model_copy(update={"labels": label_set.labels, "question": question})
+        copy = self.model_copy(update={"question": question})
+        copy._label_set = label_set
+        return copy
+
+    def _labels(self) -> LabelList:
+        if self._label_set is not None:
+            return self._label_set.label_list
+        return LabelList(tuple([each.label() for each in self.labels or ()]))
 
     def query(self) -> ClassifyQuery:
+        labels = self._labels()
         for name in ("question", "multi_label"):
-            if getattr(self, name) and not self.labels:
+            if getattr(self, name) and not labels:
                 raise InvalidRequest.of(name, "requires labels")
-        if self.method != "auto" and not self.labels:
+        if self.method != "auto" and not labels:
             raise InvalidRequest.of("method", "requires labels")
         return ClassifyQuery(
             inputs=tuple(Text(one.text, one.text_pair) for one in self.inputs),
-            labels=tuple(self.labels or ()),
+            labels=labels,
             question=self.question,
             multi_label=self.multi_label,
             top_k=self.top_k,
@@ -241,7 +263,7 @@ class MrcRequest(TaskRequest):
     """Reading comprehension: each input with `choices`, one of which answers, or none, and spans of the passages do."""
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_OF_CHOICES, _OF_SPANS]})
-    part = ReadingInput
+    parts: ClassVar[Mapping[str, type[Wire]]] = {"inputs": ReadingInput}
 
     inputs: Readings
     top_k: SpanTopK | None = Field(None, description="Without choices: number of spans in `candidates`; default: 1.")

@@ -27,6 +27,7 @@ from service.tasks.blend import (
 )
 from service.tasks.embedding import choose_prompt, encode_texts, unit_vectors
 from service.tasks.label_rows import LabelRows
+from service.tasks.labels import NO_LABELS, LabelList
 from service.tasks.options import check_different
 from service.tasks.rows import encode_rows
 from service.tasks.scores import LabelScore, activate, rank
@@ -60,7 +61,7 @@ class ClassifyQuery:
     """
 
     inputs: tuple[Text, ...]
-    labels: tuple[str, ...] = ()
+    labels: LabelList = NO_LABELS
     question: str | None = None
     multi_label: bool = False
     top_k: int | None = None
@@ -105,12 +106,12 @@ def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
         return _encode_embedding(model, query)
     partner = None if query.is_alone or query.method != "auto" else model.partner
     if partner is None or any(item.text_pair is not None for item in query.inputs):
-        return _encode_choices(model, query, query.labels)
+        return _encode_choices(model, query, query.labels.options)
     return _encode_both(model, partner, query)
 
 
-def _encode_choices(model: TextModel, query: ClassifyQuery, labels: tuple[str, ...]) -> list[Encoding]:
-    choices = [Choice(labels, item.parts, query.question) for item in query.inputs]
+def _encode_choices(model: TextModel, query: ClassifyQuery, options: tuple[str, ...]) -> list[Encoding]:
+    choices = [Choice(options, item.parts, query.question) for item in query.inputs]
     return encode_choices(model, choices, query.truncation, options_field="labels", must_differ=True)
 
 
@@ -118,11 +119,11 @@ def _encode_both(model: TextModel, partner: TextModel, query: ClassifyQuery) -> 
     """The rows of both models. Labels that one of them cannot tell apart, or that do not fit into its row, are decided
     by the other."""
     try:
-        choices = _encode_choices(model, query, query.labels)
+        choices = _encode_choices(model, query, query.labels.options)
     except InvalidRequest as error:
         if not error.errors or not error.errors[0].field.startswith("labels"):
             raise
-        tokens = _label_tokens(model, query.labels)
+        tokens = _option_tokens(model, query.labels.options)
         if not all(tokens):
             raise  # a label of invisible characters
         vectors = [row.kept_as for row in encode_labels(partner, query.labels)[:: _num_templates(partner)]]
@@ -136,7 +137,7 @@ def _encode_both(model: TextModel, partner: TextModel, query: ClassifyQuery) -> 
 
 def _encode_distinct(model: TextModel, query: ClassifyQuery, tokens: list[tuple[int, ...]]) -> list[Encoding]:
     """One choice per input among labels with different tokens; none where that is no choice, or does not fit."""
-    distinct = tuple(query.labels[tokens.index(each)] for each in dict.fromkeys(tokens))
+    distinct = tuple(query.labels.options[tokens.index(each)] for each in dict.fromkeys(tokens))
     if len(distinct) == len(query.labels) or len(distinct) == 1:
         return []
     try:
@@ -147,8 +148,8 @@ def _encode_distinct(model: TextModel, query: ClassifyQuery, tokens: list[tuple[
         raise
 
 
-def _label_tokens(model: TextModel, labels: tuple[str, ...]) -> list[tuple[int, ...]]:
-    return [tuple(tokens[: model.max_length]) for tokens in model.tokenize(labels, model.max_length)]
+def _option_tokens(model: TextModel, options: tuple[str, ...]) -> list[tuple[int, ...]]:
+    return [tuple(tokens[: model.max_length]) for tokens in model.tokenize(options, model.max_length)]
 
 
 def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool = True) -> list[Encoding]:
@@ -169,11 +170,11 @@ def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool 
     return [*encode_texts(model, texts, prompt=choose_prompt(model), truncation=query.truncation), *labels]
 
 
-def _check_rows_differ(model: TextModel, labels: tuple[str, ...], rows: Sequence[Encoding]) -> None:
+def _check_rows_differ(model: TextModel, labels: LabelList, rows: Sequence[Encoding]) -> None:
     """`rows` has one row of each label. Raises InvalidRequest."""
     if len({row.kept_as for row in rows}) == len(labels):
         return
-    check_different(model, labels, list(map(list, _label_tokens(model, labels))), "labels")
+    check_different(model, labels.names, list(map(list, _option_tokens(model, labels.names))), "labels")
     seen: dict[bytes | None, int] = {}
     for index, row in enumerate(rows):
         before = seen.setdefault(row.kept_as, index)
@@ -185,12 +186,12 @@ def _check_rows_differ(model: TextModel, labels: tuple[str, ...], rows: Sequence
             )
 
 
-def encode_labels(model: TextModel, labels: tuple[str, ...]) -> list[Encoding]:
+def encode_labels(model: TextModel, labels: LabelList) -> list[Encoding]:
     """A kept row for each template of each label; those of one label stand together."""
     label_rows = model.label_rows.get(labels)
     if label_rows is None:
         templates = model.blend.templates if model.blend else ()
-        read = [label[:MAX_LABEL_CHARS] for label in labels]
+        read = [name[:MAX_LABEL_CHARS] for name in labels.names]
         texts = [template.replace("{}", label) for label in read for template in templates]
         rows = encode_texts(model, texts, prompt=choose_prompt(model), max_length=MAX_LABEL_TOKENS)
         label_rows = LabelRows([keep(row) for row in rows])
@@ -205,7 +206,7 @@ def _num_templates(model: TextModel) -> int:
 def decode(
     model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[ClassifyResult]:
-    labels, num_inputs = query.labels or head_labels(model), len(query.inputs)
+    names, num_inputs = query.labels.names or head_labels(model), len(query.inputs)
     if len(encodings) == num_inputs:
         scores = [_scores(model, query, output) for output in outputs]
     else:
@@ -216,7 +217,7 @@ def decode(
         scores = _match(embedder, query, choices, outputs[num_inputs if is_blend else 0 :])
     num_rows = num_inputs if encodings[-1].model == encodings[0].model else 2 * num_inputs
     return [
-        _result(rank(labels, scores[index], query.top_k), encodings[index:num_rows:num_inputs])
+        _result(rank(names, scores[index], query.top_k), encodings[index:num_rows:num_inputs])
         for index in range(num_inputs)
     ]
 
@@ -239,7 +240,7 @@ def _choice_logits(model: TextModel, query: ClassifyQuery, outputs: Sequence[Out
     logits = [output.scores.astype(np.float64) for output in outputs]
     if len(logits[0]) == len(query.labels):
         return list(logits)
-    tokens = _label_tokens(model, query.labels)
+    tokens = _option_tokens(model, query.labels.options)
     row_of = {each: row for row, each in enumerate(dict.fromkeys(tokens))}
     groups = [row_of[each] for each in tokens]
     return [spread_groups(each, groups) for each in logits]
@@ -271,7 +272,7 @@ def _result(scores: tuple[LabelScore, ...], encodings: Sequence[Encoding]) -> Cl
 
 
 def reply_bytes(model: TextModel, query: ClassifyQuery) -> int:
-    sizes = [SCORE_BYTES + len(label.encode()) for label in query.labels or head_labels(model)]
+    sizes = [SCORE_BYTES + len(label.encode()) for label in query.labels.names or head_labels(model)]
     per_input = sum(sorted(sizes, reverse=True)[: query.top_k]) + max(sizes, default=0)
     return len(query.inputs) * per_input
 

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Encoding, Output
+from service.tasks.labels import LabelList
 
 MAX_ROWS = 16_384
 MAX_CHARS = 8192
 """A longer set of labels is not held: its strings would be kept, too."""
-
-Labels = tuple[str, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,18 +40,18 @@ class LabelRowsCache:
     """The sets of labels that were used last, of at most MAX_ROWS rows together. Used by several threads."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[Labels, LabelRows] = OrderedDict()
+        self._held: OrderedDict[LabelList, LabelRows] = OrderedDict()
         self._num_rows = 0
         self._lock = Lock()
 
-    def get(self, labels: Labels) -> LabelRows | None:
+    def get(self, labels: LabelList) -> LabelRows | None:
         with self._lock:
             if labels in self._held:
                 self._held.move_to_end(labels)
             return self._held.get(labels)
 
-    def put(self, labels: Labels, made: LabelRows) -> None:
-        if sum(map(len, labels)) > MAX_CHARS:
+    def put(self, labels: LabelList, made: LabelRows) -> None:
+        if sum(map(len, labels.names)) > MAX_CHARS:
             return
         with self._lock:
             if labels not in self._held:

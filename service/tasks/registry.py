@@ -10,6 +10,7 @@ from service.tasks.classification import CLASSIFY, ClassifyQuery
 from service.tasks.embedding import EMBED, EmbedQuery
 from service.tasks.extraction import SpanOptions
 from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
+from service.tasks.labels import LabelList
 from service.tasks.mrc import MRC, MrcQuery
 from service.tasks.nli import NLI, NliQuery
 from service.tasks.similarity import SIMILARITY, SimilarityQuery
@@ -65,7 +66,7 @@ def _with_hint(reason: str, task: Task[Any, Any], models: Iterable[TextModel]) -
 
 
 _QUERIES = {
-    "classify": (ClassifyQuery((), labels=("",)), ClassifyQuery(())),
+    "classify": (ClassifyQuery((), LabelList.of([""])), ClassifyQuery(())),
     "similarity": (SimilarityQuery(()),),
     "mrc": (MrcQuery(()), MrcQuery((), spans=SpanOptions())),
     "nli": (NliQuery(()),),

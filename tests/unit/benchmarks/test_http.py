@@ -11,6 +11,7 @@ from benchmarks.http import rates
 from benchmarks.http.load import LABELS, NUM_TEXTS, make_texts
 from service.checkpoints.checkpoint import describe
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.labels import LabelList
 from service.tasks.text_model import TextModel
 from tests.checkpoints import make_checkpoint
 
@@ -20,7 +21,7 @@ def test_every_text_is_a_distinct_row_of_equal_length(tmp_path: Path, row_tokens
     model = TextModel.load(describe(make_checkpoint(tmp_path), "m"))
     texts = make_texts(model, row_tokens)
     assert len(set(texts)) == len(texts) == NUM_TEXTS
-    rows = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts[:100])), LABELS))
+    rows = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts[:100])), LabelList.of(LABELS)))
     assert {row.num_tokens for row in rows} == {row_tokens}
 
 

@@ -24,6 +24,7 @@ from service.tasks.blend import (
 )
 from service.tasks.classification import CLASSIFY, MAX_LABEL_TOKENS, ClassifyQuery, ClassifyResult, Text, encode_labels
 from service.tasks.label_rows import MAX_CHARS, MAX_ROWS, LabelRows, LabelRowsCache
+from service.tasks.labels import LabelList
 from service.tasks.registry import route, tasks_of
 from service.tasks.task import used_method
 from service.tasks.text_model import TextModel, pair
@@ -32,7 +33,7 @@ from tests.fakes import row
 from tests.unit.tasks.models import BLEND, VOCAB, logits, matcher, text_model, yes_no
 
 TEXTS = (Text("甲"), Text("乙"))
-QUERY = ClassifyQuery(TEXTS, ("丙", "丁丁", "戊"))
+QUERY = ClassifyQuery(TEXTS, LabelList.of(["丙", "丁丁", "戊"]))
 NUM_TEMPLATES = len(BLEND.templates)
 
 
@@ -215,16 +216,16 @@ def test_the_rows_of_a_set_of_labels_are_made_once() -> None:
     first = CLASSIFY.encode(model, QUERY)[4:]
     again = CLASSIFY.encode(model, replace(QUERY, inputs=TEXTS[:1]))[2:]
     assert all(one is other for one, other in zip(first, again, strict=True))
-    assert encode_labels(partner, ("丙",)) is not encode_labels(partner, ("丁",))
+    assert encode_labels(partner, LabelList.of("丙")) is not encode_labels(partner, LabelList.of("丁"))
 
 
 def test_an_embedding_model_reads_the_start_of_a_long_label_only() -> None:
     _, partner = served()
-    labels = ("甲" * 100_000, "乙" + "甲" * 100_000)
+    labels = LabelList.of(["甲" * 100_000, "乙" + "甲" * 100_000])
     rows = CLASSIFY.encode(partner, replace(QUERY, labels=labels))[len(TEXTS) :]
     assert max(row.num_tokens for row in rows) == MAX_LABEL_TOKENS
     with pytest.raises(InvalidRequest, match=r"labels\[1\]: begins as labels\[0\] does, and e reads at most 64 tokens"):
-        CLASSIFY.encode(partner, replace(QUERY, labels=("甲" * 400, "甲" * 400 + "乙")))
+        CLASSIFY.encode(partner, replace(QUERY, labels=LabelList.of(["甲" * 400, "甲" * 400 + "乙"])))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_an_embedding_model_reads_the_start_of_a_long_label_only() -> None:
         ({"method": "embedding"}, ["e"]),
         ({"is_alone": True}, ["m"]),
         ({"inputs": (Text("甲", "乙"),)}, ["m"]),
-        ({"labels": tuple("甲乙丙丁戊己庚辛壬癸"), "question": "甲"}, ["m", "e"]),
+        ({"labels": LabelList.of("甲乙丙丁戊己庚辛壬癸"), "question": "甲"}, ["m", "e"]),
     ],
 )
 def test_the_request_chooses_the_models(changes: dict[str, Any], models: list[str]) -> None:
@@ -262,7 +263,7 @@ def test_pairs_of_texts_are_refused_by_an_embedding_model() -> None:
 def test_too_many_labels_for_a_choice_are_left_to_the_embedding_model() -> None:
     model, partner = text_model(name="m", max_length=48), matcher("e")
     pair((model, partner))
-    query = replace(QUERY, labels=tuple(f"丙{letter}" for letter in "甲乙丙丁戊己庚辛壬癸"))
+    query = replace(QUERY, labels=LabelList.of(f"丙{letter}" for letter in "甲乙丙丁戊己庚辛壬癸"))
     rows = CLASSIFY.encode(model, query)
     assert used_method(rows) == "embedding"
     assert {each.model for each in rows} == {"e"}
@@ -275,25 +276,25 @@ def test_labels_that_the_choice_cannot_tell_apart_are_decided_by_the_embedding_m
     vocab = VOCAB | {emoji: len(VOCAB) + index for index, emoji in enumerate("😀😁")}
     model, partner = text_model(name="m"), replace(matcher("e"), tokenizer=build_tokenizer(vocab, {}))
     pair((model, partner))
-    query = replace(QUERY, inputs=TEXTS[:1], labels=("😀", "丙", "😁"))
+    query = replace(QUERY, inputs=TEXTS[:1], labels=LabelList.of(["😀", "丙", "😁"]))
     rows = CLASSIFY.encode(model, query)
     assert (used_method(rows), len(rows)) == ("blend", 1 + 1 + 3 * NUM_TEMPLATES)
     assert isinstance(rows[0].readout, TokenScores)
     assert len(rows[0].readout.positions) == 2
     [result] = classify(model, query, {vocab["😀"]: (0.0, 1.0), vocab["😁"]: (1.0, 0.0)})
     assert [each.label for each in result.scores] == ["😁", "丙", "😀"]
-    alone = replace(query, labels=("😀", "😁"))
+    alone = replace(query, labels=LabelList.of(["😀", "😁"]))
     assert used_method(CLASSIFY.encode(model, alone)) == "embedding"
     with pytest.raises(InvalidRequest, match=r"^labels\[1\]: is the same to m as labels\[0\]"):
-        CLASSIFY.encode(model, replace(query, labels=("😇", "😈")))
+        CLASSIFY.encode(model, replace(query, labels=LabelList.of(["😇", "😈"])))
     with pytest.raises(InvalidRequest, match=r"^labels\[1\]: is the same to e as labels\[0\]"):
-        CLASSIFY.encode(partner, replace(query, labels=("😇", "😈")))
+        CLASSIFY.encode(partner, replace(query, labels=LabelList.of(["😇", "😈"])))
 
 
 @pytest.mark.parametrize("is_multi_label", [False, True])
 def test_labels_that_the_embedding_model_cannot_tell_apart_are_decided_by_the_choice(is_multi_label: bool) -> None:
     """A statement and its negation have nearly the same vector; what they differ in is noise."""
-    query = ClassifyQuery((Text("甲"),), ("丙", "不丙"), multi_label=is_multi_label)
+    query = ClassifyQuery((Text("甲"),), LabelList.of(["丙", "不丙"]), multi_label=is_multi_label)
     vectors = {7: (0.6, 0.8), 9: (1.0, 0.0)}
     model, partner = text_model(name="m"), matcher("e", blend=replace(BLEND, same_cosine=0.9))
     pair((model, partner))
@@ -318,8 +319,9 @@ def test_vectors_of_labels_are_made_again_when_their_outputs_change() -> None:
 
 def test_sets_of_labels_are_bounded() -> None:
     held, rows = LabelRowsCache(), [row(1)] * (MAX_ROWS // 2)
-    for labels in (("a",), ("b",), ("c",)):
+    first, second, third = [LabelList.of(name) for name in "abc"]
+    for labels in (first, second, third):
         held.put(labels, LabelRows(rows))
-    long = ("d" * (MAX_CHARS + 1),)
+    long = LabelList.of(["d" * (MAX_CHARS + 1)])
     held.put(long, LabelRows(rows[:1]))
-    assert [held.get(each) is not None for each in (("a",), ("b",), ("c",), long)] == [False, True, True, False]
+    assert [held.get(each) is not None for each in (first, second, third, long)] == [False, True, True, False]

@@ -7,6 +7,7 @@ import pytest
 from service.domain import Labels, TokenScores
 from service.errors import InvalidRequest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text
+from service.tasks.labels import LabelList
 from service.tasks.scores import LabelScore
 from service.tasks.text_model import TextModel
 from tests.unit.tasks.models import CLS, MASK, SEP, head, letters, log, logits, text_model, yes_no, yes_of
@@ -72,14 +73,14 @@ def test_the_best_of_thousands_of_classes_are_returned() -> None:
 
 
 def test_labels_of_the_request_are_encoded_as_a_choice() -> None:
-    query = ClassifyQuery((Text("丙", "丁"),), labels=("甲", "乙"), question="戊")
+    query = ClassifyQuery((Text("丙", "丁"),), labels=LabelList.of(["甲", "乙"]), question="戊")
     [row] = CLASSIFY.encode(text_model(), query)
     assert row.ids.tolist() == [CLS, MASK, 7, MASK, 8, SEP, 11, SEP, 9, SEP, 10, SEP]
     assert row.readout == TokenScores((1, 3), (5, 6))
 
 
 def test_a_choice_returns_the_labels_of_the_request() -> None:
-    query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"))
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙", "丁"]))
     result = answer(text_model(), query, yes_of([0.25, 0.125, 0.625]))
     assert ranking(result) == ["丁", "甲", "乙"]
     assert [score.score for score in result.scores] == pytest.approx([0.625, 0.25, 0.125])
@@ -87,7 +88,7 @@ def test_a_choice_returns_the_labels_of_the_request() -> None:
 
 
 def test_multi_label_scores_each_label_separately() -> None:
-    query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"), multi_label=True)
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙", "丁"]), multi_label=True)
     [no, yes, half] = (-2.0, log(0.9)[0] - log(0.1)[0], 0.0)
     result = answer(text_model(), query, yes_no((no, 0), (yes, 0), (half, 0)))
     assert ranking(result) == ["乙", "丁", "甲"]
@@ -97,7 +98,7 @@ def test_multi_label_scores_each_label_separately() -> None:
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_single_label_is_scored_by_itself(multi_label: bool) -> None:
-    query = ClassifyQuery((Text("丙"),), labels=("甲",), multi_label=multi_label)
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲"]), multi_label=multi_label)
     result = answer(text_model(), query, yes_no((log(0.3)[0], log(0.7)[0])))
     assert result.score == pytest.approx(0.3)
     assert result.scores == (LabelScore("甲", result.score),)
@@ -105,20 +106,20 @@ def test_a_single_label_is_scored_by_itself(multi_label: bool) -> None:
 
 @pytest.mark.parametrize(("top_k", "kept"), [(None, 3), (1, 1), (2, 2), (3, 3), (100, 3)])
 def test_top_k_keeps_the_best_labels(top_k: int | None, kept: int) -> None:
-    query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁"), top_k=top_k)
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙", "丁"]), top_k=top_k)
     result = answer(text_model(), query, yes_of([0.25, 0.125, 0.625]))
     assert ranking(result) == ["丁", "甲", "乙"][:kept]
     assert result.score == pytest.approx(0.625)
 
 
 def test_equal_scores_keep_the_order_of_the_labels() -> None:
-    query = ClassifyQuery((Text("丙"),), labels=("甲", "乙", "丁", "戊"))
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙", "丁", "戊"]))
     result = answer(text_model(), query, yes_no((1, 0), (2, 0), (1, 0), (2, 0)))
     assert ranking(result) == ["乙", "戊", "甲", "丁"]
 
 
 def test_results_are_in_the_order_of_the_inputs() -> None:
-    query = ClassifyQuery((Text("丙"), Text(letters(600))), labels=("甲", "乙"))
+    query = ClassifyQuery((Text("丙"), Text(letters(600))), labels=LabelList.of(["甲", "乙"]))
     rows = CLASSIFY.encode(text_model(), query)
     first, second = CLASSIFY.decode(text_model(), query, rows, [yes_of([0.9, 0.1]), yes_of([0.3, 0.7])])
     assert (first.label, first.tokens, first.truncated) == ("甲", 8, False)
@@ -127,7 +128,7 @@ def test_results_are_in_the_order_of_the_inputs() -> None:
 
 
 def test_the_error_of_too_many_labels_names_the_labels() -> None:
-    query = ClassifyQuery((Text("丙"),), labels=tuple(f"第{index}类" for index in range(300)))
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(f"第{index}类" for index in range(300)))
     with pytest.raises(InvalidRequest, match="at most 480 fit") as caught:
         CLASSIFY.encode(text_model(), query)
     assert [error.field for error in caught.value.errors] == ["labels"]
@@ -144,5 +145,5 @@ def test_the_error_of_too_many_labels_names_the_labels() -> None:
     ],
 )
 def test_which_models_can_classify_depends_on_the_labels(model: TextModel, with_labels: bool, without: bool) -> None:
-    assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),), labels=("甲",))) is with_labels
+    assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲"]))) is with_labels
     assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),))) is without

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from service.domain import Encoding
 from service.errors import InvalidRequest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.labels import LabelList
 from service.tasks.mrc import MRC, MrcQuery, Reading
 from service.tasks.nli import NLI, NliQuery
 from service.tasks.options import most_alike, shorten
@@ -132,7 +133,7 @@ def test_options_that_halving_keeps_different_are_never_too_many() -> None:
 
 def test_a_schema_of_aspects_and_moods_keeps_every_mood() -> None:
     model = model_of("".join(SCHEMA))
-    [row] = CLASSIFY.encode(model, ClassifyQuery((Text("口感"),), SCHEMA))
+    [row] = CLASSIFY.encode(model, ClassifyQuery((Text("口感"),), LabelList.of(SCHEMA)))
     assert row.truncated
     words = words_of(model, row)
     assert len(set(words)) == len(SCHEMA)
@@ -146,7 +147,7 @@ def test_numbered_addresses_keep_their_numbers() -> None:
     numbers = [f"{tens}十{ones}" for tens in "二三四五" for ones in "一二三四五六七八"]
     addresses = tuple(f"北京市海淀区中关村大街{number}号院" for number in numbers)
     model = model_of("".join(addresses))
-    [row] = CLASSIFY.encode(model, ClassifyQuery((Text("北京"),), addresses))
+    [row] = CLASSIFY.encode(model, ClassifyQuery((Text("北京"),), LabelList.of(addresses)))
     assert row.truncated
     words = words_of(model, row)
     assert len(set(words)) == len(addresses)
@@ -157,7 +158,8 @@ def test_numbered_addresses_keep_their_numbers() -> None:
 @pytest.mark.parametrize("truncation", ["right", "left"])
 def test_long_options_are_read_from_their_start(truncation: Truncation) -> None:
     options = (f"甲{letters(5000)}", f"乙{letters(5000)}")
-    [row] = CLASSIFY.encode(text_model(), ClassifyQuery((Text(letters(900)),), options, truncation=truncation))
+    query = ClassifyQuery((Text(letters(900)),), LabelList.of(options), truncation=truncation)
+    [row] = CLASSIFY.encode(text_model(), query)
     first, second = options_of(row)
     assert first == tuple(ids(options[0])[: len(first)])
     assert second == tuple(ids(options[1])[: len(second)])
@@ -166,7 +168,7 @@ def test_long_options_are_read_from_their_start(truncation: Truncation) -> None:
 
 def test_options_that_differ_late_in_the_row_stay_different() -> None:
     options = (f"{letters(500)}甲", f"{letters(500)}乙")
-    [row] = CLASSIFY.encode(text_model(), ClassifyQuery((Text("丙"),), options))
+    [row] = CLASSIFY.encode(text_model(), ClassifyQuery((Text("丙"),), LabelList.of(options)))
     first, second = options_of(row)
     assert (first[-1], second[-1]) == tuple(ids("甲乙"))
     assert first[:-1] == second[:-1] == tuple(ids(letters(500)))[-len(first) + 1 :]
@@ -176,7 +178,7 @@ def test_labels_that_cannot_be_shortened_and_stay_different_are_refused_by_name(
     # Each label is a number in base 2 of 9 digits: it cannot do without any of them.
     labels = tuple(f"{number:09b}".replace("0", "甲").replace("1", "乙") for number in range(200))
     with pytest.raises(InvalidRequest) as caught:
-        CLASSIFY.encode(text_model(), ClassifyQuery((Text("丙"),), labels))
+        CLASSIFY.encode(text_model(), ClassifyQuery((Text("丙"),), LabelList.of(labels)))
     [error] = caught.value.errors
     assert error.field == "labels"
     assert error.message.startswith("200 options take at least ")
@@ -205,7 +207,7 @@ ALIKE = {
 
 def refusal(model: TextModel, labels: tuple[str, ...]) -> list[tuple[str, str]]:
     with pytest.raises(InvalidRequest) as caught:
-        CLASSIFY.encode(model, ClassifyQuery((Text("体"),), labels))
+        CLASSIFY.encode(model, ClassifyQuery((Text("体"),), LabelList.of(labels)))
     assert not any(label in caught.value.detail for label in labels)
     return [(error.field, error.message) for error in caught.value.errors]
 
@@ -227,7 +229,7 @@ def test_labels_that_only_a_cased_model_tells_apart_are_accepted_by_it() -> None
     vocabulary = {token: index for index, token in enumerate((*SPECIAL, "是", "非", "Apple", "apple"))}
     tokenizer = build_tokenizer(vocabulary, {"do_lower_case": False})
     model = TextModel("cased", "masked-lm", (), (), 512, tokenizer, 2, 3, 4, 5, 6, 8)
-    [row] = CLASSIFY.encode(model, ClassifyQuery((Text("a"),), labels))
+    [row] = CLASSIFY.encode(model, ClassifyQuery((Text("a"),), LabelList.of(labels)))
     assert options_of(row) == [(7,), (8,)]
     assert cased.can_choose
 
@@ -275,7 +277,7 @@ def test_labels_are_encoded_differently_or_refused(
     refused: list[str] = []
     rows: list[Encoding] = []
     try:
-        rows = CLASSIFY.encode(model, ClassifyQuery((Text("丙"),), labels, truncation=truncation))
+        rows = CLASSIFY.encode(model, ClassifyQuery((Text("丙"),), LabelList.of(labels), truncation=truncation))
     except InvalidRequest as error:
         refused = [each.field for each in error.errors]
     assert len(rows) + len(refused) == 1

@@ -8,6 +8,7 @@ import pytest
 
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
 from service.tasks.extraction import SpanOptions, SpanResult
+from service.tasks.labels import LabelList
 from service.tasks.mrc import MrcQuery, MrcResult
 from service.tasks.nli import NliQuery, NliResult
 from service.tasks.registry import TASKS
@@ -23,7 +24,12 @@ SPANS = MrcQuery((), spans=SpanOptions())
     ("task", "query", "result", "prediction"),
     [
         ("classify", ClassifyQuery(TEXT), ClassifyResult("正面", 0.75, (), 3, False), Prediction("正面", 0.75)),
-        ("classify", ClassifyQuery(TEXT, ("私",)), ClassifyResult("私", 0.75, (), 3, False), Prediction(None, 0.75)),
+        (
+            "classify",
+            ClassifyQuery(TEXT, LabelList.of("私")),
+            ClassifyResult("私", 0.75, (), 3, False),
+            Prediction(None, 0.75),
+        ),
         ("nli", NliQuery(()), NliResult("neutral", 0.5, (), 3, False), Prediction("neutral", 0.5)),
         ("mrc", MrcQuery(()), MrcResult("私", 0, 0.5, (), 3, False), Prediction(None, 0.5)),
         ("mrc", SPANS, SpanResult("私", 0, 1, 0.5, 0.1, (), 1, 3, False), Prediction("answer", 0.5)),

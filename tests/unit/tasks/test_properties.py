@@ -13,6 +13,7 @@ from service.errors import InvalidRequest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
 from service.tasks.embedding import EMBED, EmbedQuery
 from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
+from service.tasks.labels import LabelList
 from service.tasks.mrc import MRC, MrcQuery, Reading
 from service.tasks.nli import NLI, NliQuery
 from service.tasks.similarity import SIMILARITY, SimilarityQuery
@@ -94,7 +95,7 @@ def test_zero_shot_classification_returns_ranked_scores_of_every_label(
 ) -> None:
     model = text_model(max_length=max_length)
     texts = tuple(Text(*each) for each in inputs)
-    query = ClassifyQuery(texts, labels, question, multi_label, None, truncation)
+    query = ClassifyQuery(texts, LabelList.of(labels), question, multi_label, None, truncation)
     rows = rows_of(CLASSIFY, model, query)
     if rows is None:
         return

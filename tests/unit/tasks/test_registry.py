@@ -9,6 +9,7 @@ from service.tasks.classification import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery
 from service.tasks.extraction import SpanOptions
 from service.tasks.fill_mask import FillMaskQuery
+from service.tasks.labels import LabelList
 from service.tasks.mrc import MrcQuery, Reading
 from service.tasks.nli import NliQuery
 from service.tasks.registry import TASKS, needs_of, route, tasks_of
@@ -17,7 +18,7 @@ from service.tasks.text_model import TextModel
 from tests.unit.tasks.models import head, text_model
 
 PAIR = (("甲", "乙"),)
-LABELLED = ClassifyQuery((Text("丙"),), labels=("甲", "乙"))
+LABELLED = ClassifyQuery((Text("丙"),), labels=LabelList.of("甲乙"))
 PLAIN = ClassifyQuery((Text("丙"),))
 QUERIES = {
     "classify": PLAIN,

@@ -1,0 +1,60 @@
+"""Labels of a request or of a stored set: their names, descriptions and examples, and what tells two lists apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """`description` says what the name means; `examples` are texts that have the label."""
+
+    name: str
+    description: str | None = None
+    examples: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """What a choice model reads of the label."""
+        return self.name if self.description is None else f"{self.name}：{self.description}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelList:
+    """Labels in the order of the client. What is made of them is kept under `key`, the same for equal lists.
+
+    A stored set has one list for all of its requests, so its key is computed once.
+    """
+
+    labels: tuple[Label, ...] = ()
+    names: tuple[str, ...] = field(init=False)
+    options: tuple[str, ...] = field(init=False)
+    key: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = tuple([label.name for label in self.labels])
+        is_plain = not any(label.description or label.examples for label in self.labels)
+        content: object = names if is_plain else [(each.name, each.description, each.examples) for each in self.labels]
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "options", names if is_plain else tuple([label.option for label in self.labels]))
+        object.__setattr__(self, "key", blake2b(repr(content).encode(), digest_size=16).digest())
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Self:
+        """Labels without descriptions and examples."""
+        return cls(tuple([Label(name) for name in names]))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabelList) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+NO_LABELS = LabelList()
