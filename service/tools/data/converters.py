@@ -7,12 +7,15 @@ where upstream has published them (UniMC's FewCLUE prompts).
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from service.errors import DatasetError
 from service.tasks import similarity
 from service.tasks.nli import LABELS as NLI_LABELS
 from service.tasks.nli import as_choice as nli_as_choice
@@ -26,6 +29,10 @@ class Example:
 
     `task` is "classify", "mrc", "similarity" or "nli". For the last two `options` are the names of the classes, in the
     order of the options of `as_choice`, and `texts` is the pair.
+
+    With several answers (multi-label), `answers` are the indices of all that hold, none or more, and `answer` is the
+    first of them or -1. A graded example has a number, `grade`, instead of options. `line` is the place of the example
+    in its file, from 1, where that is known.
     """
 
     task: str
@@ -33,6 +40,9 @@ class Example:
     options: tuple[str, ...]
     answer: int
     question: str | None = None
+    answers: tuple[int, ...] | None = None
+    grade: float | None = None
+    line: int | None = field(default=None, compare=False)
 
     def as_choice(self) -> Choice:
         """The UniMC form, worded as the service does."""
@@ -98,6 +108,8 @@ def _name(key: str | int) -> str:
 
 
 NEWS_QUESTION = "下面新闻属于哪一个类别？"
+IDIOM_QUESTION = "括号里应该填哪一个成语？"
+RELEVANCE_LABELS = ("不相关", "部分相关", "相关")
 PAIR_LABELS = ("不相似", "相似")
 REVIEW_LABELS = ("这是一条差评", "这是一条好评")
 TNEWS_LABELS = {
@@ -168,10 +180,24 @@ def csl(record: Any, path: Path) -> Iterator[Example]:
 
 
 def chid(record: Any, path: Path) -> Iterator[Example]:
-    text = text_of(record, "content").replace("#idiom#", "（）")
+    """FewCLUE's records have one text with one blank; CLUE's a list of texts, whose answers are in another file."""
     candidates = texts_of(record, "candidates")
+    if isinstance(value_of(record, "content"), list):
+        yield from _chid_of_clue(record, candidates, path)
+        return
+    text = text_of(record, "content").replace("#idiom#", "（）")
     answer = index_of(record, "answer", _numbers(len(candidates)))
-    yield Example("mrc", (text,), candidates, answer, "括号里应该填哪一个成语？")
+    yield Example("mrc", (text,), candidates, answer, IDIOM_QUESTION)
+
+
+def _chid_of_clue(record: Any, candidates: tuple[str, ...], path: Path) -> Iterator[Example]:
+    """One example for each blank; the other blanks of its text stay blank, as their answers are asked, too."""
+    answers = _chid_answers(path.with_name(f"{path.stem}_answer.json"))
+    for content in texts_of(record, "content"):
+        for blank in re.findall(r"#idiom\d+#", content):
+            text = re.sub(r"#idiom\d+#", "____", content.replace(blank, "（）"))
+            answer = index_of(answers, blank, _numbers(len(candidates)))
+            yield Example("mrc", (text,), candidates, answer, IDIOM_QUESTION)
 
 
 def cluewsc(record: Any, path: Path) -> Iterator[Example]:
@@ -199,6 +225,16 @@ def graded(record: Any, path: Path) -> Iterator[Example]:
         yield Example("similarity", _texts(record), PAIR_LABELS, int(grade >= 4))
 
 
+def grade(record: Any, path: Path) -> Iterator[Example]:
+    yield Example("similarity", _texts(record), (), -1, grade=number_of(record, _label(record)))
+
+
+def qbqtc(record: Any, path: Path) -> Iterator[Example]:
+    """The names of the classes are ours: upstream has numbers only."""
+    texts = (text_of(record, "query"), text_of(record, "title"))
+    yield Example("classify", texts, RELEVANCE_LABELS, index_of(record, "label", _numbers(len(RELEVANCE_LABELS))))
+
+
 def nli(record: Any, path: Path) -> Iterator[Example]:
     """Skips pairs with the label "-": their annotators did not agree."""
     answer = index_of(record, _label(record), (*NLI_LABELS, "-"))
@@ -221,6 +257,18 @@ def _texts(record: Any) -> tuple[str, str]:
 
 def _label(record: Any) -> str | int:
     return "label" if isinstance(record, dict) else 2
+
+
+@cache
+def _chid_answers(path: Path) -> dict[str, Any]:
+    """The answer of each blank, an index into its candidates."""
+    try:
+        answers = json.loads(read_text(path))
+    except ValueError as error:
+        raise DatasetError(f"{path}: not JSON: {error}") from None
+    if not isinstance(answers, dict):
+        raise DatasetError(f"{path}: wanted a JSON object of blanks and answers")
+    return answers
 
 
 @cache

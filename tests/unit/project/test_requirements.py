@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[3]
 OURS = {"service", "tests", "benchmarks", "monitoring", "scripts"}
 PEERS = ROOT / "benchmarks" / "peers" / "servers"
 """The compared servers run in their own environments with their own requirements."""
-TRAINING = [ROOT / "service" / "tools" / "training", ROOT / "service" / "commands" / "finetune.py"]
+TRAINING = [
+    ROOT / "service" / "tools" / "training",
+    ROOT / "service" / "tools" / "data" / "workbooks.py",
+    ROOT / "service" / "commands" / "finetune.py",
+]
 UNPINNED = re.compile(r"nvidia-|cuda-|triton")
 """The dependencies of torch differ between builds (CPU, CUDA versions)."""
 LOCKS = ROOT / "requirements" / "lock"

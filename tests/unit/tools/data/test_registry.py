@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.errors import DatasetError
 from service.tools.data.converters import (
     NEWS_QUESTION,
     PAIR_LABELS,
@@ -15,7 +16,7 @@ from service.tools.data.converters import (
     Example,
 )
 from service.tools.data.registry import DATASETS, load
-from tests.unit.tools.data.layouts import Make, c3, json_lines, lines, tab_separated, tabs, text, write
+from tests.unit.tools.data.layouts import Make, c3, json_document, json_lines, lines, tab_separated, tabs, text, write
 
 NLI_LABELS = ("contradiction", "neutral", "entailment")
 
@@ -76,6 +77,16 @@ def infers(first: str, second: str, label: str) -> Example:
 
 def category(text: str, answer: int) -> Example:
     return Example("classify", (text,), ("书籍", "酒店"), answer, "这条评论说的是什么？")
+
+
+def idiom(text: str, answer: int) -> Example:
+    return Example("mrc", (text,), ("画蛇添足", "雪中送炭"), answer, "括号里应该填哪一个成语？")
+
+
+def chid_of_clue(data: Path) -> Path:
+    json_document(data / "chid/dev_answer.json", {"#idiom000001#": 1, "#idiom000002#": 0})
+    record = {"content": ["#idiom000001#之后，#idiom000002#。"], "candidates": ["画蛇添足", "雪中送炭"]}
+    return json_lines(data / "chid/dev.json", record)
 
 
 TARGET = {"span1_index": 2, "span1_text": "舌头", "span2_index": 9, "span2_text": "它"}
@@ -201,6 +212,35 @@ LAYOUTS: dict[str, tuple[str, Make, list[Example]]] = {
         lines("ocnli/dev.10k.json", UNSURE | {"label": "neutral"}),
         [infers("甲", "乙", "neutral")],
     ),
+    "ocnli of CLUE": (
+        "ocnli",
+        lines("ocnli_public/dev.json", UNSURE | {"label": "neutral"}),
+        [infers("甲", "乙", "neutral")],
+    ),
+    "chid of CLUE": ("chid", chid_of_clue, [idiom("（）之后，____。", 1), idiom("____之后，（）。", 0)]),
+    "wsc of CLUE": (
+        "cluewsc",
+        lines("wsc/dev.json", {"target": TARGET, "idx": 0, "label": "true", "text": "那舌头，它"}),
+        [Example("classify", ("那舌头，它",), ("它不是舌头", "它是舌头"), 1)],
+    ),
+    "csl of CLUE": (
+        "csl",
+        lines("csl_public/dev.json", {"id": 1, "abst": "摘要", "keyword": ["侵权"], "label": "0"}),
+        [Example("classify", ("摘要",), ("这些词不能概括文章：侵权", "这些词可以概括文章：侵权"), 0)],
+    ),
+    "qbqtc": (
+        "qbqtc",
+        lines("qbqtc/dev.json", {"id": 0, "query": "感冒", "title": "感冒吃什么药", "label": "2"}),
+        [Example("classify", ("感冒", "感冒吃什么药"), ("不相关", "部分相关", "相关"), 2)],
+    ),
+    "sts-b-graded": (
+        "sts-b-graded",
+        tabs("sts-b/dev.txt", ("甲", "乙", "2.5"), ("甲", "丙", "5")),
+        [
+            Example("similarity", ("甲", "乙"), (), -1, grade=2.5),
+            Example("similarity", ("甲", "丙"), (), -1, grade=5.0),
+        ],
+    ),
     "cmnli": (
         "cmnli",
         tabs("cmnli/dev.txt", ("甲", "乙", "entailment"), ("甲", "乙", "-")),
@@ -219,7 +259,7 @@ def test_a_data_set_is_read_in_the_layout_of_its_publisher(tmp_path: Path, layou
     make(tmp_path)
     assert load(name, tmp_path, "dev") == examples
     assert {example.task for example in examples} == {DATASETS[name].task}
-    assert all(0 <= example.answer < len(example.options) for example in examples)
+    assert all(example.grade is not None or 0 <= example.answer < len(example.options) for example in examples)
 
 
 def test_every_data_set_has_a_layout_here() -> None:
@@ -244,6 +284,28 @@ def test_few_shot_files_are_preferred_to_full_ones(tmp_path: Path) -> None:
     ):
         assert load("tnews", tmp_path) == [news(str(number), 6)]
         (tmp_path / path).unlink()
+
+
+def test_a_fold_is_one_part_of_few_shot_data(tmp_path: Path) -> None:
+    for fold in ("0", "4", "few_all"):
+        json_lines(tmp_path / f"fewclue/tnews/train_{fold}.json", {"label_desc": "news_car", "sentence": fold})
+    assert load("tnews", tmp_path, "train", "4") == [news("4", 6)]
+    assert load("tnews", tmp_path, "train", "all") == load("tnews", tmp_path, "train") == [news("few_all", 6)]
+
+
+@pytest.mark.parametrize(("name", "fold"), [("tnews", "5"), ("afqmc", "0")])
+def test_a_fold_that_is_not_published_is_refused(tmp_path: Path, name: str, fold: str) -> None:
+    with pytest.raises(DatasetError, match=f"^fold '{fold}' of {name}: FewCLUE's data sets have 0, 1, 2, 3, 4, all$"):
+        load(name, tmp_path, "train", fold)
+
+
+def test_a_collection_in_the_name_selects_its_files(tmp_path: Path) -> None:
+    json_lines(tmp_path / "fewclue/tnews/dev_few_all.json", {"label_desc": "news_car", "sentence": "少"})
+    json_lines(tmp_path / "tnews/dev.json", {"label_desc": "news_car", "sentence": "全"})
+    assert load("fewclue/tnews", tmp_path) == [news("少", 6)]
+    assert load("clue/tnews", tmp_path) == [news("全", 6)]
+    with pytest.raises(DatasetError, match=r"^afqmc is not in fewclue$"):
+        load("fewclue/afqmc", tmp_path)
 
 
 @pytest.mark.parametrize(("split", "numbers"), [("dev.even", "024"), ("dev.odd", "13"), ("dev", "01234")])

@@ -1,0 +1,253 @@
+"""The fields of a user's table: which column is the text, the label, ...; named by the user, or guessed from the names
+of the columns, else from what is in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from service.errors import DatasetError
+
+Row = Mapping[str, Any]
+
+PAIRS = (
+    ("text", "textpair"),
+    ("sentence", "sentence2"),
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("texta", "textb"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("q1", "q2"),
+    ("query", "title"),
+    ("句子1", "句子2"),
+    ("文本1", "文本2"),
+    ("问题1", "问题2"),
+    ("句子一", "句子二"),
+    ("文本一", "文本二"),
+    ("前提", "假设"),
+)
+"""Names of the columns of a pair, without spaces, `-` and `_`, in lower case, as all names here."""
+TEXT = (
+    *("text", "sentence", "content", "review", "comment", "passage", "context", "abst", "abstract", "article"),
+    *("document", "title", "headline", "message", "utterance", "description", "desc", "input", "query", "reviewbody"),
+    *(
+        "文本",
+        "句子",
+        "评论",
+        "评论内容",
+        "评价",
+        "评价内容",
+        "内容",
+        "正文",
+        "原文",
+        "文章",
+        "段落",
+        "留言",
+        "反馈",
+        "标题",
+    ),
+    *("摘要", "描述", "语句", "新闻"),
+)
+LABEL = (
+    *("labeldesc", "labeldes", "label", "labels", "goldlabel", "answer", "category", "cat", "class", "tag", "tags"),
+    *("sentiment", "intent", "target", "y", "标签", "标注", "类别", "分类", "情感", "情感倾向", "意图", "类型", "答案"),
+    *("正确答案", "结果"),
+)
+CHOICES = ("choices", "choice", "options", "candidates", "选项", "候选", "候选项")
+QUESTION = ("question", "问题", "题目", "提问")
+SCORE = ("score", "similarity", "grade", "rating", "分数", "评分", "得分", "相似度")
+ANSWER = ("answer", "答案", "正确答案", "label", "标签")
+"""The label of a question with choices."""
+LETTERS = re.compile(r"(?:option|choice|选项|候选)?([a-h])")
+"""Columns with one choice each: A, B, C, D; 选项A, 选项B."""
+KNOWN = {*TEXT, *LABEL, *CHOICES, *QUESTION, *SCORE, *(name for pair in PAIRS for name in pair), "id", "序号", "编号"}
+LABEL_CLASSES = 200
+"""A column with more distinct values is not guessed to be the label by what is in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Names of columns; None where there is none, or where it is to be guessed.
+
+    `choices` may name several columns, separated by commas. `separator` splits a cell with several labels, or choices.
+    """
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    choices: str | None = None
+    question: str | None = None
+    score: str | None = None
+    separator: str | None = None
+
+    def choice_columns(self, columns: Sequence[str]) -> list[str]:
+        if self.choices is None or self.choices in columns:
+            return [self.choices] if self.choices is not None else []
+        return [name.strip() for name in self.choices.split(",")]
+
+
+def guess_fields(
+    columns: Sequence[str], sample: Sequence[Row], named: Fields, *, needs_label: bool = True
+) -> tuple[Fields, list[str]]:
+    """The fields, and a sentence for each one that was guessed.
+
+    Raises:
+        DatasetError: a named column is not there, or the text or the label cannot be found.
+    """
+    _check_named(columns, named)
+    free = [column for column in columns if column not in _used(named, columns)]
+    found = _by_names(free, columns, named)
+    found = _by_content(free, sample, found, columns, needs_label=needs_label)
+    shown = ", ".join(columns)
+    if found.text is None:
+        raise DatasetError(f"no column of the text was found; name it with --text: the columns are {shown}")
+    if needs_label and found.label is None and found.score is None:
+        raise DatasetError(f"no column of the label was found; name it with --label: the columns are {shown}")
+    return found, _sentences(named, found, columns)
+
+
+def looks_like_header(rows: Sequence[Sequence[str]], named: Fields) -> bool:
+    """Whether the first of `rows` names the columns: one is known or named, or it is unlike the rows below."""
+    first, below = rows[0], rows[1:]
+    wanted = {name for name in (named.text, named.text_pair, named.label, named.score, named.question) if name}
+    cells = [cell.strip() for cell in first]
+    if wanted & set(cells) or any(normal(cell) in KNOWN for cell in cells):
+        return True
+    if (
+        not below
+        or len(set(cells)) < len(cells)
+        or any(not cell or _is_number(cell) or len(cell) > 20 for cell in cells)
+    ):
+        return False
+    for index, cell in enumerate(cells):
+        values = [row[index].strip() for row in below if index < len(row)]
+        if not values or cell in values:
+            continue
+        if all(map(_is_number, values)) or sum(map(len, values)) > 3 * len(cell) * len(values):
+            return len(below) > 1
+    return False
+
+
+def unnamed(index: int) -> str:
+    """The name of a column that the file does not name; `index` counts from 0."""
+    return f"column {index + 1}"
+
+
+def is_unnamed(name: str) -> bool:
+    return re.fullmatch(r"column \d+", name) is not None
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[\s_\-]", "", name).lower()
+
+
+def _check_named(columns: Sequence[str], named: Fields) -> None:
+    flags = {"text": "--text", "text_pair": "--text-pair", "label": "--label", "question": "--question-field"}
+    flags["score"] = "--score"
+    for field, flag in flags.items():
+        name = getattr(named, field)
+        if name is not None and name not in columns:
+            raise DatasetError(f"{flag} {name}: no such column; the columns are {', '.join(columns)}")
+    for name in named.choice_columns(columns):
+        if name not in columns:
+            raise DatasetError(f"--choices {name}: no such column; the columns are {', '.join(columns)}")
+
+
+def _used(found: Fields, columns: Sequence[str]) -> set[str | None]:
+    named = {found.text, found.text_pair, found.label, found.question, found.score}
+    return {*named, *found.choice_columns(columns)}
+
+
+def _by_names(free: Sequence[str], columns: Sequence[str], found: Fields) -> Fields:
+    by_name = {normal(column): column for column in reversed(free)}
+
+    def first(names: Sequence[str]) -> str | None:
+        return next((by_name[name] for name in names if name in by_name), None)
+
+    if found.choices is None:
+        found = replace(found, choices=first(CHOICES) or _lettered(free))
+    if found.text_pair is None:
+        for one, other in PAIRS:
+            is_first = normal(found.text) == one if found.text else one in by_name
+            if is_first and other in by_name and found.choices is None:
+                found = replace(found, text=found.text or by_name[one], text_pair=by_name[other])
+                break
+    if found.choices is not None and found.question is None:
+        found = replace(found, question=first(QUESTION))
+    if found.text is None:
+        found = replace(found, text=first(TEXT))
+    if found.label is None and found.score is None:
+        found = replace(found, label=first(ANSWER if found.choices else LABEL))
+    if found.label is None and found.score is None and found.choices is None:
+        found = replace(found, score=first(SCORE))
+    return found
+
+
+def _lettered(free: Sequence[str]) -> str | None:
+    """The columns A, B, ... of choices, as one name."""
+    letters = {match[1]: column for column in free if (match := LETTERS.fullmatch(normal(column)))}
+    if len(letters) < 2 or sorted(letters) != list("abcdefgh")[: len(letters)]:
+        return None
+    return ",".join(letters[letter] for letter in sorted(letters))
+
+
+def _by_content(
+    free: Sequence[str], sample: Sequence[Row], found: Fields, columns: Sequence[str], *, needs_label: bool
+) -> Fields:
+    """The label repeats its few values; the text is the longest column."""
+    left = [column for column in free if column not in _used(found, columns)]
+    cells = {column: [cell for row in sample if (cell := row.get(column)) not in (None, "")] for column in left}
+    if needs_label and found.label is None and found.score is None and len(columns) > 1:
+        counts = {column: len({str(cell) for cell in values}) for column, values in cells.items() if values}
+        few = [
+            column
+            for column, count in counts.items()
+            if count <= min(LABEL_CLASSES, max(2, len(cells[column]) // 2)) and (count > 1 or len(cells[column]) > 1)
+        ]
+        if found.text is None:  # one column is left for the text
+            few = [column for column in few if len(left) > 1]
+        if few:
+            found = replace(found, label=min(few, key=lambda column: (counts[column] == 1, counts[column])))
+    if found.text is None:
+        texts = {
+            column: sum(map(len, values)) / len(values)
+            for column in left
+            if column != found.label and (values := [cell for cell in cells[column] if isinstance(cell, str)])
+            if not all(map(_is_number, values))
+        }
+        if texts:
+            text, *others = sorted(texts, key=texts.__getitem__, reverse=True)
+            found = replace(found, text=text)
+            # Without names, two columns of texts of similar length are a pair, in the order of the file.
+            if len(others) == 1 and texts[others[0]] * 3 > texts[text] and all(map(is_unnamed, columns)):
+                first, second = sorted((text, others[0]), key=columns.index)
+                found = replace(found, text=first, text_pair=second)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?", text.strip()) is not None
+
+
+def _sentences(named: Fields, found: Fields, columns: Sequence[str]) -> list[str]:
+    flags = {
+        "text": "--text",
+        "text_pair": "--text-pair",
+        "label": "--label",
+        "choices": "--choices",
+        "question": "--question-field",
+        "score": "--score",
+    }
+    guessed = [
+        f"{field.replace('_', ' ')}: column {getattr(found, field)!r}"
+        for field in flags
+        if getattr(found, field) is not None and getattr(named, field) is None
+    ]
+    if not guessed:
+        return []
+    unused = [column for column in columns if column not in _used(found, columns)]
+    rest = f"; not used: {', '.join(unused)}" if unused else ""
+    return [f"guessed {', '.join(guessed)}{rest}"]
