@@ -28,7 +28,8 @@ import httpx
 from scipy.stats import spearmanr
 
 from benchmarks.common import PATIENT, about, auto_precision, parser_of, save, service_report
-from service.tools.evaluation import SIMILAR, wilson
+from service.tools.evaluation import SIMILAR
+from service.tools.scoring import wilson
 from tests.support.servers import Server, serving
 
 BLENDED = (

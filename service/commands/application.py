@@ -226,6 +226,8 @@ class Application:
         gc.set_threshold(GC_THRESHOLD)
         served = ", ".join(self._models)
         logger.info("ready", extra={"url": self._url, "models": served, "devices": ", ".join(self._devices)})
+        if not self._url:  # inside another command, whose standard output is its result
+            return
         task, body = first_request(self._models.values())
         key = "-H 'X-API-Key: YOUR-KEY' " if self._settings.security.has_keys else ""
         print(

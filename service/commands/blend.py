@@ -22,7 +22,6 @@ import numpy as np
 from tqdm import tqdm
 
 from service.cli_args import add_key, file_to_write, server_url, whole_above_zero
-from service.commands.evaluate import draw
 from service.errors import DatasetError, SettingError
 from service.tasks.blend import SHIPPED_BLEND, Blend, Numbers, mean_over_templates
 from service.tools import blending
@@ -30,7 +29,9 @@ from service.tools.blending import LabelScores, PairScores
 from service.tools.data.converters import Example
 from service.tools.data.labelled import read_labelled
 from service.tools.data.registry import load
-from service.tools.evaluation import CHUNK, IN_FLIGHT, EvaluationClient, EvaluationError, open_client, wilson
+from service.tools.data.splits import limit
+from service.tools.evaluation import CHUNK, IN_FLIGHT, EvaluationClient, EvaluationError, open_client
+from service.tools.scoring import wilson
 
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
 MIN_EXAMPLES = 8
@@ -81,7 +82,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 async def fit(args: Namespace, transport: httpx.AsyncBaseTransport | None = None) -> dict[str, Any]:
     """Measures, fits, writes the file and returns the report. `transport` replaces the network in tests."""
     start = Blend.read(args.start or SHIPPED_BLEND)
-    sets = {name: draw(read_set(name, args.data), args.limit, args.seed) for name in args.sets}
+    sets = {name: limit(read_set(name, args.data), args.limit, args.seed) for name in args.sets}
     async with open_client(args.url, args.key, transport) as client:
         scorer = await Scorer.of(EvaluationClient(client), start)
         with closing(tqdm(total=sum(map(len, sets.values())), unit="example", disable=None)) as bar:

@@ -1,10 +1,9 @@
-"""`python -m service evaluate`: measures the accuracy of a running server on a labelled data set, over HTTP."""
+"""`python -m service evaluate`: measures a model on labelled data, in this process or at a running server."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -18,45 +17,74 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from service.cli_args import add_key, file_to_write, list_of, server_url, whole_above_zero
+from service.cli_args import above_zero, file_to_write, list_of, whole_above_zero
+from service.commands.connection import DEFAULT_URL, add_connection_flags, connect
+from service.commands.data_flags import FORMATS, add_field_flags, print_data, source_arguments
 from service.errors import DatasetError
+from service.tools.answer_files import write_bad_cases, write_predictions
+from service.tools.confusion_picture import draw, require_matplotlib
 from service.tools.data.converters import Example
-from service.tools.data.registry import DATASETS, load
-from service.tools.evaluation import EvaluationClient, EvaluationError, open_client, report_of
+from service.tools.data.own import OwnData
+from service.tools.data.registry import DATASETS, FOLDS
+from service.tools.data.source import load_source
+from service.tools.data.splits import limit
+from service.tools.evaluation import SIMILAR, Answer, Ask, EvaluationClient, EvaluationError
+from service.tools.scoring import calibrate, report_of
 
 MAX_TABLE_CLASSES = 20
-"""With more classes the confusion is only in --json."""
+"""With more classes the confusion is only in the JSON."""
+HINT = "the labels are numbers, but the model chooses by their words: name them with --label-names 0=差评,1=好评"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--url", type=server_url, default="http://127.0.0.1:8000", help="the server (default: %(default)s)"
+        "source", nargs="?", metavar="FILE|TASK", help=f"a labelled file ({FORMATS}), or one of the tasks listed below"
     )
-    parser.add_argument(
-        "--task", required=True, choices=DATASETS, metavar="TASK", help="a data set, one of those listed below"
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder with the data sets")
+    parser.add_argument("--task", metavar="TASK", help="the same as TASK")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder with the data sets, for a TASK")
     parser.add_argument(
         "--split",
         default="dev",
-        help="train, dev or test; dev.even and dev.odd are halves of dev (default: %(default)s)",
+        help="of a TASK: train, dev or test; dev.even and dev.odd are halves of dev (default: %(default)s)",
     )
+    parser.add_argument("--fold", choices=FOLDS, help="of a TASK of FewCLUE: a part of the split (default: all)")
     parser.add_argument("--limit", type=whole_above_zero, metavar="N", help="at most N examples, drawn at random")
     parser.add_argument("--seed", type=int, default=1, help="seed of that draw (default: %(default)s)")
-    parser.add_argument(
-        "--model", metavar="NAME", help="evaluate this model instead of the one that the server chooses"
-    )
-    add_key(parser)
+    add_connection_flags(parser)
     parser.add_argument(
         "--head",
         nargs="?",
         const=(),
         type=list_of(str),
         metavar="A,B",
-        help="evaluate a fine-tuned classifier: send no labels; A,B: its names of the classes, where they differ",
+        help="a fine-tuned classifier answers with its own labels (default: if the model has labels); A,B: its names "
+        "of the classes, where they differ",
     )
     parser.add_argument(
-        "--json", type=file_to_write, metavar="FILE", help="write the result to FILE; - is standard output"
+        "--threshold",
+        type=above_zero,
+        default=SIMILAR,
+        metavar="R",
+        help="lowest score of a label that holds, where a text has several (default: %(default)s)",
+    )
+    _add_outputs(parser)
+    add_field_flags(parser)
+
+
+def _add_outputs(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("output", "The result is one JSON document on standard output.")
+    group.add_argument("--json", type=file_to_write, metavar="FILE", help="write the result to FILE, too")
+    group.add_argument(
+        "--predictions", type=file_to_write, metavar="FILE", help="write a JSON line for each example, without its text"
+    )
+    group.add_argument(
+        "--bad-cases", type=file_to_write, metavar="FILE.csv", help="write the wrong answers, the most certain first"
+    )
+    group.add_argument(
+        "--confusion", type=file_to_write, metavar="FILE.png", help="draw the confusion matrix (needs matplotlib)"
+    )
+    group.add_argument(
+        "--calibrate", type=file_to_write, metavar="FILE", help="add the fitted temperature to this calibration file"
     )
 
 
@@ -64,42 +92,125 @@ def run(argv: Sequence[str]) -> int:
     tasks = "\n".join(f"  {name:<18} {dataset.about}" for name, dataset in DATASETS.items())
     parser = ArgumentParser(
         prog="python -m service evaluate",
-        description="Measure the accuracy of a running server on a labelled data set.",
-        epilog=f"tasks:\n{tasks}",
+        description="Measure the accuracy of a model on labelled data, in this process or at a running server.",
+        epilog=f"tasks (fewclue/TASK and clue/TASK name the collection):\n{tasks}",
         formatter_class=RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
+    if (args.source is None) == (args.task is None):
+        parser.error("wanted one FILE or TASK")
     try:
+        if args.confusion is not None:
+            require_matplotlib()
         report = asyncio.run(evaluate(args))
-    except (DatasetError, EvaluationError) as error:
+    except (DatasetError, EvaluationError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _print(report, args.json)
+    text = json.dumps(report, ensure_ascii=False, indent=2)
+    if args.json is not None and args.json != Path("-"):
+        args.json.write_text(text + "\n", encoding="utf-8")
+    print(summary(report), file=sys.stderr)
+    print(text)
     return 0
 
 
 async def evaluate(args: Namespace, transport: httpx.AsyncBaseTransport | None = None) -> dict[str, Any]:
-    """Sends the examples to the server and returns the report. `transport` replaces the network in tests."""
-    examples = draw(load(args.task, args.data, args.split), args.limit, args.seed)
-    if args.head:
-        examples = rename_options(examples, args.head)
-    started = time.perf_counter()
-    async with open_client(args.url, args.key, transport) as client:
-        evaluation = EvaluationClient(client, args.model)
-        with closing(_bar(len(examples), args.task)) as bar:
-            answers = await evaluation.evaluate(examples, bar.update, head=args.head is not None)
-    model = evaluation.model
-    about = {"task": args.task, "split": args.split, "data": str(args.data), "url": args.url, "model": model}
-    when = {"when": datetime.now(UTC).isoformat(timespec="seconds")}
-    return about | report_of(answers) | {"seconds": round(time.perf_counter() - started, 1)} | when
+    """Sends the examples to the server, writes the files, and returns the report. `transport` replaces the network in
+    tests."""
+    data = load_source(
+        args.source or args.task, data=args.data, split=args.split, fold=args.fold, **source_arguments(args)
+    )
+    print_data(data)
+    examples = limit(data.examples, args.limit, args.seed)
+    async with connect(args, transport) as client:
+        examples, ask = await _choose_labels(client, examples, args)
+        started = time.perf_counter()
+        with closing(_bar(len(examples), data.source)) as bar:
+            answers = await client.evaluate(examples, bar.update, ask)
+        seconds = time.perf_counter() - started
+    report = _about(data, args, client) | report_of(answers) | _speed(len(examples), client.tokens, seconds)
+    report["data"] = data.report.to_json()
+    _write_files(args, answers, report, client)
+    return report
 
 
-def draw(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most `limit` random examples, in file order. Files are often sorted by class: the first ones are no sample."""
-    if limit is None or limit >= len(examples):
-        return examples
-    return [examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), limit))]
+def _about(data: OwnData, args: Namespace, client: EvaluationClient) -> dict[str, Any]:
+    is_own = args.model is not None and args.url is None
+    return {
+        "source": data.source,
+        "files": [str(path) for path in data.files],
+        "kind": data.kind,
+        "model": client.model,
+        "method": client.method,
+        "server": f"in process: {args.model}" if is_own else args.url or DEFAULT_URL,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _speed(num_examples: int, num_tokens: int, seconds: float) -> dict[str, Any]:
+    seconds = max(seconds, 1e-9)
+    return {
+        "seconds": round(seconds, 2),
+        "examples_per_s": round(num_examples / seconds, 1),
+        "tokens_per_s": round(num_tokens / seconds, 1),
+    }
+
+
+async def _choose_labels(
+    client: EvaluationClient, examples: list[Example], args: Namespace
+) -> tuple[list[Example], Ask]:
+    """Whether the labels of the data are sent, or the model answers with its own; then the examples have those."""
+    ask = Ask(threshold=args.threshold)
+    if examples[0].task != "classify":
+        return examples, ask
+    if args.head is not None:
+        return rename_options(examples, args.head) if args.head else examples, replace(ask, head=True)
+    info = own_head(await client.served(), client.model)
+    if info is None:
+        if examples[0].grade is not None:
+            raise EvaluationError("a grade of one text needs a fine-tuned model that returns a number")
+        if all(option.isdecimal() for option in examples[0].options):
+            print(f"warning: {HINT}", file=sys.stderr)
+        return examples, ask
+    labels = tuple(info["labels"])
+    if labels and examples[0].options:
+        examples = fit_to_labels(examples, labels)
+    print(f"{info['name']} answers with its own labels: {', '.join(labels) or 'without names'}", file=sys.stderr)
+    return examples, replace(ask, head=True)
+
+
+def own_head(served: Sequence[dict[str, Any]], wanted: str | None) -> dict[str, Any] | None:
+    """The model that answers with labels of its own: the wanted one, or the only one that is served."""
+    found = [info for info in served if wanted in (None, info["name"], info["source"])]
+    if len(found) != 1 or not (found[0]["labels"] or found[0]["kind"] == "sequence-classification"):
+        return None
+    return found[0]
+
+
+def fit_to_labels(examples: Sequence[Example], labels: tuple[str, ...]) -> list[Example]:
+    """The examples with the labels of a model as options. Those of other classes are left out, and counted on stderr.
+
+    Raises:
+        EvaluationError: the model has none of the classes.
+    """
+    index_of = {label: index for index, label in enumerate(labels)}
+    fitted = []
+    for example in examples:
+        indices = [index_of.get(example.options[index]) for index in example.answers or (example.answer,) if index >= 0]
+        known = tuple(index for index in indices if index is not None)
+        if len(known) < len(indices):
+            continue
+        answers = None if example.answers is None else tuple(sorted(known))
+        fitted.append(replace(example, options=labels, answer=known[0] if known else -1, answers=answers))
+    if not fitted or not set(labels) & set(examples[0].options):
+        raise EvaluationError(
+            f"the model calls its classes {', '.join(labels)}, the data set {', '.join(examples[0].options)}; name "
+            "them alike with --label-names, or with --head"
+        )
+    if len(fitted) < len(examples):
+        print(f"not used: {len(examples) - len(fitted)} examples of classes that the model lacks", file=sys.stderr)
+    return fitted
 
 
 def rename_options(examples: list[Example], labels: tuple[str, ...]) -> list[Example]:
@@ -110,31 +221,69 @@ def rename_options(examples: list[Example], labels: tuple[str, ...]) -> list[Exa
     return [replace(example, options=labels) for example in examples]
 
 
+def _write_files(args: Namespace, answers: Sequence[Answer], report: dict[str, Any], client: EvaluationClient) -> None:
+    if args.predictions is not None:
+        write_predictions(args.predictions, answers)
+    if args.bad_cases is not None:
+        report["bad_cases"] = write_bad_cases(args.bad_cases, answers)
+    if args.confusion is not None:
+        _draw(report.get("confusion"), args.confusion)
+    if args.calibrate is not None:
+        report["calibrated"] = calibrate(args.calibrate, answers, client, name=report["source"])
+
+
+def _draw(counts: dict[str, dict[str, int]] | None, file: Path) -> None:
+    if counts is None:
+        raise EvaluationError("--confusion: the examples have no list of classes that they share")
+    for line in draw(counts, file):
+        print(line, file=sys.stderr)
+
+
 def _bar(total: int, name: str) -> tqdm[Any]:
     return tqdm(total=total, desc=name, unit="example", mininterval=0.2 if sys.stderr.isatty() else 10.0)
 
 
-def _print(report: dict[str, Any], target: Path | None) -> None:
-    text = json.dumps(report, ensure_ascii=False, indent=2)
-    if target == Path("-"):
-        print(text)
-        return
-    if target is not None:
-        target.write_text(text + "\n", encoding="utf-8")
-    print(summary(report))
-
-
 def summary(report: dict[str, Any]) -> str:
-    """The report as text: one line of accuracy, and the confusion table of up to MAX_TABLE_CLASSES classes."""
+    """The report as text: a line of the measure, the classes, and the confusion of up to MAX_TABLE_CLASSES classes."""
     low, high = report["interval_95"]
+    name, value = _measure(report)
     lines = [
-        f"{report['task']} ({report['split']}) by {report['model']}: {report['accuracy']:.1%} of {report['examples']} "
-        f"(95 % interval {low:.1%} to {high:.1%}; chance {report['chance']:.1%}) in {report['seconds']} s"
+        f"{report['source']} by {report['model']}: {name} {value} of {report['examples']} (95 % interval "
+        f"{_shown(report, low)} to {_shown(report, high)}) in {report['seconds']} s, {report['examples_per_s']}/s"
     ]
+    if "chance" in report:
+        lines[0] = lines[0].replace(") in", f"; chance {report['chance']:.1%}) in")
+    if "macro_f1" in report:
+        lines.append(f"macro-F1 {report['macro_f1']:.1%}")
+    if (calibration := report.get("calibration")) and "temperature" in calibration:
+        lines.append(
+            f"calibration error {calibration['ece_before']:.1%}, {calibration['ece_after']:.1%} with the temperature "
+            f"{calibration['temperature']}"
+        )
     lines += [f"refused {num}: {reason}" for reason, num in report["refused"].items()]
-    if report["confusion"] and len(report["confusion"]) <= MAX_TABLE_CLASSES:
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
+    if report.get("classes") and len(report["classes"]) <= MAX_TABLE_CLASSES:
+        lines += ["", *_class_table(report["classes"])]
+    if report.get("confusion") and len(report["confusion"]) <= MAX_TABLE_CLASSES:
         lines += ["", "rows: right answer, columns: the model's answer", *_table(report["confusion"])]
     return "\n".join(lines)
+
+
+def _measure(report: dict[str, Any]) -> tuple[str, str]:
+    name = next(key for key in ("accuracy", "exact", "spearman") if key in report)
+    return {"exact": "all labels right"}.get(name, name), _shown(report, report[name])
+
+
+def _shown(report: dict[str, Any], value: float) -> str:
+    return f"{value:.3f}" if "spearman" in report else f"{value:.1%}"
+
+
+def _class_table(classes: dict[str, dict[str, float]]) -> list[str]:
+    head = "class\tprecision\trecall\tF1\texamples\tchosen"
+    return [head] + [
+        f"{name}\t{row['precision']:.1%}\t{row['recall']:.1%}\t{row['f1']:.1%}\t{row['examples']}\t{row['chosen']}"
+        for name, row in classes.items()
+    ]
 
 
 def _table(counts: dict[str, dict[str, int]]) -> list[str]:

@@ -1,10 +1,8 @@
-"""Evaluation of a running server: examples as requests, the server's answers, and the report of its accuracy."""
+"""Labelled and unlabelled inputs as requests to a server, and the server's answers to them."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +21,7 @@ MAX_WAIT_S = 30.0
 TIMEOUT_S = 120.0
 BUSY = (429, 503)
 SIMILAR = 0.5
-"""The lowest score of a similar pair."""
+"""The lowest score of a similar pair, and of a label that holds where each is scored by itself."""
 
 Sleep = Callable[[float], Awaitable[object]]
 OnExamples = Callable[[int], object]
@@ -35,21 +33,57 @@ class EvaluationError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """How a classification is asked for.
+
+    `head`: without labels, as a fine-tuned model answers with its own. `label_set`: a stored one instead of the options
+    of the examples. `threshold`: the lowest score of a label that holds, where each is scored by itself.
+    """
+
+    head: bool = False
+    label_set: str | None = None
+    multi_label: bool = False
+    threshold: float = SIMILAR
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """One example and the option that the server chose: None with the reason if it refused the input."""
+    """One example and the option that the server chose: None with the reason if it refused the input.
+
+    `scores` are (label, score) in the order of the reply. `several` are the labels that hold, of a multi-label example.
+    `score` is that of the chosen option, or the similarity of a pair. `is_calibrated`: the server has changed the
+    scores by a temperature.
+    """
 
     example: Example
     chosen: str | None
     truncated: bool = False
     reason: str = ""
+    scores: tuple[tuple[str, float], ...] = ()
+    score: float | None = None
+    several: tuple[str, ...] | None = None
+    is_calibrated: bool = False
 
     @property
     def expected(self) -> str:
         return self.example.options[self.example.answer]
 
     @property
+    def expected_several(self) -> tuple[str, ...]:
+        return tuple(self.example.options[index] for index in self.example.answers or ())
+
+    @property
     def is_correct(self) -> bool:
+        if self.example.answers is not None:
+            return self.several is not None and set(self.several) == set(self.expected_several)
         return self.chosen == self.expected
+
+    def probabilities(self) -> list[float] | None:
+        """The score of each option of the example, in their order; None if one is missing."""
+        score_of = dict(self.scores)
+        found = [score_of.get(option) for option in dict.fromkeys(self.example.options)]
+        known = [score for score in found if score is not None]
+        return known if known and len(known) == len(found) else None
 
 
 def chunks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
@@ -59,35 +93,56 @@ def chunks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
         yield from (members[start : start + CHUNK] for start in range(0, len(members), CHUNK))
 
 
-def request_of(chunk: Sequence[Example], head: bool = False) -> tuple[str, dict[str, Any]]:
-    """Path and body. With `head` a classification sends no labels: a fine-tuned model answers with its own."""
+def request_of(chunk: Sequence[Example], ask: Ask = Ask()) -> tuple[str, dict[str, Any]]:
+    """Path and body."""
     first = chunk[0]
     if first.task == "mrc":
         return "/v1/mrc", {"inputs": [_reading(example) for example in chunk]}
     if first.task in ("similarity", "nli"):
         return f"/v1/{first.task}", {"inputs": [list(example.texts) for example in chunk]}
     body: dict[str, Any] = {"inputs": [_text(example) for example in chunk]}
-    if not head:
-        body["labels"] = _distinct(first.options)
-        if first.question is not None:
-            body["question"] = first.question
+    if ask.head:
+        return "/v1/classify", body
+    body |= {"label_set": ask.label_set} if ask.label_set is not None else {"labels": _distinct(first.options)}
+    if first.question is not None:
+        body["question"] = first.question
+    if ask.multi_label or first.answers is not None:
+        body["multi_label"] = True
     return "/v1/classify", body
 
 
-def read_answer(example: Example, result: dict[str, Any]) -> Answer:
+def read_answer(example: Example, result: dict[str, Any], ask: Ask = Ask()) -> Answer:
+    truncated: bool = result["truncated"]
+    score: Any = result.get("score")
     match example.task:
         case "mrc":
-            chosen = result["answer"]
+            scores = zip(_distinct(example.options), result.get("scores") or (), strict=False)
+            return Answer(example, result["answer"], truncated, scores=tuple(scores), score=score)
         case "similarity":
-            chosen = example.options[int(result["score"] >= SIMILAR)]
+            if not example.options:  # graded
+                return Answer(example, "", truncated, score=score)
+            chosen = example.options[int(score >= SIMILAR)]
+            scores = zip(example.options, (1 - score, score), strict=True)
+            return Answer(example, chosen, truncated, scores=tuple(scores), score=max(score, 1 - score))
         case _:
-            chosen = result["label"]
-    return Answer(example, chosen, result["truncated"])
+            ranked = tuple((one["label"], one["score"]) for one in result.get("scores") or ())
+            several = None
+            if ask.multi_label or example.answers is not None:
+                several = tuple(label for label, value in ranked if value >= ask.threshold)
+            return Answer(
+                example,
+                result["label"],
+                truncated,
+                scores=ranked,
+                score=score,
+                several=several,
+                is_calibrated=bool(result.get("calibrated")),
+            )
 
 
 def _request_key(example: Example) -> tuple[object, ...]:
     if example.task == "classify":
-        return example.task, example.options, example.question
+        return example.task, example.options, example.question, example.answers is None
     return (example.task,)
 
 
@@ -103,52 +158,6 @@ def _reading(example: Example) -> dict[str, Any]:
 def _distinct(options: Iterable[str]) -> list[str]:
     """Some data sets repeat an option; the service refuses duplicates."""
     return list(dict.fromkeys(options))
-
-
-def report_of(answers: Sequence[Answer]) -> dict[str, Any]:
-    """The report as JSON-ready numbers. Inputs that the server refused are counted, but not in the accuracy.
-
-    Raises:
-        EvaluationError: nothing was answered, or no answer is one of the options.
-    """
-    answered = [one for one in answers if one.chosen is not None]
-    refused = [one for one in answers if one.chosen is None]
-    if not answered:
-        raise EvaluationError(f"every input was refused: {refused[0].reason}" if refused else "there are no examples")
-    if not any(one.chosen in one.example.options for one in answered):
-        chosen, expected = sorted({one.chosen or "" for one in answered}), answered[0].example.options
-        raise EvaluationError(f"the model calls its classes {', '.join(chosen)}, the data set {', '.join(expected)}")
-    correct = sum(one.is_correct for one in answered)
-    return {
-        "examples": len(answered),
-        "correct": correct,
-        "accuracy": round(correct / len(answered), 4),
-        "interval_95": [round(bound, 4) for bound in wilson(correct, len(answered))],
-        "chance": round(sum(1 / len(set(one.example.options)) for one in answered) / len(answered), 4),
-        "truncated": sum(one.truncated for one in answered),
-        "refused": dict(Counter(one.reason for one in refused)),
-        "confusion": confusion(answered),
-    }
-
-
-def confusion(answers: Iterable[Answer]) -> dict[str, dict[str, int]] | None:
-    """Counts by expected class, then by chosen class; None where the examples have different options."""
-    answered = [one for one in answers if one.chosen is not None]
-    if len({one.example.options for one in answered}) != 1:
-        return None
-    counts = Counter((one.expected, one.chosen or "") for one in answered)
-    chosen = dict.fromkeys((*answered[0].example.options, *sorted({one.chosen or "" for one in answered})))
-    return {expected: {got: counts[expected, got] for got in chosen} for expected in answered[0].example.options}
-
-
-def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95 % by default; it stays within 0 to 1 for small samples, too."""
-    if not total:
-        return 0.0, 1.0
-    share, weight = correct / total, z * z / total
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / total + weight / (4 * total)) / (1 + weight)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def open_client(url: str, key: str | None, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
@@ -167,7 +176,8 @@ def open_client(url: str, key: str | None, transport: httpx.AsyncBaseTransport |
 class EvaluationClient:
     """Sends examples to one server, IN_FLIGHT requests at a time, and waits while the server is busy.
 
-    `model` is the requested model, then the one that answered.
+    `model` is the requested model, then the one that answered, `method` how it did, and `models` those that took part.
+    `tokens` counts those of all inputs.
     """
 
     def __init__(self, client: httpx.AsyncClient, model: str | None = None, sleep: Sleep = asyncio.sleep) -> None:
@@ -175,9 +185,15 @@ class EvaluationClient:
         self._model = model
         self._sleep = sleep
         self.model = model
+        self.method: str | None = None
+        self.models: tuple[str, ...] = ()
+        self.tokens = 0
 
     async def evaluate(
-        self, examples: Sequence[Example], on_examples: OnExamples, *, head: bool = False
+        self,
+        examples: Sequence[Example],
+        on_examples: OnExamples,
+        ask: Ask = Ask(),
     ) -> list[Answer]:
         """The answer of every example, in order.
 
@@ -188,7 +204,7 @@ class EvaluationClient:
 
         async def one(chunk: Sequence[Example]) -> list[Answer]:
             async with slots:
-                answers = await self._send(chunk, head)
+                answers = await self.send(chunk, ask)
             on_examples(len(chunk))
             return answers
 
@@ -211,27 +227,47 @@ class EvaluationClient:
         content: dict[str, Any] = reply.json()
         return content
 
-    async def _send(self, chunk: Sequence[Example], head: bool) -> list[Answer]:
-        """A chunk with a refused input is sent again one by one, so that the other inputs count."""
-        path, body = request_of(chunk, head)
+    async def served(self) -> list[dict[str, Any]]:
+        """The models of GET /v1/models; none if this key may not see them.
+
+        Raises:
+            EvaluationError: the server cannot be reached, or keeps failing.
+        """
+        reply = await self._request("GET", "/v1/models")
+        return list(reply.json()["models"]) if reply.status_code == 200 else []
+
+    async def send(self, chunk: Sequence[Example], ask: Ask = Ask()) -> list[Answer]:
+        """The answers to the examples of one request. A request with a refused input is sent again one by one, so that
+        the other inputs count.
+
+        Raises:
+            EvaluationError: as `evaluate`.
+        """
+        path, body = request_of(chunk, ask)
         reply = await self._post(path, body if self._model is None else body | {"model": self._model})
         if reply.status_code == 200:
-            self.model = reply.json()["model"]
+            content = reply.json()
+            self.model, self.method = content["model"], content.get("method")
+            self.models = tuple(content.get("models") or (content["model"],))
+            self.tokens += content.get("usage", {}).get("tokens", 0)
             return [
-                read_answer(example, result) for example, result in zip(chunk, reply.json()["results"], strict=True)
+                read_answer(example, result, ask) for example, result in zip(chunk, content["results"], strict=True)
             ]
         detail, fields = _problem(reply)
         if reply.status_code != 422 or "model" in fields:
             raise EvaluationError(f"{path} answers {reply.status_code}: {detail}")
         if len(chunk) == 1:
             return [Answer(chunk[0], None, reason=detail)]
-        return [one for example in chunk for one in await self._send([example], head)]
+        return [one for example in chunk for one in await self.send([example], ask)]
 
     async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        return await self._request("POST", path, body)
+
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         for attempt in range(MAX_ATTEMPTS):
             wait_s = 0.25 * 2**attempt
             try:
-                reply = await self._client.post(path, json=body)
+                reply = await self._client.request(method, path, json=body)
             except httpx.ConnectError as error:
                 raise EvaluationError(f"no server answers at {self._client.base_url}: is it running?") from error
             except httpx.TimeoutException as error:

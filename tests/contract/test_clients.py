@@ -10,7 +10,7 @@ import pytest
 from service.tools.bench.load import BODIES, requests_of
 from service.tools.bench.texts import Corpus, Reading
 from service.tools.data.converters import Example
-from service.tools.evaluation import EvaluationClient
+from service.tools.evaluation import Ask, EvaluationClient
 from tests.contract.fakes import running, text_model
 
 EXAMPLES = [
@@ -33,7 +33,7 @@ async def test_every_kind_of_example_gets_one_of_its_options() -> None:
 async def test_a_fine_tuned_model_answers_with_its_own_labels() -> None:
     async with running(text_model("mine", "sequence-classification", labels=("差评", "好评"))) as service:
         server = EvaluationClient(service.client)
-        (answers,) = await server.evaluate(EXAMPLES[:1], id, head=True)
+        (answers,) = await server.evaluate(EXAMPLES[:1], id, Ask(head=True))
     assert (answers.chosen, server.model) == ("差评", "mine")
 
 

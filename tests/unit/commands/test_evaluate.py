@@ -1,17 +1,50 @@
-"""`python -m service evaluate`: from a data folder to a report, with a fake server."""
+"""`python -m service evaluate`: from labelled data to a report and its files, with a fake server."""
 
 from __future__ import annotations
 
+import csv
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from service.commands.evaluate import add_arguments, draw, evaluate, run, summary
+from service.commands.evaluate import add_arguments, evaluate, fit_to_labels, own_head, run, summary
 from service.tools.data.converters import Example
 from service.tools.evaluation import EvaluationError
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+ZERO_SHOT = {"name": "mini", "source": "mini", "kind": "masked-lm", "labels": []}
+
+
+def server(label_of: Callable[[str], str], *served: dict[str, Any], keys: list[str] | None = None) -> Any:
+    """A model that answers each text with `label_of`, certain by 0.9, and lists the `served` models."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if keys is not None:
+            keys.append(request.headers["authorization"])
+        if request.method == "GET":
+            return httpx.Response(200, json={"models": list(served) or [ZERO_SHOT], "replicas": []})
+        body = json.loads(request.content)
+        labels = body.get("labels") or (served[0]["labels"] if served else [])
+        results = []
+        for text in body["inputs"]:
+            first = label_of(text)
+            rest = [label for label in labels if label != first]
+            ranked = [(first, 0.9), *((label, 0.1 / len(rest)) for label in rest)]
+            scores = [{"label": label, "score": score} for label, score in ranked]
+            results.append({"label": first, "score": 0.9, "scores": scores, "truncated": False})
+        more = {"method": "choice", "models": ["kind"], "usage": {"tokens": 10}}
+        return httpx.Response(200, json={"model": "kind", "results": results, **more})
+
+    return httpx.MockTransport(handle)
+
+
+POSITIVE = server(lambda text: "这是一条好评")
+"""Answers every review with 'positive'."""
 
 
 @pytest.fixture
@@ -24,50 +57,81 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def answer_positive(request: httpx.Request) -> httpx.Response:
-    """A model that answers every review with 'positive'."""
-    results = [{"label": "这是一条好评", "truncated": False} for _ in json.loads(request.content)["inputs"]]
-    return httpx.Response(200, json={"model": "kind", "results": results})
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """40 reviews: 文0 is 差评, 文1 is 好评, ..."""
+    file = tmp_path / "reviews.csv"
+    lines = [f"文{index},{'好评' if index % 2 else '差评'}" for index in range(40)]
+    file.write_text("\n".join(["评论,标签", *lines]), encoding="utf-8")
+    return file
+
+
+def by_number(text: str) -> str:
+    """Right except for the first four."""
+    number = int(text[1:])
+    return "好评" if number % 2 or number < 4 else "差评"
+
+
+def parse(*words: str) -> Namespace:
+    parser = ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(list(words))
 
 
 def arguments(data: Path, *more: str) -> Namespace:
-    parser = ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(["--task", "eprstmt", "--data", str(data), *more])
+    return parse("--task", "eprstmt", "--data", str(data), *more)
 
 
-async def test_evaluate_returns_and_summarises_a_report(data: Path) -> None:
-    report = await evaluate(arguments(data), httpx.MockTransport(answer_positive))
-    assert (report["task"], report["split"], report["model"]) == ("eprstmt", "dev", "kind")
+async def test_a_task_gives_a_report_and_a_summary(data: Path) -> None:
+    report = await evaluate(arguments(data), POSITIVE)
+    assert (report["source"], report["model"]) == ("eprstmt/dev", "kind")
     assert (report["examples"], report["correct"], report["accuracy"]) == (20, 10, 0.5)
     assert report["confusion"]["这是一条差评"] == {"这是一条差评": 0, "这是一条好评": 10}
-    assert "50.0% of 20" in summary(report)
+    assert "accuracy 50.0% of 20" in summary(report)
+    assert "warning: one class takes all: '这是一条好评'" in summary(report)
     assert json.loads(json.dumps(report)) == report
 
 
-async def test_evaluate_sends_the_key_of_the_key_file(data: Path, tmp_path: Path) -> None:
-    keys = []
+async def test_a_file_gives_a_report_with_its_data(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = await evaluate(parse(str(reviews)), server(by_number))
+    assert (report["source"], report["kind"], report["accuracy"]) == (str(reviews), "classify", 0.95)
+    assert report["data"]["class_counts"] == {"差评": 20, "好评": 20}
+    assert report["calibration"]["ece"] == pytest.approx(0.05, abs=0.001)
+    assert report["examples_per_s"] > 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "guessed text: column '评论', label: column '标签'" in said.err
 
-    def guarded(request: httpx.Request) -> httpx.Response:
-        keys.append(request.headers["authorization"])
-        return answer_positive(request)
 
+async def test_labels_that_are_numbers_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n好,1\n坏,0\n", encoding="utf-8")
+    await evaluate(parse(str(file)), server(lambda text: "1"))
+    assert "name them with --label-names 0=差评,1=好评" in capsys.readouterr().err
+    await evaluate(parse(str(file), "--label-names", "0=差评,1=好评"), server(lambda text: "好评"))
+    assert "warning" not in capsys.readouterr().err
+
+
+async def test_the_key_of_the_key_file_is_sent(data: Path, tmp_path: Path) -> None:
+    keys: list[str] = []
     file = tmp_path / "key"
     file.write_text("erl_one\n")
-    await evaluate(arguments(data, "--limit", "1", "--key-file", str(file)), httpx.MockTransport(guarded))
-    assert keys == ["Bearer erl_one"]
+    arguments_ = arguments(data, "--limit", "1", "--key-file", str(file))
+    await evaluate(arguments_, server(lambda text: "这是一条好评", keys=keys))
+    assert set(keys) == {"Bearer erl_one"}
     with pytest.raises(SystemExit):
         arguments(data, "--key-file", str(tmp_path / "nowhere"))
 
 
-async def test_head_maps_the_labels_of_a_fine_tuned_model(data: Path) -> None:
-    def head(request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content)
-        assert "labels" not in body
-        results = [{"label": "正面" if int(text[2:]) % 2 else "负面", "truncated": False} for text in body["inputs"]]
-        return httpx.Response(200, json={"model": "head", "results": results})
+HEAD = {"name": "head", "source": "runs/head", "kind": "sequence-classification", "labels": ["负面", "正面"]}
 
-    transport = httpx.MockTransport(head)
+
+def with_own_labels(text: str) -> str:
+    return "正面" if int(text[2:]) % 2 else "负面"
+
+
+async def test_head_maps_the_labels_of_a_fine_tuned_model(data: Path) -> None:
+    transport = server(with_own_labels, HEAD)
     assert (await evaluate(arguments(data, "--head", "负面,正面"), transport))["accuracy"] == 1
     with pytest.raises(EvaluationError, match="the model calls its classes 正面, 负面"):
         await evaluate(arguments(data, "--head"), transport)
@@ -75,18 +139,86 @@ async def test_head_maps_the_labels_of_a_fine_tuned_model(data: Path) -> None:
         await evaluate(arguments(data, "--head", "负面"), transport)
 
 
+async def test_the_only_model_that_has_labels_answers_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n评论0,负面\n评论1,正面\n评论3,正面\n评论5,中性\n", encoding="utf-8")
+    report = await evaluate(parse(str(file)), server(with_own_labels, HEAD))
+    assert (report["examples"], report["accuracy"]) == (3, 1.0)
+    assert list(report["classes"]) == ["负面", "正面"]
+    said = capsys.readouterr().err
+    assert "head answers with its own labels: 负面, 正面" in said
+    assert "not used: 1 examples of classes that the model lacks" in said
+
+
+async def test_a_model_with_other_labels_than_the_file_is_refused(reviews: Path) -> None:
+    with pytest.raises(
+        EvaluationError, match=r"负面, 正面, the data set 差评, 好评; name them alike with --label-names"
+    ):
+        await evaluate(parse(str(reviews)), server(by_number, HEAD))
+
+
+def test_of_several_models_the_wanted_one_answers_with_its_labels() -> None:
+    assert own_head([ZERO_SHOT, HEAD], None) is None
+    assert own_head([ZERO_SHOT, HEAD], "runs/head") == HEAD
+    assert own_head([ZERO_SHOT, HEAD], "mini") is None
+    assert own_head([HEAD], None) == HEAD
+    assert own_head([], None) is None
+
+
+def test_several_labels_are_fitted_to_those_of_the_model() -> None:
+    examples = [
+        Example("classify", ("甲",), ("a", "b"), 0, answers=(0, 1)),
+        Example("classify", ("乙",), ("a", "b"), -1, answers=()),
+    ]
+    fitted = fit_to_labels(examples, ("b", "c", "a"))
+    assert [example.answers for example in fitted] == [(0, 2), ()]
+
+
 async def test_limit_evaluates_that_number_of_examples(data: Path) -> None:
-    report = await evaluate(arguments(data, "--limit", "7"), httpx.MockTransport(answer_positive))
-    assert report["examples"] == 7
+    assert (await evaluate(arguments(data, "--limit", "7"), POSITIVE))["examples"] == 7
 
 
-def test_a_draw_is_repeatable_ordered_and_not_the_first_examples() -> None:
-    examples = [Example("classify", (str(index),), ("a", "b"), 0) for index in range(1000)]
-    drawn = draw(examples, 50, seed=1)
-    assert drawn == draw(examples, 50, seed=1) != draw(examples, 50, seed=2)
-    assert drawn == sorted(drawn, key=examples.index)
-    assert drawn != examples[:50]
-    assert draw(examples, None, 1) == draw(examples, 1000, 1) == examples
+async def test_predictions_have_a_line_for_each_example_and_no_text(reviews: Path, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    await evaluate(parse(str(reviews), "--predictions", str(file)), server(by_number))
+    first, *rest = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(rest) == 39
+    assert first == {
+        "line": 2,
+        "label": "好评",
+        "score": 0.9,
+        "expected": "差评",
+        "is_correct": False,
+        "scores": [{"label": "好评", "score": 0.9}, {"label": "差评", "score": 0.1}],
+    }
+
+
+async def test_bad_cases_are_the_wrong_answers_with_their_texts(reviews: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bad.csv"
+    report = await evaluate(parse(str(reviews), "--bad-cases", str(file)), server(by_number))
+    rows = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
+    assert report["bad_cases"] == 2
+    assert [(row["line"], row["text"], row["expected"], row["answer"]) for row in rows] == [
+        ("2", "文0", "差评", "好评"),
+        ("4", "文2", "差评", "好评"),
+    ]
+
+
+async def test_the_confusion_is_drawn(reviews: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "c.png"
+    await evaluate(parse(str(reviews), "--confusion", str(file)), server(by_number))
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+async def test_calibrate_writes_the_temperature(reviews: Path, tmp_path: Path) -> None:
+    file = tmp_path / "calibration.json"
+    report = await evaluate(parse(str(reviews), "--calibrate", str(file)), server(by_number))
+    [entry] = json.loads(file.read_text(encoding="utf-8"))["entries"]
+    assert entry["temperature"] == report["calibrated"]["temperature"]
+    assert entry["models"] == ["kind"]
 
 
 def test_missing_data_files_print_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,8 +226,30 @@ def test_missing_data_files_print_one_line(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("error: no such data file: ")
 
 
-@pytest.mark.parametrize("flags", [["--limit", "0"], ["--limit", "many"], ["--url", "localhost:8000"], ["--task", "x"]])
+def test_the_result_is_one_json_document_on_standard_output(
+    reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.commands.connection.open_client", lambda url, key, transport: _client(transport))
+    assert run([str(reviews), "--json", str(tmp_path / "r.json")]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert "accuracy 95.0% of 40" in said.err
+
+
+def _client(transport: object) -> httpx.AsyncClient:
+    assert transport is None
+    return httpx.AsyncClient(base_url="http://server", transport=server(by_number))
+
+
+@pytest.mark.parametrize("flags", [["--limit", "0"], ["--limit", "many"], ["--url", "localhost:8000"], ["--fold", "9"]])
 def test_invalid_flags_are_refused(flags: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         arguments(tmp_path, *flags)
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize("words", [[], ["a.csv", "--task", "tnews"]])
+def test_one_source_is_wanted(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(words)
     assert end.value.code == 2

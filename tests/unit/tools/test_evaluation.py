@@ -1,29 +1,25 @@
-"""Evaluation: examples as requests, the report, and the client against a fake server."""
+"""Examples as requests, replies as answers, and the client against a fake server."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service.tools.data.converters import Example
 from service.tools.evaluation import (
     CHUNK,
     IN_FLIGHT,
     MAX_ATTEMPTS,
-    Answer,
+    Ask,
     EvaluationClient,
     EvaluationError,
     chunks,
-    confusion,
     read_answer,
-    report_of,
     request_of,
-    wilson,
 )
 
 REVIEW = Example("classify", ("味道不错",), ("这是一条差评", "这是一条好评"), 1)
@@ -47,7 +43,7 @@ def test_a_pair_to_classify_is_sent_as_text_and_text_pair() -> None:
 
 
 def test_head_sends_only_the_texts() -> None:
-    assert request_of([TITLE, REVIEW], head=True) == ("/v1/classify", {"inputs": ["国足今晚出战", "味道不错"]})
+    assert request_of([TITLE, REVIEW], Ask(head=True)) == ("/v1/classify", {"inputs": ["国足今晚出战", "味道不错"]})
 
 
 def test_pairs_and_readings_are_sent_to_their_tasks() -> None:
@@ -75,59 +71,38 @@ def test_read_answer_reads_the_result_of_each_task() -> None:
     assert read_answer(PAIR, {"score": 0.49, "truncated": False}).chosen == "不相似"
 
 
+def test_several_labels_are_scored_by_themselves() -> None:
+    example = replace(TITLE, answers=(0, 1))
+    assert request_of([example])[1]["multi_label"] is True
+    scores = [{"label": "体育", "score": 0.9}, {"label": "财经", "score": 0.4}]
+    result = {"label": "体育", "score": 0.9, "scores": scores, "truncated": False}
+    assert read_answer(example, result).several == ("体育",)
+    assert read_answer(example, result, Ask(threshold=0.4)).is_correct
+
+
+def test_a_label_set_is_named_instead_of_the_labels() -> None:
+    example = replace(REVIEW, options=())
+    assert request_of([example], Ask(label_set="reviews"))[1] == {"inputs": ["味道不错"], "label_set": "reviews"}
+
+
+def test_probabilities_are_in_the_order_of_the_options() -> None:
+    scores = [{"label": "体育", "score": 0.9}, {"label": "财经", "score": 0.1}]
+    result = {"label": "体育", "score": 0.9, "scores": scores, "truncated": False}
+    assert read_answer(TITLE, result).probabilities() == [0.1, 0.9]
+    assert read_answer(TITLE, result | {"scores": scores[:1]}).probabilities() is None
+    assert read_answer(PAIR, {"score": 0.75, "truncated": False}).probabilities() == [0.25, 0.75]
+    reading = {"answer": "超市", "score": 0.6, "scores": [0.4, 0.6], "truncated": False}
+    assert read_answer(READING, reading).probabilities() == [0.4, 0.6]
+
+
+def test_a_grade_is_compared_with_the_score_of_the_pair() -> None:
+    graded = Example("similarity", ("甲", "乙"), (), -1, grade=4.0)
+    assert read_answer(graded, {"score": 0.8, "truncated": False}).score == 0.8
+
+
 def test_a_repeated_choice_is_correct_at_either_index() -> None:
     second = Example(READING.task, READING.texts, READING.options, 2, READING.question)
     assert read_answer(second, {"answer": "图书馆", "index": 0, "truncated": False}).is_correct
-
-
-def one(answer: int, chosen: str | None, options: tuple[str, ...] = ("差", "好"), reason: str = "") -> Answer:
-    return Answer(Example("classify", ("文本",), options, answer), chosen, reason=reason)
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (840, 1000, 0.8160, 0.8614)],
-)
-def test_wilson_agrees_with_published_values(correct: int, total: int, low: float, high: float) -> None:
-    assert wilson(correct, total) == pytest.approx((low, high), abs=1e-4)
-
-
-@given(st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-def test_wilson_interval_contains_the_share_and_is_within_0_and_1(counts: tuple[int, int]) -> None:
-    low, high = wilson(*counts)
-    assert 0 <= low <= counts[0] / counts[1] + 1e-12
-    assert counts[0] / counts[1] - 1e-12 <= high <= 1
-
-
-def test_a_report_counts_answers_refusals_and_confusion() -> None:
-    report = report_of([one(0, "差"), one(0, "好"), one(1, "好"), one(1, "好"), one(1, None, reason="too long")])
-    assert (report["examples"], report["correct"], report["accuracy"]) == (4, 3, 0.75)
-    assert report["chance"] == 0.5
-    assert report["refused"] == {"too long": 1}
-    assert report["confusion"] == {"差": {"差": 1, "好": 1}, "好": {"差": 0, "好": 2}}
-
-
-def test_an_unknown_label_is_a_column_of_the_confusion() -> None:
-    assert confusion([one(0, "POSITIVE"), one(1, "好")]) == {
-        "差": {"差": 0, "好": 0, "POSITIVE": 1},
-        "好": {"差": 0, "好": 1, "POSITIVE": 0},
-    }
-
-
-def test_confusion_is_none_when_options_differ() -> None:
-    assert confusion([one(0, "差"), one(0, "甲", ("甲", "乙"))]) is None
-
-
-def test_the_error_of_a_report_without_answers_has_the_reason() -> None:
-    with pytest.raises(EvaluationError, match="every input was refused: too long"):
-        report_of([one(0, None, reason="too long")])
-    with pytest.raises(EvaluationError, match="no examples"):
-        report_of([])
-
-
-def test_a_model_with_other_labels_is_an_error() -> None:
-    with pytest.raises(EvaluationError, match="the model calls its classes 正面, 负面, the data set 差, 好"):
-        report_of([one(0, "负面"), one(1, "正面")])
 
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -184,6 +159,22 @@ async def test_the_requested_model_is_sent_and_the_answering_one_recorded() -> N
     await client.evaluate(examples(1), id)
     assert bodies[0]["model"] == "mine"
     assert client.model == "fake"
+
+
+async def test_the_method_the_models_and_the_tokens_of_the_replies_are_kept() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        more = {"method": "blend", "models": ["fake", "e5"], "usage": {"tokens": 7}}
+        return httpx.Response(200, json=answer(request).json() | more)
+
+    client = server(handler)
+    await client.evaluate(examples(40), id)
+    assert (client.method, client.models, client.tokens) == ("blend", ("fake", "e5"), 21)
+
+
+async def test_the_served_models_are_none_for_a_key_that_may_not_see_them() -> None:
+    reply = httpx.Response(200, json={"models": [{"name": "mini"}], "replicas": []})
+    assert await server(lambda _: reply).served() == [{"name": "mini"}]
+    assert await server(lambda _: problem(403, "no")).served() == []
 
 
 async def test_a_busy_server_is_retried_after_its_retry_after() -> None:

@@ -1,0 +1,69 @@
+"""The server that a command asks: one at a URL, or the service itself, started in this process for a model."""
+
+from __future__ import annotations
+
+import asyncio
+from argparse import ArgumentParser, Namespace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import httpx
+
+from service import logs
+from service.api.app import create_app
+from service.cli_args import add_key, server_url
+from service.commands.application import Application
+from service.settings_sources import load
+from service.tools.evaluation import EvaluationClient, open_client
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+IN_PROCESS = "http://in-process"
+POLL_S = 0.05
+
+
+def add_connection_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="SOURCE",
+        help="start this model (a directory, a hub id, or mini) in this process, with the settings of `serve` in the "
+        "environment; several are separated by commas. With --url: the name of one of the server's models",
+    )
+    parser.add_argument(
+        "--url", type=server_url, help=f"ask the server that runs here instead (without --model: {DEFAULT_URL})"
+    )
+    add_key(parser)
+
+
+@asynccontextmanager
+async def connect(
+    args: Namespace, transport: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator[EvaluationClient]:
+    """A client of the server that the flags name. `transport` replaces the network in tests.
+
+    Raises:
+        StartupError: the model cannot be started.
+    """
+    if args.model is not None and args.url is None and transport is None:
+        async with serve_in_process(args.model.split(",")) as own, open_client(IN_PROCESS, None, own) as client:
+            yield EvaluationClient(client)
+        return
+    async with open_client(args.url or DEFAULT_URL, args.key, transport) as client:
+        yield EvaluationClient(client, args.model)
+
+
+@asynccontextmanager
+async def serve_in_process(models: Sequence[str]) -> AsyncIterator[httpx.AsyncBaseTransport]:
+    """The whole service without a socket: its application, batching and worker processes, as `serve` runs them.
+
+    Raises:
+        StartupError: a model cannot be started.
+    """
+    settings = load({"models.specs": list(models), "log.level": "warning"})
+    logs.configure(settings.log.level, settings.log.format)
+    application = Application(settings)
+    async with application.lifespan(None):
+        while application.why_not_accepting() is not None:
+            if application.failure is not None:
+                raise application.failure
+            await asyncio.sleep(POLL_S)
+        yield httpx.ASGITransport(create_app(application, settings.server))
