@@ -17,11 +17,12 @@ COMMANDS = {
     "serve": "serve models over HTTP (the default command)",
     "blend": "fit how a choice model and an embedding model count together",
     "bench": "send load to a running server and measure its speed",
-    "evaluate": "measure the accuracy of a running server on a data set",
+    "evaluate": "measure a model on labelled data",
     "fetch": "download the models and exit",
     "finetune": "train or fine-tune a model",
     "health": "exit with 0 if the server with these settings is ready",
     "key": "create an API key",
+    "predict": "label the texts of a file",
     "plan": "compute how many replicas a load needs",
     "settings": "print the effective settings, or their documentation",
 }

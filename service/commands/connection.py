@@ -6,6 +6,7 @@ import asyncio
 from argparse import ArgumentParser, Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 
@@ -32,6 +33,14 @@ def add_connection_flags(parser: ArgumentParser) -> None:
         "--url", type=server_url, help=f"ask the server that runs here instead (without --model: {DEFAULT_URL})"
     )
     add_key(parser)
+
+
+def own_head(served: Sequence[dict[str, Any]], wanted: str | None) -> dict[str, Any] | None:
+    """The model that answers with labels of its own: the wanted one, or the only one that is served."""
+    found = [info for info in served if wanted in (None, info["name"], info["source"])]
+    if len(found) != 1 or not (found[0]["labels"] or found[0]["kind"] == "sequence-classification"):
+        return None
+    return found[0]
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ import httpx
 from tqdm import tqdm
 
 from service.cli_args import above_zero, file_to_write, list_of, whole_above_zero
-from service.commands.connection import DEFAULT_URL, add_connection_flags, connect
+from service.commands.connection import DEFAULT_URL, add_connection_flags, connect, own_head
 from service.commands.data_flags import FORMATS, add_field_flags, print_data, source_arguments
 from service.errors import DatasetError
 from service.tools.answer_files import write_bad_cases, write_predictions
@@ -178,14 +178,6 @@ async def _choose_labels(
         examples = fit_to_labels(examples, labels)
     print(f"{info['name']} answers with its own labels: {', '.join(labels) or 'without names'}", file=sys.stderr)
     return examples, replace(ask, head=True)
-
-
-def own_head(served: Sequence[dict[str, Any]], wanted: str | None) -> dict[str, Any] | None:
-    """The model that answers with labels of its own: the wanted one, or the only one that is served."""
-    found = [info for info in served if wanted in (None, info["name"], info["source"])]
-    if len(found) != 1 or not (found[0]["labels"] or found[0]["kind"] == "sequence-classification"):
-        return None
-    return found[0]
 
 
 def fit_to_labels(examples: Sequence[Example], labels: tuple[str, ...]) -> list[Example]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from service.errors import DatasetError
 from service.tasks.nli import LABELS as NLI_LABELS
@@ -291,12 +291,14 @@ class _Reader:
         return Example(task, self._row_texts(row), (), -1, grade=number_of(row.values, column), line=row.line)
 
     def _read_choices(self) -> list[Example]:
-        choices_of = self._choices_reader()
-        pairs = self._rows.take(lambda row: (choices_of(row), self._label(row)))
+        rows = [row.values for row in self._rows.rows]
+        choices_of, notes = choices_reader(self._fields, list(rows[0]) if rows else [], rows)
+        self.notes += notes
+        pairs = self._rows.take(lambda row: (choices_of(row.values), self._label(row)))
         find = _answer_finder(pairs, self.notes)
 
         def convert(row: Row) -> Example:
-            choices = choices_of(row)
+            choices = choices_of(row.values)
             answer = find(choices, self._label(row))
             if answer is None:
                 raise RecordError(f"{self._label_column()} is none of its choices")
@@ -308,23 +310,26 @@ class _Reader:
 
         return self._rows.take(convert)
 
-    def _choices_reader(self) -> Callable[[Row], tuple[str, ...]]:
-        columns = self._fields.choice_columns([key for row in self._rows.rows[:1] for key in row.values])
-        separator = self._fields.separator
-        if len(columns) == 1 and separator is None:
-            cells = [row.values.get(columns[0]) for row in self._rows.rows]
-            if not any(map(is_list, cells)):
-                counts = {one: sum(one in str(cell) for cell in cells) for one in SEPARATORS}
-                separator = max(SEPARATORS, key=counts.__getitem__)
-                self.notes.append(f"guessed choices are separated by {separator!r} (--separator)")
 
-        def read(row: Row) -> tuple[str, ...]:
-            found = [choice for column in columns for choice in texts_of(row.values, column, separator)]
-            if len(set(found)) < 2:
-                raise RecordError("has fewer than two different choices")
-            return tuple(found)
+def choices_reader(
+    fields: Fields, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> tuple[Callable[[Mapping[str, Any]], tuple[str, ...]], list[str]]:
+    """What reads the choices of a row, and a sentence if their separator was guessed from `rows`."""
+    names, separator, notes = fields.choice_columns(columns), fields.separator, []
+    if len(names) == 1 and separator is None:
+        cells = [row.get(names[0]) for row in rows]
+        if not any(map(is_list, cells)):
+            counts = {one: sum(one in str(cell) for cell in cells) for one in SEPARATORS}
+            separator = max(SEPARATORS, key=counts.__getitem__)
+            notes.append(f"guessed choices are separated by {separator!r} (--separator)")
 
-        return read
+    def read(values: Mapping[str, Any]) -> tuple[str, ...]:
+        found = [choice for name in names for choice in texts_of(values, name, separator)]
+        if len(set(found)) < 2:
+            raise RecordError("has fewer than two different choices")
+        return tuple(found)
+
+    return read, notes
 
 
 def _answer_finder(

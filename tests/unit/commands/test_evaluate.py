@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.commands.evaluate import add_arguments, evaluate, fit_to_labels, own_head, run, summary
+from service.commands.connection import own_head
+from service.commands.evaluate import add_arguments, evaluate, fit_to_labels, run, summary
 from service.tools.data.converters import Example
 from service.tools.evaluation import EvaluationError
 
