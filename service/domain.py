@@ -87,7 +87,8 @@ class Encoding:
     `ids`, `segment_ids` and `positions` are int32 arrays of one length. `blocks` are disjoint, ascending half-open
     spans [start, end) of that row: a token inside a block sees its own block and every token outside all blocks; a
     token outside sees the whole row. Without blocks every token sees every token. `continues` says that the row belongs
-    to the same input as the row before it.
+    to the same input as the row before it. `options` are the numbers of the labels that each option of a choice stands
+    for; without them, the options are all labels in their order.
     """
 
     model: str
@@ -98,6 +99,7 @@ class Encoding:
     blocks: tuple[tuple[int, int], ...] = ()
     truncated: bool = False
     continues: bool = False
+    options: tuple[tuple[int, ...], ...] = ()
     kept_as: bytes | None = None
     """The key under which the output is kept for later requests, as the vector of a label is; see `keep`."""
     num_tokens: int = field(init=False)

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class InvalidRequest(ServiceError):
     code = "invalid_request"
 
     @classmethod
-    def of(cls, field: str, message: str) -> InvalidRequest:
+    def of(cls, field: str, message: str) -> Self:
         """An error with one problem of one field."""
         return cls(f"{field}: {message}", errors=[FieldError(field, message)])
 

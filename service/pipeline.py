@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
@@ -25,6 +25,8 @@ INLINE_BYTES = 4096
 in a few milliseconds."""
 INLINE_REPLY_BYTES = 32_768
 """A reply no longer than this is decoded on the event loop."""
+INLINE_ROWS = 64
+"""Of as many rows, the second stage is encoded on the event loop."""
 MAX_REPLY_BYTES = 16 * 2**20
 
 Q = TypeVar("Q")
@@ -43,9 +45,10 @@ class Encoded:
     """A query as rows; `model` is the one that was chosen, `seconds` the time that it took, `reply_bytes` an estimate.
 
     `num_rows` and `num_tokens` are those that have to be computed: all but kept ones that are there. `input_tokens` are
-    those of the inputs alone.
+    those of the inputs alone. `first` is the result of the last rows, where they are computed: see `advance`.
     """
 
+    query: Any
     model: TextModel
     rows: Sequence[Encoding]
     num_inputs: int
@@ -56,6 +59,12 @@ class Encoded:
     started: float
     seconds: float
     method: UsedMethod | None = None
+    first: RequestResult | None = None
+
+    @property
+    def label_tokens(self) -> int:
+        """Tokens of labels whose vectors are computed for this request."""
+        return self.num_tokens - self.input_tokens
 
     @property
     def is_reply_large(self) -> bool:
@@ -67,7 +76,8 @@ class Encoded:
 class Answer(Generic[R]):
     """Results in input order; `model` is the one that was chosen, `tokens` the sum over all inputs.
 
-    `method` is set by tasks that have several, and `models` are then those that took part.
+    `method` is set by tasks that have several, and `models` are then those that took part. `label_tokens` are those of
+    labels whose vectors were computed for this request.
     """
 
     model: str
@@ -76,6 +86,7 @@ class Answer(Generic[R]):
     timing: Timing
     method: UsedMethod | None = None
     models: tuple[str, ...] = ()
+    label_tokens: int = 0
 
 
 class Pipeline:
@@ -115,6 +126,7 @@ class Pipeline:
         started = self._clock()
         chosen = route(self.models, task, query, model)
         reply_bytes = self._check_reply(task, chosen, query)
+        query = task.bind(chosen, query)
         if num_bytes is not None and num_bytes <= INLINE_BYTES:
             rows = task.encode(chosen, query)
         else:
@@ -123,16 +135,19 @@ class Pipeline:
         trace.current.get().stage("tokenize", seconds)
         method = None if task.method is None else task.method(rows)
         if task.num_inputs is not None and len(rows) > (num_inputs := task.num_inputs(query)):
-            return self._count_several(task, chosen, rows, num_inputs, reply_bytes, started, seconds, method)
+            return self._count_several(task, query, chosen, rows, num_inputs, reply_bytes, started, seconds, method)
         num_rows, num_tokens = len(rows), sum([row.num_tokens for row in rows])
         num_truncated = sum([row.truncated for row in rows])
         self._metrics.encoded(task.name, chosen.name, inputs=num_rows, tokens=num_tokens, truncated=num_truncated)
         self._metrics.tokenized(seconds)
-        return Encoded(chosen, rows, num_rows, num_rows, num_tokens, num_tokens, reply_bytes, started, seconds, method)
+        return Encoded(
+            query, chosen, rows, num_rows, num_rows, num_tokens, num_tokens, reply_bytes, started, seconds, method
+        )
 
     def _count_several(
         self,
         task: Task[Q, R],
+        query: Q,
         model: TextModel,
         rows: Sequence[Encoding],
         num_inputs: int,
@@ -155,6 +170,7 @@ class Pipeline:
             self._metrics.encoded(task.name, name, inputs=inputs, tokens=num_tokens, truncated=truncated)
         self._metrics.tokenized(seconds)
         return Encoded(
+            query,
             model,
             rows,
             num_inputs,
@@ -167,10 +183,37 @@ class Pipeline:
             method=method,
         )
 
+    async def advance(self, task: Task[Q, R], encoded: Encoded, options: RequestOptions = DEFAULT_OPTIONS) -> Encoded:
+        """Computes the rows of a query with two stages, and encodes those of the second one, which come first in what
+        is returned. Any other query is returned as it is. Raises what encoding and batching raise.
+        """
+        if task.follow is None or not task.has_second_stage(encoded.model, encoded.query):
+            return encoded
+        first = await self._submit(encoded.rows, options)
+        started = self._clock()
+        follow = partial(task.follow, encoded.model, encoded.query, encoded.rows, first.outputs)
+        rows = await self.threads.run(options, follow) if len(encoded.rows) > INLINE_ROWS else follow()
+        seconds = self._clock() - started
+        trace.current.get().stage("tokenize", seconds)
+        num_tokens = sum([row.num_tokens for row in rows])
+        num_truncated = sum([row.truncated for row in rows[: encoded.num_inputs]])
+        if rows:
+            self._metrics.encoded(task.name, rows[0].model, inputs=0, tokens=num_tokens, truncated=num_truncated)
+        both = [*rows, *encoded.rows]
+        return replace(
+            encoded,
+            rows=both,
+            num_rows=encoded.num_rows + len(rows),
+            num_tokens=encoded.num_tokens + num_tokens,
+            input_tokens=encoded.input_tokens + num_tokens,
+            seconds=encoded.seconds + seconds,
+            method=None if task.method is None else task.method(both),
+            first=first,
+        )
+
     async def compute(
         self,
         task: Task[Q, R],
-        query: Q,
         encoded: Encoded,
         write: Callable[[Answer[R]], W],
         options: RequestOptions = DEFAULT_OPTIONS,
@@ -179,17 +222,30 @@ class Pipeline:
 
         Large results are decoded and written in one go in a thread: they never wait there, and are freed there.
         """
-        outcome = await self._submit(encoded.rows, options)
-        finish = partial(self._finish, task, query, encoded, outcome, write)
+        outcome = await self._submit_rest(encoded, options)
+        finish = partial(self._finish, task, encoded, outcome, write)
         timing, decisions, written = await self.threads.run(options, finish) if encoded.is_reply_large else finish()
         self._metrics.answered(task.name, encoded.model.name, encoded.num_inputs, timing, decisions)
         if encoded.method is not None:
             self._metrics.answered_by(task.name, encoded.method)
         return written
 
+    async def _submit_rest(self, encoded: Encoded, options: RequestOptions) -> RequestResult:
+        """The outputs of all rows, of which those of `first` are there."""
+        first = encoded.first
+        if first is None:
+            return await self._submit(encoded.rows, options)
+        last = len(encoded.rows) - len(first.outputs)
+        if not last:
+            return first
+        rest = await self._submit(encoded.rows[:last], options)
+        outputs = [*rest.outputs, *first.outputs]
+        return RequestResult(outputs, first.queue_s + rest.queue_s, first.compute_s + rest.compute_s)
+
     def _finish(
-        self, task: Task[Q, R], query: Q, encoded: Encoded, outcome: RequestResult, write: Callable[[Answer[R]], W]
+        self, task: Task[Q, R], encoded: Encoded, outcome: RequestResult, write: Callable[[Answer[R]], W]
     ) -> tuple[Timing, list[Prediction], W]:
+        query: Q = encoded.query
         results = task.decode(encoded.model, query, encoded.rows, outcome.outputs)
         predict = task.predict if task.decides(encoded.model) else None
         decisions = [] if predict is None else [predict(query, each) for each in results]
@@ -198,7 +254,8 @@ class Pipeline:
         if encoded.method is None:
             return timing, decisions, write(Answer(name, results, tokens, timing))
         models = tuple(dict.fromkeys((encoded.rows[0].model, encoded.rows[-1].model)))
-        return timing, decisions, write(Answer(models[0], results, tokens, timing, encoded.method, models))
+        answer = Answer(models[0], results, tokens, timing, encoded.method, models, encoded.label_tokens)
+        return timing, decisions, write(answer)
 
     def _check_reply(self, task: Task[Q, R], model: TextModel, query: Q) -> int:
         """An estimate of the reply's size: a request of some kilobytes can ask for gigabytes."""

@@ -247,6 +247,12 @@ class Batching(Section):
     label_cache_bytes: int = Field(
         64 * 2**20, ge=1, description="Maximum size of the label cache, the embeddings of labels, in bytes."
     )
+    label_vectors_bytes: int = Field(
+        256 * 2**20,
+        ge=1,
+        description="Maximum size of the vectors of lists of labels, of requests and label sets, in bytes for each "
+        "embedding model.",
+    )
 
     @model_validator(mode="after")
     def _queue_holds_a_batch(self) -> Self:

@@ -6,7 +6,8 @@ there. The response is written by a function of the protocol, in a thread where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -77,16 +78,17 @@ class Exchange:
         pipeline, chosen = self.state.pipeline, TASKS[task]
         if model and len(found := names_of(pipeline.models, model)) == 1:
             [self.context.model] = found
-        try:
+        with _naming_fields(rename):
             encoded = await pipeline.encode(chosen, query, model=model, options=self.options, num_bytes=self.num_bytes)
-        except InvalidRequest as error:
-            if not error.errors or rename is None:
-                raise
-            raise invalid([replace(one, field=rename(one.field)) for one in error.errors]) from None
         self.context.encoded(encoded.num_inputs, encoded.num_tokens)
-        with self.state.memory.reserved(memory_of(encoded)):
-            finish = partial(self._finish, write, encoded.is_reply_large)
-            return await pipeline.compute(chosen, query, encoded, finish, self.options)
+        memory = self.state.memory
+        with memory.reserved(num_reserved := memory_of(encoded)):
+            with _naming_fields(rename):
+                encoded = await pipeline.advance(chosen, encoded, self.options)
+            self.context.encoded(encoded.num_inputs, encoded.num_tokens)
+            with memory.reserved(memory_of(encoded) - num_reserved):
+                finish = partial(self._finish, write, encoded.is_reply_large)
+                return await pipeline.compute(chosen, encoded, finish, self.options)
 
     def _finish(self, write: Write[W], is_large: bool, answer: Answer[Any]) -> W:
         self.context.model, self.context.timing = answer.model, answer.timing
@@ -99,6 +101,17 @@ class Exchange:
     async def label_set(self, name: str) -> LabelSet[LabelSetBody]:
         """The current version of a stored label set. Raises LabelSetNotFound, StorageUnavailable."""
         return await find(self.state, name, self.options)
+
+
+@contextmanager
+def _naming_fields(rename: Rename | None) -> Iterator[None]:
+    """Names the fields in errors of a task as the request does."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if not error.errors or rename is None:
+            raise
+        raise invalid([replace(one, field=rename(one.field)) for one in error.errors]) from None
 
 
 def renamed(names: Mapping[str, str]) -> Rename:

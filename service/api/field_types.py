@@ -26,6 +26,9 @@ from service.tasks.labels import Label
 
 MAX_FIELDS = 32
 MAX_TOP_K = 1000
+DEFAULT_TOP_K = 20
+"""Of a classification."""
+MAX_SEPARATOR_CHARS = 8
 MAX_PROMPT_CHARS = 2000
 """It is joined with each text of a request, so it must not multiply the request's memory."""
 MAX_SPANS = 100
@@ -186,6 +189,9 @@ SpanTopK = Annotated[int, Field(ge=1, le=MAX_SPANS), BeforeValidator(_to_int)]
 AnswerTokens = Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS), BeforeValidator(_to_int)]
 Stride = Annotated[int, Field(ge=0, le=MAX_STRIDE), BeforeValidator(_to_int)]
 Threshold = Annotated[float, Field(ge=-MAX_THRESHOLD, le=MAX_THRESHOLD)]
+Separator = Annotated[
+    str, Field(min_length=1, max_length=MAX_SEPARATOR_CHARS, json_schema_extra=NOT_BLANK), AfterValidator(_check_text)
+]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[list[Str], BeforeValidator(_check_names), Field(min_length=1, json_schema_extra=DIFFERENT)]
 

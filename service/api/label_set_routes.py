@@ -22,6 +22,7 @@ from service.domain import RequestOptions
 from service.errors import LabelSetNotFound
 from service.label_sets import LabelSet, LabelSets
 from service.settings import Server
+from service.tasks.hierarchy import tree_of
 
 T = TypeVar("T")
 
@@ -77,6 +78,8 @@ class LabelSetRoutes:
 
         def write() -> LabelSet[LabelSetBody]:
             body = parse(data, LabelSetBody, self.limits, max_set_values(self.limits))
+            if body.hierarchy is not None:
+                tree_of(body.label_list, body.hierarchy)
             return label_sets.put(name, body.model_dump(exclude_none=True), len(body.labels), owner, if_match)
 
         written = await self._run(request, write)
@@ -98,7 +101,7 @@ def _info(label_set: LabelSet[LabelSetBody]) -> dict[str, Any]:
 
 
 def _one(label_set: LabelSet[LabelSetBody], status: int = 200) -> Response:
-    content = {"question": None} | label_set.value.model_dump(exclude_none=True)
+    content = {"question": None, "hierarchy": None} | label_set.value.model_dump(exclude_none=True)
     return _json(_info(label_set) | content, status, {"ETag": label_set.etag})
 
 

@@ -31,7 +31,8 @@ def _reply(task: str, *results: tuple[dict[str, Any], int]) -> dict[str, Any]:
     shown = [{**result, "tokens": tokens, "truncated": False} for result, tokens in results]
     total = sum(tokens for _, tokens in results)
     by = {"method": "choice", "models": ["mini"]} if task in TASKS_WITH_METHODS else {}
-    return {"model": "mini", "task": task, **by, "results": shown, "usage": {"tokens": total}}
+    usage = {"tokens": total} | ({"label_tokens": 0} if task == "classify" else {})
+    return {"model": "mini", "task": task, **by, "results": shown, "usage": usage}
 
 
 def _scores(**scores: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from service.api.field_types import (
+    DEFAULT_TOP_K,
     AnswerTokens,
     InlineLabels,
     LabelObject,
@@ -25,6 +26,7 @@ from service.api.field_types import (
     PromptName,
     ReadingInput,
     Readings,
+    Separator,
     SetLabels,
     SpanTopK,
     Str,
@@ -97,7 +99,7 @@ def _combine(*given: str, without: Sequence[str] = (), **values: Any) -> dict[st
 
 _WITH_LABELS = _combine("labels", without=("label_set",))
 _WITH_LABEL_SET = _combine("label_set", without=("labels",))
-_WITHOUT_LABELS = _combine(without=("labels", "label_set", "question"), multi_label=False, method="auto")
+_WITHOUT_LABELS = _combine(without=("labels", "label_set", "question", "hierarchy"), multi_label=False, method="auto")
 _OF_PAIRS = _combine("inputs", without=("source", "candidates"))
 _OF_CANDIDATES = _combine("source", "candidates", without=("inputs",))
 _ONE_PROMPT: dict[str, Any] = {"anyOf": [_combine(without=("prompt",)), _combine(without=("prompt_name",))]}
@@ -113,13 +115,23 @@ _METHOD: Any = Field(
 )
 
 
+_HIERARCHY: Any = Field(
+    None,
+    description="What separates the components of labels that are paths, as in `体育/足球`; the score of a label then "
+    "follows from that of the label above it.",
+    examples=["/"],
+)
+
+
 class LabelSetBody(Wire):
-    """A label set as a client writes it."""
+    """A label set as a client writes it: labels, and what requests for them have unless they say otherwise."""
 
     parts: ClassVar[Mapping[str, type[Wire]]] = {"labels": LabelObject}
 
     labels: SetLabels = Field(description="The labels, in natural language: names, or objects.")
     question: Str | None = Field(None, description="The question that the labels answer.")
+    method: Method = _METHOD
+    hierarchy: Separator | None = _HIERARCHY
 
     @cached_property
     def label_list(self) -> LabelList:
@@ -167,16 +179,20 @@ class ClassifyRequest(TaskRequest):
     )
     question: Str | None = Field(None, description="The question that the labels answer; requires labels.")
     multi_label: bool = Field(False, description="Score each label independently of the others; requires labels.")
-    top_k: TopK | None = Field(None, description="Number of best labels to return in `scores`; default: all.")
+    top_k: TopK | None = Field(
+        None, description=f"Number of best labels to return in `scores`; default: {DEFAULT_TOP_K}."
+    )
     method: Method = _METHOD
+    hierarchy: Separator | None = _HIERARCHY
     _label_set: LabelSetBody | None = PrivateAttr(None)
 
     def with_labels_of(self, label_set: LabelSetBody) -> ClassifyRequest:
-        """This request with the labels of the set, and its question unless the request has one."""
+        """This request with the labels of the set, and its other fields where the request does not have them."""
         if self.labels is not None:
             raise InvalidRequest.of("labels", "cannot be combined with label_set")
-        question = label_set.question if self.question is None else self.question
-        copy = self.model_copy(update={"question": question})
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        names = {"question", "method", "hierarchy"} - given
+        copy = self.model_copy(update={name: getattr(label_set, name) for name in names})
         copy._label_set = label_set
         return copy
 
@@ -187,7 +203,7 @@ class ClassifyRequest(TaskRequest):
 
     def query(self) -> ClassifyQuery:
         labels = self._labels()
-        for name in ("question", "multi_label"):
+        for name in ("question", "multi_label", "hierarchy"):
             if getattr(self, name) and not labels:
                 raise InvalidRequest.of(name, "requires labels")
         if self.method != "auto" and not labels:
@@ -197,11 +213,15 @@ class ClassifyRequest(TaskRequest):
             labels=labels,
             question=self.question,
             multi_label=self.multi_label,
-            top_k=self.top_k,
+            top_k=self.top_k or DEFAULT_TOP_K,
             truncation=self.truncation,
             method=self.method,
             is_alone=self.model is not None,
+            hierarchy=self.hierarchy,
         )
+
+    def field(self, path: str) -> str:
+        return path if self._label_set is None or not path.startswith("labels") else f"label_set.{path}"
 
 
 def _check_one_prompt(prompt: str | None, prompt_name: str | None) -> None:
@@ -362,6 +382,12 @@ class Usage(BaseModel):
     tokens: int = Field(description="Tokens of all inputs, special tokens included.")
 
 
+class LabelUsage(Usage):
+    label_tokens: int = Field(
+        description="Tokens of labels and their examples whose vectors were computed for this request; they are kept."
+    )
+
+
 class TaskReply(BaseModel, Generic[R]):
     model: str = Field(description="Name of the model that computed the results.")
     task: str
@@ -380,6 +406,8 @@ class MethodReply(TaskReply[R]):
 
 class ClassifyReply(MethodReply[ClassifyResult]):
     """The labels of each text, best first."""
+
+    usage: LabelUsage
 
     label_set: LabelSetVersion | None = Field(None, description="The stored label set, where the request names one.")
 

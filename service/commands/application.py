@@ -156,7 +156,8 @@ class Application:
                 logger.info("embedding model", extra={**extra, "normalize": checkpoint.embedding.normalize})
             if checkpoint.head:
                 logger.info("classification head", extra={"model": spec.name, **asdict(checkpoint.head)})
-            self._models[spec.name] = TextModel.load(checkpoint, self._blend)
+            self._models[spec.name] = model = TextModel.load(checkpoint, self._blend)
+            model.label_vectors.max_bytes = self._settings.batching.label_vectors_bytes
             self._checkpoints.append(checkpoint)
             self._revisions[spec.name] = checkpoint.revision or str(checkpoint.path)
             self.metrics.declare_model(
@@ -216,8 +217,13 @@ class Application:
             set_up_logs=partial(logs.configure, self._settings.log.level, self._settings.log.format),
             on_progress=make_progress(),
             on_profile=self._latency_models.calibrate,
-            on_wrong_answer=self._batcher.distrust_results,
+            on_wrong_answer=self._distrust_results,
         )
+
+    def _distrust_results(self) -> None:
+        self._batcher.distrust_results()
+        for model in self._models.values():
+            model.label_vectors.clear()
 
     def _announce(self) -> None:
         # All objects so far are permanent: excluded from collections, which would pause all requests to traverse them.

@@ -27,7 +27,11 @@ from service.errors import SettingError
 from service.tasks.scores import sigmoid, softmax
 
 Numbers = NDArray[np.float64]
+Indexes = NDArray[np.int64]
 MAX_TEMPLATES = 32
+MAX_SAME = 256
+"""Of more labels, some are always different; to compare every two of them takes too long."""
+SHORTLIST = 32
 SHIPPED_BLEND = Path(service.__file__).parent / "models" / "blend.json"
 
 
@@ -64,7 +68,8 @@ class Blend:
 
     `background` has its dimensions, and is None where the embedding model is another one: then the mean over the labels
     takes the place of the prior. `similarity` compares two texts by their cosine, `multi_label` scores each label by
-    itself, by its centred cosine over the temperature. Labels of which every two have a cosine of at least
+    itself, by its centred cosine over the temperature. Of more than `shortlist` labels, the choice model reads the best
+    ones by the vectors only. Labels of which every two have a cosine of at least
     `same_cosine`, such as a statement and its negation, are the same to the embedding model.
     """
 
@@ -78,6 +83,7 @@ class Blend:
     multi_label: Logistics
     similarity: Logistics | None = None
     background: FloatArray | None = None
+    shortlist: int = SHORTLIST
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -103,6 +109,7 @@ class Blend:
             multi_label=read.multi_label.logistics(),
             similarity=read.similarity.logistics() if read.similarity else None,
             background=np.asarray(read.background, dtype=np.float32) if read.background else None,
+            shortlist=read.shortlist,
         )
 
     def fit_to(self, names: tuple[str, ...], dimensions: int) -> Blend:
@@ -137,26 +144,47 @@ def centred_cosines(texts: Numbers, labels: Numbers, blend: Blend) -> Numbers:
 
 
 def are_same(labels: Numbers, blend: Blend) -> bool:
-    """Whether the embedding model cannot tell any two of these labels apart."""
+    """Whether the embedding model cannot tell any two of these labels apart; more than MAX_SAME it can."""
+    if len(labels) > MAX_SAME:
+        return False
     lengths = np.linalg.norm(labels, axis=1)
     cosines = (labels @ labels.T) / np.maximum(np.outer(lengths, lengths), np.finfo(np.float64).tiny)
     return bool(cosines.min() >= blend.same_cosine)
 
 
-def label_probabilities(blend: Blend, centred: Numbers | None, yes_no: Numbers | None) -> FloatArray:
+def label_probabilities(
+    blend: Blend | None, centred: Numbers | None, yes_no: Numbers | None, read: Indexes | None = None
+) -> FloatArray:
     """The probabilities of the labels of one text, which sum to 1.
 
-    `centred` are its centred cosines, `yes_no` the logits of yes and no of the choice model, shape [num_labels, 2]; one
-    of the two may be None.
+    `centred` are its centred cosines, `yes_no` the logits of yes and no of the choice model for the labels `read`,
+    shape [num_read, 2], None: for all; one of the two may be None. Labels that the choice model did not read have the
+    smallest of its terms.
     """
-    if centred is None:
+    return softmax(np.asarray(label_logits(blend, centred, yes_no, read), dtype=np.float32))
+
+
+def label_logits(
+    blend: Blend | None, centred: Numbers | None, yes_no: Numbers | None, read: Indexes | None = None
+) -> Numbers:
+    """The numbers whose softmax is the probabilities of the labels; see `label_probabilities`."""
+    if centred is None or blend is None:
         assert yes_no is not None, "one of the models scores the labels"
-        return softmax(np.asarray(yes_no[:, 0], dtype=np.float32))
+        return yes_no[:, 0] if read is None else np.asarray(yes_no[np.argsort(read), 0])
     scores = centred / blend.temperature
-    if yes_no is not None:
+    if yes_no is not None and len(yes_no) > 1:
         weight = blend.choice_weight * _lead(yes_no) ** blend.choice_power
-        scores = scores + weight * _log_softmax(yes_no[:, 0])
-    return softmax(np.asarray(scores, dtype=np.float32))
+        scores = scores + weight * fill(_log_softmax(yes_no[:, 0]), read, len(centred))
+    return np.asarray(scores)
+
+
+def fill(terms: Numbers, read: Indexes | None, num_labels: int) -> Numbers:
+    """A number for each label: `terms` for the labels `read`, the smallest of them for the others."""
+    if read is None:
+        return terms
+    filled = np.full(num_labels, terms.min())
+    filled[read] = terms
+    return filled
 
 
 def _lead(yes_no: Numbers) -> float:
@@ -165,24 +193,18 @@ def _lead(yes_no: Numbers) -> float:
     return float(first - second)
 
 
-def independent_probabilities(blend: Blend, centred: Numbers | None, yes_no: Numbers | None) -> FloatArray:
-    """The probability of each label by itself; one of the two may be None."""
-    if centred is None:
+def independent_probabilities(
+    blend: Blend | None, centred: Numbers | None, yes_no: Numbers | None, read: Indexes | None = None
+) -> FloatArray:
+    """The probability of each label by itself; the arguments are as in `label_probabilities`."""
+    if centred is None or blend is None:
         assert yes_no is not None, "one of the models scores the labels"
-        return sigmoid(yes_no[:, 0] - yes_no[:, 1])
+        logits = yes_no[:, 0] - yes_no[:, 1]
+        return sigmoid(logits if read is None else logits[np.argsort(read)])
     scaled = centred / blend.temperature
     if yes_no is None:
         return blend.multi_label.of_cosines(scaled)
-    return blend.multi_label.of_both(scaled, yes_no[:, 0] - yes_no[:, 1])
-
-
-def spread_groups(yes_no: Numbers, groups: list[int]) -> Numbers:
-    """The logits of labels of which some are the same to the choice model: `groups` has the row of `yes_no` of each
-    label. Labels of one row share its probability."""
-    sizes = np.bincount(groups)[groups]
-    spread = yes_no[groups]
-    spread[:, 0] -= np.log(sizes)
-    return np.asarray(spread)
+    return blend.multi_label.of_both(scaled, fill(yes_no[:, 0] - yes_no[:, 1], read, len(scaled)))
 
 
 def _log_softmax(logits: Numbers) -> Numbers:
@@ -238,3 +260,4 @@ class _File(_Part):
     multi_label: _Logistics
     similarity: _Logistics | None = None
     background: list[Finite] | None = None
+    shortlist: Annotated[int, Field(ge=2, le=MAX_SAME)] = SHORTLIST

@@ -4,41 +4,41 @@ What the scores of a head are follows from its `activation`: probabilities that 
 probability for each label (sigmoid), or the outputs themselves (regression).
 
 Labels of the request are scored by a choice model (UniMC), an embedding model, or both (`blend`). The rows of a request
-are one choice for each input, one text for each input, and the labels, whose vectors are kept.
+are a choice for each input, a text for each input, and the labels, whose vectors are kept. Where the labels are more
+than a shortlist, the choice follows in a second stage: among the best labels of each text by the vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import NoReturn
 
 import numpy as np
 
-from service.domain import Encoding, FloatArray, Labels, Output, TokenScores, keep
+from service.domain import Encoding, FloatArray, Labels, Output, TokenScores
 from service.errors import InvalidRequest
-from service.tasks.blend import (
-    Numbers,
-    are_same,
-    centred_cosines,
-    independent_probabilities,
-    label_probabilities,
-    mean_over_templates,
-    spread_groups,
-)
+from service.tasks.blend import SHORTLIST, Blend, Indexes, Numbers, independent_probabilities, label_probabilities
+from service.tasks.choice_rows import DividedChoice, encode_in_rows, join_logits
 from service.tasks.embedding import choose_prompt, encode_texts, unit_vectors
-from service.tasks.label_rows import LabelRows
+from service.tasks.hierarchy import (
+    Tree,
+    independent_path_probabilities,
+    path_probabilities,
+    tree_of,
+    with_parents,
+)
+from service.tasks.label_rows import MAX_LABEL_TOKENS, LabelRows, encode_labels
+from service.tasks.label_vectors import LabelVectors
 from service.tasks.labels import NO_LABELS, LabelList
 from service.tasks.options import check_different
 from service.tasks.rows import encode_rows
 from service.tasks.scores import LabelScore, activate, rank
 from service.tasks.task import Method, Needs, Prediction, Task, Truncation, used_method
 from service.tasks.text_model import TextModel
-from service.tasks.unimc import Choice, encode_choices, probabilities, yes_probabilities
+from service.tasks.unimc import Choice
 
-MAX_LABEL_TOKENS = 64
-MAX_LABEL_CHARS = 512
-"""What an embedding model reads of a label: it does so once for each template, so long labels would cost as much as
-many texts."""
 SCORE_BYTES = 45
 """A label's score in JSON, without the label."""
 
@@ -57,7 +57,8 @@ class Text:
 class ClassifyQuery:
     """A query with `labels` is zero-shot; a query without them uses the labels of the model's own head.
 
-    With `is_alone` the model decides without its partner, whatever the method.
+    With `is_alone` the model decides without its partner, whatever the method. With `hierarchy`, a separator, labels
+    are paths. `vectors` are those of its labels, and `generation` is that of the cache (see `bind`).
     """
 
     inputs: tuple[Text, ...]
@@ -68,6 +69,19 @@ class ClassifyQuery:
     truncation: Truncation = "right"
     method: Method = "auto"
     is_alone: bool = False
+    hierarchy: str | None = None
+    vectors: LabelVectors | None = None
+    generation: int = 0
+
+    @property
+    def tree(self) -> Tree | None:
+        return None if self.hierarchy is None or not self.labels else tree_of(self.labels, self.hierarchy)
+
+    @property
+    def scored(self) -> LabelList:
+        """The labels that have scores: those of the query, and the paths above them."""
+        tree = self.tree
+        return self.labels if tree is None else tree.nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,65 +108,97 @@ def is_second_choice(model: TextModel) -> bool:
     return model.can_match
 
 
-def _matches(model: TextModel, query: ClassifyQuery) -> bool:
-    """Whether the model itself is the embedding model that answers."""
-    return model.can_match and query.method != "choice"
+def _models(model: TextModel, query: ClassifyQuery) -> tuple[TextModel | None, TextModel | None]:
+    """The choice model and the embedding model that take part, of which one may be None."""
+    if model.can_match and query.method != "choice":
+        return None, model
+    partner = None if query.is_alone or query.method != "auto" else model.partner
+    if partner is None or any(item.text_pair is not None for item in query.inputs):
+        return model, None
+    return model, partner
+
+
+def embedder_of(model: TextModel, query: ClassifyQuery) -> TextModel | None:
+    """The embedding model that takes part where `model` was chosen for the query, if one does."""
+    return _models(model, query)[1] if query.labels else None
+
+
+def bind(model: TextModel, query: ClassifyQuery) -> ClassifyQuery:
+    """The query with the vectors of its labels, if they are kept."""
+    embedder = embedder_of(model, query)
+    if embedder is None:
+        return query
+    kept = embedder.label_vectors
+    return replace(query, vectors=kept.get(query.scored), generation=kept.generation)
 
 
 def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
+    """The rows of the choice, if there is one at once, then those of the embedding model, if it takes part: the texts,
+    and the labels, unless their vectors are there."""
     if not query.labels:
         return encode_rows(model, [item.parts for item in query.inputs], Labels(), query.truncation)
-    if _matches(model, query):
-        return _encode_embedding(model, query)
-    partner = None if query.is_alone or query.method != "auto" else model.partner
-    if partner is None or any(item.text_pair is not None for item in query.inputs):
-        return _encode_choices(model, query, query.labels.options)
-    return _encode_both(model, partner, query)
+    chooser, embedder = _models(model, query)
+    if embedder is None:
+        return _encode_choices(model, query)
+    if chooser is None:
+        return _encode_embedding(embedder, query, must_differ=True)
+    if _has_shortlist(embedder, query):
+        return _encode_embedding(embedder, query, must_differ=False)
+    return _encode_both(chooser, embedder, query)
 
 
-def _encode_choices(model: TextModel, query: ClassifyQuery, options: tuple[str, ...]) -> list[Encoding]:
-    choices = [Choice(options, item.parts, query.question) for item in query.inputs]
-    return encode_choices(model, choices, query.truncation, options_field="labels", must_differ=True)
+def _has_shortlist(embedder: TextModel, query: ClassifyQuery) -> bool:
+    return len(query.scored) > _blend_of(embedder).shortlist
 
 
-def _encode_both(model: TextModel, partner: TextModel, query: ClassifyQuery) -> list[Encoding]:
-    """The rows of both models. Labels that one of them cannot tell apart, or that do not fit into its row, are decided
-    by the other."""
+def _encode_choices(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
+    divided = [DividedChoice(Choice(query.scored.options, item.parts, query.question)) for item in query.inputs]
+    return encode_in_rows(model, divided, query.truncation, max_shortened=SHORTLIST, must_differ=True)
+
+
+def _encode_both(model: TextModel, embedder: TextModel, query: ClassifyQuery) -> list[Encoding]:
+    """The rows of both models. Labels that one of them cannot tell apart are decided by the other."""
     try:
-        choices = _encode_choices(model, query, query.labels.options)
+        choices = _encode_choices(model, query)
     except InvalidRequest as error:
         if not error.errors or not error.errors[0].field.startswith("labels"):
             raise
-        tokens = _option_tokens(model, query.labels.options)
+        tokens = _option_tokens(model, query.scored.options)
         if not all(tokens):
             raise  # a label of invisible characters
-        vectors = [row.kept_as for row in encode_labels(partner, query.labels)[:: _num_templates(partner)]]
-        if len(set(zip(tokens, vectors, strict=True))) < len(query.labels):
+        if len(set(zip(tokens, encode_labels(embedder, query.scored).keys(), strict=True))) < len(query.scored):
             raise  # neither can
-        choices = _encode_distinct(model, query, tokens)
+        choices = _encode_shortlists(model, query, [range(len(query.scored))] * len(query.inputs))
         if not choices:
-            return _encode_embedding(partner, query)
-    return [*choices, *_encode_embedding(partner, query, must_differ=False)]
+            return _encode_embedding(embedder, query, must_differ=True)
+    return [*choices, *_encode_embedding(embedder, query, must_differ=False)]
 
 
-def _encode_distinct(model: TextModel, query: ClassifyQuery, tokens: list[tuple[int, ...]]) -> list[Encoding]:
-    """One choice per input among labels with different tokens; none where that is no choice, or does not fit."""
-    distinct = tuple(query.labels.options[tokens.index(each)] for each in dict.fromkeys(tokens))
-    if len(distinct) == len(query.labels) or len(distinct) == 1:
-        return []
-    try:
-        return _encode_choices(model, query, distinct)
-    except InvalidRequest as error:
-        if error.errors and error.errors[0].field.startswith("labels"):
+def _encode_shortlists(model: TextModel, query: ClassifyQuery, chosen: Sequence[Sequence[int]]) -> list[Encoding]:
+    """The rows of a choice of each input among some of the labels. Labels that are the same to the model are one
+    option, and labels without a token are none. No rows where an input has less than two options."""
+    options = query.scored.options
+    used = list(dict.fromkeys(chain.from_iterable(chosen)))
+    tokens = dict(zip(used, _option_tokens(model, [options[index] for index in used]), strict=True))
+    divided = []
+    for item, indexes in zip(query.inputs, chosen, strict=True):
+        stands: dict[tuple[int, ...], list[int]] = {}
+        for index in indexes:
+            if tokens[index]:
+                stands.setdefault(tokens[index], []).append(index)
+        if len(stands) < 2:
             return []
-        raise
+        read = tuple([options[labels[0]] for labels in stands.values()])
+        labels = tuple([tuple(labels) for labels in stands.values()])
+        divided.append(DividedChoice(Choice(read, item.parts, query.question), labels))
+    return encode_in_rows(model, divided, query.truncation, max_shortened=SHORTLIST)
 
 
-def _option_tokens(model: TextModel, options: tuple[str, ...]) -> list[tuple[int, ...]]:
+def _option_tokens(model: TextModel, options: Sequence[str]) -> list[tuple[int, ...]]:
     return [tuple(tokens[: model.max_length]) for tokens in model.tokenize(options, model.max_length)]
 
 
-def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool = True) -> list[Encoding]:
+def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool) -> list[Encoding]:
     """Rows of an embedding model: the texts, then the labels.
 
     Raises:
@@ -163,63 +209,82 @@ def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool 
             raise InvalidRequest.of(
                 f"inputs[{index}].text_pair", f"{model.name} is an embedding model, which reads one text by itself"
             )
-    labels = encode_labels(model, query.labels)
-    if must_differ:
-        _check_rows_differ(model, query.labels, labels[:: _num_templates(model)])
+    made = encode_labels(model, query.scored) if query.vectors is None else None
+    if must_differ and (same := made.find_same() if made else query.vectors and query.vectors.same):
+        _refuse_same(model, query.scored, same)
     texts = [item.text for item in query.inputs]
-    return [*encode_texts(model, texts, prompt=choose_prompt(model), truncation=query.truncation), *labels]
+    rows = encode_texts(model, texts, prompt=choose_prompt(model), truncation=query.truncation)
+    return [*rows, *made.rows] if made else rows
 
 
-def _check_rows_differ(model: TextModel, labels: LabelList, rows: Sequence[Encoding]) -> None:
-    """`rows` has one row of each label. Raises InvalidRequest."""
-    if len({row.kept_as for row in rows}) == len(labels):
-        return
+def _refuse_same(model: TextModel, labels: LabelList, same: tuple[int, int]) -> NoReturn:
     check_different(model, labels.names, list(map(list, _option_tokens(model, labels.names))), "labels")
-    seen: dict[bytes | None, int] = {}
-    for index, row in enumerate(rows):
-        before = seen.setdefault(row.kept_as, index)
-        if before != index:
-            raise InvalidRequest.of(
-                f"labels[{index}]",
-                f"begins as labels[{before}] does, and {model.name} reads at most {MAX_LABEL_TOKENS} tokens of a label;"
-                " put first what differs",
-            )
+    before, index = same
+    raise InvalidRequest.of(
+        f"labels[{index}]",
+        f"begins as labels[{before}] does, and {model.name} reads at most {MAX_LABEL_TOKENS} tokens of a label;"
+        " put first what differs",
+    )
 
 
-def encode_labels(model: TextModel, labels: LabelList) -> list[Encoding]:
-    """A kept row for each template of each label; those of one label stand together."""
-    label_rows = model.label_rows.get(labels)
-    if label_rows is None:
-        templates = model.blend.templates if model.blend else ()
-        read = [name[:MAX_LABEL_CHARS] for name in labels.names]
-        texts = [template.replace("{}", label) for label in read for template in templates]
-        rows = encode_texts(model, texts, prompt=choose_prompt(model), max_length=MAX_LABEL_TOKENS)
-        label_rows = LabelRows([keep(row) for row in rows])
-        model.label_rows.put(labels, label_rows)
-    return label_rows.rows
+def has_second_stage(model: TextModel, query: ClassifyQuery) -> bool:
+    """Whether the labels are more than the choice model reads at once."""
+    if not query.labels:
+        return False
+    chooser, embedder = _models(model, query)
+    return chooser is not None and embedder is not None and _has_shortlist(embedder, query)
 
 
-def _num_templates(model: TextModel) -> int:
-    return len(model.blend.templates) if model.blend else 1
+def follow(
+    model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
+) -> list[Encoding]:
+    """The rows of a choice among the best labels of each text by their vectors."""
+    chooser, embedder = _models(model, query)
+    assert chooser is not None, "a query with a second stage"
+    assert embedder is not None, "is answered by two models"
+    centred = _vectors(embedder, query, encodings, outputs).scores(unit_vectors(outputs[: len(query.inputs)]))
+    shortlist = _blend_of(embedder).shortlist
+    return _encode_shortlists(chooser, query, [_choose(query, embedder, row, shortlist) for row in centred])
+
+
+def _choose(query: ClassifyQuery, embedder: TextModel, centred: Numbers, count: int) -> list[int]:
+    """The best labels by their vectors, in their order; of a hierarchy, with each label those above it."""
+    if query.tree is None:
+        best = np.argpartition(-centred, count - 1)[:count]
+        return [int(index) for index in np.sort(best)]
+    score = independent_path_probabilities if query.multi_label else path_probabilities
+    probabilities = score(query.tree, _blend_of(embedder), centred, None, None)
+    best = np.lexsort((query.tree.depths, -probabilities))[:count]
+    return [int(index) for index in np.sort(best)]
 
 
 def decode(
     model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[ClassifyResult]:
-    names, num_inputs = query.labels.names or head_labels(model), len(query.inputs)
-    if len(encodings) == num_inputs:
-        scores = [_scores(model, query, output) for output in outputs]
+    """`encodings` are the rows of `follow`, then those of `encode`."""
+    num_inputs = len(query.inputs)
+    num_choices = sum([isinstance(row.readout, TokenScores) for row in encodings])
+    if not query.labels:
+        scores, num_rows = [_head_scores(model, output) for output in outputs], num_inputs
     else:
-        embedder = model if _matches(model, query) else model.partner
-        assert embedder is not None, "the rows of a label are of an embedding model"
-        is_blend = isinstance(encodings[0].readout, TokenScores)
-        choices = _choice_logits(model, query, outputs[:num_inputs]) if is_blend else [None] * num_inputs
-        scores = _match(embedder, query, choices, outputs[num_inputs if is_blend else 0 :])
-    num_rows = num_inputs if encodings[-1].model == encodings[0].model else 2 * num_inputs
+        rows, embedder = encodings[:num_choices], embedder_of(model, query)
+        choices = [
+            join_logits(rows[index::num_inputs], outputs[index:num_choices:num_inputs]) for index in range(num_inputs)
+        ]
+        has_vectors = len(encodings) > num_choices
+        assert embedder is not None or not has_vectors, "the rows of a text alone are of an embedding model"
+        embedder = embedder if has_vectors else None
+        scores = _match(query, embedder, choices, encodings[num_choices:], outputs[num_choices:])
+        num_rows = num_choices + (num_inputs if has_vectors else 0)
     return [
-        _result(rank(names, scores[index], query.top_k), encodings[index:num_rows:num_inputs])
-        for index in range(num_inputs)
+        _result(_rank(model, query, scores[index]), encodings[index:num_rows:num_inputs]) for index in range(num_inputs)
     ]
+
+
+def _rank(model: TextModel, query: ClassifyQuery, scores: FloatArray) -> tuple[LabelScore, ...]:
+    names = query.labels.names or head_labels(model)
+    ranked = rank(names, scores[: len(names)], query.top_k)
+    return ranked if query.tree is None else with_parents(query.tree, ranked, scores)
 
 
 def head_labels(model: TextModel) -> tuple[str, ...]:
@@ -229,40 +294,49 @@ def head_labels(model: TextModel) -> tuple[str, ...]:
     return tuple(f"LABEL_{index}" for index in range(model.head.num_classes))
 
 
-def _scores(model: TextModel, query: ClassifyQuery, output: Output) -> FloatArray:
-    if model.head:
-        return activate(output.scores[0], model.head.activation)
-    return yes_probabilities(output) if query.multi_label else probabilities(output)
-
-
-def _choice_logits(model: TextModel, query: ClassifyQuery, outputs: Sequence[Output]) -> list[Numbers | None]:
-    """The logits of yes and no for all labels, of each input."""
-    logits = [output.scores.astype(np.float64) for output in outputs]
-    if len(logits[0]) == len(query.labels):
-        return list(logits)
-    tokens = _option_tokens(model, query.labels.options)
-    row_of = {each: row for row, each in enumerate(dict.fromkeys(tokens))}
-    groups = [row_of[each] for each in tokens]
-    return [spread_groups(each, groups) for each in logits]
+def _head_scores(model: TextModel, output: Output) -> FloatArray:
+    assert model.head is not None, "a query without labels is for a classifier"
+    return activate(output.scores[0], model.head.activation)
 
 
 def _match(
-    model: TextModel, query: ClassifyQuery, choices: Sequence[Numbers | None], outputs: Sequence[Output]
+    query: ClassifyQuery,
+    embedder: TextModel | None,
+    choices: Sequence[tuple[Numbers | None, Indexes | None]],
+    encodings: Sequence[Encoding],
+    outputs: Sequence[Output],
 ) -> list[FloatArray]:
     """The scores of the labels for each input, from the vectors of an embedding model and the logits of a choice."""
-    blend = model.blend
-    assert blend is not None, "an embedding model is loaded with a blend"
     num_inputs = len(query.inputs)
-    texts = unit_vectors(outputs[:num_inputs])
-    label_rows = model.label_rows.get(query.labels) or LabelRows([])
-    labels = label_rows.vectors(
-        outputs[num_inputs:], lambda rows: mean_over_templates(unit_vectors(rows), len(blend.templates))
-    )
-    centred: Iterable[Numbers | None] = centred_cosines(texts, labels, blend)
-    if len(query.labels) > 1 and choices[0] is not None and are_same(labels, blend):
-        centred = [None] * num_inputs
-    score = independent_probabilities if query.multi_label or len(query.labels) == 1 else label_probabilities
-    return [score(blend, row, choice) for row, choice in zip(centred, choices, strict=True)]
+    blend = _blend_of(embedder) if embedder else None
+    centred: Sequence[Numbers | None] = [None] * num_inputs
+    if embedder is not None:
+        vectors = _vectors(embedder, query, encodings, outputs)
+        has_read_all = choices[0][0] is not None and len(choices[0][0]) == len(query.scored)
+        if not (has_read_all and vectors.are_same):
+            centred = list(vectors.scores(unit_vectors(outputs[:num_inputs])))
+    if query.tree is not None:
+        score = independent_path_probabilities if query.multi_label else path_probabilities
+        return [score(query.tree, blend, row, *choice) for row, choice in zip(centred, choices, strict=True)]
+    score_flat = independent_probabilities if query.multi_label or len(query.labels) == 1 else label_probabilities
+    return [score_flat(blend, row, *choice) for row, choice in zip(centred, choices, strict=True)]
+
+
+def _blend_of(embedder: TextModel) -> Blend:
+    assert embedder.blend is not None, "an embedding model is loaded with a blend"
+    return embedder.blend
+
+
+def _vectors(
+    embedder: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
+) -> LabelVectors:
+    """The vectors of the labels: kept ones, else those in the outputs, which are kept from now on."""
+    if query.vectors is not None:
+        return query.vectors
+    num_inputs = len(query.inputs)
+    made = LabelRows.of(embedder, query.scored, list(encodings[num_inputs:])).vectors(outputs[num_inputs:])
+    embedder.label_vectors.put(query.scored, made, query.generation)
+    return made
 
 
 def _result(scores: tuple[LabelScore, ...], encodings: Sequence[Encoding]) -> ClassifyResult:
@@ -272,9 +346,11 @@ def _result(scores: tuple[LabelScore, ...], encodings: Sequence[Encoding]) -> Cl
 
 
 def reply_bytes(model: TextModel, query: ClassifyQuery) -> int:
-    sizes = [SCORE_BYTES + len(label.encode()) for label in query.labels.names or head_labels(model)]
-    per_input = sum(sorted(sizes, reverse=True)[: query.top_k]) + max(sizes, default=0)
-    return len(query.inputs) * per_input
+    labels = query.labels or LabelList.of(head_labels(model))
+    num_ranked = min(query.top_k or len(labels), len(labels))
+    num_paths = 1 if query.tree is None else len(query.tree.levels)
+    per_input = num_paths * (SCORE_BYTES * num_ranked + labels.name_bytes(query.top_k)) + labels.name_bytes(1)
+    return len(query.inputs) * (per_input + SCORE_BYTES)
 
 
 def decides(model: TextModel) -> bool:
@@ -302,6 +378,9 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task(
     can,
     encode,
     decode,
+    bind=bind,
+    follow=follow,
+    has_second_stage=has_second_stage,
     needs=needs,
     is_second_choice=is_second_choice,
     num_inputs=lambda query: len(query.inputs),

@@ -1,61 +1,97 @@
-"""Sets of labels for an embedding model: their rows and vectors, made once for each set that comes again."""
+"""The rows of labels for an embedding model: their texts, and what is made of their outputs."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import is_
-from threading import Lock
+from itertools import chain
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from service.domain import Encoding, Output
-from service.tasks.labels import LabelList
+from service.domain import Encoding, Output, keep
+from service.tasks.embedding import choose_prompt, encode_texts, unit_vectors
+from service.tasks.label_vectors import LabelVectors
+from service.tasks.labels import Label, LabelList
+from service.tasks.text_model import TextModel
 
-MAX_ROWS = 16_384
-MAX_CHARS = 8192
-"""A longer set of labels is not held: its strings would be kept, too."""
+MAX_LABEL_TOKENS = 64
+MAX_LABEL_CHARS = 512
+"""What an embedding model reads of a label's name: it does so once for each template, so long labels would cost as much
+as many texts."""
+MAX_EXAMPLE_TOKENS = 128
+"""What it reads of a description and of an example."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class LabelRows:
-    """The rows of a set of labels, and its vectors with the outputs that they were made of."""
+    """The kept rows of a list of labels: `counts` of each label, one label after the other, then one row of each
+    different example. `pairs` has each label with each of its examples, by their numbers."""
 
+    model: TextModel
     rows: list[Encoding]
-    _made: tuple[list[Output], NDArray[np.float64]] | None = None
+    counts: list[int]
+    pairs: list[tuple[int, int]]
 
-    def vectors(
-        self, outputs: Sequence[Output], make: Callable[[Sequence[Output]], NDArray[np.float64]]
-    ) -> NDArray[np.float64]:
-        """What `make` makes of the outputs; made again unless they are the very same: cached ones may be dropped."""
-        made = self._made
-        if made is None or len(made[0]) != len(outputs) or not all(map(is_, made[0], outputs)):
-            made = self._made = (list(outputs), make(outputs))
-        return made[1]
+    def vectors(self, outputs: Sequence[Output]) -> LabelVectors:
+        assert self.model.blend is not None, "an embedding model is loaded with a blend"
+        num_rows = sum(self.counts)
+        starts = np.cumsum([0, *self.counts[:-1]])
+        texts = unit_vectors(outputs[:num_rows])
+        labels = np.add.reduceat(texts, starts, axis=0) / np.asarray(self.counts)[:, None]
+        examples = unit_vectors(outputs[num_rows:]) if len(outputs) > num_rows else np.empty((0, texts.shape[1]))
+        owners, used = np.asarray(self.pairs, dtype=np.int64).reshape(-1, 2).T
+        return LabelVectors(labels, examples[used], owners, self.model.blend, self.find_same())
+
+    def find_same(self) -> tuple[int, int] | None:
+        """Two labels whose rows are the same."""
+        keys = self.keys()
+        first: dict[bytes, int] = {}
+        for index, key in enumerate(keys):
+            if first.setdefault(key, index) != index:
+                return first[key], index
+        return None
+
+    def keys(self) -> list[bytes]:
+        """For each label, what is the same for labels with the same rows."""
+        kept = [row.kept_as or b"" for row in self.rows]
+        ends = np.cumsum(self.counts).tolist()
+        return [b"".join(kept[end - count : end]) for end, count in zip(ends, self.counts, strict=True)]
+
+    @classmethod
+    def of(cls, model: TextModel, labels: LabelList, rows: list[Encoding]) -> Self:
+        """The rows of these labels, as `encode_labels` made them."""
+        num_templates = len(_templates(model))
+        examples: dict[str, int] = {}
+        pairs = [
+            (index, examples.setdefault(example, len(examples)))
+            for index, label in enumerate(labels.labels)
+            for example in label.examples
+        ]
+        return cls(model, rows, [num_templates + (label.description is not None) for label in labels.labels], pairs)
 
 
-class LabelRowsCache:
-    """The sets of labels that were used last, of at most MAX_ROWS rows together. Used by several threads."""
+def encode_labels(model: TextModel, labels: LabelList) -> LabelRows:
+    """The rows of these labels, which are kept."""
+    templates = _templates(model)
+    prompt = choose_prompt(model)
+    names = [name[:MAX_LABEL_CHARS] for name in labels.names]
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    named = encode_texts(model, texts, prompt=prompt, max_length=MAX_LABEL_TOKENS)
+    about = [_described(label) for label in labels.labels if label.description is not None]
+    described = iter(encode_texts(model, about, prompt=prompt, max_length=MAX_EXAMPLE_TOKENS) if about else ())
+    rows: list[Encoding] = []
+    for index, label in enumerate(labels.labels):
+        rows += named[index * len(templates) : (index + 1) * len(templates)]
+        rows += [] if label.description is None else [next(described)]
+    if examples := list(dict.fromkeys(chain.from_iterable(label.examples for label in labels.labels))):
+        rows += encode_texts(model, examples, prompt=prompt, max_length=MAX_EXAMPLE_TOKENS)
+    return LabelRows.of(model, labels, [keep(row) for row in rows])
 
-    def __init__(self) -> None:
-        self._held: OrderedDict[LabelList, LabelRows] = OrderedDict()
-        self._num_rows = 0
-        self._lock = Lock()
 
-    def get(self, labels: LabelList) -> LabelRows | None:
-        with self._lock:
-            if labels in self._held:
-                self._held.move_to_end(labels)
-            return self._held.get(labels)
+def _templates(model: TextModel) -> tuple[str, ...]:
+    return model.blend.templates if model.blend else ("{}",)
 
-    def put(self, labels: LabelList, made: LabelRows) -> None:
-        if sum(map(len, labels.names)) > MAX_CHARS:
-            return
-        with self._lock:
-            if labels not in self._held:
-                self._held[labels] = made
-                self._num_rows += len(made.rows)
-            while self._num_rows > MAX_ROWS:
-                self._num_rows -= len(self._held.popitem(last=False)[1].rows)
+
+def _described(label: Label) -> str:
+    return f"{label.name[:MAX_LABEL_CHARS]}：{label.description}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Self
+from itertools import accumulate
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class LabelList:
     names: tuple[str, ...] = field(init=False)
     options: tuple[str, ...] = field(init=False)
     key: bytes = field(init=False)
+    trees: dict[str, Any] = field(init=False, default_factory=dict)
+    """The hierarchies of the labels, by separator; see `hierarchy`."""
+    _sizes: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         names = tuple([label.name for label in self.labels])
@@ -46,6 +50,13 @@ class LabelList:
     def of(cls, names: Iterable[str]) -> Self:
         """Labels without descriptions and examples."""
         return cls(tuple([Label(name) for name in names]))
+
+    def name_bytes(self, count: int | None = None) -> int:
+        """Bytes of the `count` longest names in UTF-8, or of all."""
+        if not self._sizes and self.labels:
+            self._sizes.extend(accumulate(sorted([len(name.encode()) for name in self.names], reverse=True)))
+        last = len(self.names) if count is None else min(count, len(self.names))
+        return self._sizes[last - 1] if last else 0
 
     def __len__(self) -> int:
         return len(self.labels)

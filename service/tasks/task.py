@@ -69,6 +69,16 @@ def no_hint(model: TextModel) -> str | None:
     return None
 
 
+def unbound(model: TextModel, query: Q) -> Q:
+    """The default: nothing is kept for a query."""
+    return query
+
+
+def one_stage(model: TextModel, query: object) -> bool:
+    """The default: all rows of a query are known at once."""
+    return False
+
+
 def small_reply(model: TextModel, query: object) -> int:
     """The default: a few hundred bytes per input, which the limit on inputs bounds."""
     return 0
@@ -82,6 +92,10 @@ class Task(Generic[Q, R]):
     input, and so on, perhaps of another model, and at last rows whose outputs are kept; or several in succession, all
     but the first with `continues`. `method` says what answers.
 
+    `bind` completes a query with what the model keeps for it. For a query with a second stage, `follow` returns its
+    rows, which need the outputs of the first one, and may be none; `decode` then gets those rows and outputs before
+    those of the first stage.
+
     `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query. A model that
     `is_second_choice` answers only where it is named, was fine-tuned for the task, or no other one can. In error
     messages `needs` describes such a model, and `hint` says what to set so that another model can. `reply_bytes`
@@ -93,6 +107,9 @@ class Task(Generic[Q, R]):
     can: Callable[[TextModel, Q], bool]
     encode: Callable[[TextModel, Q], list[Encoding]]
     decode: Callable[[TextModel, Q, Sequence[Encoding], Sequence[Output]], list[R]]
+    bind: Callable[[TextModel, Q], Q] = unbound
+    follow: Callable[[TextModel, Q, Sequence[Encoding], Sequence[Output]], list[Encoding]] | None = None
+    has_second_stage: Callable[[TextModel, Q], bool] = one_stage
     needs: str | Callable[[Q], Needs] = "another model"
     is_second_choice: Callable[[TextModel], bool] = never
     num_inputs: Callable[[Q], int] | None = None

@@ -23,7 +23,7 @@ from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.domain import IdArray
 from service.slices import between_slices
 from service.tasks.blend import Blend
-from service.tasks.label_rows import LabelRowsCache
+from service.tasks.label_vectors import LabelVectorsCache
 from service.tasks.tokenizer import encode, encode_with_offsets, read_tokenizer
 from service.tasks.tokenizer_files import hidden_name
 from service.tasks.word_starts import PieceEnds, find_single_characters, find_word_starts
@@ -75,7 +75,8 @@ class TextModel:
     """Of an embedding model that can match texts with labels."""
     partner: TextModel | None = field(init=False, default=None)
     """The embedding model that decides together with this choice model; see `pair`."""
-    label_rows: LabelRowsCache = field(init=False, default_factory=LabelRowsCache)
+    label_vectors: LabelVectorsCache = field(init=False, default_factory=LabelVectorsCache)
+    """Of an embedding model, the vectors of the labels of requests and of stored sets."""
     _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
     _word_start: re.Pattern[str] = field(init=False)

@@ -47,6 +47,10 @@ class Choice:
         return (self.question, *self.texts) if self.question else self.texts
 
 
+class OptionsDoNotFit(InvalidRequest):
+    """The options of a choice do not fit into one row."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
     """`[CLS] [MASK] o1 ... [MASK] on [SEP]`: the start of a row, shared by rows with the same options."""
@@ -64,18 +68,21 @@ def encode_choices(
     truncation: Truncation,
     options_field: str = "inputs[{index}].choices",
     must_differ: bool = False,
+    num_inputs: int | None = None,
 ) -> list[Encoding]:
     """One row per choice. Each distinct string is tokenized once, and each distinct set of options is laid out once:
     the inputs of a request usually have the same options. With `must_differ` the model must see a difference between
-    any two options, and a token in each.
+    any two options, and a token in each. `num_inputs` is less than the number of choices where each input has several.
 
     Raises:
-        InvalidRequest: the options do not fit even when shortened, two that must differ have the same tokens, or a row
+        OptionsDoNotFit: the options do not fit even when shortened.
+        InvalidRequest: two that must differ have the same tokens, or a row
             is too long and `truncation` is "error".
     """
     option_tokens, text_tokens = _tokenize_once(model, choices, truncation)
     regions: dict[tuple[str, ...], Region] = {}
     rows = []
+    last = num_inputs or len(choices)
     for index, choice in enumerate(choices):
         if choice.options not in regions:
             # Of a longer option, the tokenizer may have read more tokens than of another one.
@@ -85,7 +92,7 @@ def encode_choices(
                 check_different(model, choice.options, whole, field)
             options = fit_options(model, whole, truncation, field, must_differ)
             regions[choice.options] = _region(model, options, truncated=options != whole)
-        rows.append(_row(model, regions[choice.options], choice, text_tokens, truncation, f"inputs[{index}]"))
+        rows.append(_row(model, regions[choice.options], choice, text_tokens, truncation, f"inputs[{index % last}]"))
     return rows
 
 
@@ -107,7 +114,7 @@ def fit_options(
     """The options, shortened unless they leave MIN_TEXT_TOKENS of the row.
 
     Raises:
-        InvalidRequest: there are too many options, or they are too long and `truncation` is "error".
+        OptionsDoNotFit: there are too many options, or they are too long and `truncation` is "error".
     """
     size, limit = _size(options), _max_size(model)
     if size <= limit:
@@ -127,9 +134,16 @@ def fit_options(
     raise _do_not_fit(len(options), fewest, limit, how, field)
 
 
-def _do_not_fit(num_options: int, size: int, limit: int, how: str, field: str) -> InvalidRequest:
-    what = f"{num_options} options take at least {size} tokens{how}"
-    return InvalidRequest.of(field, f"{what}; at most {limit} fit; send fewer or shorter ones")
+def _do_not_fit(num_options: int, size: int, limit: int, how: str, field: str) -> OptionsDoNotFit:
+    what = f"{num_options} options take" if num_options > 1 else "1 option takes"
+    return OptionsDoNotFit.of(
+        field, f"{what} at least {size} tokens{how}; at most {limit} fit; send fewer or shorter ones"
+    )
+
+
+def fits(model: TextModel, sizes: Sequence[int]) -> bool:
+    """Whether options of these numbers of tokens fit into one row as they are."""
+    return sum(sizes) + len(sizes) + 1 <= _max_size(model)
 
 
 def _size(options: Sequence[list[int]]) -> int:

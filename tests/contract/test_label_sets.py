@@ -28,7 +28,7 @@ async def test_a_set_is_written_read_listed_and_deleted(tmp_path: Path) -> None:
         written = await service.client.put(ONE, json=SUPPORT)
         assert (written.status_code, written.headers["etag"][:3]) == (201, '"1-')
         info = {"name": "客服", "version": 1, "num_labels": 2, "owner": ""}
-        assert written.json() == info | SUPPORT
+        assert written.json() == info | SUPPORT | {"method": "auto", "hierarchy": None}
         read = await service.client.get(ONE)
         assert (read.json(), read.headers["etag"]) == (written.json(), written.headers["etag"])
         assert (await service.client.get("/v1/label-sets")).json() == {"label_sets": [info]}

@@ -87,8 +87,19 @@ async def test_an_embedding_model_alone_answers_labels() -> None:
     assert (reply["method"], [len(result["scores"]) for result in reply["results"]]) == ("embedding", [1, 1])
 
 
-async def test_labels_that_do_not_fit_into_a_row_are_answered_by_the_embedding_model() -> None:
+async def test_of_many_labels_the_choice_reads_a_shortlist() -> None:
     labels = [first + second for first in CHARACTERS[:16] for second in CHARACTERS[:16]]
     async with running(*models()) as service:
         reply = (await service.post("/v1/classify", CLASSIFY | {"labels": labels})).json()
-    assert (reply["method"], reply["models"], reply["model"]) == ("embedding", ["e5"], "e5")
+        first, second = service.submit.calls
+        assert value(service.metrics, "requests_by_method_total", task="classify", method="blend") == 1
+        assert value(service.metrics, "input_tokens_total", task="classify", model="mini") == sum(
+            row.num_tokens for row in second
+        )
+    assert (reply["method"], reply["models"], reply["model"]) == ("blend", ["mini", "e5"], "mini")
+    assert ({row.model for row in first}, {row.model for row in second}) == ({"e5"}, {"mini"})
+    assert [len(row.blocks) for row in second] == [32, 32]
+    assert [len(result["scores"]) for result in reply["results"]] == [20, 20]
+    of_inputs = sum(row.num_tokens for row in (*first, *second) if row.kept_as is None)
+    of_labels = sum(row.num_tokens for row in first if row.kept_as is not None)
+    assert reply["usage"] == {"tokens": of_inputs, "label_tokens": of_labels}

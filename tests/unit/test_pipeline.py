@@ -99,7 +99,7 @@ async def answer(
     num_bytes: int | None = None,
 ) -> Answer[float]:
     encoded = await pipeline.encode(task, query, model=model, options=options, num_bytes=num_bytes)
-    return await pipeline.compute(task, query, encoded, lambda answer: answer, options)
+    return await pipeline.compute(task, encoded, lambda answer: answer, options)
 
 
 async def test_an_answer_has_results_in_order_tokens_and_timing() -> None:
@@ -138,7 +138,7 @@ async def test_several_rows_of_an_input_count_as_one_input(tokenizers: FairThrea
     encoded = await pipeline.encode(two, [[1, 2, 3], [4, 5, 6], [7]])
     assert (encoded.num_inputs, len(encoded.rows), encoded.num_tokens) == (2, 3, 7)
     assert encoded.is_reply_large
-    await pipeline.compute(task(), [], encoded, lambda answer: answer)
+    await pipeline.compute(task(), encoded, lambda answer: answer)
     assert value(metrics, "inputs_total", task="classify", model="m") == 2
     assert value(metrics, "truncated_inputs_total", task="classify") == 1
     assert value(metrics, "request_inputs_sum", task="classify") == 2
@@ -164,7 +164,7 @@ async def test_encode_counts_rows_and_tokens_before_compute_submits_them(tokeniz
     assert (len(encoded.rows), encoded.num_tokens) == (2, 3)
     assert batcher.calls == []
     with pytest.raises(QueueFull):
-        await pipeline.compute(task(), [[1, 2], [3]], encoded, lambda answer: answer)
+        await pipeline.compute(task(), encoded, lambda answer: answer)
 
 
 async def test_the_first_model_that_supports_the_task_is_the_default(tokenizers: FairThreads) -> None:

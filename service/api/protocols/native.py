@@ -61,7 +61,7 @@ def _write(task: str, label_set: schemas.LabelSetVersion | None, answer: Answer[
         "task": task,
         **({"method": answer.method, "models": answer.models} if answer.method else {}),
         "results": _in_slices(answer.results) if is_large else answer.results,
-        "usage": {"tokens": answer.tokens},
+        "usage": {"tokens": answer.tokens} | ({"label_tokens": answer.label_tokens} if task == "classify" else {}),
     }
     if label_set is not None:
         content["label_set"] = label_set.model_dump()

@@ -20,10 +20,11 @@ from service.tasks.blend import (
     independent_probabilities,
     label_probabilities,
     mean_over_templates,
-    spread_groups,
 )
-from service.tasks.classification import CLASSIFY, MAX_LABEL_TOKENS, ClassifyQuery, ClassifyResult, Text, encode_labels
-from service.tasks.label_rows import MAX_CHARS, MAX_ROWS, LabelRows, LabelRowsCache
+from service.tasks.choice_rows import join_logits
+from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text, bind
+from service.tasks.label_rows import MAX_LABEL_TOKENS
+from service.tasks.label_vectors import LabelVectors, LabelVectorsCache
 from service.tasks.labels import LabelList
 from service.tasks.registry import route, tasks_of
 from service.tasks.task import used_method
@@ -92,8 +93,19 @@ def test_labels_are_the_same_to_the_embedding_model_if_all_their_cosines_are_hig
 
 
 def test_labels_that_are_one_to_the_choice_share_its_probability() -> None:
-    spread = spread_groups(np.asarray([[np.log(3), 0.0], [0.0, 0.0]]), [0, 1, 0])
-    assert label_probabilities(BLEND, None, spread) == pytest.approx([0.375, 0.25, 0.375])
+    one = replace(row(1), options=((0, 2), (1,)))
+    yes, read = join_logits([one], [yes_no((np.log(3), 0.0), (0.0, 0.0))])
+    assert label_probabilities(BLEND, None, yes, read) == pytest.approx([0.375, 0.25, 0.375])
+
+
+def test_a_label_that_the_choice_has_not_read_counts_as_the_least_probable_one() -> None:
+    centred, yes = np.asarray([0.1, 0.3, 0.2, 0.0]), np.asarray([[2.0, 0.0], [0.0, 1.0]])
+    found = label_probabilities(BLEND, centred, yes, np.asarray([1, 2]))
+    whole = np.asarray([yes[1], yes[0], yes[1], yes[1]])
+    terms = np.log(softmax(2.0, 0.0))
+    assert found == pytest.approx(softmax(0.2 + terms[1], 0.6 + terms[0], 0.4 + terms[1], terms[1]))
+    independent = independent_probabilities(BLEND, centred, yes, np.asarray([1, 2]))
+    assert independent == pytest.approx(independent_probabilities(BLEND, centred, whole))
 
 
 # the file
@@ -211,12 +223,18 @@ def test_a_blend_has_choices_then_texts_then_labels_which_are_kept() -> None:
     assert [each.tokens for each in results] == [rows[0].num_tokens + 3, rows[1].num_tokens + 3]
 
 
-def test_the_rows_of_a_set_of_labels_are_made_once() -> None:
+def test_the_vectors_of_labels_are_made_once() -> None:
     model, partner = served()
-    first = CLASSIFY.encode(model, QUERY)[4:]
-    again = CLASSIFY.encode(model, replace(QUERY, inputs=TEXTS[:1]))[2:]
-    assert all(one is other for one, other in zip(first, again, strict=True))
-    assert encode_labels(partner, LabelList.of("丙")) is not encode_labels(partner, LabelList.of("丁"))
+    query = bind(model, QUERY)
+    rows = CLASSIFY.encode(model, query)
+    first = CLASSIFY.decode(model, query, rows, outputs_of(rows, {10: (0.6, 0.8)}))
+    again = bind(model, QUERY)
+    rows = CLASSIFY.encode(model, again)
+    assert models_of(rows) == ["m"] * 2 + ["e"] * 2
+    assert CLASSIFY.decode(model, again, rows, outputs_of(rows, {10: (0.6, 0.8)})) == first
+    assert bind(model, replace(QUERY, labels=LabelList.of("丙丁"))).vectors is None
+    partner.label_vectors.clear()
+    assert bind(model, QUERY).vectors is None
 
 
 def test_an_embedding_model_reads_the_start_of_a_long_label_only() -> None:
@@ -260,15 +278,17 @@ def test_pairs_of_texts_are_refused_by_an_embedding_model() -> None:
         CLASSIFY.encode(matcher("e"), replace(QUERY, inputs=(Text("甲", "乙"),)))
 
 
-def test_too_many_labels_for_a_choice_are_left_to_the_embedding_model() -> None:
+def test_labels_that_do_not_fit_into_one_row_are_read_in_several() -> None:
     model, partner = text_model(name="m", max_length=48), matcher("e")
     pair((model, partner))
     query = replace(QUERY, labels=LabelList.of(f"丙{letter}" for letter in "甲乙丙丁戊己庚辛壬癸"))
     rows = CLASSIFY.encode(model, query)
-    assert used_method(rows) == "embedding"
-    assert {each.model for each in rows} == {"e"}
+    choices = [each for each in rows if each.model == "m"]
+    assert used_method(rows) == "blend"
+    read = [[label for (label,) in each.options] for each in choices]
+    assert read == [[0, 1, 2, 3, 4]] * 2 + [[5, 6, 7, 8, 9]] * 2
     results = CLASSIFY.decode(model, query, rows, outputs_of(rows, {7: (0.6, 0.8)}))
-    assert results[0].tokens == 3
+    assert results[0].tokens == choices[0].num_tokens + choices[2].num_tokens + 3
 
 
 def test_labels_that_the_choice_cannot_tell_apart_are_decided_by_the_embedding_model() -> None:
@@ -317,11 +337,25 @@ def test_vectors_of_labels_are_made_again_when_their_outputs_change() -> None:
     assert first == third != second
 
 
-def test_sets_of_labels_are_bounded() -> None:
-    held, rows = LabelRowsCache(), [row(1)] * (MAX_ROWS // 2)
-    first, second, third = [LabelList.of(name) for name in "abc"]
+def vectors_of(count: int) -> LabelVectors:
+    return LabelVectors(np.eye(count, 2), np.empty((0, 2)), np.empty(0, dtype=np.int64), BLEND)
+
+
+def test_the_vectors_that_are_kept_are_bounded() -> None:
+    kept = LabelVectorsCache(max_bytes=2 * vectors_of(1).num_bytes)
+    first, second, third, large = [LabelList.of(name) for name in "abcd"]
     for labels in (first, second, third):
-        held.put(labels, LabelRows(rows))
-    long = LabelList.of(["d" * (MAX_CHARS + 1)])
-    held.put(long, LabelRows(rows[:1]))
-    assert [held.get(each) is not None for each in (first, second, third, long)] == [False, True, True, False]
+        kept.put(labels, vectors_of(1), 0)
+    kept.put(large, vectors_of(3), 0)
+    assert [kept.get(each) is not None for each in (first, second, third, large)] == [False, True, True, False]
+
+
+def test_vectors_of_a_device_that_was_found_wrong_are_not_kept() -> None:
+    kept, labels = LabelVectorsCache(), LabelList.of("a")
+    kept.put(labels, vectors_of(1), kept.generation)
+    before = kept.generation
+    kept.clear()
+    kept.put(labels, vectors_of(1), before)
+    assert kept.get(labels) is None
+    kept.put(labels, vectors_of(1), kept.generation)
+    assert kept.get(labels) is not None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
-from service.domain import Labels, TokenScores
+from service.domain import Encoding, Labels, Output, TokenScores
 from service.errors import InvalidRequest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text
 from service.tasks.labels import LabelList
 from service.tasks.scores import LabelScore
 from service.tasks.text_model import TextModel
-from tests.unit.tasks.models import CLS, MASK, SEP, head, letters, log, logits, text_model, yes_no, yes_of
+from tests.unit.tasks.models import CLS, LETTERS, MASK, SEP, head, letters, log, logits, text_model, yes_no, yes_of
 
 SENTIMENT = head("负面", "正面")
 
@@ -127,11 +129,41 @@ def test_results_are_in_the_order_of_the_inputs() -> None:
     assert second.scores == (LabelScore("乙", second.score), LabelScore("甲", second.scores[1].score))
 
 
-def test_the_error_of_too_many_labels_names_the_labels() -> None:
-    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(f"第{index}类" for index in range(300)))
-    with pytest.raises(InvalidRequest, match="at most 480 fit") as caught:
-        CLASSIFY.encode(text_model(), query)
-    assert [error.field for error in caught.value.errors] == ["labels"]
+NUMBERS = LabelList.of("".join(letters) for letters in product(LETTERS, repeat=3))
+
+
+def outputs_of(rows: list[Encoding]) -> list[Output]:
+    """The logits of yes and no follow from the tokens of an option alone."""
+    return [
+        yes_no(
+            *[
+                (float(row.ids[start + 1 : end] @ (1, 7, 3)) % 5, float(row.ids[start + 1]) % 3)
+                for start, end in row.blocks
+            ]
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_any_number_of_labels_is_read_in_several_rows_as_in_one(multi_label: bool) -> None:
+    query = ClassifyQuery((Text("丙"), Text("丁")), labels=NUMBERS, question="戊", multi_label=multi_label)
+    divided, whole = text_model(), text_model(max_length=5000)
+    rows, [row, _] = CLASSIFY.encode(divided, query), CLASSIFY.encode(whole, query)
+    assert (len(row.blocks), row.options) == (1000, ())
+    assert len(rows) == 2 * 16
+    assert not any(each.truncated for each in rows)
+    assert [label for each in rows[::2] for (label,) in each.options] == list(range(1000))
+    found = CLASSIFY.decode(divided, query, rows, outputs_of(rows))
+    alone = CLASSIFY.decode(whole, query, [row, row], outputs_of([row, row]))
+    assert [each.scores for each in found] == [each.scores for each in alone]
+    assert found[0].tokens == sum(each.num_tokens for each in rows[::2])
+
+
+def test_long_labels_that_begin_alike_are_refused_where_a_row_is_too_short() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of("甲" * 40 + name for name in NUMBERS.names[:40]))
+    with pytest.raises(InvalidRequest, match=r"^labels\[1\]: begins as labels\[0\] does, and a row has room"):
+        CLASSIFY.encode(text_model(max_length=64), query)
 
 
 @pytest.mark.parametrize(
