@@ -162,6 +162,15 @@ class Server(Section):
         "docs/clients.md. Each has its routes under its name, and some at the root.",
         json_schema_extra={"metavar": "NAME,..."},
     )
+    moderation_label_set: str = Field(
+        "moderation",
+        min_length=1,
+        max_length=64,
+        description="Stored label set whose labels are the categories of OpenAI's moderations where none is named.",
+    )
+    moderation_threshold: float = Field(
+        0.5, gt=0, le=1, description="Score of a category from which on OpenAI's moderations flag a text."
+    )
     drain_delay_s: float = Field(
         0.0, ge=0, description="Seconds after SIGTERM in which requests are still accepted, while /readyz is 503."
     )

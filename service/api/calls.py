@@ -33,13 +33,14 @@ class Call:
     """One operation of a protocol. A call with a `task` is admitted by the queue, and counted as that task.
 
     A key needs one of the `scopes`, and the call counts towards its limits unless it is a GET or `is_limited` is false.
-    The path is served below the protocol's prefix, and at the `roots`. `claims` is by default whether a body has all
-    required fields of its model, which `wants` describes. A handler that `narrows` calls `Exchange.narrow` itself, with
-    what the body says about deadline and priority. `summary` and `example` are for the OpenAPI document.
+    The path is served below the protocol's prefix, and at the `roots`; with None only there. `claims` is by default
+    whether a body has all required fields of its model, which `wants` describes. A handler that `narrows` calls
+    `Exchange.narrow` itself, with what the body says about deadline and priority. `summary` and `example` are for the
+    OpenAPI document.
     """
 
     method: Literal["GET", "POST", "DELETE", "PUT"]
-    path: str
+    path: str | None
     handle: Handle
     body: type[BaseModel] | Literal["raw"] | None = None
     task: str | None = None

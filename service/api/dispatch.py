@@ -27,6 +27,7 @@ from service.api.request import Headers, PlainRoute, context_of, not_ready, read
 from service.api.state import ServiceState
 from service.errors import InvalidRequest
 from service.settings import Server
+from service.tasks.registry import names_of
 
 Table = dict[tuple[str, str], tuple[Offer, ...]]
 """The offers by method and path."""
@@ -37,7 +38,7 @@ def table_of(protocols: Iterable[Protocol]) -> Table:
     table: Table = {}
     for protocol in protocols:
         for call in protocol.calls:
-            below = [protocol.prefix + call.path] if protocol.has_prefix else []
+            below = [protocol.prefix + call.path] if protocol.has_prefix and call.path is not None else []
             for path in dict.fromkeys((*below, *call.roots)):
                 table[call.method, path] = (*table.get((call.method, path), ()), Offer(protocol, call, path))
     for (method, path), offers in table.items():
@@ -51,14 +52,14 @@ def table_of(protocols: Iterable[Protocol]) -> Table:
 def choose(offers: Sequence[Offer], value: Any, models: Models) -> Offer:
     """The offer that claims a body: of each protocol the first, and of only one protocol.
 
-    A body that no protocol claims is for the native one, if it has this path. Raises InvalidRequest if no protocol
-    claims the body, or several do.
+    Protocols that answer with the same handler are one. A body that no protocol claims is for the native one, if it has
+    this path. Raises InvalidRequest if no protocol claims the body, or several do.
     """
     found: dict[str, Offer] = {}
     for offer in offers:
         if offer.protocol.name not in found and offer.call.is_for(value, models):
             found[offer.protocol.name] = offer
-    if len(found) == 1:
+    if len({offer.call.handle for offer in found.values()}) == 1:
         return next(iter(found.values()))
     path = offers[0].path
     if found:
@@ -123,7 +124,7 @@ class Endpoint:
         value = parse_json(data, self.max_values)
         offer = self.offers[0]
         if len(self.offers) > 1:
-            offer = choose(self.offers, value, self.state.pipeline.models)
+            offer = choose(self.offers, value, _models_of(exchange))
             exchange.context.task = offer.call.task
             exchange.context.error_body = offer.protocol.error_body
         model = offer.call.body
@@ -137,6 +138,12 @@ class Endpoint:
         response = await call.handle(exchange, body)
         exchange.context.replied(len(getattr(response, "body", b"")))
         return response
+
+
+def _models_of(exchange: Exchange) -> Models:
+    """The served models, or the one that the path names."""
+    models, named = exchange.state.pipeline.models, exchange.request.path_params.get("model")
+    return models if named is None else {name: models[name] for name in names_of(models, named)}
 
 
 def routes(

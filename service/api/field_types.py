@@ -67,14 +67,35 @@ def _check_list(value: object, limit: int, noun: str) -> list[Any]:
     return value
 
 
-def _check_inputs(value: object, info: ValidationInfo) -> list[Any]:
+def check_inputs(value: object, info: ValidationInfo) -> list[Any]:
     return _check_list(value, _limits(info).max_inputs, "input")
 
 
 def _wrap_inputs(value: object, info: ValidationInfo) -> list[Any]:
     if not isinstance(value, str | list):
         raise _error("must be a string or a list")
-    return _check_inputs([value] if isinstance(value, str) else value, info)
+    return check_inputs([value] if isinstance(value, str) else value, info)
+
+
+def _wrap_texts_or_ids(value: object, info: ValidationInfo) -> list[Any]:
+    """Texts, or lists of token ids; one text and one list of ids become a list."""
+    if isinstance(value, str) or (isinstance(value, list) and value and _is_id(value[0])):
+        value = [value]
+    if not isinstance(value, list):
+        raise _error("must be a string, a list of strings, a list of token ids, or a list of such lists")
+    for index, one in enumerate(check_inputs(value, info)):
+        if isinstance(value[0], str) and isinstance(one, str):
+            try:
+                _check_text(one, info)
+            except PydanticCustomError as error:
+                raise _error(f"entry {index} {error.message()}") from None
+        elif not (isinstance(value[0], list) and isinstance(one, list) and one and all(map(_is_id, one))):
+            raise _error(f"entry {index} must be {'a string' if isinstance(value[0], str) else 'a list of token ids'}")
+    return value
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _wrap_text(value: object) -> object:
@@ -249,12 +270,17 @@ TextInputs = Annotated[list[OneText], BeforeValidator(_wrap_inputs, json_schema_
 
 SomeStrings = Annotated[list[Str], Field(min_length=1)]
 Strings = Annotated[list[Str], BeforeValidator(_wrap_inputs, json_schema_input_type=Str | SomeStrings)]
-ManyStrings = Annotated[list[Str], BeforeValidator(_check_inputs), Field(min_length=1)]
+ManyStrings = Annotated[list[Str], BeforeValidator(check_inputs), Field(min_length=1)]
+
+TextsOrIds = Annotated[
+    list[str] | list[list[int]],
+    BeforeValidator(_wrap_texts_or_ids, json_schema_input_type=Str | SomeStrings | list[int] | list[list[int]]),
+]
 
 Masked = Annotated[str, Field(json_schema_extra={"pattern": r"\[MASK\]"})]
 SomeMasked = Annotated[list[Masked], Field(min_length=1)]
 MaskedStrings = Annotated[list[Str], BeforeValidator(_wrap_inputs, json_schema_input_type=Masked | SomeMasked)]
 
 Pair = Annotated[list[Str], BeforeValidator(_check_pair), Field(min_length=2, max_length=2)]
-Pairs = Annotated[list[Pair], BeforeValidator(_check_inputs), Field(min_length=1)]
-Readings = Annotated[list[ReadingInput], BeforeValidator(_check_inputs), Field(min_length=1)]
+Pairs = Annotated[list[Pair], BeforeValidator(check_inputs), Field(min_length=1)]
+Readings = Annotated[list[ReadingInput], BeforeValidator(check_inputs), Field(min_length=1)]

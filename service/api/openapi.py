@@ -252,14 +252,10 @@ def install(
     The routes that serve requests parse bodies themselves: FastAPI's body and response handling would add 90 us to the
     about 230 us of CPU time per request. The router `documented` exists for the document alone.
     """
-    models = [(model, "validation") for model in (*requests, Problem)]
-    _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
-    for model in requests:
-        if timeout := definitions["$defs"][model.__name__]["properties"].get("timeout_ms"):
-            timeout["maximum"] = limits.max_timeout_ms
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
+            definitions = _definitions(requests, limits)
             schema = get_openapi(
                 title=app.title,
                 version=app.version,
@@ -267,13 +263,24 @@ def install(
                 routes=documented.routes,
                 tags=app.openapi_tags,
             )
-            schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
             if with_keys:
                 _require_keys(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _definitions(requests: list[type[BaseModel]], limits: Server) -> dict[str, Any]:
+    """The JSON schemas of the bodies, and of a problem."""
+    models = [(model, "validation") for model in (*requests, Problem)]
+    _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
+    found: dict[str, Any] = definitions["$defs"]
+    for model in requests:
+        if timeout := found[model.__name__].get("properties", {}).get("timeout_ms"):
+            timeout["maximum"] = limits.max_timeout_ms
+    return found
 
 
 def _require_keys(schema: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, computed_field
 
 from service.api.field_types import (
     DEFAULT_TOP_K,
@@ -506,6 +506,29 @@ class ModelInfo(BaseModel):
     precision: list[str] = Field(description="Distinct precisions of the replicas; empty until the model is loaded.")
 
 
+class ModelCard(BaseModel):
+    """A model as clients of OpenAI's API and of KServe read it."""
+
+    id: str
+    object: str = "model"
+    created: int = Field(0, description="Always 0: the time at which a checkpoint was made is not known.")
+    owned_by: str = "erlangshen-service"
+    root: str = Field(description="The source of the model.")
+    max_model_len: int
+    name: str
+    ready: bool
+
+    @classmethod
+    def of(cls, model: ModelInfo) -> ModelCard:
+        return cls(
+            id=model.name,
+            root=model.source,
+            max_model_len=model.max_length,
+            name=model.name,
+            ready=bool(model.precision),
+        )
+
+
 class ReplicaInfo(BaseModel):
     """A worker process and its device."""
 
@@ -522,3 +545,9 @@ class ModelsReply(BaseModel):
 
     models: list[ModelInfo]
     replicas: list[ReplicaInfo]
+    object: str = Field("list", description="For clients of OpenAI's API: always `list`.")
+
+    @computed_field(description="For clients of OpenAI's API: the models once more.")  # type: ignore[prop-decorator]
+    @property
+    def data(self) -> list[ModelCard]:
+        return [ModelCard.of(model) for model in self.models]

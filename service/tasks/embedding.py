@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.domain import Cls, Encoding, FloatArray, Mean, Output, Pooled, PoolingMode, Readout
 from service.errors import InvalidRequest
-from service.tasks.rows import encode_rows
+from service.slices import between_slices
+from service.tasks.rows import encode_row, encode_rows
 from service.tasks.task import NUMBER_BYTES, Task, Truncation
 from service.tasks.text_model import TextModel
 
@@ -23,7 +24,10 @@ from service.tasks.text_model import TextModel
 @dataclass(frozen=True, slots=True)
 class EmbedQuery:
     """With None, `pooling`, `normalize` and the prompt are those that the model declares. `prompt` is a text to put
-    before each input, `prompt_name` the name of one of the model's; an empty `prompt` is none."""
+    before each input, `prompt_name` the name of one of the model's; an empty `prompt` is none.
+
+    `token_ids` are inputs that a client has tokenised with the vocabulary of the model, instead of `inputs`. They get
+    no prompt, and the special tokens around them are those of the model, given or not."""
 
     inputs: tuple[str, ...]
     pooling: PoolingMode | None = None
@@ -31,6 +35,7 @@ class EmbedQuery:
     prompt: str | None = None
     prompt_name: str | None = None
     truncation: Truncation = "right"
+    token_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +159,28 @@ def can(model: TextModel, query: EmbedQuery) -> bool:
 
 
 def encode(model: TextModel, query: EmbedQuery) -> list[Encoding]:
+    if query.token_ids:
+        return _encode_token_ids(model, query)
     prompt = choose_prompt(model, query.prompt, query.prompt_name)
     return encode_texts(model, query.inputs, prompt=prompt, pooling=query.pooling, truncation=query.truncation)
+
+
+def _encode_token_ids(model: TextModel, query: EmbedQuery) -> list[Encoding]:
+    """Raises InvalidRequest for an id outside the vocabulary, and for an input without a token of a text."""
+    spec, vocab_size = spec_of(model), model.tokenizer.get_vocab_size()
+    readout = _readout(spec, (query.pooling,) if query.pooling else spec.pooling)
+    rows = []
+    for index, ids in enumerate(query.token_ids):
+        between_slices()
+        field = f"inputs[{index}]"
+        if not 0 <= min(ids) <= max(ids) < vocab_size:
+            detail = f"the vocabulary of {model.name} has {vocab_size} tokens; send the text, or its token ids"
+            raise InvalidRequest.of(field, f"has a token id outside of 0 to {vocab_size - 1}: {detail}")
+        tokens = list(ids[ids[0] == model.cls : len(ids) - (len(ids) > 1 and ids[-1] == model.sep)])
+        if not tokens:
+            raise InvalidRequest.of(field, "has no token besides the special ones")
+        rows.append(encode_row(model, [tokens], readout, query.truncation, field, spec.max_length))
+    return rows
 
 
 def decode(
@@ -168,7 +193,7 @@ def decode(
 
 
 def reply_bytes(model: TextModel, query: EmbedQuery) -> int:
-    return len(query.inputs) * spec_of(model).dimensions * NUMBER_BYTES
+    return (len(query.inputs) + len(query.token_ids)) * spec_of(model).dimensions * NUMBER_BYTES
 
 
 EMBED: Task[EmbedQuery, EmbedResult] = Task("embed", can, encode, decode, needs="any model", reply_bytes=reply_bytes)

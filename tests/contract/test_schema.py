@@ -89,7 +89,7 @@ def failures(recorder: Any) -> Iterator[str]:
 
 async def test_valid_requests_are_answered_and_invalid_ones_refused_as_in_the_schema(tmp_path: Path) -> None:
     label_sets = LabelSets(tmp_path, partial(LabelSetBody.model_validate, context=Server()), max_sets=9, max_labels=99)
-    async with running(*models(), label_sets=label_sets) as service:
+    async with running(*models(), label_sets=label_sets, settings=Server(protocols=("none",))) as service:
         found = await asyncio.to_thread(run, service.app)
     assert found.wrong == []
     many = {label for label, count in found.answers.items() if count >= 50} - {"Stateful tests"}

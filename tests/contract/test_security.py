@@ -1,4 +1,7 @@
-"""API keys: the scope of each route, refusals, rate limits, priorities, logs, and headers of the docs page."""
+"""API keys: the scope of each native route, refusals, rate limits, priorities, logs, and headers of the docs page.
+
+test_scopes.py has the scopes of the routes of all protocols.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from service.api.auth import DOCS, PROBES
 from service.api.protocols import native
 from service.domain import RANKS
 from service.errors import QueueFull
-from service.settings import Security
+from service.settings import Security, Server
 from tests.contract.fakes import FakeSubmit, Service, running
 from tests.fakes import FakeClock
 
@@ -36,7 +39,7 @@ KEYS = {"app": key("app", "infer"), "prometheus": key("prometheus", "metrics"), 
 
 @pytest.fixture
 async def service() -> AsyncIterator[Service]:
-    async with running(keys=KEYS) as service:
+    async with running(keys=KEYS, settings=Server(protocols=("none",))) as service:
         yield service
 
 

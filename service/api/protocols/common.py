@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.responses import Response
 
 from service.api.auth import OPEN, READERS
 from service.api.calls import Call
 from service.api.exchange import Exchange, json_response
 from service.api.request import not_ready
-from service.api.schemas import ModelInfo
+from service.api.schemas import ModelCard, ModelInfo
 from service.errors import ModelNotFound
 
 
@@ -26,7 +24,7 @@ HEALTH = Call("GET", "/health", health, scopes=OPEN, roots=("/health",), summary
 
 async def describe_model(exchange: Exchange, body: None) -> Response:
     """One served model, in the words of OpenAI's API and of KServe's."""
-    return json_response(model_card(find_model(exchange, exchange.request.path_params["model"])))
+    return json_response(ModelCard.of(find_model(exchange, exchange.request.path_params["model"])).model_dump())
 
 
 DESCRIBE_MODEL = Call(
@@ -46,17 +44,3 @@ def find_model(exchange: Exchange, name: str) -> ModelInfo:
         if name in (model.name, model.source):
             return model
     raise ModelNotFound(f"model: not served; the served models are {', '.join(model.name for model in models)}")
-
-
-def model_card(model: ModelInfo) -> dict[str, Any]:
-    """`created` is 0: when a checkpoint was made is not known."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "erlangshen-service",
-        "root": model.source,
-        "max_model_len": model.max_length,
-        "name": model.name,
-        "ready": bool(model.precision),
-    }

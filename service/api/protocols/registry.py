@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.api.calls import Protocol
+from service.api.protocols import cohere, huggingface, jina, openai, tei, vllm
 
-PROTOCOLS: tuple[Protocol, ...] = ()
+PROTOCOLS: tuple[Protocol, ...] = (
+    huggingface.PROTOCOL,
+    tei.PROTOCOL,
+    openai.PROTOCOL,
+    vllm.PROTOCOL,
+    cohere.PROTOCOL,
+    jina.PROTOCOL,
+)
 
 
 def enabled(names: Sequence[str]) -> tuple[Protocol, ...]:
