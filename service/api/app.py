@@ -126,7 +126,7 @@ def create_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    table = table_of((native.PROTOCOL, *enabled(server.protocols)))
+    table = table_of((native.PROTOCOL, *enabled(server)))
     error_bodies = ErrorBodies(table)
     found, num_native = routes(table, state, server, clock), len(native.ROUTES)
     app.router.routes[:0] = [  # a route is found by trying one after the other

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -147,6 +147,21 @@ def json_lists(lists: Any) -> orjson.Fragment:
         between_slices()
         slices.append(orjson.dumps(lists[start : start + num_lists])[1:-1])
     return orjson.Fragment(b"[" + b",".join(slices) + b"]")
+
+
+def results_json(results: list[Any], is_large: bool) -> list[Any]:
+    """The results of a task for orjson; large ones as dictionaries, with lists of lists as JSON."""
+    if not is_large:
+        return results
+    written = []
+    for result in results:
+        content = {field.name: getattr(result, field.name) for field in fields(result)}
+        for name, value in content.items():
+            if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+                content[name] = json_lists(value)
+        written.append(content)
+        between_slices()
+    return written
 
 
 def memory_of(encoded: Encoded) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,10 @@ from starlette.responses import Response
 
 from service.api import schemas
 from service.api.calls import Call, Protocol
-from service.api.exchange import Exchange, json_lists, server_timing
+from service.api.exchange import Exchange, results_json, server_timing
 from service.api.openapi import EXAMPLES, REPLY_HEADERS, TASK_ERRORS, described_elsewhere, request_body
 from service.pipeline import Answer
 from service.settings import Server
-from service.slices import between_slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +59,12 @@ def _write(task: str, label_set: schemas.LabelSetVersion | None, answer: Answer[
         "model": answer.model,
         "task": task,
         **({"method": answer.method, "models": answer.models} if answer.method else {}),
-        "results": _in_slices(answer.results) if is_large else answer.results,
+        "results": results_json(answer.results, is_large),
         "usage": {"tokens": answer.tokens} | ({"label_tokens": answer.label_tokens} if task == "classify" else {}),
     }
     if label_set is not None:
         content["label_set"] = label_set.model_dump()
     return Response(orjson.dumps(content), media_type="application/json", headers=server_timing(answer.timing))
-
-
-def _in_slices(results: list[Any]) -> list[dict[str, Any]]:
-    """The results as dictionaries, with lists of lists as JSON."""
-    written = []
-    for result in results:
-        content = {field.name: getattr(result, field.name) for field in fields(result)}
-        for name, value in content.items():
-            if isinstance(value, tuple) and value and isinstance(value[0], tuple):
-                content[name] = json_lists(value)
-        written.append(content)
-        between_slices()
-    return written
 
 
 def _has_inputs(value: Any, models: object) -> bool:

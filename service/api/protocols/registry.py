@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from service.api.calls import Protocol
-from service.api.protocols import cohere, huggingface, jina, openai, tei, vllm
-
-PROTOCOLS: tuple[Protocol, ...] = (
-    huggingface.PROTOCOL,
-    tei.PROTOCOL,
-    openai.PROTOCOL,
-    vllm.PROTOCOL,
-    cohere.PROTOCOL,
-    jina.PROTOCOL,
-)
+from service.api.protocols import cohere, huggingface, jina, kserve, openai, tei, vllm
+from service.settings import Server
 
 
-def enabled(names: Sequence[str]) -> tuple[Protocol, ...]:
-    """The protocols of these names; `all` stands for every one."""
-    return tuple(protocol for protocol in PROTOCOLS if "all" in names or protocol.name in names)
+def protocols(server: Server) -> tuple[Protocol, ...]:
+    return (
+        huggingface.PROTOCOL,
+        tei.PROTOCOL,
+        openai.PROTOCOL,
+        vllm.PROTOCOL,
+        cohere.PROTOCOL,
+        jina.PROTOCOL,
+        kserve.PROTOCOL,
+    )
+
+
+PROTOCOLS = protocols(Server())
+"""With the default settings."""
+
+
+def enabled(server: Server) -> tuple[Protocol, ...]:
+    """The protocols that the settings select."""
+    names = server.protocols
+    return tuple(protocol for protocol in protocols(server) if "all" in names or protocol.name in names)
