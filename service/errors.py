@@ -2,7 +2,8 @@
 
 ServiceError
 ├── InvalidRequest            422 invalid_request: a field is wrong, too long or empty
-│   └── MalformedBody         400 malformed_body: not JSON or not UTF-8
+│   ├── MalformedBody         400 malformed_body: not JSON or not UTF-8
+│   └── UnsupportedRequest    400 unsupported_request: a chat whose answer is no choice
 ├── Unauthorized              401 unauthorized: no API key, or an unknown one
 ├── Forbidden                 403 forbidden: the key lacks the scope of this route
 ├── QuotaExceeded             403 quota_exceeded: the key owns as much as it may
@@ -77,6 +78,11 @@ class InvalidRequest(ServiceError):
 class MalformedBody(InvalidRequest):
     status = 400
     code = "malformed_body"
+
+
+class UnsupportedRequest(InvalidRequest):
+    status = 400
+    code = "unsupported_request"
 
 
 class Unauthorized(ServiceError):

@@ -14,6 +14,7 @@ from service.api.auth import READERS
 from service.api.calls import Call, Protocol
 from service.api.exchange import Exchange, json_response, renamed, server_timing
 from service.api.field_types import Str, Strings, TextsOrIds, Wire
+from service.api.protocols import chat
 from service.api.protocols.common import DESCRIBE_MODEL
 from service.api.protocols.vectors import embed_query, max_values, vectors_of, written
 from service.errors import RateLimited, ServiceError
@@ -122,6 +123,7 @@ def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
 
 
 CALLS: tuple[Call, ...] = (
+    *chat.CALLS,
     Call(
         "POST",
         "/v1/embeddings",
