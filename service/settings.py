@@ -171,6 +171,12 @@ class Server(Section):
     moderation_threshold: float = Field(
         0.5, gt=0, le=1, description="Score of a category from which on OpenAI's moderations flag a text."
     )
+    fengshenbang_path: str = Field(
+        "/TextClassification",
+        pattern=r"^/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]$",
+        description="Path of the fengshenbang protocol at the root, as `API_path` in upstream's configuration.",
+        json_schema_extra={"metavar": "PATH"},
+    )
     drain_delay_s: float = Field(
         0.0, ge=0, description="Seconds after SIGTERM in which requests are still accepted, while /readyz is 503."
     )
