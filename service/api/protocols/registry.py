@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.api.calls import Protocol
-from service.api.protocols import cohere, fengshenbang, huggingface, jina, kserve, openai, tei, vllm
+from service.api.protocols import cohere, fengshenbang, huggingface, jina, kserve, label_studio, openai, tei, vllm
 from service.settings import Server
 
 
@@ -17,6 +17,7 @@ def protocols(server: Server) -> tuple[Protocol, ...]:
         jina.PROTOCOL,
         kserve.PROTOCOL,
         fengshenbang.protocol(server.fengshenbang_path),
+        label_studio.PROTOCOL,
     )
 
 
