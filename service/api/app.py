@@ -126,6 +126,7 @@ def create_app(
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    app.state.cors_origins = security.cors_origins
     table = table_of((native.PROTOCOL, *enabled(server)))
     error_bodies = ErrorBodies(table)
     found, num_native = routes(table, state, server, clock), len(native.ROUTES)

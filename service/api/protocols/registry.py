@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.api.calls import Protocol
-from service.api.protocols import cohere, fengshenbang, huggingface, jina, kserve, label_studio, openai, tei, vllm
+from service.api.protocols import cohere, fengshenbang, huggingface, jina, kserve, label_studio, mcp, openai, tei, vllm
 from service.settings import Server
 
 
@@ -18,6 +18,7 @@ def protocols(server: Server) -> tuple[Protocol, ...]:
         kserve.PROTOCOL,
         fengshenbang.protocol(server.fengshenbang_path),
         label_studio.PROTOCOL,
+        mcp.PROTOCOL,
     )
 
 
