@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from service.api.calls import Protocol
-from service.api.protocols import cohere, fengshenbang, huggingface, jina, kserve, label_studio, mcp, openai, tei, vllm
+from service.api.protocols import (
+    cohere,
+    fengshenbang,
+    guardrails,
+    huggingface,
+    jina,
+    kserve,
+    label_studio,
+    mcp,
+    openai,
+    tei,
+    vllm,
+)
 from service.settings import Server
 
 
@@ -19,6 +31,7 @@ def protocols(server: Server) -> tuple[Protocol, ...]:
         fengshenbang.protocol(server.fengshenbang_path),
         label_studio.PROTOCOL,
         mcp.PROTOCOL,
+        guardrails.PROTOCOL,
     )
 
 
