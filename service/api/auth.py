@@ -6,6 +6,8 @@ evade the list, is denied by default. The protocols list their routes themselves
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import logging
 import re
@@ -237,13 +239,23 @@ def _is_of_docs(path: str) -> bool:
 
 def _read_secret(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The secret in the headers; b"" for none. A bearer token takes precedence over X-API-Key, which can be sent
-    together with an Authorization header of another scheme, for a proxy."""
-    api_key = b""
+    together with an Authorization header of another scheme, for a proxy. The password of Basic comes last: it is all
+    that some clients can be configured for, as Label Studio."""
+    api_key = password = b""
     for name, value in headers:
         if name == b"authorization":
             kind, _, secret = value.partition(b" ")
             if kind.lower() == b"bearer":
                 return secret.strip()
+            if kind.lower() == b"basic":
+                password = _password(secret.strip())
         elif name == b"x-api-key":
             api_key = value.strip()
-    return api_key
+    return api_key or password
+
+
+def _password(credentials: bytes) -> bytes:
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""

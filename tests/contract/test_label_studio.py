@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.api.accounts import Key, hash_of
 from service.settings import Server
 from tests.contract.fakes import FakeSubmit, Service, running
 
@@ -157,6 +158,14 @@ async def test_setup_checks_the_config(service: Service) -> None:
     assert response.json() == {"model_version": "erlangshen"}
     refused = await service.post("/label-studio/setup", body | {"schema": "<View/>"})
     assert refused.status_code == 422
+
+
+@pytest.mark.parametrize(("password", "status"), [("secret", 200), ("other", 401)])
+async def test_the_password_of_basic_credentials_is_the_key(password: str, status: int) -> None:
+    async with running(keys={"studio": Key(hash=hash_of("secret"))}) as service:
+        auth = ("label-studio", password)
+        response = await service.client.post("/label-studio/predict", json=request({"text": "好"}), auth=auth)
+    assert response.status_code == status
 
 
 async def test_health_is_up(service: Service) -> None:
