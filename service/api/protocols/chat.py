@@ -6,6 +6,7 @@ parameters of a tool, or from vLLM's `structured_outputs.choice`. Anything else 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from service.api.json_body import validate
 from service.api.protocols.choice_schemas import ChoiceSchema, Decision, Piece, read_choices, read_schema
 from service.api.schemas import ClassifyRequest
 from service.errors import InvalidRequest, UnsupportedRequest
+from service.pipeline import Answer
 
 ANY_MODEL = "auto"
 """The model of a request that leaves the choice to the server: clients of this protocol have to name one."""
@@ -143,23 +145,15 @@ async def complete(exchange: Exchange, body: ChatRequest) -> Response:
     """`POST /v1/chat/completions`."""
     choices, text = choices_of(body), last_text(body.messages)
     model = None if body.model == ANY_MODEL else body.model
-    scores, tokens, answered_by = [], 0, ""
-    for decision in choices.schema.decisions:
-        request = _request(decision, text, exchange)
-        query = request.model_copy(update={"model": model}).query()
-        rename = _rename(decision.path)
-        answer = await exchange.answer("classify", query, whole, model=model, rename=rename)
-        [result] = answer.results
-        scores.append({each.label: each.score for each in result.scores})
-        tokens += answer.tokens
-        answered_by = answer.model
-    pieces = choices.schema.fill(scores)
+    answers = await _decide(exchange, choices.schema.decisions, text, model)
+    tokens = sum(answer.tokens for answer in answers)
+    pieces = choices.schema.fill([{each.label: each.score for each in answer.results[0].scores} for answer in answers])
     if choices.is_text:
         pieces = [piece for piece in pieces if piece.others]
     reply = Reply(
         id=f"chatcmpl-{exchange.context.request_id}",
         created=int(time.time()),
-        model=answered_by,
+        model=answers[0].model,
         pieces=pieces,
         tool=choices.tool,
         top=None if not body.logprobs else body.top_logprobs or 0,
@@ -175,6 +169,22 @@ async def complete(exchange: Exchange, body: ChatRequest) -> Response:
     events = [b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in reply.chunks(with_usage)]
     headers = {"Cache-Control": "no-cache"}
     return Response(b"".join([*events, b"data: [DONE]\n\n"]), 200, headers, "text/event-stream")
+
+
+async def _decide(exchange: Exchange, decisions: Sequence[Decision], text: str, model: str | None) -> list[Answer[Any]]:
+    """The answers of all decisions, whose rows can be computed in one batch."""
+    requests = [_request(decision, text, exchange).model_copy(update={"model": model}) for decision in decisions]
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [
+                group.create_task(
+                    exchange.answer("classify", request.query(), whole, model=model, rename=_rename(decision.path))
+                )
+                for decision, request in zip(decisions, requests, strict=True)
+            ]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [one.result() for one in running]
 
 
 def _request(decision: Decision, text: str, exchange: Exchange) -> ClassifyRequest:

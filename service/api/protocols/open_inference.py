@@ -21,7 +21,7 @@ from service.api.auth import OPEN, READERS
 from service.api.calls import RAW, Call, Handle
 from service.api.exchange import Exchange, json_response, server_timing
 from service.api.field_types import Lenient
-from service.api.json_body import Body, is_quick, max_values, parse_json, validate
+from service.api.json_body import Body, is_quick, max_values, parse_json, text_memory, validate
 from service.api.native_bodies import answer_request, read_body
 from service.api.protocols.tensors import (
     HEADER_LENGTH,
@@ -294,26 +294,32 @@ async def infer(exchange: Exchange, data: Body) -> Response:
     given = exchange.request.headers.get(HEADER_LENGTH)
     size = len(data) if given is None else header_length(given, len(data))
     read = partial(_read, exchange, data, size)
-    infer, task, model, body = read() if is_quick(data) else await exchange.in_thread(read)
+    if is_quick(data):
+        return await _answer(exchange, *read())
+    with exchange.state.memory.reserved(text_memory(data)):
+        return await _answer(exchange, *await exchange.in_thread(read))
+
+
+async def _answer(exchange: Exchange, infer: InferRequest, task: str, body: TaskRequest) -> Response:
     exchange.context.task = task
     name = exchange.request.path_params["name"]
-    if model is not None:
-        body = body.model_copy(update={"model": model})
     exchange.narrow(timeout_ms=body.timeout_ms, priority=body.priority)
     return await answer_request(exchange, task, body, partial(_respond, infer, name, task), rename=_rename)
 
 
-def _read(exchange: Exchange, data: Body, size: int) -> tuple[InferRequest, str, str | None, TaskRequest]:
-    """The request of a body whose first `size` bytes are JSON, its task and model, and its native form."""
+def _read(exchange: Exchange, data: Body, size: int) -> tuple[InferRequest, str, TaskRequest]:
+    """The request of a body whose first `size` bytes are JSON, its task, and its native form."""
     limits, view = exchange.limits, memoryview(data)
     infer = validate(parse_json(data[:size], max_values(limits)), InferRequest, limits)
     given = infer.parameters.get("task")
     task, model = find_model(
         exchange.state.pipeline.models, exchange.request.path_params["name"], None if given is None else str(given)
     )
-    tensors = read_texts(infer.inputs, view[size:])
+    tensors = read_texts(infer.inputs, view[size:], max(limits.max_inputs, limits.max_labels))
     value = native_body(task, tensors, infer.parameters, limits.max_timeout_ms)
-    return infer, task, model, read_body(exchange, task, value, _rename)
+    if model is not None:
+        value["model"] = model
+    return infer, task, read_body(exchange, task, value, _rename)
 
 
 def _rename(path: str) -> str:

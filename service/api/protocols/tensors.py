@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ def header_length(value: str, num_bytes: int) -> int:
     return int(value)
 
 
-def read_texts(tensors: Sequence[InputTensor], binary: memoryview) -> dict[str, list[str]]:
+def read_texts(tensors: Sequence[InputTensor], binary: memoryview, max_elements: int) -> dict[str, list[str]]:
     """The texts of each BYTES tensor by its name; `binary` is what follows the JSON.
 
     Raises:
@@ -84,18 +85,19 @@ def read_texts(tensors: Sequence[InputTensor], binary: memoryview) -> dict[str, 
             raise InvalidRequest.of(f"{field}.name", "repeats the name of another input")
         if min(tensor.shape, default=0) < 0:
             raise InvalidRequest.of(f"{field}.shape", "must not be negative")
+        if (wanted := prod(tensor.shape)) > max_elements:
+            raise InvalidRequest.of(f"{field}.shape", f"has {wanted} elements; at most {max_elements} are allowed")
         size = tensor.parameters.binary_data_size
         if size is None:
-            texts = list(_flatten(tensor.data, field))
+            texts = list(islice(_flatten(tensor.data, field), wanted + 1))
         else:
             if size > len(binary) - start:
                 raise MalformedBody(f"{field}: has fewer bytes of binary data than its binary_data_size says")
-            texts = list(_elements(binary[start : start + size], field))
+            texts = list(islice(_elements(binary[start : start + size], field), wanted + 1))
             start += size
-        if len(texts) != prod(tensor.shape):
-            raise InvalidRequest.of(
-                f"{field}.shape", f"has room for {prod(tensor.shape)} elements, but there are {len(texts)}"
-            )
+        if len(texts) != wanted:
+            number = "more" if len(texts) > wanted else str(len(texts))
+            raise InvalidRequest.of(f"{field}.shape", f"has {wanted} elements, but the data has {number}")
         found[tensor.name] = texts
     if start != len(binary):
         raise MalformedBody(f"{len(binary) - start} bytes of binary data belong to no input")

@@ -33,18 +33,18 @@ def test_binary_elements_are_read_as_they_were_written(texts: list[str]) -> None
     content, size = write({}, [Output("text", (len(texts),), texts)], [True])
     assert size is not None
     [described] = orjson.loads(content[:size])["outputs"]
-    assert read_texts([InputTensor.model_validate(described)], memoryview(content)[size:]) == {"text": texts}
+    assert read_texts([InputTensor.model_validate(described)], memoryview(content)[size:], 10) == {"text": texts}
 
 
 def test_the_data_of_several_inputs_follow_one_another() -> None:
     first, second = packed(b"a", b"bc"), packed("好".encode())
     tensors = [binary(len(first), [2]), tensor([1], "question", data=["?"]), binary(len(second), [1, 1], "labels")]
-    found = read_texts(tensors, memoryview(first + second))
+    found = read_texts(tensors, memoryview(first + second), 10)
     assert found == {"text": ["a", "bc"], "question": ["?"], "labels": ["好"]}
 
 
 def test_nested_data_is_read_row_by_row() -> None:
-    assert read_texts([tensor([2, 2], data=[["a", "b"], ["c", "d"]])], memoryview(b"")) == {"text": list("abcd")}
+    assert read_texts([tensor([2, 2], data=[["a", "b"], ["c", "d"]])], memoryview(b""), 10) == {"text": list("abcd")}
 
 
 def test_data_nested_ten_thousand_deep_is_read_without_recursion() -> None:
@@ -52,7 +52,7 @@ def test_data_nested_ten_thousand_deep_is_read_without_recursion() -> None:
     for _ in range(10_000):
         data = [data]
     deep = InputTensor.model_construct(name="text", datatype="BYTES", shape=[1], data=data)
-    assert read_texts([deep], memoryview(b"")) == {"text": ["a"]}
+    assert read_texts([deep], memoryview(b""), 10) == {"text": ["a"]}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,9 @@ def test_data_nested_ten_thousand_deep_is_read_without_recursion() -> None:
         ([tensor([1], datatype="FP32", data=[1.0])], b"", "inputs[0].datatype: must be BYTES"),
         ([tensor([1], data=[1])], b"", "inputs[0].data: must hold strings"),
         ([tensor([1])], b"", "inputs[0].data: is required"),
-        ([tensor([3], data=["a"])], b"", "inputs[0].shape: has room for 3 elements, but there are 1"),
+        ([tensor([3], data=["a"])], b"", "inputs[0].shape: has 3 elements, but the data has 1"),
+        ([tensor([1], data=["a", "b"])], b"", "inputs[0].shape: has 1 elements, but the data has more"),
+        ([tensor([2**40, 2**40], data=["a"])], b"", "elements; at most 10 are allowed"),
         ([tensor([-1, -1], data=["a"])], b"", "inputs[0].shape: must not be negative"),
         ([tensor([1], data=["a"]), tensor([1], data=["a"])], b"", "inputs[1].name: repeats"),
         ([binary(9, [1])], packed(b"a"), "fewer bytes of binary data"),
@@ -73,7 +75,7 @@ def test_data_nested_ten_thousand_deep_is_read_without_recursion() -> None:
 )
 def test_what_does_not_fit_is_refused_with_its_field(tensors: list[InputTensor], data: bytes, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        read_texts(tensors, memoryview(data))
+        read_texts(tensors, memoryview(data), 10)
     assert message in caught.value.detail
 
 
@@ -105,4 +107,4 @@ def test_without_binary_outputs_the_reply_is_json_alone() -> None:
 @given(st.binary(max_size=40))
 def test_no_binary_data_raises_anything_but_our_errors(data: bytes) -> None:
     with suppress(InvalidRequest):
-        read_texts([binary(len(data), [1])], memoryview(data))
+        read_texts([binary(len(data), [1])], memoryview(data), 10)
