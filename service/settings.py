@@ -166,10 +166,13 @@ class Server(Section):
         "moderation",
         min_length=1,
         max_length=64,
-        description="Stored label set whose labels are the categories of OpenAI's moderations where none is named.",
+        description="Stored label set with the categories of moderations and guardrails where none is named.",
     )
     moderation_threshold: float = Field(
-        0.5, gt=0, le=1, description="Score of a category from which on OpenAI's moderations flag a text."
+        0.5,
+        gt=0,
+        le=1,
+        description="Score of a category from which on a text is flagged, by moderations and guardrails.",
     )
     fengshenbang_path: str = Field(
         "/TextClassification",

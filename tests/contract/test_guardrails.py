@@ -106,10 +106,12 @@ async def test_a_wrong_rule_is_an_error_and_no_verdict(service: Service, given: 
     assert message in response.json()["error"]
 
 
-async def test_a_rule_without_a_label_set_says_where_it_is_wanted(service: Service) -> None:
-    body = litellm("很差") | {"additional_provider_specific_params": {}}
-    response = await service.post(LITELLM, body)
-    assert "in additional_provider_specific_params" in response.json()["error"]
+async def test_without_a_rule_that_of_the_settings_applies(label_sets: LabelSets[LabelSetBody]) -> None:
+    settings = Server(moderation_label_set="policy", moderation_threshold=0.01)
+    async with running(label_sets=label_sets, settings=settings) as service:
+        body = litellm("很差") | {"additional_provider_specific_params": {}}
+        assert (await service.post(LITELLM, body)).json()["action"] == "BLOCKED"
+        assert (await service.post(DIFY, dify_input())).json()["flagged"] is True
 
 
 async def test_dify_gets_a_pong(service: Service) -> None:
@@ -142,7 +144,6 @@ async def test_dify_lets_other_texts_pass(service: Service) -> None:
 @pytest.mark.parametrize(
     ("query", "body", "message"),
     [
-        ("", dify_input(), "label_set: is required, in the query of the URL"),
         ("?label_set=policy&threshold=x", dify_input(), "threshold"),
         ("?label_set=policy&threshold=nan", dify_input(), "threshold"),
         ("?label_set=policy", {"point": "app.external_data_tool.query", "params": {}}, "point"),

@@ -89,7 +89,7 @@ async def test_of_a_pair_the_text_nearer_to_the_header_is_selected() -> None:
         [prediction] = await predict(service, request({"a": "差", "b": "很好吃"}, config=config))
     [annotation] = prediction["result"]
     assert (annotation["to_name"], annotation["type"], annotation["value"]) == (
-        "a,b",
+        "a",
         "pairwise",
         {"selected": "right"},
     )

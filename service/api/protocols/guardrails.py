@@ -1,8 +1,8 @@
 """Moderation for gateways: LiteLLM's generic guardrail and Dify's moderation extension, by a stored label set.
 
 Each label of the set is scored by itself. A text with a label at or above the threshold is flagged. The set and the
-threshold come with the request: from LiteLLM in `additional_provider_specific_params`, from Dify in the query of the
-URL that is configured there.
+threshold are those of the settings, or come with the request: from LiteLLM in `additional_provider_specific_params`,
+from Dify in the query of the URL that is configured there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from service.api.json_body import validate
 from service.api.native_bodies import answer_body
 from service.errors import InvalidRequest, ServiceError
 
-DEFAULT_THRESHOLD = 0.5
 MAX_VARIABLES = 1000
 
 
@@ -29,7 +28,7 @@ class Rule(Wire):
     """What is flagged; `allowed` are labels of the set that are not."""
 
     label_set: str = Field(min_length=1, max_length=64)
-    threshold: float = Field(DEFAULT_THRESHOLD, gt=0, le=1)
+    threshold: float = Field(gt=0, le=1)
     allowed: list[str] = Field([], max_length=256)
     response: str = Field("", max_length=2000)
     """What is shown instead; default: the labels found."""
@@ -95,11 +94,7 @@ async def judge(exchange: Exchange, rule: Rule, texts: Sequence[tuple[str, str]]
 async def guard(exchange: Exchange, body: GuardrailRequest) -> Response:
     """`POST /beta/litellm_basic_guardrail_api`: images, tools and messages are not looked at, only `texts`."""
     given = body.additional_provider_specific_params or {}
-    rule = _rule(
-        {name: given[name] for name in Rule.model_fields if name in given},
-        exchange,
-        "additional_provider_specific_params",
-    )
+    rule = _rule({name: given[name] for name in Rule.model_fields if name in given}, exchange)
     texts = [(f"texts[{index}]", text) for index, text in enumerate(body.texts or [])]
     verdict = await judge(exchange, rule, texts)
     if not verdict.found:
@@ -134,13 +129,13 @@ def _query_rule(exchange: Exchange) -> Rule:
             raise InvalidRequest.of("threshold", "must be a number above 0, at most 1") from None
     if "allowed" in query:
         given["allowed"] = query.getlist("allowed")
-    return _rule(given, exchange, "the query of the URL")
+    return _rule(given, exchange)
 
 
-def _rule(given: dict[str, Any], exchange: Exchange, where: str) -> Rule:
-    if "label_set" not in given:
-        raise InvalidRequest.of("label_set", f"is required, in {where}: the name of a stored label set")
-    return validate(given, Rule, exchange.limits)
+def _rule(given: dict[str, Any], exchange: Exchange) -> Rule:
+    limits = exchange.limits
+    default = {"label_set": limits.moderation_label_set, "threshold": limits.moderation_threshold}
+    return validate({**default, **given}, Rule, limits)
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:

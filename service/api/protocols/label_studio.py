@@ -140,20 +140,21 @@ def _selected(control: Control, left: float, right: float) -> dict[str, Any] | N
     if left == right:
         return None
     value = {"selected": "left" if left > right else "right"}
-    return _annotation(control, value, max(left, right) / (left + right), control.to_names[0])
+    return _annotation(control, value, max(left, right) / (left + right))
 
 
 def _chosen(control: Control, values: list[tuple[str, ...]], score: float) -> dict[str, Any] | None:
     if not values:
         return None
     content = [list(value) for value in values] if control.kind == "Taxonomy" else [value for (value,) in values]
-    return _annotation(control, {control.type: content}, score, control.to_names[0])
+    return _annotation(control, {control.type: content}, score)
 
 
-def _annotation(control: Control, value: dict[str, Any], score: float, to_name: str) -> dict[str, Any]:
+def _annotation(control: Control, value: dict[str, Any], score: float) -> dict[str, Any]:
+    """A Pairwise, too, names one object: Label Studio's SDK accepts no other form."""
     return {
         "from_name": control.name,
-        "to_name": ",".join(control.to_names) if control.kind == "Pairwise" else to_name,
+        "to_name": control.to_names[0],
         "type": control.type,
         "value": value,
         "score": score,
