@@ -99,7 +99,7 @@ def guess_fields(
     """
     _check_named(columns, named)
     free = [column for column in columns if column not in _used(named, columns)]
-    found = _by_names(free, columns, named)
+    found = _by_names(free, named, needs_label=needs_label)
     found = _by_content(free, sample, found, columns, needs_label=needs_label)
     shown = ", ".join(columns)
     if found.text is None:
@@ -161,7 +161,7 @@ def _used(found: Fields, columns: Sequence[str]) -> set[str | None]:
     return {*named, *found.choice_columns(columns)}
 
 
-def _by_names(free: Sequence[str], columns: Sequence[str], found: Fields) -> Fields:
+def _by_names(free: Sequence[str], found: Fields, *, needs_label: bool) -> Fields:
     by_name = {normal(column): column for column in reversed(free)}
 
     def first(names: Sequence[str]) -> str | None:
@@ -179,10 +179,10 @@ def _by_names(free: Sequence[str], columns: Sequence[str], found: Fields) -> Fie
         found = replace(found, question=first(QUESTION))
     if found.text is None:
         found = replace(found, text=first(TEXT))
-    if found.label is None and found.score is None:
+    if needs_label and found.label is None and found.score is None:
         found = replace(found, label=first(ANSWER if found.choices else LABEL))
-    if found.label is None and found.score is None and found.choices is None:
-        found = replace(found, score=first(SCORE))
+        if found.label is None and found.choices is None:
+            found = replace(found, score=first(SCORE))
     return found
 
 

@@ -20,6 +20,7 @@ PEERS = ROOT / "benchmarks" / "peers" / "servers"
 TRAINING = [
     ROOT / "service" / "tools" / "training",
     ROOT / "service" / "tools" / "data" / "workbooks.py",
+    ROOT / "service" / "tools" / "labelled_files.py",
     ROOT / "service" / "commands" / "finetune.py",
 ]
 UNPINNED = re.compile(r"nvidia-|cuda-|triton")

@@ -74,6 +74,7 @@ def test_named_fields_are_kept_and_the_others_guessed() -> None:
 
 def test_without_labels_only_the_text_is_needed() -> None:
     assert guess("编号,客户留言", "1,东西坏了", "2,很好", needs_label=False) == Fields("客户留言")
+    assert guess("review,label", "东西坏了,差", needs_label=False) == Fields("review")
 
 
 def test_what_was_guessed_is_said_with_the_columns_that_are_not_used() -> None:
