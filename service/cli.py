@@ -19,11 +19,12 @@ COMMANDS = {
     "bench": "send load to a running server and measure its speed",
     "evaluate": "measure a model on labelled data",
     "fetch": "download the models and exit",
-    "finetune": "train or fine-tune a model",
+    "finetune": "train a model on labelled data",
     "health": "exit with 0 if the server with these settings is ready",
     "key": "create an API key",
     "predict": "label the texts of a file",
     "plan": "compute how many replicas a load needs",
+    "runs": "compare the runs of finetune in a table",
     "settings": "print the effective settings, or their documentation",
 }
 DEFAULT = "serve"

@@ -76,6 +76,9 @@ TASKS_KEY = "erlangshen_tasks"
 """The key in config.json for the tasks, beyond plain classification, that a classifier was fine-tuned for."""
 _PURPOSES = {"similarity", "nli"}
 
+CHOICE_KEY = "erlangshen_choice"
+"""The key in config.json for the labels that a choice model was fine-tuned for."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ADDRESS = re.compile(r"(\w+)://[^/]*/(?:models/)?(?P<repository>[^/]+/[^/?#@]+)?")
 _SPEC = "wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION"
@@ -122,13 +125,26 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnChoice:
+    """The labels that a choice model was fine-tuned for, and how they were worded: it classifies without labels.
+
+    `options` are the labels as they stand in a row, in the same order.
+    """
+
+    labels: tuple[str, ...]
+    options: tuple[str, ...]
+    question: str | None = None
+    multi_label: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint in a local folder.
 
     `labels` is empty when they have no names; `tasks` are those beyond its kind; `head` is that of a classifier;
     `embedding` is there for an embedding model, one that declares how it makes embeddings. `path` is the folder of
     config.json and the weights, `root` the one above it where sentence-transformers gave them a folder of their own.
-    `are_packed` says whether its weights may be 4-bit blocks.
+    `are_packed` says whether its weights may be 4-bit blocks. `choice` are the labels of a fine-tuned choice model.
     """
 
     name: str
@@ -144,6 +160,7 @@ class Checkpoint:
     embedding: EmbeddingSpec | None = None
     are_packed: bool = False
     root: Path | None = None
+    choice: OwnChoice | None = None
 
     @property
     def folder(self) -> Path:
@@ -256,6 +273,7 @@ def describe(
         embedding=embedding,
         root=root if root != path else None,
         are_packed=_are_packed(file, config),
+        choice=_choice(file, config) if kind == "masked-lm" else None,
     )
 
 
@@ -383,6 +401,23 @@ def _tasks(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list) or not set(value) <= _PURPOSES:
         raise _wrong(file, TASKS_KEY, value, "a list of " + ", ".join(sorted(_PURPOSES)))
     return tuple(value)
+
+
+def _choice(file: Path, config: dict[str, Any]) -> OwnChoice | None:
+    """The labels of a choice model, as `finetune` writes them."""
+    value = config.get(CHOICE_KEY)
+    if value is None:
+        return None
+    try:
+        labels, options = value["labels"], value["options"]
+        question, multi_label = value.get("question"), value.get("multi_label", False)
+        are_texts = all(isinstance(each, str) and each for each in (*labels, *options))
+        are_pairs = len(labels) == len(options) == len(set(labels)) == len(set(options)) > 1
+        if are_texts and are_pairs and isinstance(question, str | None) and isinstance(multi_label, bool):
+            return OwnChoice(tuple(labels), tuple(options), question or None, multi_label)
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise _wrong(file, CHOICE_KEY, value, "an object of labels, as many options, question and multi_label")
 
 
 def _head(

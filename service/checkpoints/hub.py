@@ -91,6 +91,19 @@ def fetch(
     return folder
 
 
+def fetch_description(repo: str, revision: str | None = None) -> Path:
+    """The folder of a repository in the cache with its config and tokenizer, without weights unless they are there.
+
+    Raises:
+        CheckpointError: neither the hub nor the cache has them.
+    """
+    is_offline = constants.is_offline_mode()
+    try:
+        return _snapshot(repo, revision, _SMALL_FILES, None, is_offline, None)
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(_not_here(repo, revision, None, is_offline)) from error
+
+
 def _lacks_modules(repo: str, folder: Path, cache_dir: Path | None) -> bool:
     """Whether the repository has modules.json and the cache does not, as one that a version without embedding models
     filled: the vectors would not be those of the model."""

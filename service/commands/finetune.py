@@ -1,86 +1,51 @@
-"""`python -m service finetune`: trains a model by a recipe, or fine-tunes a checkpoint on one data set.
+"""`python -m service finetune`: fine-tunes a checkpoint on a file or a task, or trains a model by a recipe.
 
-torch and the packages that only training needs are imported when a run starts.
+stdout is one JSON document; what a person reads goes to stderr. torch and the packages that only training needs are
+imported when a run starts.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from argparse import ArgumentParser, Namespace
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
 
-from service.cli_args import above_zero, whole_above_zero
+from service.commands.data_flags import print_data, source_arguments
+from service.commands.finetune_flags import add_arguments, values_from
 from service.errors import SettingError, StartupError
 
 if TYPE_CHECKING:
-    from service.tools.training.recipe import Recipe
+    from service.tools.training.finetuning import Run
+    from service.tools.training.session import Request, Session
 
 TRAINING_PACKAGES = ("transformers", "accelerate", "scipy")
 """Packages that only training needs."""
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder with the data sets")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of the model and its checkpoints; an interrupted run resumes with the same DIR",
-    )
-    parser.add_argument("--model", metavar="SOURCE", help="start from this directory or hub id (optional @revision)")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="train by this recipe, a TOML file")
-    one = parser.add_argument_group(
-        "without a recipe", "Fine-tune --model on one data set; the defaults are upstream's for TNEWS."
-    )
-    one.add_argument("--task", metavar="TASK", help="a data set of those that `evaluate --help` lists")
-    one.add_argument(
-        "--form",
-        choices=("choice", "head"),
-        default="choice",
-        help="choice: the model stays zero-shot (UniMC); head: a classifier with the data set's labels; "
-        "default: %(default)s",
-    )
-    one.add_argument("--epochs", type=above_zero, default=7, metavar="N", help="default: %(default)s")
-    one.add_argument(
-        "--batch-size", type=whole_above_zero, default=32, metavar="N", help="examples per step; default: %(default)s"
-    )
-    one.add_argument(
-        "--max-length", type=whole_above_zero, default=128, metavar="N", help="tokens per row; default: %(default)s"
-    )
-    one.add_argument("--learning-rate", type=above_zero, default=2e-5, metavar="R", help="default: %(default)s")
-    one.add_argument("--weight-decay", type=float, default=0.1, metavar="R", help="default: %(default)s")
-    one.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    one.add_argument(
-        "--precision",
-        choices=("bfloat16", "float32"),
-        default="bfloat16",
-        help="precision of the forward and backward pass; weights stay in float32; default: %(default)s",
-    )
+EXAMPLES = """examples:
+  finetune reviews.xlsx --text 评论 --label 情感 --model mini --output runs/reviews
+  finetune tnews --data DATA --model IDEA-CCNL/Erlangshen-MegatronBert-1.3B --output runs/tnews --dry-run
+"""
 
 
 def run(argv: Sequence[str]) -> int:
     parser = ArgumentParser(
         prog="python -m service finetune",
-        description="Train a model by a recipe, or fine-tune a checkpoint on one data set.",
+        description="Fine-tune a checkpoint on your labelled data or on a task, or train a model by a recipe.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
     require_training_packages()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from service.checkpoints.checkpoint import parse_spec, resolve
-    from service.tools.training.run import train
-
-    recipe = make_recipe(args)
-    start = resolve(parse_spec(args.model)) if args.model else None
-    metrics = train(recipe, args.data, args.output, start)
-    print(json.dumps({"output": str(args.output), **metrics}, ensure_ascii=False, indent=2))
-    print(f"to serve it: python -m service --model {args.output}")
-    return 0
+    if args.recipe:
+        return _train_by_recipe(args)
+    return _finetune(args, argv)
 
 
 def require_training_packages() -> None:
@@ -93,44 +58,200 @@ def require_training_packages() -> None:
         raise StartupError(f"finetune needs {', '.join(missing)}: pip install -r requirements/train.txt")
 
 
-def make_recipe(args: Namespace) -> Recipe:
-    """The recipe of the file, or one made from the flags.
-
-    Raises:
-        SettingError: neither a recipe nor a task with a model, or a bad recipe.
-    """
+def _train_by_recipe(args: Namespace) -> int:
     from service.tools.training.recipe import read_recipe
+    from service.tools.training.run import train
+    from service.tools.training.session import find_start
 
-    if args.recipe:
-        recipe = read_recipe(args.recipe)
-        if (recipe.fresh is None) == (args.model is None):
-            raise SettingError(f"{args.recipe}: needs either [fresh] or the flag --model, not both")
-        return recipe
-    if not (args.task and args.model):
-        raise SettingError("finetune: wanted --recipe FILE, or --task TASK and --model SOURCE")
-    return _make_from_flags(args)
+    if args.data is None or args.output is None:
+        raise SettingError("finetune: --recipe needs --data DIR and --output DIR")
+    recipe = read_recipe(args.recipe)
+    if (recipe.fresh is None) == (args.model is None):
+        raise SettingError(f"{args.recipe}: needs either [fresh] or the flag --model, not both")
+    start = find_start(args.model) if args.model else None
+    metrics = train(recipe, args.data, args.output, start)
+    print(json.dumps({"output": str(args.output), **metrics}, ensure_ascii=False, indent=2))
+    print(f"to serve it: python -m service --model {args.output}", file=sys.stderr)
+    return 0
 
 
-def _make_from_flags(args: Namespace) -> Recipe:
-    from service.tools.data.registry import load
-    from service.tools.training.recipe import Optimizer, Recipe, Stage
+def _finetune(args: Namespace, argv: Sequence[str]) -> int:
+    from service.tools.training.launch import is_worker, launch
+    from service.tools.training.session import prepare
 
-    num_examples = len(load(args.task, args.data, "train"))
-    steps = max(1, round(args.epochs * num_examples / args.batch_size))
-    return Recipe(
-        seed=args.seed,
+    request = make_request(args)
+    seeds = args.seeds or (args.seed,)
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    session = prepare(_of_seed(request, seeds[0], args.seeds), seeds[0], only_config=args.dry_run)
+    if is_first and not (is_worker() and args.devices > 1):  # the parent of the workers has printed it
+        _print_session(session)
+    if args.dry_run:
+        return _print_plan(session)
+    if args.devices > 1 and not is_worker():
+        _check_run(session, args)
+        return launch(argv, args.devices)
+    from service.tools.training.finetuning import quieten
+
+    quieten()
+    results = {}
+    for seed in seeds:
+        if seed != seeds[0]:
+            session = prepare(_of_seed(request, seed, args.seeds), seed)
+        results[seed] = _run_one(session, args)
+    if is_first:
+        _print_results(results, request, bool(args.seeds))
+    return 0
+
+
+def make_request(args: Namespace) -> Request:
+    """
+    Raises:
+        SettingError: a flag is missing, or two exclude each other.
+    """
+    from service.tools.training.run_data import Selection
+    from service.tools.training.session import Request
+
+    source = args.source or args.named_source
+    if source is None or args.model is None or args.output is None:
+        raise SettingError(
+            "finetune: wanted FILE or TASK, --model SOURCE and --output DIR; or --recipe FILE, --data and --output"
+        )
+    if args.source and args.named_source:
+        raise SettingError("finetune: wanted FILE, TASK or --task TASK once")
+    if args.trials and args.learning_rate is not None:
+        raise SettingError("--trials, --learning-rate: choose one")
+    workers = int(os.environ.get("WORLD_SIZE", "1"))
+    return Request(
+        Selection(source, args.data, args.dev, args.dev_share, args.fold, args.k_shot, args.limit),
+        args.model,
+        args.output,
         form=args.form,
-        max_length=args.max_length,
-        evaluate_every=max(1, min(500, steps // 7)),
-        evaluate_limit=5000,
-        optimizer=Optimizer(
-            learning_rate=args.learning_rate,
-            weight_decay=args.weight_decay,
-            warmup_steps=steps // 10,
-            tokens_per_batch=args.batch_size * args.max_length,
-            rows_per_batch=args.batch_size,
-            bf16=args.precision == "bfloat16",
-        ),
-        stages=(Stage(steps=steps, mixture={f"{args.task}/train": 1.0}),),
-        dev=(f"{args.task}/dev",),
+        wording=args.wording,
+        template=args.template,
+        question=args.question,
+        label_words=args.label_words,
+        values=values_from(args),
+        micro_batch=args.micro_batch,
+        use_checkpointing={"auto": None, "on": True, "off": False}[args.gradient_checkpointing],
+        devices=max(workers, args.devices),
+        reading=source_arguments(args),
     )
+
+
+def _of_seed(request: Request, seed: int, seeds: Sequence[int] | None) -> Request:
+    return replace(request, output=request.output / f"seed-{seed}") if seeds else request
+
+
+def _print_session(session: Session) -> None:
+    print_data(session.data.read)
+    for line in (*session.data.notes, *session.reasons, _values_line(session)):
+        print(f"  {line}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _values_line(session: Session) -> str:
+    values = session.values.model_dump(exclude_defaults=True) | {
+        name: getattr(session.values, name) for name in ("learning_rate", "epochs", "batch_size")
+    }
+    return "hyper-parameters: " + ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
+
+
+def _print_plan(session: Session) -> int:
+    from service.tools.training.plan import make_plan, plan_lines
+
+    plan = make_plan(session)
+    print("\n".join(plan_lines(plan)), file=sys.stderr)
+    print(json.dumps(plan, ensure_ascii=False, indent=2))
+    return 0 if any(way["fits"] for way in plan["ways"]) else 1
+
+
+def _check_run(session: Session, args: Namespace) -> None:
+    """Refuses what the workers would refuse, before they start."""
+    from service.tools.training.run_file import first_difference, open_run, read_run
+    from service.tools.training.session import require_memory
+
+    require_memory(session)
+    if not args.overwrite:
+        identity = _identity(session, args)
+        found = read_run(session.request.output)
+        if found is None or first_difference(found["identity"], identity):
+            open_run(session.request.output, identity, overwrite=False)
+
+
+def _identity(session: Session, args: Namespace) -> dict[str, Any]:
+    """With a search, the rate is what it finds."""
+    search = "find" if args.learning_rate == "find" else args.trials
+    return session.identity() | ({"search": search} if search else {})
+
+
+def _run_one(session: Session, args: Namespace) -> dict[str, Any]:
+    from service.tools.training.estimate import disk_bytes
+    from service.tools.training.finetuning import Run, train
+    from service.tools.training.machine import require_disk
+    from service.tools.training.outcome import write_outcome
+    from service.tools.training.run_file import lock, open_run, read_run
+    from service.tools.training.session import require_memory
+
+    output = session.request.output
+    run = Run(
+        session.start,
+        session.problem,
+        session.data.train,
+        session.data.dev,
+        session.values,
+        require_memory(session),
+        session.load.use_checkpointing,
+        output / "tensorboard" if find_spec("tensorboard") else None,
+    )
+    if int(os.environ.get("RANK", "0")) > 0:
+        found = None if args.overwrite else read_run(output)
+        if found is None or found["result"] is None:
+            train(_with_best_rate(run, args), output, None)
+        return {}
+    with lock(output):
+        run_file = open_run(output, _identity(session, args), overwrite=args.overwrite)
+        if run_file.result is not None and (output / "model.safetensors").is_file():
+            print(f"{output}: this run is finished; --overwrite trains again", file=sys.stderr)
+            return run_file.result
+        require_disk(output, disk_bytes(session.load.num_parameters, session.load.num_trained))
+        run_file.about["command"] = sys.argv[1:]
+        run_file.write()
+        trained = train(_with_best_rate(run, args), output, run_file)
+        result = write_outcome(session, trained, run_file)
+    for warning in result["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    return result
+
+
+def _with_best_rate(run: Run, args: Namespace) -> Run:
+    """The run with the learning rate that a search finds, if one is asked for."""
+    from service.tools.training.search import find_rates, find_steps, search, trial_rates
+
+    if args.learning_rate != "find" and not args.trials:
+        return run
+    default = run.values.learning_rate
+    if args.trials:
+        from service.tools.training.finetuning import step_count
+
+        rates, steps = trial_rates(default, args.trials, run.values.seed), step_count(run.values, len(run.train))
+    else:
+        rates, steps = find_rates(default), find_steps(run)
+    rate, _ = search(run, rates, steps)
+    return replace(run, values=run.values.model_copy(update={"learning_rate": rate}))
+
+
+def _print_results(results: dict[int, dict[str, Any]], request: Request, are_several: bool) -> None:
+    output = request.output
+    if not are_several:
+        [found] = results.values()
+        print(json.dumps({"output": str(output), **found}, ensure_ascii=False, indent=2))
+        print(f"to serve it: python -m service --model {output}", file=sys.stderr)
+        return
+    names = list(next(iter(results.values()))["dev"])
+    each = {name: [one["dev"][name] for one in results.values()] for name in names}
+    summary = {
+        name: {"mean": round(mean(values), 4), "sd": round(stdev(values), 4) if len(values) > 1 else 0.0}
+        for name, values in each.items()
+    }
+    runs = {f"seed-{seed}": one["dev"] for seed, one in results.items()}
+    print(json.dumps({"output": str(output), "dev": summary, "runs": runs}, ensure_ascii=False, indent=2))

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from service.checkpoints.checkpoint import OwnChoice
 from service.domain import Encoding, FloatArray, Labels, Output, TokenScores
 from service.errors import InvalidRequest
 from service.tasks.blend import SHORTLIST, Blend, Indexes, Numbers, independent_probabilities, label_probabilities
@@ -58,7 +59,8 @@ class ClassifyQuery:
     """A query with `labels` is zero-shot; a query without them uses the labels of the model's own head.
 
     With `is_alone` the model decides without its partner, whatever the method. With `hierarchy`, a separator, labels
-    are paths. `vectors` are those of its labels, and `generation` is that of the cache (see `bind`).
+    are paths. `vectors` are those of its labels, `generation` is that of the cache, and with `has_own_labels` the
+    labels are those that the model was fine-tuned for (see `bind`).
     """
 
     inputs: tuple[Text, ...]
@@ -72,6 +74,7 @@ class ClassifyQuery:
     hierarchy: str | None = None
     vectors: LabelVectors | None = None
     generation: int = 0
+    has_own_labels: bool = False
 
     @property
     def tree(self) -> Tree | None:
@@ -97,7 +100,7 @@ class ClassifyResult:
 
 def can(model: TextModel, query: ClassifyQuery) -> bool:
     if not query.labels:
-        return model.kind == "sequence-classification"
+        return model.kind == "sequence-classification" or _has_own_labels(model)
     if query.method == "auto":
         return model.can_choose or model.can_match
     return model.can_choose if query.method == "choice" else model.can_match
@@ -124,12 +127,30 @@ def embedder_of(model: TextModel, query: ClassifyQuery) -> TextModel | None:
 
 
 def bind(model: TextModel, query: ClassifyQuery) -> ClassifyQuery:
-    """The query with the vectors of its labels, if they are kept."""
+    """The query with the labels that the model was fine-tuned for, if it has none, and with their kept vectors."""
+    if not query.labels and model.choice is not None:
+        return _with_own_labels(query, model.choice)
     embedder = embedder_of(model, query)
     if embedder is None:
         return query
     kept = embedder.label_vectors
     return replace(query, vectors=kept.get(query.scored), generation=kept.generation)
+
+
+def _has_own_labels(model: TextModel) -> bool:
+    return model.choice is not None and model.can_choose
+
+
+def _with_own_labels(query: ClassifyQuery, own: OwnChoice) -> ClassifyQuery:
+    """A query without labels as the choice model was fine-tuned: with its options and its question, alone."""
+    return replace(
+        query,
+        labels=LabelList.worded(own.labels, own.options),
+        question=query.question or own.question,
+        multi_label=query.multi_label or own.multi_label,
+        method="choice",
+        has_own_labels=True,
+    )
 
 
 def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
@@ -288,7 +309,10 @@ def _rank(model: TextModel, query: ClassifyQuery, scores: FloatArray) -> tuple[L
 
 
 def head_labels(model: TextModel) -> tuple[str, ...]:
-    """The labels of the model's head; without names LABEL_0, LABEL_1, ..., as in transformers."""
+    """The labels of the model's head; without names LABEL_0, LABEL_1, ..., as in transformers. Of a choice model those
+    that it was fine-tuned for."""
+    if model.choice is not None:
+        return model.choice.labels
     if model.labels or model.head is None:
         return model.labels
     return tuple(f"LABEL_{index}" for index in range(model.head.num_classes))
@@ -359,7 +383,7 @@ def decides(model: TextModel) -> bool:
 
 
 def predict(query: ClassifyQuery, result: ClassifyResult) -> Prediction:
-    return Prediction(None if query.labels else result.label, result.score)
+    return Prediction(result.label if query.has_own_labels or not query.labels else None, result.score)
 
 
 def needs(query: ClassifyQuery) -> Needs:
@@ -369,7 +393,7 @@ def needs(query: ClassifyQuery) -> Needs:
         return Needs("a masked LM (UniMC), such as --model mini", "method")
     return Needs(
         "a masked LM (UniMC) or an embedding model, and `labels` in the request,"
-        " or a fine-tuned classifier and no `labels`"
+        " or a fine-tuned classifier or choice model and no `labels`"
     )
 
 
@@ -388,5 +412,5 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task(
     reply_bytes=reply_bytes,
     predict=predict,
     decides=decides,
-    own_labels=lambda model: model.labels,
+    own_labels=lambda model: model.choice.labels if model.choice else model.labels,
 )

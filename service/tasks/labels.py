@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate
@@ -50,6 +50,14 @@ class LabelList:
     def of(cls, names: Iterable[str]) -> Self:
         """Labels without descriptions and examples."""
         return cls(tuple([Label(name) for name in names]))
+
+    @classmethod
+    def worded(cls, names: Iterable[str], options: Sequence[str]) -> Self:
+        """Labels that a choice model reads as `options`, in the same order."""
+        made = cls.of(names)
+        object.__setattr__(made, "options", tuple(options))
+        object.__setattr__(made, "key", blake2b(repr((made.names, made.options)).encode(), digest_size=16).digest())
+        return made
 
     def name_bytes(self, count: int | None = None) -> int:
         """Bytes of the `count` longest names in UTF-8, or of all."""

@@ -17,7 +17,7 @@ from itertools import zip_longest
 import numpy as np
 from tokenizers import Tokenizer
 
-from service.checkpoints.checkpoint import Checkpoint, Kind
+from service.checkpoints.checkpoint import Checkpoint, Kind, OwnChoice
 from service.checkpoints.heads import Head
 from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.domain import IdArray
@@ -70,6 +70,8 @@ class TextModel:
     """Of a sequence classifier."""
     embedding: EmbeddingSpec | None = None
     """Of an embedding model: of a checkpoint that declares how it makes embeddings."""
+    choice: OwnChoice | None = None
+    """The labels that a choice model was fine-tuned for."""
     source: str = ""
     blend: Blend | None = None
     """Of an embedding model that can match texts with labels."""
@@ -119,6 +121,7 @@ class TextModel:
             mask_strips=read.mask_strips,
             head=checkpoint.head,
             embedding=checkpoint.embedding,
+            choice=checkpoint.choice,
             source=checkpoint.source,
             blend=blend.fit_to((checkpoint.name, checkpoint.source), spec.dimensions)
             if blend is not None and spec is not None and spec.has_cosine

@@ -42,6 +42,7 @@ from service.tasks.classification import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery
 from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.fill_mask import MASK, FillMaskQuery
+from service.tasks.labels import LabelList
 from service.tasks.mrc import MrcQuery, Reading
 from service.tasks.registry import TASKS, route
 from service.tasks.task import Truncation
@@ -224,7 +225,7 @@ async def zero_shot_classification(exchange: Exchange, body: HfZeroShotRequest) 
     shown = {template.replace("{}", label) if template else label: label for label in labels}
     query = ClassifyQuery(
         tuple(Text(text) for text in body.inputs),
-        tuple(shown),
+        LabelList.of(shown),
         multi_label=body.parameters.multi_label,
         is_alone=_model(exchange) is not None,
     )

@@ -15,6 +15,7 @@ from service.errors import ServiceError
 from service.pipeline import Answer
 from service.slices import between_slices
 from service.tasks.classification import ClassifyQuery, Text
+from service.tasks.labels import LabelList
 
 
 def _to_texts(value: object, info: ValidationInfo) -> list[Any]:
@@ -30,7 +31,7 @@ class JinaClassifyRequest(Lenient):
 
 
 async def classify(exchange: Exchange, body: JinaClassifyRequest) -> Response:
-    query = ClassifyQuery(tuple(map(Text, body.input)), tuple(body.labels), is_alone=body.model is not None)
+    query = ClassifyQuery(tuple(map(Text, body.input)), LabelList.of(body.labels), is_alone=body.model is not None)
 
     def write(answer: Answer[Any], is_large: bool) -> Response:
         data = []

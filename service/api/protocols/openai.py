@@ -83,7 +83,7 @@ async def moderations(exchange: Exchange, body: ModerationsRequest) -> Response:
     if body.model is not None and not body.model.startswith(_OF_OPENAI):
         name = body.model
     label_set = await exchange.label_set(name)
-    labels, texts = tuple(label_set.value.labels), body.texts
+    labels, texts = label_set.value.label_list, body.texts
     query = ClassifyQuery(tuple(map(Text, texts)), labels, label_set.value.question, multi_label=True)
 
     def write(answer: Answer[Any], is_large: bool) -> Response:
@@ -91,14 +91,14 @@ async def moderations(exchange: Exchange, body: ModerationsRequest) -> Response:
         for result in answer.results:
             between_slices()
             scores = {one.label: one.score for one in result.scores}
-            scores = {label: scores[label] for label in labels}
+            scores = {label: scores[label] for label in labels.names}
             categories = {label: score >= threshold for label, score in scores.items()}
             results.append(
                 {
                     "flagged": any(categories.values()),
                     "categories": categories,
                     "category_scores": scores,
-                    "category_applied_input_types": {label: ["text"] for label in labels},
+                    "category_applied_input_types": {label: ["text"] for label in labels.names},
                 }
             )
         content = {"id": f"modr-{exchange.context.request_id}", "model": name, "results": results}

@@ -41,9 +41,9 @@ def collate(rows: Sequence[Row]) -> Batch:
     length = max(row.encoding.num_tokens for row in rows)
     num_options = max((len(row.encoding.blocks) for row in rows), default=0)
     batch: Batch = {
-        "input_ids": _pad([row.encoding.ids for row in rows], length),
-        "token_type_ids": _pad([row.encoding.segment_ids for row in rows], length),
-        "position_ids": _pad([row.encoding.positions for row in rows], length),
+        "input_ids": pad([row.encoding.ids for row in rows], length),
+        "token_type_ids": pad([row.encoding.segment_ids for row in rows], length),
+        "position_ids": pad([row.encoding.positions for row in rows], length),
         "attention_mask": attention_mask([row.encoding for row in rows], length),
         "answers": torch.tensor([row.answer for row in rows]),
         "option_positions": torch.zeros(len(rows), max(num_options, 1), dtype=torch.long),
@@ -88,7 +88,7 @@ def choice_loss(yes_no: Tensor, batch: Batch) -> Tensor:
     return chosen + 0.5 * alone
 
 
-def _pad(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.int32]]], length: int) -> Tensor:
+def pad(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.int32]]], length: int) -> Tensor:
     padded = np.zeros((len(arrays), length), dtype=np.int64)
     for index, array in enumerate(arrays):
         padded[index, : len(array)] = array

@@ -11,7 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.checkpoints.checkpoint import Family, Kind, ModelSpec, Shape, describe, parse_spec, resolve
+from service.checkpoints.checkpoint import (
+    CHOICE_KEY,
+    Family,
+    Kind,
+    ModelSpec,
+    OwnChoice,
+    Shape,
+    describe,
+    parse_spec,
+    resolve,
+)
 from service.checkpoints.files import weight_files
 from service.errors import CheckpointError, SettingError
 from tests.checkpoints import FileFormat, make_checkpoint, vocabulary, write_weights
@@ -470,3 +480,15 @@ def test_invalid_labels_are_refused(classifier: Path, labels: tuple[str, ...], w
 def test_labels_without_a_classifier_are_refused(masked_lm: Path) -> None:
     with pytest.raises(CheckpointError, match="the checkpoint has no classifier"):
         describe(masked_lm, "x", labels=("坏", "好"))
+
+
+def test_a_choice_model_names_the_labels_that_it_was_fine_tuned_for(masked_lm: Path) -> None:
+    own = {"labels": ["pos", "neg"], "options": ["好评", "差评"], "question": "怎么样？", "multi_label": False}
+    found = describe(edit(masked_lm, **{CHOICE_KEY: own}), "tuned").choice
+    assert found == OwnChoice(("pos", "neg"), ("好评", "差评"), "怎么样？")
+
+
+@pytest.mark.parametrize("value", [[], {"labels": ["a"]}, {"labels": ["a", "b"], "options": ["a", "a"]}])
+def test_labels_of_a_choice_that_cannot_be_served_are_refused(masked_lm: Path, value: object) -> None:
+    with pytest.raises(CheckpointError, match=CHOICE_KEY):
+        describe(edit(masked_lm, **{CHOICE_KEY: value}), "tuned")

@@ -10,7 +10,7 @@ import pytest
 from service import cli
 from service.commands.finetune import TRAINING_PACKAGES
 
-FLAGS = ["finetune", "--data", "data", "--output", "out", "--task", "tnews", "--model", "models/mini"]
+FLAGS = ["finetune", "tnews", "--data", "data", "--output", "out", "--model", "models/mini"]
 
 
 @pytest.mark.parametrize("missing", [TRAINING_PACKAGES, ("scipy",)])

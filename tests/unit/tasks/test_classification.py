@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
+from service.checkpoints.checkpoint import OwnChoice
 from service.domain import Encoding, Labels, Output, TokenScores
 from service.errors import InvalidRequest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text
@@ -18,6 +20,7 @@ SENTIMENT = head("负面", "正面")
 
 
 def answer(model: TextModel, query: ClassifyQuery, output: object) -> ClassifyResult:
+    query = CLASSIFY.bind(model, query)
     [result] = CLASSIFY.decode(model, query, CLASSIFY.encode(model, query), [output])  # type: ignore[list-item]
     return result
 
@@ -79,6 +82,32 @@ def test_labels_of_the_request_are_encoded_as_a_choice() -> None:
     [row] = CLASSIFY.encode(text_model(), query)
     assert row.ids.tolist() == [CLS, MASK, 7, MASK, 8, SEP, 11, SEP, 9, SEP, 10, SEP]
     assert row.readout == TokenScores((1, 3), (5, 6))
+
+
+def test_a_fine_tuned_choice_model_answers_without_labels_as_it_was_trained() -> None:
+    own = OwnChoice(("pos", "neg"), ("为甲", "为乙"), "戊")
+    model, query = replace(text_model(), choice=own), ClassifyQuery((Text("丙"),))
+    assert CLASSIFY.can(model, query)
+    assert not CLASSIFY.can(text_model(), query)
+    trained = CLASSIFY.encode(text_model(), replace(query, labels=LabelList.of(own.options), question="戊"))
+    assert CLASSIFY.encode(model, CLASSIFY.bind(model, query))[0].ids.tolist() == trained[0].ids.tolist()
+    assert ranking(answer(model, query, yes_of([0.25, 0.75]))) == ["neg", "pos"]
+    assert CLASSIFY.own_labels(model) == ("pos", "neg")
+
+
+def test_labels_of_a_request_win_over_those_of_a_fine_tuned_choice_model() -> None:
+    model = replace(text_model(), choice=OwnChoice(("pos", "neg"), ("甲", "乙"), "戊"))
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["丁", "乙"]))
+    assert (
+        CLASSIFY.encode(model, CLASSIFY.bind(model, query))[0].ids.tolist()
+        == CLASSIFY.encode(text_model(), query)[0].ids.tolist()
+    )
+
+
+def test_a_choice_model_of_several_labels_scores_each_by_itself() -> None:
+    model = replace(text_model(), choice=OwnChoice(("a", "b"), ("甲", "乙"), multi_label=True))
+    result = answer(model, ClassifyQuery((Text("丙"),)), yes_no((2.1972246, 0), (0, 0)))
+    assert [score.score for score in result.scores] == pytest.approx([0.9, 0.5])
 
 
 def test_a_choice_returns_the_labels_of_the_request() -> None:

@@ -1,0 +1,122 @@
+"""The examples of a run: a file or a task, with its dev set, as the flags select them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from service.errors import DatasetError
+from service.tools.data.converters import Example
+from service.tools.data.own import OwnData
+from service.tools.data.source import is_file, load_source
+from service.tools.data.splits import cross_fold, k_shot, limit, split, without_overlap
+
+SPLIT_SEED = 0
+"""Of the dev set: runs of different seeds are measured on the same examples."""
+SMALL, SMALL_SHARE, LARGE_SHARE = 1000, 0.2, 0.1
+"""The default share of the dev set, of data with less examples than SMALL and of larger data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is taken of the data. `fold` is FewCLUE's for a task, "INDEX/COUNT" for a file."""
+
+    source: str
+    data: Path | None = None
+    dev: str | None = None
+    dev_share: float | None = None
+    fold: str | None = None
+    k_shot: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """`train` and `dev` are the examples of a run, `read` what was read, `notes` are sentences for the user."""
+
+    read: OwnData
+    train: list[Example]
+    dev: list[Example]
+    notes: tuple[str, ...]
+
+
+def read_data(selection: Selection, seed: int, **arguments: Any) -> RunData:
+    """
+    Raises:
+        DatasetError: the data cannot be read, or one of the two sets is empty.
+    """
+    is_own = is_file(selection.source)
+    fold = None if is_own else selection.fold
+    read = load_source(selection.source, data=selection.data, split="train", fold=fold, **arguments)
+    notes: list[str] = []
+    train, dev = _split(selection, read, is_own, notes, arguments)
+    train, num_dropped = without_overlap(train, dev)
+    if num_dropped:
+        notes.append(f"{num_dropped} training examples are in the dev set, too: dropped")
+    if selection.k_shot:
+        train = k_shot(train, selection.k_shot, seed)
+    train = limit(train, selection.limit, seed)
+    for name, examples in (("train", train), ("dev", dev)):
+        if not examples:
+            raise DatasetError(f"{selection.source}: no example is left to {name}; {_what_to_do(name)}")
+    _check_classes(read, train)
+    notes.append(f"train: {len(train)} examples, dev: {len(dev)}")
+    return RunData(read, train, dev, tuple(notes))
+
+
+def _what_to_do(name: str) -> str:
+    return "name a --dev that holds other texts" if name == "train" else "raise --dev-share, or name a --dev file"
+
+
+def _split(
+    selection: Selection, read: OwnData, is_own: bool, notes: list[str], arguments: dict[str, Any]
+) -> tuple[list[Example], list[Example]]:
+    if selection.dev is not None:
+        return read.examples, _read_dev(selection.dev, read, selection.data, arguments)
+    if is_own and selection.fold is not None:
+        index, count = _parse_fold(selection.fold)
+        return cross_fold(read.examples, index, count, SPLIT_SEED)
+    if not is_own:
+        try:
+            dev = load_source(selection.source, data=selection.data, split="dev", fold=selection.fold)
+        except DatasetError as error:
+            notes.append(f"no dev set ({error.detail})")
+        else:
+            if set(dev.files) != set(read.files):
+                return read.examples, dev.examples
+            notes.append("one file holds all examples")
+    share = selection.dev_share or (SMALL_SHARE if len(read.examples) < SMALL else LARGE_SHARE)
+    notes.append(f"dev: {share:.0%} of the examples, the same shares of the classes")
+    return split(read.examples, share, SPLIT_SEED)
+
+
+def _read_dev(source: str, read: OwnData, data: Path | None, arguments: dict[str, Any]) -> list[Example]:
+    """A dev set with the classes of the training set, in their order."""
+    # The names are those after renaming; the dev file is read with the same flags.
+    found = load_source(source, data=data, split="dev", **arguments | {"kind": read.kind})
+    if not read.labels:
+        return found.examples
+    if unknown := [label for label in found.labels if label not in read.labels]:
+        raise DatasetError(f"{source}: has the class {unknown[0]!r}, which no training example has")
+    return [_with_labels(example, read.labels) for example in found.examples]
+
+
+def _with_labels(example: Example, labels: tuple[str, ...]) -> Example:
+    index = [labels.index(option) for option in example.options]
+    answers = None if example.answers is None else tuple(index[answer] for answer in example.answers)
+    answer = index[example.answer] if example.answer >= 0 else example.answer
+    return replace(example, options=labels, answer=answer, answers=answers)
+
+
+def _parse_fold(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count) and int(count) > 1):
+        raise DatasetError(f"--fold {text}: of a file wanted INDEX/COUNT, as 0/5 for the first of five")
+    return int(index), int(count)
+
+
+def _check_classes(read: OwnData, train: Sequence[Example]) -> None:
+    if read.kind == "classify" and read.labels and len({example.answer for example in train}) < 2:
+        raise DatasetError(f"{read.source}: every training example has the same class; at least two are needed")
