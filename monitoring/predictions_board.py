@@ -109,6 +109,14 @@ LABELS = Section(
 CONFIDENCE = Section(
     "Confidence",
     [
+        lines(
+            "Decisions",
+            "Results of classify per second by decision: a label, none (no label has the min_score), or ambiguous (the "
+            "first label leads by less than the margin).",
+            Query(rate("decisions_total", MATCH, "decision"), "{{decision}}"),
+            unit="ops",
+            stacked=True,
+        ),
         heat(
             "Scores",
             "Predictions per second by score.",

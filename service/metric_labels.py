@@ -19,6 +19,8 @@ DropReason = Literal["cancelled", "expired", "abandoned"]
 RefusalReason = Literal["queue_full", "wait_too_long", "deadline", "draining"]
 UsedMethod = Literal["blend", "choice", "embedding", "classifier"]
 """What answered: a choice model and an embedding model together, one of them, or a fine-tuned classifier."""
+Decision = Literal["label", "none", "ambiguous"]
+"""Of a text's labels: one is certain enough (or several that are independent are), none is, or two are too close."""
 CacheName = Literal["results", "labels"]
 EvictionReason = Literal["full", "expired", "distrusted"]
 KeyRefusal = Literal["unauthorized", "forbidden", "concurrency", "tokens", "requests"]
@@ -26,6 +28,7 @@ ReplicaState = Literal["starting", "loading", "ready", "restarting", "stopped"]
 LossReason = Literal["killed", "oom", "hang", "exit", "crash", "wrong", "start"]
 CanaryResult = Literal["ok", "wrong"]
 
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
 DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
 REFUSAL_REASONS: tuple[RefusalReason, ...] = get_args(RefusalReason)
 EVICTION_REASONS: tuple[EvictionReason, ...] = get_args(EvictionReason)
@@ -34,6 +37,7 @@ REPLICA_STATES: tuple[ReplicaState, ...] = get_args(ReplicaState)
 LOSS_REASONS: tuple[LossReason, ...] = get_args(LossReason)
 CANARY_RESULTS: tuple[CanaryResult, ...] = get_args(CanaryResult)
 TASKS_WITH_METHODS = ("classify", "similarity")
+TASKS_WITH_DECISIONS = ("classify",)
 METHODS: tuple[UsedMethod, ...] = get_args(UsedMethod)
 MEMORY_KINDS = ("allocated", "total")
 REQUEST_MEMORY_KINDS = ("used", "budget")

@@ -30,6 +30,7 @@ from service.domain import Memory, Timing
 from service.metric_labels import (
     CacheName,
     CanaryResult,
+    Decision,
     DropReason,
     EvictionReason,
     KeyRefusal,
@@ -204,9 +205,15 @@ class Metrics(DeclaredMetrics):
         self.tokenize_duration.observe(seconds)
 
     def answered(
-        self, task: str, model: str, inputs: int, timing: Timing, decisions: Sequence[tuple[str | None, float]]
+        self,
+        task: str,
+        model: str,
+        inputs: int,
+        timing: Timing,
+        decisions: Sequence[tuple[str | None, float, Decision | None]],
     ) -> None:
-        """Records a successful request. `decisions` has the label and score of each result, for tasks that decide.
+        """Records a successful request. `decisions` has the label and score of each result, for tasks that decide, and
+        what was decided, for tasks that may abstain.
 
         A label is one of the task or of the model's head, never from the request.
         """
@@ -226,15 +233,22 @@ class Metrics(DeclaredMetrics):
         self.prediction_score = self._histogram(
             "prediction_score", "Confidence of the model in a result, 0 to 1.", known.SCORES, ("task", "model")
         )
+        self.decisions = self._counter(
+            "decisions", "Results by decision: a label, none, or ambiguous.", ("task", "model", "decision")
+        )
 
-    def _decided(self, task: str, model: str, decisions: Sequence[tuple[str | None, float]]) -> None:
+    def _decided(self, task: str, model: str, decisions: Sequence[tuple[str | None, float, Decision | None]]) -> None:
         scores = self.prediction_score.labels(task, model)
-        for _, score in decisions:
+        for _, score, _ in decisions:
             scores.observe(score)
-        for label, count in Tally(label for label, _ in decisions).items():
+        for label, count in Tally(label for label, _, _ in decisions).items():
             self.predictions.labels(task, model, label or known.OTHER_LABEL).inc(count)
+        for decision, count in Tally(decision for _, _, decision in decisions if decision).items():
+            self.decisions.labels(task, model, decision).inc(count)
 
     def declare_predictions(self, task: str, model: str, labels: Sequence[str]) -> None:
+        if task in known.TASKS_WITH_DECISIONS:
+            _create_series(self.decisions, (task,), (model,), known.DECISIONS)
         _create_series(self.predictions, (task,), (model,), labels or (known.OTHER_LABEL,))
         _create_series(self.prediction_score, (task,), (model,))
 

@@ -232,6 +232,13 @@ class Models(Section):
         "default: the one for the models that ship with the service.",
         json_schema_extra={"flag": "--blend", "metavar": "FILE"},
     )
+    calibration: Path | None = Field(
+        None,
+        description="JSON file with the temperatures that make the scores of label sets probabilities, as `python -m "
+        "service evaluate --calibrate` writes it. Default: none; the `calibration.json` in a model's directory is used "
+        "with it or without.",
+        json_schema_extra={"flag": "--calibration", "metavar": "FILE"},
+    )
     tokenizer_threads: int = Field(
         2, ge=1, le=64, description="Number of threads for long requests: JSON, tokenization and replies."
     )

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from service.settings import Server
+from service.tasks.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from service.tasks.labels import Label
 
 MAX_FIELDS = 32
@@ -214,6 +215,7 @@ Separator = Annotated[
     str, Field(min_length=1, max_length=MAX_SEPARATOR_CHARS, json_schema_extra=NOT_BLANK), AfterValidator(_check_text)
 ]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
 Names = Annotated[list[Str], BeforeValidator(_check_names), Field(min_length=1, json_schema_extra=DIFFERENT)]
 
 

@@ -41,6 +41,12 @@ def _scores(**scores: float) -> dict[str, Any]:
     return {**pairs[0], "scores": pairs}
 
 
+def _decided(**scores: float) -> dict[str, Any]:
+    """The same, with the decision."""
+    found = _scores(**scores)
+    return {**found, "decision": "label", "chosen": [found["label"]], "calibrated": False}
+
+
 _PREMISE = "一个男人在公园里弹吉他。"
 _PASSAGE = "小王每天早上六点起床，先跑步半个小时，然后吃早饭，七点半去上班。"
 
@@ -59,8 +65,14 @@ EXAMPLES = {
                 "labels": ["拍照", "电池", "屏幕"],
                 "multi_label": True,
             },
+            "none of the labels": {
+                "inputs": "你好，在吗？",
+                "labels": ["退款", "物流", "发票"],
+                "min_score": 0.8,
+                "none_label": "其他",
+            },
         },
-        _reply("classify", (_scores(好评=0.97, 差评=0.03), 25)),
+        _reply("classify", (_decided(好评=0.97, 差评=0.03), 25)),
     ),
     "similarity": Example(
         {

@@ -32,6 +32,7 @@ from service.api.field_types import (
     Str,
     Stride,
     Strings,
+    Temperature,
     TextInput,
     TextInputs,
     Threshold,
@@ -45,6 +46,7 @@ from service.domain import PoolingMode, Priority
 from service.errors import InvalidRequest
 from service.metric_labels import UsedMethod
 from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
+from service.tasks.decision import Rule
 from service.tasks.embedding import EmbedQuery, EmbedResult
 from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.fill_mask import FillMaskQuery, FillMaskResult
@@ -103,6 +105,7 @@ _WITHOUT_LABELS = _combine(without=("labels", "label_set", "question", "hierarch
 _OF_PAIRS = _combine("inputs", without=("source", "candidates"))
 _OF_CANDIDATES = _combine("source", "candidates", without=("inputs",))
 _ONE_PROMPT: dict[str, Any] = {"anyOf": [_combine(without=("prompt",)), _combine(without=("prompt_name",))]}
+_ONE_RULE: dict[str, Any] = {"anyOf": [_combine(without=("margin",)), _combine(multi_label=False)]}
 _OPTIONS_OF_SPANS = ("top_k", "max_answer_tokens", "stride", "null_threshold", "min_score")
 _OF_CHOICES = _combine(without=_OPTIONS_OF_SPANS, inputs={"items": _combine("choices")})
 _OF_SPANS = _combine(inputs={"items": _combine(without=("choices",))})
@@ -121,6 +124,21 @@ _HIERARCHY: Any = Field(
     "follows from that of the label above it.",
     examples=["/"],
 )
+_MIN_SCORE: Any = Field(
+    None,
+    description="Least score of a label to be chosen; below it `decision` is `none`. Default: 0; where labels are "
+    "independent of each other (multi_label, a single label, a multi-label head): 0.5.",
+)
+_MARGIN: Any = Field(
+    None,
+    description="Least lead of the first label over the second; below it `decision` is `ambiguous`. Default: 0, which "
+    "only equal scores do not exceed. Not for labels that are independent of each other.",
+)
+_NONE_LABEL: Any = Field(None, description="The `label` of a text for which no label has `min_score`.")
+_OF_LABEL_SET = ("question", "method", "hierarchy", "min_score", "margin", "none_label")
+"""What a request has from its label set unless it says otherwise."""
+_AS_FITTED = ("model", "method", "question", "hierarchy")
+"""Fields of a request with which the temperature of a set does not count."""
 
 
 class LabelSetBody(Wire):
@@ -132,6 +150,14 @@ class LabelSetBody(Wire):
     question: Str | None = Field(None, description="The question that the labels answer.")
     method: Method = _METHOD
     hierarchy: Separator | None = _HIERARCHY
+    min_score: Probability | None = _MIN_SCORE
+    margin: Probability | None = _MARGIN
+    none_label: Str | None = _NONE_LABEL
+    temperature: Temperature | None = Field(
+        None,
+        description="Temperature of the scores, as `evaluate --calibrate` fits it; it counts in requests that name no "
+        "model, method, question or hierarchy of their own.",
+    )
 
     @cached_property
     def label_list(self) -> LabelList:
@@ -165,7 +191,9 @@ class LabelSetVersion(BaseModel):
 class ClassifyRequest(TaskRequest):
     """Texts to classify, by the labels in the request (zero-shot) or by the labels of a fine-tuned model."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_WITH_LABELS, _WITH_LABEL_SET, _WITHOUT_LABELS]})
+    model_config = ConfigDict(
+        json_schema_extra={"allOf": [{"anyOf": [_WITH_LABELS, _WITH_LABEL_SET, _WITHOUT_LABELS]}, _ONE_RULE]}
+    )
     parts: ClassVar[Mapping[str, type[Wire]]] = {"inputs": TextInput, "labels": LabelObject}
 
     inputs: TextInputs = Field(description="A text, or a list of texts or of objects with `text` and `text_pair`.")
@@ -184,16 +212,22 @@ class ClassifyRequest(TaskRequest):
     )
     method: Method = _METHOD
     hierarchy: Separator | None = _HIERARCHY
+    min_score: Probability | None = _MIN_SCORE
+    margin: Probability | None = _MARGIN
+    none_label: Str | None = _NONE_LABEL
     _label_set: LabelSetBody | None = PrivateAttr(None)
+    _temperature: float | None = PrivateAttr(None)
 
     def with_labels_of(self, label_set: LabelSetBody) -> ClassifyRequest:
         """This request with the labels of the set, and its other fields where the request does not have them."""
         if self.labels is not None:
             raise InvalidRequest.of("labels", "cannot be combined with label_set")
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
-        names = {"question", "method", "hierarchy"} - given
+        names = set(_OF_LABEL_SET) - given - ({"margin"} if self.multi_label else set())
         copy = self.model_copy(update={name: getattr(label_set, name) for name in names})
         copy._label_set = label_set
+        if given.isdisjoint(_AS_FITTED) and not self.multi_label:
+            copy._temperature = label_set.temperature
         return copy
 
     def _labels(self) -> LabelList:
@@ -208,6 +242,8 @@ class ClassifyRequest(TaskRequest):
                 raise InvalidRequest.of(name, "requires labels")
         if self.method != "auto" and not labels:
             raise InvalidRequest.of("method", "requires labels")
+        if self.multi_label and self.margin is not None:
+            raise InvalidRequest.of("margin", "cannot be combined with multi_label; use min_score")
         return ClassifyQuery(
             inputs=tuple(Text(one.text, one.text_pair) for one in self.inputs),
             labels=labels,
@@ -218,6 +254,8 @@ class ClassifyRequest(TaskRequest):
             method=self.method,
             is_alone=self.model is not None,
             hierarchy=self.hierarchy,
+            rule=Rule(self.min_score, self.margin or 0.0, self.none_label),
+            temperature=self._temperature,
         )
 
     def field(self, path: str) -> str:

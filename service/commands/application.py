@@ -37,8 +37,9 @@ from service.replicas.runner import Load, load_engine
 from service.settings import VERSION, Settings
 from service.settings_sources import weight_cache_folder
 from service.tasks.blend import SHIPPED_BLEND, Blend
-from service.tasks.registry import TASKS, tasks_of
-from service.tasks.text_model import TextModel, pair
+from service.tasks.calibration import Calibration, read_calibration, read_own_calibration
+from service.tasks.registry import TASKS, names_of, tasks_of
+from service.tasks.text_model import TextModel, calibrate, pair
 from service.tracing.trace import open_tracer
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Application:
         )
         self._specs = parse_specs(settings.models)
         self._blend = Blend.read(settings.models.blend or SHIPPED_BLEND)
+        self._calibration = read_calibration(settings.models.calibration) if settings.models.calibration else ()
         self._devices = host.resolve_devices(settings.replicas.devices)
         self._threads = settings.replicas.threads or max(1, host.num_cores() // len(self._devices))
         self._checkpoints: list[Checkpoint] = []
@@ -165,7 +167,19 @@ class Application:
             )
             self._declare_predictions(self._models[spec.name])
         pair(self._models.values())
+        self._calibrate()
         self._read_ahead()
+
+    def _calibrate(self) -> None:
+        """Gives the models the temperatures in their folders and those of the setting, which count first."""
+        own = [read_own_calibration(checkpoint.path, checkpoint.name) for checkpoint in self._checkpoints]
+        entries = [*chain.from_iterable(own), *self._calibration]
+        calibration = Calibration(entries, partial(names_of, self._models))
+        calibrate(self._models.values(), calibration)
+        if entries:
+            logger.info("calibration", extra={"entries": len(entries), "unused": len(calibration.unused)})
+        for entry in calibration.unused:
+            logger.warning("calibration of a model that is not served", extra={"models": ", ".join(entry.models)})
 
     def _declare_predictions(self, model: TextModel) -> None:
         for name in tasks_of(model):

@@ -3,6 +3,9 @@
 What the scores of a head are follows from its `activation`: probabilities that sum to 1 (softmax), an independent
 probability for each label (sigmoid), or the outputs themselves (regression).
 
+The scores are calibrated where a temperature is known (`calibration`), and decided on by the rule of the request
+(`decision`).
+
 Labels of the request are scored by a choice model (UniMC), an embedding model, or both (`blend`). The rows of a request
 are a choice for each input, a text for each input, and the labels, whose vectors are kept. Where the labels are more
 than a shortlist, the choice follows in a second stage: among the best labels of each text by the vectors.
@@ -20,8 +23,11 @@ import numpy as np
 from service.checkpoints.checkpoint import OwnChoice
 from service.domain import Encoding, FloatArray, Labels, Output, TokenScores
 from service.errors import InvalidRequest
+from service.metric_labels import Decision
 from service.tasks.blend import SHORTLIST, Blend, Indexes, Numbers, independent_probabilities, label_probabilities
+from service.tasks.calibration import scale_independent, scale_probabilities
 from service.tasks.choice_rows import DividedChoice, encode_in_rows, join_logits
+from service.tasks.decision import DEFAULT_RULE, Rule, decide, undecided
 from service.tasks.embedding import choose_prompt, encode_texts, unit_vectors
 from service.tasks.hierarchy import (
     Tree,
@@ -42,6 +48,10 @@ from service.tasks.unimc import Choice
 
 SCORE_BYTES = 45
 """A label's score in JSON, without the label."""
+CHOSEN_BYTES = 3
+"""A chosen label in JSON, without the label."""
+RESULT_BYTES = 60
+"""The decision on a text in JSON, without labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +69,9 @@ class ClassifyQuery:
     """A query with `labels` is zero-shot; a query without them uses the labels of the model's own head.
 
     With `is_alone` the model decides without its partner, whatever the method. With `hierarchy`, a separator, labels
-    are paths. `vectors` are those of its labels, `generation` is that of the cache, and with `has_own_labels` the
-    labels are those that the model was fine-tuned for (see `bind`).
+    are paths. `temperature` is that of a stored label set, before any other. `vectors` are those of its labels,
+    `generation` is that of the cache, and with `has_own_labels` the labels are those that the model was fine-tuned for
+    (see `bind`).
     """
 
     inputs: tuple[Text, ...]
@@ -72,6 +83,8 @@ class ClassifyQuery:
     method: Method = "auto"
     is_alone: bool = False
     hierarchy: str | None = None
+    rule: Rule = DEFAULT_RULE
+    temperature: float | None = None
     vectors: LabelVectors | None = None
     generation: int = 0
     has_own_labels: bool = False
@@ -89,11 +102,22 @@ class ClassifyQuery:
 
 @dataclass(frozen=True, slots=True)
 class ClassifyResult:
-    """`scores` holds the `top_k` best labels, best first. Scores are from 0 to 1, except those of a regression."""
+    """`scores` holds the `top_k` best labels, best first, and `score` is the best. Scores are from 0 to 1, except those
+    of a regression.
+
+    `label` is the best label, or the `none_label` of the request if the decision is `none`. `decision` is `label`,
+    `none` (no label has the `min_score`) or `ambiguous` (the lead of the first label is below the `margin`), and null
+    for a regression. `chosen` holds the label that was decided for, of independent labels all of them, and of an
+    ambiguous text those that the margin does not tell apart. `calibrated` says whether a temperature for these labels
+    made the scores probabilities.
+    """
 
     label: str
     score: float
     scores: tuple[LabelScore, ...]
+    decision: Decision | None
+    chosen: tuple[str, ...]
+    calibrated: bool
     tokens: int
     truncated: bool
 
@@ -157,6 +181,7 @@ def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
     """The rows of the choice, if there is one at once, then those of the embedding model, if it takes part: the texts,
     and the labels, unless their vectors are there."""
     if not query.labels:
+        _check_rule(model, query.rule)
         return encode_rows(model, [item.parts for item in query.inputs], Labels(), query.truncation)
     chooser, embedder = _models(model, query)
     if embedder is None:
@@ -170,6 +195,16 @@ def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
 
 def _has_shortlist(embedder: TextModel, query: ClassifyQuery) -> bool:
     return len(query.scored) > _blend_of(embedder).shortlist
+
+
+def _check_rule(model: TextModel, rule: Rule) -> None:
+    """Raises InvalidRequest for a rule that the scores of the model's head have no use for."""
+    activation = model.head.activation if model.head else "softmax"
+    given = {"min_score": rule.min_score, "margin": rule.margin or None, "none_label": rule.none_label}
+    if activation == "sigmoid" and given["margin"] is not None:
+        raise InvalidRequest.of("margin", f"the labels of {model.name} are independent of each other; use min_score")
+    if activation == "identity" and (field := next((name for name, value in given.items() if value is not None), None)):
+        raise InvalidRequest.of(field, f"{model.name} is a regression, whose number is not a choice of a label")
 
 
 def _encode_choices(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
@@ -297,14 +332,34 @@ def decode(
         embedder = embedder if has_vectors else None
         scores = _match(query, embedder, choices, encodings[num_choices:], outputs[num_choices:])
         num_rows = num_choices + (num_inputs if has_vectors else 0)
+    temperature = _find_temperature(model, query, encodings)
     return [
-        _result(_rank(model, query, scores[index]), encodings[index:num_rows:num_inputs]) for index in range(num_inputs)
+        _result(model, query, scores[index], temperature, encodings[index:num_rows:num_inputs])
+        for index in range(num_inputs)
     ]
 
 
-def _rank(model: TextModel, query: ClassifyQuery, scores: FloatArray) -> tuple[LabelScore, ...]:
+def _find_temperature(model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding]) -> float | None:
+    """The temperature of the scores; None: they are not calibrated."""
+    if not decides(model) or query.tree is not None:
+        return None
+    if query.temperature is not None or model.calibration is None:
+        return query.temperature
+    models = tuple(dict.fromkeys((encodings[0].model, encodings[-1].model)))
+    labels = query.labels.names or head_labels(model)
+    return model.calibration.find(models, used_method(encodings), labels, query.question, query.multi_label)
+
+
+def _are_independent(model: TextModel, query: ClassifyQuery) -> bool:
+    """Whether the scores of the labels do not depend on each other."""
+    if query.labels:
+        return query.multi_label or len(query.labels) == 1
+    return model.head is not None and model.head.activation == "sigmoid"
+
+
+def _rank(model: TextModel, query: ClassifyQuery, scores: FloatArray, top_k: int | None) -> tuple[LabelScore, ...]:
     names = query.labels.names or head_labels(model)
-    ranked = rank(names, scores[: len(names)], query.top_k)
+    ranked = rank(names, scores[: len(names)], top_k)
     return ranked if query.tree is None else with_parents(query.tree, ranked, scores)
 
 
@@ -363,18 +418,42 @@ def _vectors(
     return made
 
 
-def _result(scores: tuple[LabelScore, ...], encodings: Sequence[Encoding]) -> ClassifyResult:
-    best = scores[0]
-    num_tokens, is_truncated = sum([row.num_tokens for row in encodings]), any(row.truncated for row in encodings)
-    return ClassifyResult(best.label, best.score, scores, num_tokens, is_truncated)
+def _result(
+    model: TextModel,
+    query: ClassifyQuery,
+    scores: FloatArray,
+    temperature: float | None,
+    encodings: Sequence[Encoding],
+) -> ClassifyResult:
+    """The result of one input; `encodings` are its rows."""
+    are_independent = _are_independent(model, query)
+    if temperature is not None:
+        scores = (scale_independent if are_independent else scale_probabilities)(scores, temperature)
+    # The second label counts for the margin, also where only the first one is returned.
+    num_ranked = query.top_k and max(query.top_k, 1 if are_independent else 2)
+    ranked = _rank(model, query, scores, num_ranked)
+    decided = decide(ranked, query.rule, are_independent=are_independent) if decides(model) else undecided(ranked)
+    return ClassifyResult(
+        label=decided.label,
+        score=ranked[0].score,
+        scores=ranked[: query.top_k],
+        decision=decided.decision,
+        chosen=decided.chosen,
+        calibrated=temperature is not None,
+        tokens=sum([row.num_tokens for row in encodings]),
+        truncated=any(row.truncated for row in encodings),
+    )
 
 
 def reply_bytes(model: TextModel, query: ClassifyQuery) -> int:
     labels = query.labels or LabelList.of(head_labels(model))
     num_ranked = min(query.top_k or len(labels), len(labels))
     num_paths = 1 if query.tree is None else len(query.tree.levels)
-    per_input = num_paths * (SCORE_BYTES * num_ranked + labels.name_bytes(query.top_k)) + labels.name_bytes(1)
-    return len(query.inputs) * (per_input + SCORE_BYTES)
+    are_many_chosen = _are_independent(model, query) or query.rule.margin > 0
+    num_chosen = num_ranked if are_many_chosen else 1
+    per_input = num_paths * (SCORE_BYTES * num_ranked + labels.name_bytes(num_ranked)) + labels.name_bytes(1)
+    of_decision = RESULT_BYTES + CHOSEN_BYTES * num_chosen + labels.name_bytes(num_chosen)
+    return len(query.inputs) * (per_input + of_decision + 2 * len((query.rule.none_label or "").encode()))
 
 
 def decides(model: TextModel) -> bool:
@@ -383,7 +462,9 @@ def decides(model: TextModel) -> bool:
 
 
 def predict(query: ClassifyQuery, result: ClassifyResult) -> Prediction:
-    return Prediction(result.label if query.has_own_labels or not query.labels else None, result.score)
+    """The best label, unless it is one of the request, as the `none_label` is."""
+    label = result.scores[0].label if query.has_own_labels or not query.labels else None
+    return Prediction(label, result.score, result.decision)
 
 
 def needs(query: ClassifyQuery) -> Needs:

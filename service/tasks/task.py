@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from service.domain import Encoding, Labels, Output, TokenScores
-from service.metric_labels import UsedMethod
+from service.metric_labels import Decision, UsedMethod
 from service.tasks.text_model import TextModel
 
 Q = TypeVar("Q")
@@ -42,11 +42,12 @@ class Prediction(NamedTuple):
     """The decision in a result, for the metrics that show drift.
 
     `label` belongs to the task or to the model's head. It is None for labels from the request, which never become label
-    values of a metric. `score` is the model's confidence, 0 to 1.
+    values of a metric. `score` is the model's confidence, 0 to 1, and `decision` what was made of it, if anything was.
     """
 
     label: str | None
     score: float
+    decision: Decision | None = None
 
 
 def no_labels(model: TextModel) -> tuple[str, ...]:

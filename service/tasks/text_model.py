@@ -23,6 +23,7 @@ from service.checkpoints.sentence_modules import EmbeddingSpec
 from service.domain import IdArray
 from service.slices import between_slices
 from service.tasks.blend import Blend
+from service.tasks.calibration import Calibration
 from service.tasks.label_vectors import LabelVectorsCache
 from service.tasks.tokenizer import encode, encode_with_offsets, read_tokenizer
 from service.tasks.tokenizer_files import hidden_name
@@ -79,6 +80,8 @@ class TextModel:
     """The embedding model that decides together with this choice model; see `pair`."""
     label_vectors: LabelVectorsCache = field(init=False, default_factory=LabelVectorsCache)
     """Of an embedding model, the vectors of the labels of requests and of stored sets."""
+    calibration: Calibration | None = field(init=False, default=None)
+    """The temperatures of all models that are served; see `calibrate`."""
     _single: dict[str, int] = field(init=False)
     _others: re.Pattern[str] = field(init=False)
     _word_start: re.Pattern[str] = field(init=False)
@@ -131,6 +134,10 @@ class TextModel:
     def pair(self, partner: TextModel) -> None:
         """Makes the embedding model decide together with this one. Called once, before the first request."""
         object.__setattr__(self, "partner", partner)
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Makes the scores of labels probabilities where a temperature is known. Called once, as `pair`."""
+        object.__setattr__(self, "calibration", calibration)
 
     @property
     def can_match(self) -> bool:
@@ -275,6 +282,12 @@ class TextModel:
         """The token of an id; empty for an id outside the vocabulary, which padded embeddings can produce."""
         token = self.names.get(token_id) or self.tokenizer.id_to_token(token_id) or ""
         return "" if token == hidden_name(token_id) else token
+
+
+def calibrate(models: Iterable[TextModel], calibration: Calibration) -> None:
+    """Makes all models use these temperatures."""
+    for model in models:
+        model.calibrate(calibration)
 
 
 def pair(models: Iterable[TextModel]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, generate_latest
 
 from service.domain import Timing
-from service.metric_labels import NO_MODEL, OTHER_LABEL
+from service.metric_labels import DECISIONS, NO_MODEL, OTHER_LABEL
 from service.metrics import Metrics
 from tests.fakes import make_metrics, value
 
@@ -65,9 +65,18 @@ def test_prediction_series_exist_before_the_first_prediction() -> None:
     assert value(metrics, "predictions_total", task="classify", model="m", label="负面") == 0
     assert value(metrics, "predictions_total", task="mrc", model="m", label=OTHER_LABEL) == 0
     assert value(metrics, "prediction_score_count", task="mrc", model="m") == 0
-    metrics.answered("mrc", "m", 1, Timing(), [(None, 0.25)])
+    metrics.answered("mrc", "m", 1, Timing(), [(None, 0.25, None)])
     assert value(metrics, "predictions_total", task="mrc", model="m", label=OTHER_LABEL) == 1
     assert value(metrics, "prediction_score_bucket", task="mrc", model="m", le="0.3") == 1
+
+
+def test_decisions_are_counted_by_kind() -> None:
+    metrics = make_metrics()
+    metrics.declare_predictions("classify", "m", [])
+    assert value(metrics, "decisions_total", task="classify", model="m", decision="ambiguous") == 0
+    metrics.answered("classify", "m", 3, Timing(), [(None, 0.2, "none"), (None, 0.3, "none"), (None, 0.9, "label")])
+    found = {kind: value(metrics, "decisions_total", task="classify", model="m", decision=kind) for kind in DECISIONS}
+    assert found == {"label": 1, "none": 2, "ambiguous": 0}
 
 
 def test_a_replica_is_in_exactly_one_state() -> None:

@@ -49,6 +49,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "models.labels": ("a=x,y;b=z", {"a": ("x", "y"), "b": ("z",)}),
     "models.cache_dir": ("/x", Path("/x")),
     "models.blend": ("/x", Path("/x")),
+    "models.calibration": ("/x", Path("/x")),
     "security.keys_file": ("/x", Path("/x")),
     "storage.data_dir": ("/x", Path("/x")),
     "security.keys": ("a=x;b=y,infer", {"a": ("x",), "b": ("y", "infer")}),

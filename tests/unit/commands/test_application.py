@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.api.schemas import HeadInfo
 from service.commands.application import Application
 from service.domain import RequestOptions
-from service.errors import Unavailable
+from service.errors import SettingError, Unavailable
 from service.settings import Batching, Models, Settings
 from tests.checkpoints import make_checkpoint
 
@@ -66,3 +67,47 @@ def test_the_predictions_of_a_regression_are_not_declared(tmp_path: Path) -> Non
     application._fetch()
     pages = [sample for family in application.metrics.registry.collect() for sample in family.samples]
     assert not [one for one in pages if one.name == "erlangshen_predictions_total" and one.labels["task"] == "classify"]
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    measured = {"temperature": 2.0, "examples": 100, "ece_before": 0.1, "ece_after": 0.01}
+    return {"models": ["m"], "method": "classifier", **measured, **changes}
+
+
+def calibration_file(path: Path, *entries: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"version": 1, "entries": list(entries)}), encoding="utf-8")
+    return path
+
+
+def found_temperature(settings: Models) -> float | None:
+    application = Application(Settings(models=settings))
+    application._fetch()
+    calibration = application.pipeline.models["m"].calibration
+    assert calibration is not None
+    return calibration.find(("m",), "classifier", ("甲", "乙"))
+
+
+def test_the_temperatures_of_a_folder_and_of_the_setting_are_used(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "m", kind="sequence-classification", num_labels=2, num_layers=1)
+    specs = (f"m={path}",)
+    assert found_temperature(Models(specs=specs)) is None
+    calibration_file(path / "calibration.json", entry(models=["as it was called"]))
+    assert found_temperature(Models(specs=specs)) == 2.0
+    file = calibration_file(tmp_path / "calibration.json", entry(temperature=3.0))
+    assert found_temperature(Models(specs=specs, calibration=file)) == 3.0
+
+
+def test_a_wrong_calibration_ends_the_start(tmp_path: Path) -> None:
+    file = calibration_file(tmp_path / "calibration.json", entry(temperature=-1))
+    with pytest.raises(SettingError, match=r"models\.calibration: .*: entries\.0\.temperature: "):
+        Application(Settings(models=Models(calibration=file)))
+
+
+def test_a_temperature_of_a_model_that_is_not_served_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_checkpoint(tmp_path / "m", kind="sequence-classification", num_labels=2, num_layers=1)
+    file = calibration_file(tmp_path / "calibration.json", entry(models=["other"]))
+    with caplog.at_level("WARNING"):
+        assert found_temperature(Models(specs=(f"m={path}",), calibration=file)) is None
+    assert [record.message for record in caplog.records] == ["calibration of a model that is not served"]

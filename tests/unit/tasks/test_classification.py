@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 
 from service.checkpoints.checkpoint import OwnChoice
 from service.domain import Encoding, Labels, Output, TokenScores
 from service.errors import InvalidRequest
+from service.tasks.calibration import Calibration, Entry, label_digest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text
+from service.tasks.decision import Rule
 from service.tasks.labels import LabelList
 from service.tasks.scores import LabelScore
 from service.tasks.text_model import TextModel
@@ -208,3 +211,107 @@ def test_long_labels_that_begin_alike_are_refused_where_a_row_is_too_short() -> 
 def test_which_models_can_classify_depends_on_the_labels(model: TextModel, with_labels: bool, without: bool) -> None:
     assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲"]))) is with_labels
     assert CLASSIFY.can(model, ClassifyQuery((Text("丙"),))) is without
+
+
+# decisions and calibration
+
+
+def calibrated(model: TextModel, temperature: float, *labels: str, **changes: object) -> TextModel:
+    digest = label_digest(labels) if labels else None
+    fields = {"models": ["m"], "method": "choice", "labels_sha256": digest, "temperature": temperature}
+    measured = {"examples": 100, "ece_before": 0.1, "ece_after": 0.01}
+    entry = Entry.model_validate(fields | measured | changes)
+    model.calibrate(Calibration([entry], lambda name: [name]))
+    return model
+
+
+def test_the_rule_of_the_request_decides() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙"]), rule=Rule(min_score=0.7, none_label="其他"))
+    result = answer(text_model(), query, yes_of([0.25, 0.75]))
+    assert (result.decision, result.label, result.chosen) == ("label", "乙", ("乙",))
+    result = answer(text_model(), query, yes_of([0.375, 0.625]))
+    assert (result.decision, result.label, result.chosen) == ("none", "其他", ("其他",))
+    assert (result.score, ranking(result)) == (pytest.approx(0.625), ["乙", "甲"])
+
+
+def test_the_second_label_counts_where_only_the_first_is_returned() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙", "丁"]), top_k=1, rule=Rule(margin=0.2))
+    result = answer(text_model(), query, yes_of([0.5, 0.375, 0.125]))
+    assert (result.decision, result.chosen, ranking(result)) == ("ambiguous", ("甲", "乙"), ["甲"])
+
+
+def test_multi_label_decides_for_all_labels_of_one_half() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙", "丁"]), multi_label=True)
+    result = answer(text_model(), query, yes_no((-1, 0), (1, 0), (2, 0)))
+    assert (result.decision, result.chosen) == ("label", ("丁", "乙"))
+
+
+def test_a_multi_label_head_without_a_label_of_one_half_decides_for_none() -> None:
+    result = answer(head("甲", "乙", activation="sigmoid"), ClassifyQuery((Text("甲"),)), logits(-2, -1))
+    assert (result.decision, result.label, result.chosen) == ("none", "乙", ())
+
+
+def test_a_regression_decides_nothing() -> None:
+    model = calibrated(head(num_classes=1, activation="identity"), 2.0, method="classifier")
+    result = answer(model, ClassifyQuery((Text("甲"),)), logits(-3.25))
+    assert (result.decision, result.chosen, result.calibrated, result.score) == (None, (), False, -3.25)
+
+
+@pytest.mark.parametrize(
+    ("activation", "rule", "field"),
+    [
+        ("identity", Rule(min_score=0.5), "min_score"),
+        ("identity", Rule(margin=0.5), "margin"),
+        ("identity", Rule(none_label="其他"), "none_label"),
+        ("sigmoid", Rule(margin=0.5), "margin"),
+    ],
+)
+def test_a_rule_that_a_head_has_no_use_for_is_refused(activation: Any, rule: Rule, field: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        CLASSIFY.encode(head("甲", "乙", activation=activation), ClassifyQuery((Text("甲"),), rule=rule))
+    assert [error.field for error in raised.value.errors] == [field]
+
+
+def test_a_temperature_of_these_labels_calibrates_them() -> None:
+    model = calibrated(text_model(), 2.0, "乙", "甲")
+    result = answer(model, ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙"])), yes_of([0.9, 0.1]))
+    assert (result.score, result.calibrated) == (pytest.approx(0.75), True)
+    assert [score.score for score in result.scores] == pytest.approx([0.75, 0.25])
+
+
+def test_other_labels_are_not_calibrated() -> None:
+    model = calibrated(text_model(), 2.0, "乙", "甲")
+    result = answer(model, ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "丁"])), yes_of([0.9, 0.1]))
+    assert (result.score, result.calibrated) == (pytest.approx(0.9), False)
+
+
+def test_a_temperature_comes_before_the_decision() -> None:
+    model = calibrated(text_model(), 2.0, "甲", "乙")
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙"]), rule=Rule(min_score=0.8))
+    assert answer(model, query, yes_of([0.9, 0.1])).decision == "none"
+
+
+def test_the_temperature_of_the_query_comes_before_that_of_the_model() -> None:
+    model = calibrated(text_model(), 5.0, "甲", "乙")
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙"]), temperature=2.0)
+    result = answer(model, query, yes_of([0.9, 0.1]))
+    assert (result.score, result.calibrated) == (pytest.approx(0.75), True)
+
+
+def test_the_labels_of_a_head_are_calibrated() -> None:
+    model = calibrated(head("负面", "正面"), 2.0, method="classifier")
+    result = answer(model, ClassifyQuery((Text("甲"),)), logits(*log(0.1, 0.9)))
+    assert (result.score, result.calibrated) == (pytest.approx(0.75), True)
+
+
+def test_each_label_of_a_multi_label_head_is_calibrated_by_itself() -> None:
+    model = calibrated(head("甲", "乙", activation="sigmoid"), 2.0, method="classifier")
+    result = answer(model, ClassifyQuery((Text("甲"),)), logits(2.1972246, 0))
+    assert [score.score for score in result.scores] == pytest.approx([0.75, 0.5])
+
+
+def test_the_estimate_of_a_reply_counts_the_chosen_labels() -> None:
+    labels = ("甲" * 100, "乙" * 100, "丙" * 100)
+    one = ClassifyQuery((Text("丙"),), labels=labels)
+    several = ClassifyQuery((Text("丙"),), labels=labels, rule=Rule(margin=0.5))
+    assert CLASSIFY.reply_bytes(text_model(), several) - CLASSIFY.reply_bytes(text_model(), one) >= 2 * 300

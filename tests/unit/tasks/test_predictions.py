@@ -12,24 +12,30 @@ from service.tasks.labels import LabelList
 from service.tasks.mrc import MrcQuery, MrcResult
 from service.tasks.nli import NliQuery, NliResult
 from service.tasks.registry import TASKS
+from service.tasks.scores import LabelScore
 from service.tasks.similarity import SimilarityQuery, SimilarityResult
 from service.tasks.task import Prediction
 from tests.unit.tasks.models import head, text_model
 
 TEXT = (Text("甲"),)
 SPANS = MrcQuery((), spans=SpanOptions())
+CLASSIFIED = ClassifyResult(
+    label="其他",  # the `none_label` of the request
+    score=0.75,
+    scores=(LabelScore("正面", 0.75),),
+    decision="none",
+    chosen=("其他",),
+    calibrated=False,
+    tokens=3,
+    truncated=False,
+)
 
 
 @pytest.mark.parametrize(
     ("task", "query", "result", "prediction"),
     [
-        ("classify", ClassifyQuery(TEXT), ClassifyResult("正面", 0.75, (), 3, False), Prediction("正面", 0.75)),
-        (
-            "classify",
-            ClassifyQuery(TEXT, LabelList.of("私")),
-            ClassifyResult("私", 0.75, (), 3, False),
-            Prediction(None, 0.75),
-        ),
+        ("classify", ClassifyQuery(TEXT), CLASSIFIED, Prediction("正面", 0.75, "none")),
+        ("classify", ClassifyQuery(TEXT, LabelList.of(["正面"])), CLASSIFIED, Prediction(None, 0.75, "none")),
         ("nli", NliQuery(()), NliResult("neutral", 0.5, (), 3, False), Prediction("neutral", 0.5)),
         ("mrc", MrcQuery(()), MrcResult("私", 0, 0.5, (), 3, False), Prediction(None, 0.5)),
         ("mrc", SPANS, SpanResult("私", 0, 1, 0.5, 0.1, (), 1, 3, False), Prediction("answer", 0.5)),
