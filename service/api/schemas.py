@@ -131,14 +131,12 @@ _MIN_SCORE: Any = Field(
 )
 _MARGIN: Any = Field(
     None,
-    description="Least lead of the first label over the second; below it `decision` is `ambiguous`. Default: 0, which "
-    "only equal scores do not exceed. Not for labels that are independent of each other.",
+    description="Least lead of the first label over the second; below it `decision` is `ambiguous`. Default: 0: "
+    "only equal scores are ambiguous. Not for labels that are independent of each other.",
 )
 _NONE_LABEL: Any = Field(None, description="The `label` of a text for which no label has `min_score`.")
 _OF_LABEL_SET = ("question", "method", "hierarchy", "min_score", "margin", "none_label")
 """What a request has from its label set unless it says otherwise."""
-_AS_FITTED = ("model", "method", "question", "hierarchy")
-"""Fields of a request with which the temperature of a set does not count."""
 
 
 class LabelSetBody(Wire):
@@ -155,8 +153,8 @@ class LabelSetBody(Wire):
     none_label: Str | None = _NONE_LABEL
     temperature: Temperature | None = Field(
         None,
-        description="Temperature of the scores, as `evaluate --calibrate` fits it; it counts in requests that name no "
-        "model, method, question or hierarchy of their own.",
+        description="Temperature of the scores, as `evaluate --calibrate` fits it; it counts in requests without "
+        "model, method, question, multi_label, hierarchy and text_pair of their own.",
     )
 
     @cached_property
@@ -226,14 +224,18 @@ class ClassifyRequest(TaskRequest):
         names = set(_OF_LABEL_SET) - given - ({"margin"} if self.multi_label else set())
         copy = self.model_copy(update={name: getattr(label_set, name) for name in names})
         copy._label_set = label_set
-        if given.isdisjoint(_AS_FITTED) and not self.multi_label:
-            copy._temperature = label_set.temperature
+        copy._temperature = label_set.temperature if self._is_scored_as_set(given) else None
         return copy
 
     def _labels(self) -> LabelList:
         if self._label_set is not None:
             return self._label_set.label_list
         return LabelList(tuple([each.label() for each in self.labels or ()]))
+
+    def _is_scored_as_set(self, given: set[str]) -> bool:
+        """Whether nothing in this request changes the scores that the labels of a set have by default."""
+        changes = given & {"model", "method", "question", "hierarchy"}
+        return not (changes or self.multi_label) and all(one.text_pair is None for one in self.inputs)
 
     def query(self) -> ClassifyQuery:
         labels = self._labels()

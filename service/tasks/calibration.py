@@ -191,21 +191,22 @@ def _read(path: Path) -> tuple[Entry, ...]:
 class Calibration:
     """The temperatures of the models that are served.
 
-    `names_of` returns the served models of a name or a source. Entries of models that are not served have no effect;
-    `unused` has them.
+    `names_of` returns the served models of a name or a source. Of two entries for the same scores the later one counts.
+    Entries of models that are not served have no effect; `unused` has them.
     """
 
     def __init__(self, entries: Iterable[Entry], names_of: Callable[[str], Sequence[str]]) -> None:
-        self._temperatures: dict[Key, float] = {}
+        self._places: dict[Key, tuple[int, float]] = {}
+        """The place of the entry, and its temperature."""
         self.unused: list[Entry] = []
-        for entry in entries:
+        for place, entry in enumerate(entries):
             found = list(product(*map(names_of, entry.models)))
             if not found:
                 self.unused.append(entry)
             for models in found:
                 key = _key(models, entry.method, entry.labels_sha256, entry.question, entry.multi_label)
-                self._temperatures[key] = entry.temperature
-        self._methods = {(models, method) for models, method, *_ in self._temperatures}
+                self._places[key] = place, entry.temperature
+        self._methods = {(models, method) for models, method, *_ in self._places}
 
     def find(
         self,
@@ -218,7 +219,7 @@ class Calibration:
         """The temperature of these labels, decided by these models, the choice model first; None: not calibrated."""
         if (models, method) not in self._methods:
             return None
-        own = self._temperatures.get(_key(models, method, None, question, multi_label))
-        if own is not None:
-            return own
-        return self._temperatures.get(_key(models, method, label_digest(labels), question, multi_label))
+        digests = (None, label_digest(labels))
+        keys = [_key(models, method, digest, question, multi_label) for digest in digests]
+        found = [self._places[key] for key in keys if key in self._places]
+        return max(found)[1] if found else None

@@ -105,6 +105,7 @@ async def test_the_margin_of_a_set_does_not_count_for_independent_labels(tmp_pat
         ({"method": "choice"}, False),
         ({"model": "mini"}, False),
         ({"multi_label": True}, False),
+        ({"inputs": [{"text": "好吃", "text_pair": "很好"}]}, False),
     ],
 )
 async def test_the_temperature_of_a_set_is_for_requests_as_it_was_fitted(

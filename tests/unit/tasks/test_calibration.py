@@ -102,6 +102,16 @@ def test_a_classifier_has_an_entry_by_its_labels_or_without() -> None:
     assert without.find(("head",), "classifier", ("甲", "乙")) == 3.0
 
 
+@pytest.mark.parametrize("last", [None, label_digest(LABELS)])
+def test_the_later_entry_of_the_labels_of_a_head_counts(last: str | None) -> None:
+    first = label_digest(LABELS) if last is None else None
+    entries = [
+        entry(models=["head"], method="classifier", labels_sha256=digest, temperature=temperature)
+        for digest, temperature in ((first, 2.0), (last, 3.0))
+    ]
+    assert calibration(*entries).find(("head",), "classifier", LABELS) == 3.0
+
+
 def test_an_entry_of_a_source_is_of_all_models_with_it() -> None:
     names = {"IDEA-CCNL/Erlangshen": ["one", "two"]}
     found = Calibration([entry(models=["IDEA-CCNL/Erlangshen"], method="choice")], lambda name: names.get(name, []))
