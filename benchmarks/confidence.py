@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -27,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import PATIENT, about, auto_precision, parser_of, save
-from service.commands.evaluate import draw
 from service.tasks.calibration import Entry, label_digest, write_entry
 from service.tools.confidence import (
     Judged,
@@ -88,7 +88,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _halves(name: str, arguments: argparse.Namespace) -> tuple[list[Example], list[Example]]:
-    examples = draw(load(name, arguments.data), arguments.limit, seed=1)
+    """Of random examples in the order of the file, which is often sorted by class."""
+    examples = load(name, arguments.data)
+    if arguments.limit and arguments.limit < len(examples):
+        examples = [examples[index] for index in sorted(Random(1).sample(range(len(examples)), arguments.limit))]
     return examples[::2], examples[1::2]
 
 
