@@ -93,14 +93,15 @@ def scale(probabilities: ArrayLike, answers: ArrayLike, temperature: float) -> N
 
 
 def scale_cross_fitted(probabilities: ArrayLike, answers: ArrayLike) -> Numbers:
-    """Each half of the examples, every other one, at the temperature that fits the other half best: no example is
-    judged by a temperature that has seen it.
+    """Each half of the examples at the temperature that fits the other half best: no example is judged by a temperature
+    that has seen it. The halves are drawn at random, always the same: the order of a file may go by class.
 
     Raises ValueError for fewer than twice MIN_EXAMPLES examples.
     """
     scores, right = _checked(probabilities, answers)
     scaled = np.empty_like(scores)
-    for half, other in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+    drawn = np.random.default_rng(0).permutation(len(scores))
+    for half, other in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
         scaled[half] = scale(scores[half], right[half], fit_temperature(scores[other], right[other]))
     return scaled
 

@@ -86,11 +86,21 @@ def test_scaling_independent_labels_scales_each_logit() -> None:
     assert confidence.scale([[0.9, 0.5, 0.1]], [[1, 0, 0]], 2.0)[0] == pytest.approx([0.75, 0.5, 0.25])
 
 
-def test_the_cross_fitted_error_is_measured_on_the_other_half() -> None:
-    """The even half is always right, the odd one always wrong: each is scaled by the temperature of the other."""
-    probabilities, answers = np.tile([0.9, 0.1], (40, 1)), np.arange(40) % 2
+def test_an_example_does_not_change_the_temperature_that_it_is_cross_fitted_with() -> None:
+    probabilities, answers = drawn(2.0, num=40)
+    changed = answers.copy()
+    changed[7] = (answers[7] + 1) % 5
+    before, after = (confidence.scale_cross_fitted(probabilities, each) for each in (answers, changed))
+    assert np.array_equal(before[7], after[7])
+    is_same = np.all(before == after, axis=1)
+    assert is_same.sum() == 20
+
+
+def test_classes_that_alternate_are_in_both_halves_of_a_cross_fit() -> None:
+    """Every other example is right: halves of even and odd places would be scaled to 1 and to one half."""
+    probabilities, answers = np.tile([0.75, 0.25], (400, 1)), np.arange(400) % 2
     scaled = confidence.scale_cross_fitted(probabilities, answers)
-    assert scaled[0, 0] < 0.9 < scaled[1, 0]
+    assert scaled.max(axis=1) == pytest.approx(np.full(400, 0.5), abs=0.1)
 
 
 def test_a_fit_report_says_what_calibration_gains() -> None:
