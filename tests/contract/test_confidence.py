@@ -81,7 +81,7 @@ async def test_a_stored_set_has_a_rule_that_a_request_overrides(tmp_path: Path) 
     async with running(label_sets=store(tmp_path)) as service:
         rule = {"min_score": 0.8, "none_label": "其他"}
         written = await service.client.put(ONE, json={"labels": LABELS, **rule})
-        assert written.json() == {"name": "客服", "version": 1, "num_labels": 2, "owner": "", "labels": LABELS, **rule}
+        assert written.json().items() >= {"labels": LABELS, **rule}.items()
         named = {"labels": None, "label_set": "客服"}
         by_set = await classify(service, **named)
         own = await classify(service, **named, min_score=0.7)

@@ -311,7 +311,7 @@ def test_each_label_of_a_multi_label_head_is_calibrated_by_itself() -> None:
 
 
 def test_the_estimate_of_a_reply_counts_the_chosen_labels() -> None:
-    labels = ("甲" * 100, "乙" * 100, "丙" * 100)
+    labels = LabelList.of(["甲" * 100, "乙" * 100, "丙" * 100])
     one = ClassifyQuery((Text("丙"),), labels=labels)
     several = ClassifyQuery((Text("丙"),), labels=labels, rule=Rule(margin=0.5))
     assert CLASSIFY.reply_bytes(text_model(), several) - CLASSIFY.reply_bytes(text_model(), one) >= 2 * 300
