@@ -5,7 +5,7 @@ from __future__ import annotations
 from monitoring.board import Board, Choice, Section
 from monitoring.drift import low_confidence, moved, own_label_share, truncated
 from monitoring.panels import GREEN, ORANGE, RED, Query, bars, heat, lines, number
-from monitoring.promql import HERE, buckets, mean, rate, share
+from monitoring.promql import HERE, buckets, increase, mean, rate, select, share, total
 
 CHOSEN = f'{HERE},task=~"$task",model=~"$model"'
 MATCH = 'task=~"$task",model=~"$model"'
@@ -67,6 +67,24 @@ METHODS = Section(
             "them, or a fine-tuned classifier.",
             Query(rate("requests_by_method_total", TASK, "task, method"), "{{task}} {{method}}"),
             unit="reqps",
+        ),
+        lines(
+            "Labels of a request",
+            "Mean number of labels of a zero-shot classification: all that were scored, and those that a choice model "
+            "has read.",
+            Query(mean("request_labels", by="of"), "{{of}}"),
+        ),
+        lines(
+            "Label sets in preparation",
+            "Lists of labels whose vectors are being computed in the background, and those that have failed.",
+            Query(total(select("label_sets_preparing")), "preparing"),
+            Query(increase("label_set_vectors_total", 'result="failed"', window="$__rate_interval"), "failed"),
+        ),
+        lines(
+            "Time of a preparation",
+            "Mean seconds until the vectors of a list of labels were kept.",
+            Query(mean("label_set_vectors_duration_seconds"), "seconds"),
+            unit="s",
         ),
     ],
 )

@@ -35,6 +35,7 @@ from service.metric_labels import (
     EvictionReason,
     KeyRefusal,
     LossReason,
+    PreparationResult,
     RefusalReason,
     ReplicaState,
     UsedMethod,
@@ -143,6 +144,28 @@ class Metrics(DeclaredMetrics):
             "requests_by_method", "Requests that succeeded, by the method that answered.", ("task", "method")
         )
         _create_series(self.requests_by_method, known.TASKS_WITH_METHODS, known.METHODS)
+        self.request_labels = self._histogram(
+            "request_labels",
+            "Labels of a zero-shot classification: all of them, and those that a choice model has read.",
+            known.LABEL_COUNTS,
+            ("of",),
+        )
+        _create_series(self.request_labels, known.LABEL_GROUPS)
+        self.label_sets_preparing = self._gauge(
+            "label_sets_preparing", "Lists of labels whose vectors are being computed in the background."
+        )
+        self.label_set_vectors = self._counter(
+            "label_set_vectors",
+            "Lists of labels whose vectors were computed in the background, by result.",
+            ("result",),
+        )
+        self.label_set_vectors_duration = self._histogram(
+            "label_set_vectors_duration",
+            "Seconds until the vectors of a list of labels were kept.",
+            known.PREPARATION_S,
+            unit="seconds",
+        )
+        _create_series(self.label_set_vectors, known.PREPARATION_RESULTS)
         self.connections = self._gauge("connections", "Open connections.")
         self.request_memory = self._gauge(
             "request_memory", "Memory of the requests in progress, as counted, and its budget.", ("kind",), "bytes"
@@ -225,6 +248,17 @@ class Metrics(DeclaredMetrics):
 
     def answered_by(self, task: str, method: UsedMethod) -> None:
         self.requests_by_method.labels(task, method).inc()
+
+    def labels_scored(self, num_scored: int, num_read: int) -> None:
+        """`num_read` is 0 where no choice model takes part."""
+        self.request_labels.labels("scored").observe(num_scored)
+        if num_read:
+            self.request_labels.labels("read").observe(num_read)
+
+    def label_set_prepared(self, result: PreparationResult, seconds: float) -> None:
+        self.label_set_vectors.labels(result).inc()
+        if result == "kept":
+            self.label_set_vectors_duration.observe(seconds)
 
     # predictions
 

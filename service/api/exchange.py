@@ -16,18 +16,19 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.label_set_routes import find
+from service.api.label_set_routes import enabled
 from service.api.memory import ROW_BYTES, TOKEN_BYTES
 from service.api.problems import invalid
 from service.api.request import Headers, RequestContext
-from service.api.schemas import LabelSetBody
+from service.api.schemas import ClassifyRequest, LabelSetBody
 from service.api.state import ServiceState
-from service.domain import RANKS, Priority, RequestOptions, Timing
+from service.domain import RANKS, Priority, RequestOptions, Timing, TokenScores
 from service.errors import InvalidRequest
 from service.label_sets import LabelSet
 from service.pipeline import Answer, Encoded
 from service.settings import Server
 from service.slices import between_slices
+from service.tasks.classification import ClassifyQuery
 from service.tasks.registry import TASKS, names_of
 
 SLICE_ITEMS = 5000
@@ -88,7 +89,17 @@ class Exchange:
             self.context.encoded(encoded.num_inputs, encoded.num_tokens)
             with memory.reserved(memory_of(encoded) - num_reserved):
                 finish = partial(self._finish, write, encoded.is_reply_large)
-                return await pipeline.compute(chosen, encoded, finish, self.options)
+                written = await pipeline.compute(chosen, encoded, finish, self.options)
+        self._count_labels(encoded)
+        return written
+
+    def _count_labels(self, encoded: Encoded) -> None:
+        """Of a zero-shot classification: the labels that were scored, and those that a choice model has read."""
+        query = encoded.query
+        if isinstance(query, ClassifyQuery) and query.labels:
+            rows = encoded.rows[:: encoded.num_inputs]
+            read = sum([len(row.blocks) for row in rows if isinstance(row.readout, TokenScores)])
+            self.state.metrics.labels_scored(len(query.scored), read)
 
     def _finish(self, write: Write[W], is_large: bool, answer: Answer[Any]) -> W:
         self.context.model, self.context.timing = answer.model, answer.timing
@@ -98,9 +109,12 @@ class Exchange:
         """Runs a long computation off the event loop, in its turn among the accounts."""
         return await self.state.pipeline.threads.run(self.options, call)
 
-    async def label_set(self, name: str) -> LabelSet[LabelSetBody]:
-        """The current version of a stored label set. Raises LabelSetNotFound, StorageUnavailable."""
-        return await find(self.state, name, self.options)
+    async def label_set(self, name: str, request: ClassifyRequest | None = None) -> LabelSet[LabelSetBody]:
+        """The version of a stored label set that answers; `request` says what is asked of it, if more than its labels.
+
+        Raises what `LabelSetVersions.find` raises.
+        """
+        return await enabled(self.state).find(name, self.options, request)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.json_body import max_set_values, parse
+from service.api.label_set_versions import LabelSetVersions
 from service.api.openapi import ERRORS, NO_KEY, described_elsewhere, request_body
 from service.api.operations import ok
 from service.api.request import Headers, PlainRoute, context_of, read_body
@@ -20,7 +21,7 @@ from service.api.schemas import LabelSetBody, LabelSetReply, LabelSetsReply
 from service.api.state import ServiceState
 from service.domain import RequestOptions
 from service.errors import LabelSetNotFound
-from service.label_sets import LabelSet, LabelSets
+from service.label_sets import LabelSet
 from service.settings import Server
 from service.tasks.hierarchy import tree_of
 
@@ -30,18 +31,8 @@ PATH = "/v1/label-sets"
 DISABLED = "this server keeps no label sets; start it with --data-dir DIR"
 
 
-async def find(state: ServiceState, name: str, options: RequestOptions) -> LabelSet[LabelSetBody]:
-    """The current version of a set; a thread reads it, unless it was read a moment ago.
-
-    Raises LabelSetNotFound, StorageUnavailable.
-    """
-    label_sets = enabled(state)
-    if recent := label_sets.recent(name):
-        return recent
-    return await state.pipeline.threads.run(options, partial(label_sets.get, name))
-
-
-def enabled(state: ServiceState) -> LabelSets[LabelSetBody]:
+def enabled(state: ServiceState) -> LabelSetVersions:
+    """Raises LabelSetNotFound."""
     if state.label_sets is None:
         raise LabelSetNotFound(DISABLED)
     return state.label_sets
@@ -59,19 +50,21 @@ class LabelSetRoutes:
         ]
 
     async def list(self, request: Request) -> Response:
-        found = await self._run(request, enabled(self.state).all)
+        found = await self._run(request, enabled(self.state).label_sets.all)
         return _json({"label_sets": [_info(each) for each in found]})
 
     async def one(self, request: Request) -> Response:
-        name, label_sets = request.path_params["name"], enabled(self.state)
+        name, versions = request.path_params["name"], enabled(self.state)
         if request.method == "PUT":
-            return await self._put(request, name, label_sets)
+            return await self._put(request, name, versions)
         if request.method == "DELETE":
-            await self._run(request, partial(label_sets.delete, name, request.headers.get("if-match")))
+            await self._run(request, partial(versions.label_sets.delete, name, request.headers.get("if-match")))
+            versions.forget(name)
             return Response(status_code=204)
-        return _one(await self._run(request, partial(label_sets.get, name)))
+        found = await self._run(request, partial(versions.label_sets.get, name))
+        return _one(found, versions.progress(found))
 
-    async def _put(self, request: Request, name: str, label_sets: LabelSets[LabelSetBody]) -> Response:
+    async def _put(self, request: Request, name: str, versions: LabelSetVersions) -> Response:
         data = await read_body(request, Headers.read(request, self.limits), self.limits.max_body_bytes)
         if_match = "" if request.headers.get("if-none-match") == "*" else request.headers.get("if-match")
         owner = context_of(request).account.name
@@ -80,10 +73,14 @@ class LabelSetRoutes:
             body = parse(data, LabelSetBody, self.limits, max_set_values(self.limits))
             if body.hierarchy is not None:
                 tree_of(body.label_list, body.hierarchy)
-            return label_sets.put(name, body.model_dump(exclude_none=True), len(body.labels), owner, if_match)
+            return versions.label_sets.put(name, body.model_dump(exclude_none=True), len(body.labels), owner, if_match)
 
         written = await self._run(request, write)
-        return _one(written, status=201 if written.version == 1 else 200)
+        await versions.prepare(written)
+        progress = versions.progress(written)
+        if progress is not None and progress["done"] < progress["of"]:
+            return _one(written, progress, status=202)
+        return _one(written, progress, status=201 if written.version == 1 else 200)
 
     async def _run(self, request: Request, call: Callable[[], T]) -> T:
         account = context_of(request).account
@@ -100,9 +97,9 @@ def _info(label_set: LabelSet[LabelSetBody]) -> dict[str, Any]:
     }
 
 
-def _one(label_set: LabelSet[LabelSetBody], status: int = 200) -> Response:
+def _one(label_set: LabelSet[LabelSetBody], progress: dict[str, Any] | None, status: int = 200) -> Response:
     content = {"question": None, "hierarchy": None} | label_set.value.model_dump(exclude_none=True)
-    return _json(_info(label_set) | content, status, {"ETag": label_set.etag})
+    return _json(_info(label_set) | {"vectors": progress} | content, status, {"ETag": label_set.etag})
 
 
 def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -128,7 +125,7 @@ _VERSION = {
 
 def document(router: APIRouter, limits: Server) -> None:
     """Adds these routes to the OpenAPI document."""
-    reply = ok(_STORED | _EXAMPLE, LabelSetReply)
+    reply = ok(_STORED | {"vectors": {"done": 4, "of": 4, "error": None}} | _EXAMPLE, LabelSetReply)
     common = NO_KEY | {status: ERRORS[status] for status in (404, 422, 503)}
     write = common | {status: ERRORS[status] for status in (400, 408, 412, 413, 415, 507)}
     add = partial(router.add_api_route, endpoint=described_elsewhere, tags=["label sets"], response_class=Response)
@@ -149,8 +146,9 @@ def document(router: APIRouter, limits: Server) -> None:
         methods=["PUT"],
         operation_id="write_label_set",
         summary="Write a label set, or its next version",
-        description="Requests that are being answered keep the version with which they started.",
-        responses=reply | {201: reply[200]} | write,
+        description="Requests that are being answered keep the version with which they started. 202: the vectors of "
+        "the labels are being computed; until they are kept, the version before answers.",
+        responses=reply | {201: reply[200], 202: reply[200]} | write,
         openapi_extra=body | {"parameters": [_NAME, _VERSION]},
     )
     add(

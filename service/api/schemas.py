@@ -171,8 +171,18 @@ class LabelSetInfo(BaseModel):
     owner: str = Field(description="Name of the key that wrote it; empty without keys.")
 
 
+class VectorProgress(BaseModel):
+    """How many labels of a set have vectors, those above the labels of a hierarchy included."""
+
+    done: int
+    of: int
+    error: str | None = Field(description="What the last try met with; it is repeated unless the set cannot be kept.")
+
+
 class LabelSetReply(LabelSetInfo, LabelSetBody):
     """A stored label set with its labels."""
+
+    vectors: VectorProgress | None = Field(None, description="Null where no embedding model takes part.")
 
 
 class LabelSetsReply(BaseModel):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from service.api.label_set_versions import LabelSetVersions
 from service.api.memory import MemoryBudget
-from service.api.schemas import LabelSetBody, ModelsReply
+from service.api.schemas import ModelsReply
 from service.domain import RequestOptions
-from service.label_sets import LabelSets
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.tracing.trace import Tracer
@@ -26,7 +26,7 @@ class ServiceState(Protocol):
     def memory(self) -> MemoryBudget: ...
 
     @property
-    def label_sets(self) -> LabelSets[LabelSetBody] | None:
+    def label_sets(self) -> LabelSetVersions | None:
         """None if this server keeps none."""
         ...
 

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any
 
 from service import host, logs
+from service.api.label_set_versions import LabelSetVersions
 from service.api.memory import MemoryBudget, default_budget
 from service.api.schemas import EmbeddingInfo, HeadInfo, LabelSetBody, ModelInfo, ModelsReply, ReplicaInfo
 from service.batching.batcher import Batcher
@@ -28,6 +29,7 @@ from service.checkpoints.converted import files_to_read, form_of
 from service.checkpoints.files import read_ahead, weight_files
 from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
 from service.errors import ServiceError, SettingError, StartupError
+from service.label_preparation import LabelPreparation
 from service.label_sets import LabelSets
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
@@ -100,7 +102,6 @@ class Application:
             settings.server.memory_budget_bytes
             or default_budget(host.process_memory().total, settings.server.max_body_bytes)
         )
-        self.label_sets = open_label_sets(settings)
         self.metrics.watch_request_memory(lambda: self.memory.used, self.memory.max_bytes)
         self.pipeline = Pipeline(
             self._models,
@@ -110,6 +111,9 @@ class Application:
             max_reply_bytes=settings.server.max_reply_bytes,
             is_kept=self._batcher.is_kept,
         )
+        self._preparation = LabelPreparation(self._batcher.submit, self._request_threads, self.metrics)
+        stored = open_label_sets(settings)
+        self.label_sets = None if stored is None else LabelSetVersions(stored, self.pipeline, self._preparation)
         self.metrics.declare([spec.name for spec in self._specs], replica_names(self._devices), list(TASKS))
         self.metrics.declare_build(version=VERSION, python=platform.python_version())
 
@@ -136,6 +140,8 @@ class Application:
             await run_in_daemon_thread(self._fetch)
             self._pool = self._make_pool()
             await self._pool.start(self._batcher.feed)
+            if self.label_sets is not None:
+                await self._prepare(self.label_sets)
         except StartupError as error:
             self._fail(error)
         except Exception as error:  # whatever the start raises, the process must exit with an error message
@@ -143,6 +149,13 @@ class Application:
             self._fail(StartupError(f"the start failed: {type(error).__name__}; the log has its stack"))
         else:
             self._announce()
+
+    async def _prepare(self, label_sets: LabelSetVersions) -> None:
+        """Starts to compute the vectors of the stored label sets."""
+        try:
+            await label_sets.prepare_all()
+        except ServiceError as error:
+            logger.warning("label sets are not prepared", extra={"reason": error.detail})
 
     def _fail(self, error: StartupError) -> None:
         self.failure = error
@@ -317,6 +330,7 @@ class Application:
         self._batcher.close()
 
     async def _stop(self) -> None:
+        await self._preparation.stop()
         self._batcher.close()
         if self._pool is not None:
             await self._pool.stop()

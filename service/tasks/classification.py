@@ -36,7 +36,7 @@ from service.tasks.hierarchy import (
     tree_of,
     with_parents,
 )
-from service.tasks.label_rows import MAX_LABEL_TOKENS, LabelRows, encode_labels
+from service.tasks.label_rows import MAX_LABEL_TOKENS, LabelRows, encode_labels, find_same
 from service.tasks.label_vectors import LabelVectors
 from service.tasks.labels import NO_LABELS, LabelList
 from service.tasks.options import check_different
@@ -266,7 +266,7 @@ def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool)
                 f"inputs[{index}].text_pair", f"{model.name} is an embedding model, which reads one text by itself"
             )
     made = encode_labels(model, query.scored) if query.vectors is None else None
-    if must_differ and (same := made.find_same() if made else query.vectors and query.vectors.same):
+    if must_differ and (same := find_same(made.keys()) if made else query.vectors and query.vectors.same):
         _refuse_same(model, query.scored, same)
     texts = [item.text for item in query.inputs]
     rows = encode_texts(model, texts, prompt=choose_prompt(model), truncation=query.truncation)

@@ -41,16 +41,7 @@ class LabelRows:
         labels = np.add.reduceat(texts, starts, axis=0) / np.asarray(self.counts)[:, None]
         examples = unit_vectors(outputs[num_rows:]) if len(outputs) > num_rows else np.empty((0, texts.shape[1]))
         owners, used = np.asarray(self.pairs, dtype=np.int64).reshape(-1, 2).T
-        return LabelVectors(labels, examples[used], owners, self.model.blend, self.find_same())
-
-    def find_same(self) -> tuple[int, int] | None:
-        """Two labels whose rows are the same."""
-        keys = self.keys()
-        first: dict[bytes, int] = {}
-        for index, key in enumerate(keys):
-            if first.setdefault(key, index) != index:
-                return first[key], index
-        return None
+        return LabelVectors(labels, examples[used], owners, self.model.blend, find_same(self.keys()))
 
     def keys(self) -> list[bytes]:
         """For each label, what is the same for labels with the same rows."""
@@ -69,6 +60,15 @@ class LabelRows:
             for example in label.examples
         ]
         return cls(model, rows, [num_templates + (label.description is not None) for label in labels.labels], pairs)
+
+
+def find_same(keys: Sequence[bytes]) -> tuple[int, int] | None:
+    """Two labels whose rows are the same, by their `LabelRows.keys`."""
+    first: dict[bytes, int] = {}
+    for index, key in enumerate(keys):
+        if first.setdefault(key, index) != index:
+            return first[key], index
+    return None
 
 
 def encode_labels(model: TextModel, labels: LabelList) -> LabelRows:

@@ -36,6 +36,7 @@ class LabelList:
     key: bytes = field(init=False)
     trees: dict[str, Any] = field(init=False, default_factory=dict)
     """The hierarchies of the labels, by separator; see `hierarchy`."""
+    _num_texts: int = field(init=False, default=-1)
     _sizes: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -58,6 +59,15 @@ class LabelList:
         object.__setattr__(made, "options", tuple(options))
         object.__setattr__(made, "key", blake2b(repr((made.names, made.options)).encode(), digest_size=16).digest())
         return made
+
+    @property
+    def num_texts(self) -> int:
+        """Names, descriptions and examples."""
+        if self._num_texts < 0:
+            described = sum([each.description is not None for each in self.labels])
+            count = len(self.labels) + described + sum([len(each.examples) for each in self.labels])
+            object.__setattr__(self, "_num_texts", count)
+        return self._num_texts
 
     def name_bytes(self, count: int | None = None) -> int:
         """Bytes of the `count` longest names in UTF-8, or of all."""

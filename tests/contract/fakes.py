@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ import numpy as np
 from service.api.accounts import Key
 from service.api.app import create_app
 from service.api.auth import KeyStore
+from service.api.label_set_versions import SMALL, LabelSetVersions
 from service.api.memory import MemoryBudget
 from service.api.schemas import LabelSetBody, ModelsReply, ReplicaInfo
 from service.batching.fair_threads import FairThreads
@@ -35,12 +36,14 @@ from service.domain import (
     TokenScores,
     TopTokens,
 )
+from service.label_preparation import LabelPreparation
 from service.label_sets import LabelSets
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.settings import Security, Server
+from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.registry import TASKS
-from service.tasks.text_model import TextModel
+from service.tasks.text_model import TextModel, pair
 from service.tasks.tokenizer import SPECIAL, build_tokenizer
 from service.tracing.trace import NO_TRACER, Tracer
 
@@ -80,6 +83,16 @@ def text_model(
         source=source,
         embedding=embedding,
     )
+
+
+def served_by_both(*, with_choice: bool = True, with_embedding: bool = True) -> tuple[TextModel, ...]:
+    """A choice model and its partner, an embedding model, or one of them."""
+    blend = replace(Blend.read(SHIPPED_BLEND), background=np.zeros(HIDDEN, dtype=np.float32))
+    spec = EmbeddingSpec(("mean",), normalize=True, dimensions=HIDDEN, max_length=512)
+    embedder = replace(text_model("e5", kind="encoder", tasks=("embed",)), embedding=spec, blend=blend)
+    served = (*((text_model(),) if with_choice else ()), *((embedder,) if with_embedding else ()))
+    pair(served)
+    return served
 
 
 def output_of(encoding: Encoding, num_labels: int = 2) -> Output:
@@ -141,6 +154,7 @@ class Service:
     client: httpx.AsyncClient
     reason: list[str]
     memory: MemoryBudget
+    versions: LabelSetVersions | None
 
     async def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         return await self.client.post(path, json=body, headers=headers)
@@ -157,7 +171,7 @@ class FakeState:
     why_not_alive: Callable[[], str | None]
     admit: Callable[[RequestOptions], None]
     tracer: Tracer = NO_TRACER
-    label_sets: LabelSets[LabelSetBody] | None = None
+    label_sets: LabelSetVersions | None = None
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(2**28))
 
     def why_not_ready(self) -> str | None:
@@ -183,6 +197,7 @@ async def running(
     keys: Mapping[str, Key] | None = None,
     security: Security | None = None,
     label_sets: LabelSets[LabelSetBody] | None = None,
+    small: int = SMALL,
 ) -> AsyncIterator[Service]:
     """Runs the application. `keys` are by name; with None, requests need no key."""
     served = {model.name: model for model in models or (text_model(),)}
@@ -192,9 +207,14 @@ async def running(
     reason: list[str] = []
     with FairThreads(1, clock) as threads:
         pipeline = Pipeline(served, submit, threads, metrics, clock)
-        state = FakeState(pipeline, metrics, reason, info, alive, admit, label_sets=label_sets)
+        preparation = LabelPreparation(submit, threads, metrics, clock=clock, retry_s=0.0)
+        versions = None
+        if label_sets is not None:
+            versions = LabelSetVersions(label_sets, pipeline, preparation, clock=clock, small=small)
+        state = FakeState(pipeline, metrics, reason, info, alive, admit, label_sets=versions)
         key_store = None if keys is None else KeyStore(dict(keys), None, metrics, clock)
         app = create_app(state, settings or Server(), security or Security(), key_store=key_store, clock=clock)
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield Service(submit, metrics, app, client, reason, state.memory)
+            yield Service(submit, metrics, app, client, reason, state.memory, versions)
+        await preparation.stop()

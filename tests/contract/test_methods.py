@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from service.checkpoints.sentence_modules import EmbeddingSpec
-from service.tasks.blend import SHIPPED_BLEND, Blend
-from service.tasks.text_model import TextModel, pair
-from tests.contract.fakes import CHARACTERS, HIDDEN, running, text_model
+from tests.contract.fakes import CHARACTERS, running, served_by_both
 from tests.fakes import value
 
 pytestmark = pytest.mark.anyio
 CLASSIFY = {"inputs": ["餐厅", "电池"], "labels": ["体育", "财经", "娱乐"]}
 SIMILARITY = {"source": "餐厅", "candidates": ["电池", "电影"]}
-
-
-def models(*, with_choice: bool = True, with_embedding: bool = True) -> tuple[TextModel, ...]:
-    blend = replace(Blend.read(SHIPPED_BLEND), background=np.zeros(HIDDEN, dtype=np.float32))
-    spec = EmbeddingSpec(("mean",), normalize=True, dimensions=HIDDEN, max_length=512)
-    embedder = replace(text_model("e5", kind="encoder", tasks=("embed",)), embedding=spec, blend=blend)
-    served = (*((text_model(),) if with_choice else ()), *((embedder,) if with_embedding else ()))
-    pair(served)
-    return served
 
 
 @pytest.mark.parametrize(
@@ -44,7 +30,7 @@ def models(*, with_choice: bool = True, with_embedding: bool = True) -> tuple[Te
 async def test_the_reply_and_the_metrics_say_what_answered(
     task: str, body: dict[str, Any], changes: dict[str, Any], method: str, took_part: list[str]
 ) -> None:
-    async with running(*models()) as service:
+    async with running(*served_by_both()) as service:
         response = await service.post(f"/v1/{task}", body | changes)
         assert response.status_code == 200, response.text
         reply = response.json()
@@ -68,13 +54,13 @@ async def test_the_reply_and_the_metrics_say_what_answered(
     ],
 )
 async def test_a_method_without_its_model_is_422(with_choice: bool, method: str, message: str) -> None:
-    async with running(*models(with_choice=with_choice, with_embedding=not with_choice)) as service:
+    async with running(*served_by_both(with_choice=with_choice, with_embedding=not with_choice)) as service:
         response = await service.post("/v1/classify", CLASSIFY | {"method": method})
     assert (response.status_code, response.json()["errors"]) == (422, [{"field": "method", "message": message}])
 
 
 async def test_a_method_without_labels_or_of_another_name_is_422() -> None:
-    async with running(*models()) as service:
+    async with running(*served_by_both()) as service:
         without = await service.post("/v1/classify", {"inputs": "餐厅", "method": "choice"})
         unknown = await service.post("/v1/classify", CLASSIFY | {"method": "both"})
     assert without.json()["errors"] == [{"field": "method", "message": "requires labels"}]
@@ -82,14 +68,14 @@ async def test_a_method_without_labels_or_of_another_name_is_422() -> None:
 
 
 async def test_an_embedding_model_alone_answers_labels() -> None:
-    async with running(*models(with_choice=False)) as service:
+    async with running(*served_by_both(with_choice=False)) as service:
         reply = (await service.post("/v1/classify", CLASSIFY | {"multi_label": True, "top_k": 1})).json()
     assert (reply["method"], [len(result["scores"]) for result in reply["results"]]) == ("embedding", [1, 1])
 
 
 async def test_of_many_labels_the_choice_reads_a_shortlist() -> None:
     labels = [first + second for first in CHARACTERS[:16] for second in CHARACTERS[:16]]
-    async with running(*models()) as service:
+    async with running(*served_by_both()) as service:
         reply = (await service.post("/v1/classify", CLASSIFY | {"labels": labels})).json()
         first, second = service.submit.calls
         assert value(service.metrics, "requests_by_method_total", task="classify", method="blend") == 1

@@ -47,7 +47,7 @@ async def _answer(task: str, exchange: Exchange, body: schemas.TaskRequest) -> R
     exchange.narrow(timeout_ms=body.timeout_ms, priority=body.priority)
     label_set = None
     if isinstance(body, schemas.ClassifyRequest) and body.label_set is not None:
-        found = await exchange.label_set(body.label_set)
+        found = await exchange.label_set(body.label_set, body)
         label_set = schemas.LabelSetVersion(name=found.name, version=found.version)
         body = body.with_labels_of(found.value)
     write = partial(_write, task, label_set)
