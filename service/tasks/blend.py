@@ -62,6 +62,25 @@ class Logistics:
         return self.alone.probabilities(cosines)
 
 
+@dataclass(frozen=True, slots=True)
+class ExampleConstants:
+    """How much the examples of labels change their scores (`tasks.examples`).
+
+    `ridge` holds the labels back, `curvature` the directions in which examples differ, `saturation` the weight of all
+    examples of a label. `prior_right` and `prior_wrong` are how many right and wrong examples are assumed beforehand.
+    """
+
+    curvature: float
+    ridge: float
+    saturation: float
+    prior_right: float
+    prior_wrong: float
+
+
+EXAMPLE_CONSTANTS = ExampleConstants(curvature=0.3, ridge=0.02, saturation=8.0, prior_right=4.0, prior_wrong=1.0)
+"""Those of a file without them."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Blend:
     """The constants of the blend. `model` is the name or source of the embedding model that they were fitted for.
@@ -83,6 +102,7 @@ class Blend:
     multi_label: Logistics
     similarity: Logistics | None = None
     background: FloatArray | None = None
+    examples: ExampleConstants = EXAMPLE_CONSTANTS
     shortlist: int = SHORTLIST
 
     @classmethod
@@ -109,6 +129,7 @@ class Blend:
             multi_label=read.multi_label.logistics(),
             similarity=read.similarity.logistics() if read.similarity else None,
             background=np.asarray(read.background, dtype=np.float32) if read.background else None,
+            examples=ExampleConstants(**read.examples.model_dump()),
             shortlist=read.shortlist,
         )
 
@@ -246,6 +267,14 @@ class _Logistics(_Part):
         return Logistics(Logistic(self.bias, self.cosine, self.choice), Logistic(self.alone.bias, self.alone.cosine))
 
 
+class _Examples(_Part):
+    curvature: Positive = EXAMPLE_CONSTANTS.curvature
+    ridge: Positive = EXAMPLE_CONSTANTS.ridge
+    saturation: Positive = EXAMPLE_CONSTANTS.saturation
+    prior_right: Positive = EXAMPLE_CONSTANTS.prior_right
+    prior_wrong: Positive = EXAMPLE_CONSTANTS.prior_wrong
+
+
 class _File(_Part):
     """The file of `models.blend`."""
 
@@ -260,4 +289,5 @@ class _File(_Part):
     multi_label: _Logistics
     similarity: _Logistics | None = None
     background: list[Finite] | None = None
+    examples: _Examples = _Examples()
     shortlist: Annotated[int, Field(ge=2, le=MAX_SAME)] = SHORTLIST

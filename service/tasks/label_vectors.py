@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.tasks.blend import Blend, Indexes, Numbers, are_same, centred_cosines
+from service.tasks.blend import Blend, Indexes, Numbers
+from service.tasks.examples import Learned, learn
 from service.tasks.labels import LabelList
 
 DEFAULT_BYTES = 256 * 2**20
@@ -29,7 +30,8 @@ Vectors = NDArray[Any]
 class LabelVectors:
     """The vectors of the labels, shape [num_labels, dimensions], those of all examples, and the label of each example.
 
-    `same` are two labels that are the same to the model, if there are any.
+    `same` are two labels that are the same to the model, if there are any. What the examples teach is computed once,
+    when it is first needed.
     """
 
     labels: Vectors
@@ -37,22 +39,33 @@ class LabelVectors:
     owners: Indexes
     blend: Blend
     same: tuple[int, int] | None = None
-    are_same: bool = field(init=False)
-    _prior: Vectors | None = field(init=False, default=None)
+    _learned: Learned | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if len(self.labels) > FEW_LABELS:
             object.__setattr__(self, "labels", self.labels.astype(np.float32))
             object.__setattr__(self, "examples", self.examples.astype(np.float32))
-        object.__setattr__(self, "are_same", len(self.labels) > 1 and are_same(self.labels, self.blend))
+
+    @property
+    def learned(self) -> Learned:
+        if self._learned is None:
+            object.__setattr__(self, "_learned", learn(self.labels, self.examples, self.owners, self.blend))
+        assert self._learned is not None
+        return self._learned
+
+    @property
+    def are_same(self) -> bool:
+        """Whether neither the labels nor their examples can be told apart by their vectors."""
+        return self.learned.are_same
 
     @property
     def num_bytes(self) -> int:
-        return int(self.labels.nbytes + self.examples.nbytes)
+        moved = 0 if self.learned.vectors is self.labels else self.learned.vectors.nbytes
+        return int(self.labels.nbytes + self.examples.nbytes + moved)
 
     def scores(self, texts: Numbers) -> Numbers:
         """How much closer each text is to each label than any text is, shape [num_texts, num_labels]."""
-        return np.asarray(centred_cosines(texts.astype(self.labels.dtype), self.labels, self.blend), dtype=np.float64)
+        return np.asarray(self.learned.scores(texts.astype(self.labels.dtype)), dtype=np.float64)
 
 
 def join(parts: Sequence[LabelVectors], same: tuple[int, int] | None) -> LabelVectors:
@@ -89,12 +102,13 @@ class LabelVectorsCache:
             return found
 
     def put(self, labels: LabelList, made: LabelVectors, generation: int) -> None:
+        num_bytes = made.num_bytes
         with self._lock:
-            if generation != self.generation or made.num_bytes > self.max_bytes:
+            if generation != self.generation or num_bytes > self.max_bytes:
                 return
             if labels not in self._held:
                 self._held[labels] = made
-                self._num_bytes += made.num_bytes
+                self._num_bytes += num_bytes
             while self._num_bytes > self.max_bytes:
                 self._num_bytes -= self._held.popitem(last=False)[1].num_bytes
 

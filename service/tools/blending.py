@@ -9,7 +9,7 @@ method.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -192,6 +192,7 @@ def to_json(blend: Blend) -> dict[str, Any]:
         "templates": list(blend.templates),
         **{name: _rounded(getattr(blend, name)) for name in (*SEARCHED, "same_cosine")},
         "multi_label": _logistics_to_json(blend.multi_label),
+        "examples": {name: _rounded(value) for name, value in asdict(blend.examples).items()},
     }
     if blend.similarity is not None:
         content["similarity"] = _logistics_to_json(blend.similarity)

@@ -13,6 +13,7 @@ import pytest
 from service.domain import Encoding, Output, TokenScores
 from service.errors import InvalidRequest, SettingError
 from service.tasks.blend import (
+    EXAMPLE_CONSTANTS,
     SHIPPED_BLEND,
     Blend,
     are_same,
@@ -130,6 +131,12 @@ def contents(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in (made | changes).items() if value is not ...}
 
 
+def test_a_file_may_change_some_constants_of_examples(tmp_path: Path) -> None:
+    file = tmp_path / "blend.json"
+    file.write_text(json.dumps(contents(examples={"ridge": 0.5})))
+    assert Blend.read(file).examples == replace(EXAMPLE_CONSTANTS, ridge=0.5)
+
+
 def test_a_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "blend.json"
     file.write_text(json.dumps(contents()))
@@ -158,6 +165,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"templates": []}, "templates: List should have at least 1 item"),
         ({"templates": ["这是"]}, r"templates.0: Value error, must contain \{\} once"),
         ({"choice_wieght": 1}, "choice_wieght: Extra inputs are not permitted"),
+        ({"examples": {"ridge": 0}}, "examples.ridge: Input should be greater than 0"),
         ({"version": 2}, "version: Input should be 1"),
         ({"similarity": {"bias": 0}}, "similarity.choice: Field required"),
         ({"background": [float("nan")]}, "background.0: Input should be a finite number"),
@@ -339,6 +347,15 @@ def test_vectors_of_labels_are_made_again_when_their_outputs_change() -> None:
 
 def vectors_of(count: int) -> LabelVectors:
     return LabelVectors(np.eye(count, 2), np.empty((0, 2)), np.empty(0, dtype=np.int64), BLEND)
+
+
+def test_kept_vectors_are_moved_by_the_examples_and_count_them() -> None:
+    plain, texts = vectors_of(2), np.asarray([[0.8, 0.6]])
+    taught = LabelVectors(plain.labels, np.asarray([[0.6, 0.8], [0.8, 0.6]]), np.asarray([0, 1]), BLEND)
+    before, after = plain.scores(texts)[0], taught.scores(texts)[0]
+    assert after[1] - after[0] > before[1] - before[0]
+    assert taught.learned is taught.learned
+    assert taught.num_bytes == 3 * plain.num_bytes
 
 
 def test_the_vectors_that_are_kept_are_bounded() -> None:
