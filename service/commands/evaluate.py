@@ -22,7 +22,7 @@ from service.commands.connection import DEFAULT_URL, add_connection_flags, conne
 from service.commands.data_flags import FORMATS, add_field_flags, print_data, source_arguments
 from service.errors import DatasetError
 from service.tools.answer_files import write_bad_cases, write_predictions
-from service.tools.confusion_picture import draw, require_matplotlib
+from service.tools.confusion_picture import draw, has_matplotlib
 from service.tools.data.converters import Example
 from service.tools.data.own import OwnData
 from service.tools.data.registry import DATASETS, FOLDS
@@ -100,11 +100,11 @@ def run(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if (args.source is None) == (args.task is None):
         parser.error("wanted one FILE or TASK")
+    if args.confusion is not None and not has_matplotlib():
+        parser.error("--confusion needs matplotlib: pip install -r requirements/bench.txt")
     try:
-        if args.confusion is not None:
-            require_matplotlib()
         report = asyncio.run(evaluate(args))
-    except (DatasetError, EvaluationError, ValueError) as error:
+    except (DatasetError, EvaluationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     text = json.dumps(report, ensure_ascii=False, indent=2)

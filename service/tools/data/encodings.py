@@ -68,14 +68,16 @@ def open_text(path: Path, encoding: str) -> Iterator[TextIO]:
         DatasetError: the file cannot be read, or there is no such encoding.
     """
     try:
-        with path.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
-            yield lines
+        lines = path.open(encoding=encoding, errors="surrogateescape", newline="")
     except LookupError:
         raise DatasetError(f"--encoding {encoding}: Python has no encoding of this name") from None
-    except UnicodeError as error:
-        raise DatasetError(f"{path}: is not {encoding}: {error}; name its encoding with --encoding") from None
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}") from None
+    with lines:
+        try:
+            yield lines
+        except UnicodeDecodeError as error:  # of UTF-16, whose bytes come in pairs
+            raise DatasetError(f"{path}: is not {encoding}: {error.reason}") from None
 
 
 def is_text(value: str) -> bool:

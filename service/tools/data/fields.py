@@ -57,6 +57,8 @@ LABEL = (
     *("正确答案", "结果"),
 )
 CHOICES = ("choices", "choice", "options", "candidates", "选项", "候选", "候选项")
+SEPARATORS = ("|", ";", "；", "、", "\n")
+"""Tried between the choices in one cell."""
 QUESTION = ("question", "问题", "题目", "提问")
 SCORE = ("score", "similarity", "grade", "rating", "分数", "评分", "得分", "相似度")
 ANSWER = ("answer", "答案", "正确答案", "label", "标签")
@@ -99,7 +101,7 @@ def guess_fields(
     """
     _check_named(columns, named)
     free = [column for column in columns if column not in _used(named, columns)]
-    found = _by_names(free, named, needs_label=needs_label)
+    found = _by_names(free, sample, named, needs_label=needs_label)
     found = _by_content(free, sample, found, columns, needs_label=needs_label)
     shown = ", ".join(columns)
     if found.text is None:
@@ -124,10 +126,9 @@ def looks_like_header(rows: Sequence[Sequence[str]], named: Fields) -> bool:
         return False
     for index, cell in enumerate(cells):
         values = [row[index].strip() for row in below if index < len(row)]
-        if not values or cell in values:
-            continue
-        if all(map(_is_number, values)) or sum(map(len, values)) > 3 * len(cell) * len(values):
-            return len(below) > 1
+        are_numbers, are_longer = all(map(_is_number, values)), sum(map(len, values)) > 3 * len(cell) * len(values)
+        if len(values) > 1 and cell not in values and (are_numbers or are_longer):
+            return True
     return False
 
 
@@ -161,20 +162,16 @@ def _used(found: Fields, columns: Sequence[str]) -> set[str | None]:
     return {*named, *found.choice_columns(columns)}
 
 
-def _by_names(free: Sequence[str], found: Fields, *, needs_label: bool) -> Fields:
+def _by_names(free: Sequence[str], sample: Sequence[Row], found: Fields, *, needs_label: bool) -> Fields:
     by_name = {normal(column): column for column in reversed(free)}
 
     def first(names: Sequence[str]) -> str | None:
         return next((by_name[name] for name in names if name in by_name), None)
 
     if found.choices is None:
-        found = replace(found, choices=first(CHOICES) or _lettered(free))
-    if found.text_pair is None:
-        for one, other in PAIRS:
-            is_first = normal(found.text) == one if found.text else one in by_name
-            if is_first and other in by_name and found.choices is None:
-                found = replace(found, text=found.text or by_name[one], text_pair=by_name[other])
-                break
+        found = replace(found, choices=_choices(free, sample))
+    if found.text_pair is None and found.choices is None:
+        found = _pair(by_name, found)
     if found.choices is not None and found.question is None:
         found = replace(found, question=first(QUESTION))
     if found.text is None:
@@ -184,6 +181,27 @@ def _by_names(free: Sequence[str], found: Fields, *, needs_label: bool) -> Field
         if found.label is None and found.choices is None:
             found = replace(found, score=first(SCORE))
     return found
+
+
+def _pair(by_name: Mapping[str, str], found: Fields) -> Fields:
+    """The first of PAIRS that is there, and whose first column is the text, if that is named."""
+    for one, other in PAIRS:
+        is_first = normal(found.text) == one if found.text else one in by_name
+        if is_first and other in by_name:
+            return replace(found, text=found.text or by_name[one], text_pair=by_name[other])
+    return found
+
+
+def _choices(free: Sequence[str], sample: Sequence[Row]) -> str | None:
+    """One column of lists, or those of A, B, ... as one name."""
+    holding = {normal(column): column for column in free if _holds_choices([row.get(column) for row in sample])}
+    return next((holding[name] for name in CHOICES if name in holding), None) or _lettered(free)
+
+
+def _holds_choices(cells: Sequence[Any]) -> bool:
+    """Whether the cells are lists, or texts with a separator: a column called `choice` may hold the label."""
+    given = [cell for cell in cells if cell not in (None, "")]
+    return any(isinstance(cell, list) or any(one in str(cell) for one in ("[", *SEPARATORS)) for cell in given)
 
 
 def _lettered(free: Sequence[str]) -> str | None:

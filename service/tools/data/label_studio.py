@@ -17,6 +17,12 @@ def is_export(records: Sequence[Any]) -> bool:
     return isinstance(first, dict) and isinstance(first.get("data"), dict) and "annotations" in first
 
 
+def controls(tasks: Sequence[Any]) -> list[str]:
+    """The names of the controls that annotations were made with, which are the columns of labels."""
+    annotated = (one for task in tasks if isinstance(task, dict) for one in _annotations(task))
+    return list(dict.fromkeys(name for one in annotated for name in _labels(one)))
+
+
 def flatten(tasks: Sequence[Any]) -> Iterator[Row]:
     """A task that is not annotated, or that is annotated differently by several people, has a problem."""
     for number, task in enumerate(tasks, start=1):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -22,7 +22,7 @@ from service.errors import DatasetError
 from service.tasks.nli import LABELS as NLI_LABELS
 from service.tasks.nli import NAMES as NLI_NAMES
 from service.tools.data.converters import PAIR_LABELS, Example
-from service.tools.data.fields import Fields, guess_fields
+from service.tools.data.fields import SEPARATORS, Fields, guess_fields
 from service.tools.data.files import RecordError
 from service.tools.data.report import DataReport, make_report
 from service.tools.data.rows import Row, is_list, number_of, text_of, texts_of
@@ -42,8 +42,6 @@ INFERENCE: dict[str, int] = {
     **{name: index for index, name in enumerate(NLI_NAMES)},
     "自然": NLI_LABELS.index("neutral"),
 }
-SEPARATORS = ("|", ";", "；", "、", "\n")
-"""Tried between the choices in one cell."""
 MAX_CLASSES = 1000
 """A head or a request with more is not what was meant: the wrong column was taken for the label."""
 MIN_GRADES = 5
@@ -91,6 +89,8 @@ def read_own(
         DatasetError: the file cannot be read, a field cannot be found, no row can be used, or there is only one class.
     """
     table = open_table(path, layout, fields)
+    if fields.label is None and fields.score is None and fields.choices is None:
+        fields = replace(fields, label=table.label)
     found, guesses = guess_fields(table.columns, [row.values for row in table.sample()], fields)
     rows = _Rows(path, table)
     reader = _Reader(rows, found, dict(names or {}), labels, question)

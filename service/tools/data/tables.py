@@ -39,11 +39,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`rows` starts at the first row again with each call; `notes` are sentences about what was guessed."""
+    """`rows` starts at the first row again with each call; `notes` are sentences about what was guessed.
+
+    `label` is the column of the label where the format says which it is.
+    """
 
     columns: tuple[str, ...]
     rows: Callable[[], Iterator[Row]]
     notes: tuple[str, ...] = ()
+    label: str | None = None
 
     def sample(self) -> list[Row]:
         return list(islice(self.rows(), SAMPLE))
@@ -173,7 +177,9 @@ def _open_json(path: Path, layout: Layout) -> Table:
     if label_studio.is_export(document or []):
         assert document is not None
         flat = list(label_studio.flatten(document))
-        return Table(_keys(flat), lambda: iter(flat), (*notes, "guessed a Label Studio export"))
+        names = label_studio.controls(document)
+        note = f"guessed a Label Studio export with the controls {', '.join(names) or 'none'}"
+        return Table(_keys(flat), lambda: iter(flat), (*notes, note), names[0] if len(names) == 1 else None)
     sample = list(islice(rows(), SAMPLE))
     if sample and all(row.problem for row in sample):
         raise DatasetError(f"{path}: {sample[0].problem} (line {sample[0].line}), as all of the first {len(sample)}")

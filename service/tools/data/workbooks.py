@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from pathlib import Path
@@ -11,6 +12,9 @@ from zipfile import BadZipFile
 
 from service.errors import DatasetError
 from service.tools.data.rows import Row
+
+DAMAGED = (BadZipFile, zlib.error, KeyError, ValueError, SyntaxError, EOFError, OSError)
+"""What openpyxl raises while it reads a file that is no workbook; a SyntaxError is one of XML."""
 
 
 def require(path: Path, package: str) -> DatasetError:
@@ -26,12 +30,11 @@ def _workbook(path: Path) -> Iterator[Any]:
     """Values of formulas are those that the program stored which saved the file."""
     try:
         from openpyxl import load_workbook
-        from openpyxl.utils.exceptions import InvalidFileException
     except ImportError:
         raise require(path, "openpyxl") from None
     try:
         book = load_workbook(path, read_only=True, data_only=True)
-    except (BadZipFile, InvalidFileException, KeyError, ValueError, OSError) as error:
+    except DAMAGED as error:
         raise DatasetError(f"{path}: cannot be read as a workbook: {error}") from None
     try:
         yield book
@@ -56,12 +59,19 @@ def sheet_cells(path: Path, sheet: str) -> Iterator[tuple[int, list[Any]]]:
     with _workbook(path) as book:
         cells = book[sheet]
         cells.reset_dimensions()  # some programs store a wrong size
-        for number, row in enumerate(cells.iter_rows(values_only=True), start=1):
+        for number, row in enumerate(_checked(path, cells.iter_rows(values_only=True)), start=1):
             values = [_plain(cell) for cell in row]
             while values and values[-1] is None:
                 values.pop()
             if any(value is not None for value in values):
                 yield number, values
+
+
+def _checked(path: Path, rows: Iterable[Any]) -> Iterator[Any]:
+    try:
+        yield from rows
+    except DAMAGED as error:
+        raise DatasetError(f"{path}: cannot be read as a workbook: {error}") from None
 
 
 def parquet_columns(path: Path) -> tuple[str, ...]:
@@ -70,21 +80,23 @@ def parquet_columns(path: Path) -> tuple[str, ...]:
 
 def parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
-    for batch in _parquet(path).iter_batches(batch_size=1000):
-        for record in batch.to_pylist():
-            number += 1
-            yield Row(number, {name: _plain(value) for name, value in record.items()})
+    try:
+        for batch in _parquet(path).iter_batches(batch_size=1000):
+            for record in batch.to_pylist():
+                number += 1
+                yield Row(number, {name: _plain(value) for name, value in record.items()})
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these classes
+        raise DatasetError(f"{path}: cannot be read as parquet: {error}") from None
 
 
 def _parquet(path: Path) -> Any:
     try:
-        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise require(path, "pyarrow") from None
     try:
         return ParquetFile(path)
-    except (ArrowException, OSError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as parquet: {error}") from None
 
 

@@ -226,6 +226,19 @@ def test_the_report_counts_classes_lengths_duplicates_and_contradictions(tmp_pat
     assert "the largest class is 11.0 times the smallest: read macro-F1, not accuracy" in report.lines()
 
 
+@pytest.mark.parametrize("control", ["choice", "我的控件", "text2"])
+def test_the_control_of_a_label_studio_export_is_the_label(tmp_path: Path, control: str) -> None:
+    results = {label: [{"from_name": control, "value": {"choices": [label]}}] for label in "ab"}
+    tasks = [{"data": {"text": f"文{one}"}, "annotations": [{"result": result}]} for one, result in results.items()]
+    data = read_own(write(tmp_path / "a.json", json.dumps(tasks)))
+    assert (data.kind, data.labels, data.fields.label) == ("classify", ("a", "b"), control)
+
+
+def test_a_column_called_choice_may_be_the_label(tmp_path: Path) -> None:
+    data = lines_of(tmp_path, "text,choice", "好吃,好评", "难吃,差评", "一般,差评", "喜欢,好评")
+    assert (data.kind, data.fields) == ("classify", Fields("text", label="choice"))
+
+
 def test_an_unlabelled_export_of_label_studio_has_nothing_to_learn_from(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", '[{"id": 1, "data": {"text": "好", "label": "x"}, "annotations": []}]')
     with pytest.raises(DatasetError, match="line 1: has no annotation"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -138,6 +140,27 @@ def test_a_damaged_workbook_or_parquet_file_is_refused(tmp_path: Path, name: str
         open_table(write(tmp_path / name, b"no such thing"))
 
 
+def test_a_workbook_with_a_damaged_sheet_is_refused(tmp_path: Path) -> None:
+    whole = workbook(tmp_path / "whole.xlsx", ("text", "label"), *(("好", "a") for _ in range(500)))
+    with ZipFile(whole) as old, ZipFile(tmp_path / "a.xlsx", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, content[: len(content) // 2] if "worksheets/" in name else content)
+    with pytest.raises(DatasetError, match="cannot be read as a workbook"):
+        list(open_table(tmp_path / "a.xlsx").rows())
+
+
+def test_a_file_that_ends_within_a_character_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "文本\t标签\n好\ta".encode("utf-16")[:-1])
+    with pytest.raises(DatasetError, match="is not utf-16: truncated data"):
+        open_table(file)
+
+
+def test_an_encoding_that_python_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="--encoding klingon: Python has no encoding of this name"):
+        open_table(write(tmp_path / "a.csv", "text,label\n好,a\n"), Layout(encoding="klingon"))
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"a\.csv: no such file"):
         open_table(tmp_path / "a.csv")
@@ -149,7 +172,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_the_command(
     tmp_path: Path, name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    for module in (package, "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DatasetError, match=f"needs the package {package}: pip install {package}"):
         open_table(write(tmp_path / name, b"x"))
 
@@ -242,7 +266,8 @@ def test_an_export_of_label_studio_is_flat(tmp_path: Path) -> None:
         None,
     ]
     assert [row.problem for row in table.rows()][4:] == ["has no annotation"] * 2
-    assert "guessed a Label Studio export" in table.notes
+    assert table.label == "sentiment"
+    assert "guessed a Label Studio export with the controls sentiment" in table.notes
 
 
 def test_annotations_that_differ_are_a_problem(tmp_path: Path) -> None:
