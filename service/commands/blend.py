@@ -22,12 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from service.cli_args import add_key, file_to_write, server_url, whole_above_zero
+from service.commands.data_flags import print_data
 from service.errors import DatasetError, SettingError
 from service.tasks.blend import SHIPPED_BLEND, Blend, Numbers, mean_over_templates
 from service.tools import blending
 from service.tools.blending import LabelScores, PairScores
 from service.tools.data.converters import Example
-from service.tools.data.labelled import read_labelled
+from service.tools.data.own import read_own
 from service.tools.data.registry import load
 from service.tools.data.splits import limit
 from service.tools.evaluation import CHUNK, IN_FLIGHT, EvaluationClient, EvaluationError, open_client
@@ -59,8 +60,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "sets",
         nargs="+",
         metavar="SET",
-        help="a file of JSON lines, with text and label, or with text, text_pair and label (1: same meaning, 0: not); "
-        "or a data set of `evaluate`, as NAME or NAME/SPLIT",
+        help="a labelled file, as for `evaluate`, of texts and labels, or of pairs and 1 (same meaning) or 0; or a "
+        "data set of `evaluate`, as NAME or NAME/SPLIT",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder with the data sets of `evaluate`")
     parser.add_argument("--out", type=file_to_write, required=True, metavar="FILE", help="the file to write")
@@ -106,7 +107,13 @@ async def fit(args: Namespace, transport: httpx.AsyncBaseTransport | None = None
 def read_set(name: str, data: Path | None) -> list[Example]:
     """Raises DatasetError if there is no such set, or it is one whose answers are not blended."""
     if Path(name).is_file():
-        examples = read_labelled(Path(name))
+        own = read_own(Path(name))
+        print_data(own)
+        if own.kind not in ("classify", "similarity"):
+            raise DatasetError(
+                f"{name}: a blend is fitted to texts with one label each, or to pairs; this is {own.kind}"
+            )
+        examples = own.examples
     elif data is None:
         raise DatasetError(f"{name}: no such file; for a data set of `evaluate`, --data DIR is missing")
     else:

@@ -113,7 +113,10 @@ async def predict(args: Namespace, transport: httpx.AsyncBaseTransport | None = 
     """
     table = open_table(args.source, layout_from(args), fields_from(args))
     sample = [row.values for row in table.sample()]
-    fields, guesses = guess_fields(table.columns, sample, fields_from(args), needs_label=False)
+    try:
+        fields, guesses = guess_fields(table.columns, sample, fields_from(args), needs_label=False)
+    except DatasetError as error:
+        raise DatasetError(f"{args.source}: {error.detail}") from None
     for line in (*table.notes, *guesses):
         print(f"  {line}", file=sys.stderr)
     progress = Progress(args.out, _identity(args), overwrite=args.overwrite)

@@ -91,7 +91,10 @@ def read_own(
     table = open_table(path, layout, fields)
     if fields.label is None and fields.score is None and fields.choices is None:
         fields = replace(fields, label=table.label)
-    found, guesses = guess_fields(table.columns, [row.values for row in table.sample()], fields)
+    try:
+        found, guesses = guess_fields(table.columns, [row.values for row in table.sample()], fields)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error.detail}") from None
     rows = _Rows(path, table)
     reader = _Reader(rows, found, dict(names or {}), labels, question)
     used_kind = kind or reader.guess_kind()

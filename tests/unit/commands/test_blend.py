@@ -127,11 +127,12 @@ async def test_a_server_without_an_embedding_model_is_an_error(texts: Path, tmp_
     ("name", "records", "message"),
     [
         ("few.jsonl", [{"text": "甲", "label": "乙"}, {"text": "甲", "label": "丙"}], "has 2 examples; at least 8"),
-        ("one.jsonl", [{"text": "甲", "label": "乙"}] * 9, "every label is '乙'; at least two are needed"),
-        ("no.jsonl", [{"text": "甲"}], "record 1: has no field 'label'"),
-        ("pair.jsonl", [{"text": "甲", "text_pair": "乙", "label": "x"}] * 9, "record 1: field 'label' is 'x'"),
+        ("one.jsonl", [{"text": "甲", "label": "乙"}] * 9, "every label is '乙'; at least two classes are needed"),
+        ("no.jsonl", [{"text": "甲"}], "no column of the label was found"),
+        ("pair.jsonl", [{"text": "甲", "text_pair": "乙", "label": "x"}] * 9, "every label is 'x'"),
         ("none.jsonl", [], "is empty"),
-        ("lines.txt", [{"text": "甲", "label": "乙"}] * 9, "wanted a file of JSON lines"),
+        ("lines.doc", [{"text": "甲", "label": "乙"}] * 9, "wanted a file named .csv"),
+        ("many.jsonl", [{"text": "甲", "label": ["乙", "丙"]}] * 9, "this is multi-label"),
     ],
 )
 def test_data_that_cannot_be_fitted_to_is_refused(
