@@ -334,6 +334,8 @@ def arguments_of(prepared: Prepared, output: Path, *, is_search: bool = False) -
         greater_is_better=prepared.metric != "loss",
         report_to="none",
         disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_num_workers=0,
