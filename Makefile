@@ -105,7 +105,7 @@ lock: .uv/stamp ## write requirements/lock/ again: run it after every change of 
 	$(COMPILE) --output-file requirements/lock/deploy.txt requirements/deploy.txt
 	grep '^torch==' requirements.txt | $(COMPILE) --constraints requirements.txt --output-file requirements/lock/torch.txt -
 
-clean: ## remove caches and build output; keeps the environments (.venv .deploy .audit .peers .uv)
+clean: ## remove caches and build output; keeps the environments (.venv .deploy .audit .peers .clients .uv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find service tests benchmarks monitoring -type d -name __pycache__ -prune -exec rm -rf {} +
 

@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from service.api import label_set_routes, openapi, operations
+from service.api import call_docs, label_set_routes, openapi, operations
 from service.api.auth import OPERATIONS, AccessTable, AuthMiddleware, KeyStore
 from service.api.dispatch import ErrorBodies, accesses, routes, table_of
 from service.api.label_set_routes import LabelSetRoutes
@@ -127,7 +127,8 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.cors_origins = security.cors_origins
-    table = table_of((native.PROTOCOL, *enabled(server)))
+    protocols = enabled(server)
+    table = table_of((native.PROTOCOL, *protocols))
     error_bodies = ErrorBodies(table)
     found, num_native = routes(table, state, server, clock), len(native.ROUTES)
     app.router.routes[:0] = [  # a route is found by trying one after the other
@@ -154,6 +155,7 @@ def create_app(
     native.document(documented, server)
     operations.document(documented)
     label_set_routes.document(documented, server)
-    bodies: list[type[BaseModel]] = [*(route.request for route in native.ROUTES), LabelSetBody]
+    call_docs.document(documented, protocols, with_keys=key_store is not None)
+    bodies: list[type[BaseModel]] = [*call_docs.bodies_of((native.PROTOCOL, *protocols)), LabelSetBody]
     openapi.install(app, documented, bodies, server, with_keys=key_store is not None)
     return app

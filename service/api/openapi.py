@@ -129,7 +129,7 @@ ERROR = {
 }
 
 
-_REF = "#/components/schemas/{model}"
+SCHEMA_REF = "#/components/schemas/{model}"
 _CODES = {
     400: ("malformed_body", "Not JSON, not UTF-8, or nested too deep.", "the body is not JSON: it is empty"),
     401: ("unauthorized", "The API key is missing or unknown.", "this API key is unknown"),
@@ -196,7 +196,10 @@ def _error(status: int) -> dict[str, Any]:
         "description": description,
         "headers": {"X-Request-ID": _ID_HEADER, **_MORE_HEADERS.get(status, {})},
         "content": {
-            MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}, "example": {**example, "errors": errors}}
+            MEDIA_TYPE: {
+                "schema": {"$ref": SCHEMA_REF.format(model="Problem")},
+                "example": {**example, "errors": errors},
+            }
         },
     }
 
@@ -243,7 +246,7 @@ def _parameters(limits: Server) -> list[dict[str, Any]]:
 def request_body(model: type[BaseModel], examples: dict[str, dict[str, Any]], limits: Server) -> dict[str, Any]:
     """OpenAPI description of the body and the headers of a route that parses them itself."""
     content = {
-        "schema": {"$ref": _REF.format(model=model.__name__)},
+        "schema": {"$ref": SCHEMA_REF.format(model=model.__name__)},
         "examples": {title: {"value": value} for title, value in examples.items()},
     }
     body = {"required": True, "content": {"application/json": content}}
@@ -287,7 +290,7 @@ def install(
 def _definitions(requests: list[type[BaseModel]], limits: Server) -> dict[str, Any]:
     """The JSON schemas of the bodies, and of a problem."""
     models = [(model, "validation") for model in (*requests, Problem)]
-    _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
+    _, definitions = models_json_schema(models, ref_template=SCHEMA_REF)  # type: ignore[arg-type]
     found: dict[str, Any] = definitions["$defs"]
     for model in requests:
         if timeout := found[model.__name__].get("properties", {}).get("timeout_ms"):

@@ -15,10 +15,11 @@ from pydantic import BaseModel
 from service.api import schemas
 from service.api.openapi import EXAMPLES
 from service.api.protocols.native import ROUTES, TaskRoute
+from service.api.protocols.registry import PROTOCOLS
 from service.commands.settings import markdown
 from service.errors import ServiceError, StartupError
 from service.metrics import Metrics
-from service.settings import VERSION
+from service.settings import VERSION, Server
 from service.settings_sources import setting_rows
 from tests.contract.fakes import running
 
@@ -86,8 +87,8 @@ def test_the_api_page_names_existing_settings_with_their_defaults() -> None:
     )
 
 
-async def test_the_api_page_has_exactly_the_existing_routes() -> None:
-    async with running() as service:
+async def test_the_api_page_has_exactly_the_native_routes() -> None:
+    async with running(settings=Server(protocols=("none",))) as service:
         paths = service.app.openapi()["paths"]
     documented = set(re.findall(r"(?:POST|GET) (/[\w/.{}-]+)", API)) - {"/docs", "/openapi.json"}
     assert documented == set(paths)
@@ -153,6 +154,16 @@ async def test_openapi_has_chinese_examples_and_every_error_for_each_task() -> N
             content = operation["responses"][status]["content"]["application/problem+json"]
             assert content["example"]["status"] == int(status)
             assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+
+
+async def test_openapi_has_every_call_of_the_protocols_with_a_summary() -> None:
+    paths = (await openapi())["paths"]
+    for protocol in PROTOCOLS:
+        for call in protocol.calls:
+            if call.path is not None:
+                path = re.sub(r":path\}", "}", protocol.prefix + call.path)
+                assert call.summary
+                assert call.summary in paths[path][call.method.lower()]["summary"]
 
 
 async def test_every_reference_in_openapi_resolves() -> None:

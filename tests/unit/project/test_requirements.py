@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[3]
 OURS = {"service", "tests", "benchmarks", "monitoring", "scripts"}
 PEERS = ROOT / "benchmarks" / "peers" / "servers"
 """The compared servers run in their own environments with their own requirements."""
+CLIENTS = ROOT / "tests" / "clients" / "scripts"
+"""They run in the environments of requirements/clients."""
 TRAINING = [
     ROOT / "service" / "tools" / "training",
     ROOT / "service" / "tools" / "data" / "workbooks.py",
@@ -64,7 +66,7 @@ def imported(*paths: Path) -> dict[str, Path]:
 
 def sources(*folders: str) -> list[Path]:
     paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    return [path for path in paths if not path.is_relative_to(PEERS)]
+    return [path for path in paths if not any(path.is_relative_to(part) for part in (PEERS, CLIENTS))]
 
 
 def is_training(path: Path) -> bool:
@@ -178,6 +180,15 @@ def test_the_lock_file_of_torch_agrees_with_serving() -> None:
     assert [name for name in more if not UNPINNED.match(name)] == []
     served = locked("serve")
     assert all(found[name] == served[name] for name in found.keys() & served.keys())
+
+
+def test_every_client_is_pinned_exactly() -> None:
+    lists = sorted((ROOT / "requirements" / "clients").glob("*.txt"))
+    assert lists
+    for path in lists:
+        found = pins(str(path.relative_to(ROOT)))
+        assert found
+        assert all(re.fullmatch(r"[\w.!]+", pin) for pin in found.values()), path.name
 
 
 def test_the_lock_files_name_no_index() -> None:
