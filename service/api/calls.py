@@ -6,7 +6,7 @@ have the same path at the root of the server; there `claims` says which body bel
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, KeysView, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -59,20 +59,21 @@ class Call:
         """Whether it counts towards the limits of a key."""
         return self.is_limited and self.method != "GET" and self.scopes == INFER
 
-    def is_for(self, value: Any, models: Models) -> bool:
+    def claim(self) -> Claims:
         """Whether this call claims a body, a JSON value."""
         if self.claims is not None:
-            return self.claims(value, models)
-        return isinstance(value, dict) and all(name in value for name in self._required())
+            return self.claims
+        required = self._required()
+        return lambda value, models: isinstance(value, dict) and required <= value.keys()
 
     def wanted(self) -> str:
         """The body that it claims, in words."""
         return self.wants or " and ".join(f"`{name}`" for name in self._required())
 
-    def _required(self) -> list[str]:
-        if self.body is None or isinstance(self.body, str):
-            return []
-        return [field.alias or name for name, field in self.body.model_fields.items() if field.is_required()]
+    def _required(self) -> KeysView[str]:
+        """Names of the required fields, in their order."""
+        fields = {} if self.body is None or isinstance(self.body, str) else self.body.model_fields
+        return {field.alias or name: field for name, field in fields.items() if field.is_required()}.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,9 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A call of a protocol at one path of the server."""
+    """A call of a protocol at one path of the server, which it shares with other offers."""
 
     protocol: Protocol
     call: Call
     path: str
+    claims: Claims

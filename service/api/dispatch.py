@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +40,10 @@ def table_of(protocols: Iterable[Protocol]) -> Table:
         for call in protocol.calls:
             below = [protocol.prefix + call.path] if protocol.has_prefix and call.path is not None else []
             for path in dict.fromkeys((*below, *call.roots)):
-                table[call.method, path] = (*table.get((call.method, path), ()), Offer(protocol, call, path))
+                table[call.method, path] = (
+                    *table.get((call.method, path), ()),
+                    Offer(protocol, call, path, call.claim()),
+                )
     for (method, path), offers in table.items():
         assert len({offer.call.scopes for offer in offers}) == 1, f"{method} {path} needs different scopes"
         if len({offer.call.handle for offer in offers}) > 1:
@@ -55,13 +58,15 @@ def choose(offers: Sequence[Offer], value: Any, models: Models) -> Offer:
     Protocols that answer with the same handler are one. A body that no protocol claims is for the native one, if it has
     this path. Raises InvalidRequest if no protocol claims the body, or several do.
     """
+    able = [offer for offer in offers if offer.claims(value, models)]
+    if len(able) == 1:
+        return able[0]
     found: dict[str, Offer] = {}
-    for offer in offers:
-        if offer.protocol.name not in found and offer.call.is_for(value, models):
-            found[offer.protocol.name] = offer
-    if len({offer.call.handle for offer in found.values()}) == 1:
-        return next(iter(found.values()))
+    for offer in able:
+        found.setdefault(offer.protocol.name, offer)
     path = offers[0].path
+    if len({offer.call.handle for offer in found.values()}) == 1:
+        return able[0]
     if found:
         own = " or ".join(f"{one.protocol.prefix}{one.call.path}" for one in found.values() if one.protocol.has_prefix)
         raise InvalidRequest(f"the body fits {' and '.join(found)}, which share {path}; send it to {own}")
@@ -86,7 +91,7 @@ class Endpoint:
         context = context_of(request)
         first = self.offers[0].call
         context.task = first.task
-        with self._in_progress():
+        with nullcontext() if first.task is None else self.state.metrics.in_progress(first.task):
             if first.task is not None and (reason := self.state.why_not_accepting()):
                 raise not_ready(reason)
             headers = Headers.read(request, self.limits)
@@ -100,10 +105,6 @@ class Endpoint:
             # No variable for the body: it would keep it in memory until the response is sent.
             respond = self._respond(exchange, await read_body(request, headers, self.limits.max_body_bytes))
             return await unless_gone(request, respond)
-
-    def _in_progress(self) -> AbstractContextManager[None]:
-        task = self.offers[0].call.task
-        return nullcontext() if task is None else self.state.metrics.in_progress(task)
 
     async def _respond(self, exchange: Exchange, data: Body) -> Response:
         num_bytes = len(data)

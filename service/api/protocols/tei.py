@@ -20,9 +20,10 @@ from service.api.field_types import Lenient, ManyStrings, PromptName, Str, Strin
 from service.api.protocols import ranking
 from service.api.protocols.common import HEALTH
 from service.api.protocols.vectors import vectors_of
+from service.api.request import not_ready
 from service.api.schemas import ModelInfo
 from service.domain import Timing
-from service.errors import ServiceError
+from service.errors import InvalidRequest, ServiceError
 from service.pipeline import Answer
 from service.settings import VERSION
 from service.slices import between_slices
@@ -32,6 +33,8 @@ from service.tasks.registry import TASKS, route
 from service.tasks.task import Truncation
 from service.tasks.text_model import TextModel
 
+TOKEN_BYTES = 80
+"""A token in JSON."""
 Direction = Annotated[
     Literal["left", "right"], BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 ]
@@ -183,7 +186,13 @@ async def similarity(exchange: Exchange, body: TeiSimilarityRequest) -> Response
 
 
 async def tokenize(exchange: Exchange, body: TeiTokenizeRequest) -> Response:
-    """The tokens of each text, by the model that embeds."""
+    """The tokens of each text, by the model that embeds. A character is at most one token."""
+    if reason := exchange.state.why_not_accepting():
+        raise not_ready(reason)
+    num_bytes = TOKEN_BYTES * sum(len(text) + 2 for text in body.inputs)
+    if num_bytes > (limit := exchange.limits.max_reply_bytes):
+        detail = f"the response would have about {num_bytes} bytes, at most {limit} are sent; send fewer inputs"
+        raise InvalidRequest.of("inputs", detail)
     model = route(exchange.state.pipeline.models, TASKS["embed"], EmbedQuery(()), None)
     prompt = choose_prompt(model, prompt_name=body.prompt_name) if body.prompt_name else ""
 
@@ -193,7 +202,8 @@ async def tokenize(exchange: Exchange, body: TeiTokenizeRequest) -> Response:
         exchange.context.encoded(len(found), num_tokens)
         return json_response(found)
 
-    return await exchange.in_thread(read)
+    with exchange.state.memory.reserved(num_bytes):
+        return await exchange.in_thread(read)
 
 
 def _tokens(model: TextModel, text: str, with_special: bool) -> list[dict[str, Any]]:
