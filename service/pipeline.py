@@ -159,8 +159,7 @@ class Pipeline:
         """Counts a query with several rows per input, of up to two models: its inputs once, its tokens by model."""
         of_inputs = [row for row in rows if row.kept_as is None]
         missing = [row for row in rows if row.kept_as is not None and not self._is_kept(row)]
-        firsts = [row for row in of_inputs if not row.continues]
-        num_truncated = sum(any(row.truncated for row in firsts[index::num_inputs]) for index in range(num_inputs))
+        num_truncated = _count_truncated(of_inputs, num_inputs)
         tokens: Counter[str] = Counter({model.name: 0})
         for row in (*of_inputs, *missing):
             tokens[row.model] += row.num_tokens
@@ -196,7 +195,7 @@ class Pipeline:
         seconds = self._clock() - started
         trace.current.get().stage("tokenize", seconds)
         num_tokens = sum([row.num_tokens for row in rows])
-        num_truncated = sum([row.truncated for row in rows[: encoded.num_inputs]])
+        num_truncated = _count_truncated(rows, encoded.num_inputs)
         if rows:
             self._metrics.encoded(task.name, rows[0].model, inputs=0, tokens=num_tokens, truncated=num_truncated)
         both = [*rows, *encoded.rows]
@@ -264,3 +263,13 @@ class Pipeline:
             detail = f"the response would have about {size} bytes, at most {limit} are sent"
             raise InvalidRequest.of("inputs", f"{detail}; send fewer inputs, shorter labels or a smaller top_k")
         return size
+
+
+def _count_truncated(rows: Sequence[Encoding], num_inputs: int) -> int:
+    """The inputs of which a text was cut; `rows` are all of theirs, one group of rows after the other."""
+    truncated, index = set(), -1
+    for row in rows:
+        index += not row.continues
+        if row.truncated:
+            truncated.add(index % num_inputs)
+    return len(truncated)

@@ -140,6 +140,11 @@ class Server(Section):
     max_example_chars: int = Field(
         2000, ge=1, description="Maximum characters of an example or a description of a label; above it: 422."
     )
+    max_windows: int = Field(
+        256,
+        ge=1,
+        description="Maximum windows of the long texts of a request, unless it has more inputs; above it: 422.",
+    )
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Maximum path and headers in bytes; above it: 431.")
     max_connections: int = Field(
         16_384, ge=1, description="Maximum number of open connections, also limited by `ulimit -Hn`; above it: 503."

@@ -85,8 +85,9 @@ class Exchange:
         memory = self.state.memory
         with memory.reserved(num_reserved := memory_of(encoded)):
             with _naming_fields(rename):
-                encoded = await pipeline.advance(chosen, encoded, self.options)
-            self.context.encoded(encoded.num_inputs, encoded.num_tokens)
+                advanced = await pipeline.advance(chosen, encoded, self.options)
+            self.context.encoded(0, advanced.num_tokens - encoded.num_tokens)
+            encoded = advanced
             with memory.reserved(memory_of(encoded) - num_reserved):
                 finish = partial(self._finish, write, encoded.is_reply_large)
                 written = await pipeline.compute(chosen, encoded, finish, self.options)

@@ -71,6 +71,12 @@ EXAMPLES = {
                 "min_score": 0.8,
                 "none_label": "其他",
             },
+            "long text": {
+                "inputs": "房间很大，早餐一般。" * 60,
+                "labels": ["好评", "差评"],
+                "truncation": "window",
+                "stride": 64,
+            },
         },
         _reply("classify", (_decided(好评=0.97, 差评=0.03), 25)),
     ),

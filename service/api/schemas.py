@@ -9,9 +9,9 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, computed_field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, computed_field, model_validator
 
 from service.api.field_types import (
     DEFAULT_TOP_K,
@@ -39,24 +39,27 @@ from service.api.field_types import (
     Timeout,
     TopK,
     Wire,
+    max_windows,
 )
 from service.checkpoints.heads import Activation, LabelSource, ProblemType
 from service.checkpoints.sentence_modules import Similarity
 from service.domain import PoolingMode, Priority
 from service.errors import InvalidRequest
 from service.metric_labels import UsedMethod
-from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
+from service.tasks.classification import ClassifyQuery, ClassifyResult, ClassifyWindowResult, Text
 from service.tasks.decision import Rule
-from service.tasks.embedding import EmbedQuery, EmbedResult
+from service.tasks.embedding import EmbedQuery, EmbedResult, EmbedWindowResult
 from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.fill_mask import FillMaskQuery, FillMaskResult
 from service.tasks.labels import LabelList
-from service.tasks.mrc import MrcQuery, MrcResult, Reading
+from service.tasks.mrc import MrcQuery, MrcResult, MrcWindowResult, Reading
 from service.tasks.nli import NliQuery, NliResult
 from service.tasks.similarity import SimilarityQuery, SimilarityResult
 from service.tasks.task import Method, Truncation
+from service.tasks.windows import DEFAULT_STRIDE, MAX_WINDOWS, WindowOptions, WindowPooling
 
 R = TypeVar("R")
+LongTruncation = Literal["right", "left", "head_tail", "window", "error"]
 
 
 class TaskRequest(Wire):
@@ -69,10 +72,6 @@ class TaskRequest(Wire):
         None,
         description="Name or source of a model in GET /v1/models; default: one fine-tuned for this task, else the "
         "first able to.",
-    )
-    truncation: Truncation = Field(
-        "right",
-        description="Where to cut a text that is too long for the model; `error`: respond with 422 instead.",
     )
     timeout_ms: Timeout | None = Field(
         None, description="Deadline in milliseconds; after it the response is 504.", examples=[5000]
@@ -88,6 +87,58 @@ class TaskRequest(Wire):
     def field(self, path: str) -> str:
         """The path in this request of a field that a task's error names."""
         return path
+
+
+class CutRequest(TaskRequest):
+    """The requests of tasks that cut a text that is too long."""
+
+    truncation: Truncation = Field(
+        "right",
+        description="Where to cut a text that is too long for the model (`head_tail`: in its middle); `error`: respond "
+        "with 422 instead.",
+    )
+
+
+class WindowedRequest(TaskRequest):
+    """The requests of tasks that can read a long text in windows."""
+
+    truncation: LongTruncation = Field(
+        "right",
+        description="Where to cut a text that is too long for the model (`head_tail`: in its middle); `window`: read "
+        "it in windows that overlap; `error`: respond with 422 instead.",
+    )
+    stride: Stride | None = Field(
+        None,
+        description="With `window`: tokens that neighbouring windows share, at most half of a window; default: 64.",
+        examples=[64],
+    )
+    window_pooling: WindowPooling | None = Field(
+        None,
+        description="With `window`: how the results of the windows become one; default: `mean` of vectors and of "
+        "labels, `max` of choices and where labels are scored independently. `first`: only the first one is read.",
+        examples=["mean"],
+    )
+    _max_windows: int = PrivateAttr(default=MAX_WINDOWS)
+
+    @model_validator(mode="after")
+    def _take_limits(self, info: ValidationInfo) -> Self:
+        self._max_windows = max_windows(info)
+        return self
+
+    @property
+    def cut(self) -> Truncation:
+        """How a row is cut: a window that does not fit, as a long second text may leave it no room, at its end."""
+        return "right" if self.truncation == "window" else self.truncation
+
+    def windows(self) -> WindowOptions | None:
+        """Raises InvalidRequest."""
+        if self.truncation == "window":
+            stride = DEFAULT_STRIDE if self.stride is None else self.stride
+            return WindowOptions(stride, self.window_pooling, self._max_windows)
+        for name in ("stride", "window_pooling"):
+            if getattr(self, name) is not None:
+                raise InvalidRequest.of(name, "requires truncation window")
+        return None
 
 
 def _combine(*given: str, without: Sequence[str] = (), **values: Any) -> dict[str, Any]:
@@ -106,9 +157,13 @@ _OF_PAIRS = _combine("inputs", without=("source", "candidates"))
 _OF_CANDIDATES = _combine("source", "candidates", without=("inputs",))
 _ONE_PROMPT: dict[str, Any] = {"anyOf": [_combine(without=("prompt",)), _combine(without=("prompt_name",))]}
 _ONE_RULE: dict[str, Any] = {"anyOf": [_combine(without=("margin",)), _combine(multi_label=False)]}
-_OPTIONS_OF_SPANS = ("top_k", "max_answer_tokens", "stride", "null_threshold", "min_score")
-_OF_CHOICES = _combine(without=_OPTIONS_OF_SPANS, inputs={"items": _combine("choices")})
-_OF_SPANS = _combine(inputs={"items": _combine(without=("choices",))})
+_IN_WINDOWS = _combine("truncation", truncation="window")
+_MAYBE_WINDOWS: dict[str, Any] = {"anyOf": [_IN_WINDOWS, _combine(without=("stride", "window_pooling"))]}
+_OPTIONS_OF_SPANS = ("top_k", "max_answer_tokens", "null_threshold", "min_score")
+_OF_CHOICES: dict[str, Any] = {
+    "allOf": [_combine(without=_OPTIONS_OF_SPANS, inputs={"items": _combine("choices")}), _MAYBE_WINDOWS]
+}
+_OF_SPANS = _combine(without=("window_pooling",), inputs={"items": _combine(without=("choices",))})
 
 
 _METHOD: Any = Field(
@@ -196,11 +251,13 @@ class LabelSetVersion(BaseModel):
     version: int
 
 
-class ClassifyRequest(TaskRequest):
+class ClassifyRequest(WindowedRequest):
     """Texts to classify, by the labels in the request (zero-shot) or by the labels of a fine-tuned model."""
 
     model_config = ConfigDict(
-        json_schema_extra={"allOf": [{"anyOf": [_WITH_LABELS, _WITH_LABEL_SET, _WITHOUT_LABELS]}, _ONE_RULE]}
+        json_schema_extra={
+            "allOf": [{"anyOf": [_WITH_LABELS, _WITH_LABEL_SET, _WITHOUT_LABELS]}, _ONE_RULE, _MAYBE_WINDOWS]
+        }
     )
     parts: ClassVar[Mapping[str, type[Wire]]] = {"inputs": TextInput, "labels": LabelObject}
 
@@ -262,12 +319,13 @@ class ClassifyRequest(TaskRequest):
             question=self.question,
             multi_label=self.multi_label,
             top_k=self.top_k or DEFAULT_TOP_K,
-            truncation=self.truncation,
+            truncation=self.cut,
             method=self.method,
             is_alone=self.model is not None,
             hierarchy=self.hierarchy,
             rule=Rule(self.min_score, self.margin or 0.0, self.none_label),
             temperature=self._temperature,
+            windows=self.windows(),
         )
 
     def field(self, path: str) -> str:
@@ -279,7 +337,7 @@ def _check_one_prompt(prompt: str | None, prompt_name: str | None) -> None:
         raise InvalidRequest.of("prompt_name", "cannot be combined with prompt")
 
 
-class SimilarityRequest(TaskRequest):
+class SimilarityRequest(CutRequest):
     """Pairs to compare, or one source and the candidates to compare it with."""
 
     model_config = ConfigDict(json_schema_extra={"allOf": [{"anyOf": [_OF_PAIRS, _OF_CANDIDATES]}, _ONE_PROMPT]})
@@ -329,7 +387,7 @@ class SimilarityRequest(TaskRequest):
         return re.sub(r"^inputs(\[\d+\])(\[1\])?", r"candidates\1", re.sub(r"^inputs\[\d+\]\[0\]", "source", path))
 
 
-class MrcRequest(TaskRequest):
+class MrcRequest(WindowedRequest):
     """Reading comprehension: each input with `choices`, one of which answers, or none, and spans of the passages do."""
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_OF_CHOICES, _OF_SPANS]})
@@ -342,8 +400,8 @@ class MrcRequest(TaskRequest):
     )
     stride: Stride | None = Field(
         None,
-        description="Without choices: tokens that neighbouring windows of a long passage share, at most half of a "
-        "window; default: 128.",
+        description="Without choices, and with `window`: tokens that neighbouring windows of a long passage share, at "
+        "most half of a window; default: 128 without choices, 64 with them.",
     )
     null_threshold: Threshold | None = Field(
         None,
@@ -366,11 +424,16 @@ class MrcRequest(TaskRequest):
                 raise InvalidRequest.of(f"inputs[{index}].choices", detail)
         for name in given if has_choices else ():
             raise InvalidRequest.of(name, "cannot be combined with choices")
-        readings = (Reading(one.passage, one.question, tuple(one.choices or ())) for one in self.inputs)
-        return MrcQuery(tuple(readings), self.truncation, None if has_choices else SpanOptions(**given))
+        readings = tuple(Reading(one.passage, one.question, tuple(one.choices or ())) for one in self.inputs)
+        if has_choices:
+            return MrcQuery(readings, self.cut, windows=self.windows())
+        if self.window_pooling is not None:
+            raise InvalidRequest.of("window_pooling", "requires choices")
+        given |= {"stride": self.stride} if self.stride is not None else {}
+        return MrcQuery(readings, self.cut, SpanOptions(**given, max_windows=self._max_windows))
 
 
-class NliRequest(TaskRequest):
+class NliRequest(CutRequest):
     """Pairs of texts: does the hypothesis follow from the premise?"""
 
     inputs: Pairs = Field(description="Pairs of premise and hypothesis.")
@@ -379,7 +442,7 @@ class NliRequest(TaskRequest):
         return NliQuery(tuple((premise, hypothesis) for premise, hypothesis in self.inputs), self.truncation)
 
 
-class FillMaskRequest(TaskRequest):
+class FillMaskRequest(CutRequest):
     """Texts with at least one `[MASK]` each."""
 
     inputs: MaskedStrings = Field(description="A text with `[MASK]`, or a list of such texts.")
@@ -389,10 +452,10 @@ class FillMaskRequest(TaskRequest):
         return FillMaskQuery(tuple(self.inputs), self.top_k, self.truncation)
 
 
-class EmbedRequest(TaskRequest):
+class EmbedRequest(WindowedRequest):
     """Texts to embed."""
 
-    model_config = ConfigDict(json_schema_extra=_ONE_PROMPT)
+    model_config = ConfigDict(json_schema_extra={"allOf": [_ONE_PROMPT, _MAYBE_WINDOWS]})
 
     inputs: Strings = Field(description="A text, or a list of texts.")
     pooling: PoolingMode | None = Field(
@@ -424,7 +487,8 @@ class EmbedRequest(TaskRequest):
             normalize=self.normalize,
             prompt=self.prompt,
             prompt_name=self.prompt_name,
-            truncation=self.truncation,
+            truncation=self.cut,
+            windows=self.windows(),
         )
 
 
@@ -454,7 +518,7 @@ class MethodReply(TaskReply[R]):
     models: list[str] = Field(description="Names of the models that took part.")
 
 
-class ClassifyReply(MethodReply[ClassifyResult]):
+class ClassifyReply(MethodReply[ClassifyResult | ClassifyWindowResult]):
     """The labels of each text, best first."""
 
     usage: LabelUsage
@@ -466,7 +530,7 @@ class SimilarityReply(MethodReply[SimilarityResult]):
     """One score per pair, from 0 (different meaning) to 1 (same meaning)."""
 
 
-class MrcReply(TaskReply[MrcResult | SpanResult]):
+class MrcReply(TaskReply[MrcResult | MrcWindowResult | SpanResult]):
     """The chosen answer to each question, or the span of the passage that answers it."""
 
 
@@ -478,7 +542,7 @@ class FillMaskReply(TaskReply[FillMaskResult]):
     """The most probable tokens for each mask."""
 
 
-class EmbedReply(TaskReply[EmbedResult]):
+class EmbedReply(TaskReply[EmbedResult | EmbedWindowResult]):
     """One vector per text."""
 
 

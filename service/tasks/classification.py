@@ -45,6 +45,16 @@ from service.tasks.scores import LabelScore, activate, rank
 from service.tasks.task import Method, Needs, Prediction, Task, Truncation, used_method
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice
+from service.tasks.windows import (
+    LongTexts,
+    Place,
+    TextWindow,
+    WindowOptions,
+    pool,
+    read_in_windows,
+    text_window,
+    with_window,
+)
 
 SCORE_BYTES = 45
 """A label's score in JSON, without the label."""
@@ -71,7 +81,9 @@ class ClassifyQuery:
     With `is_alone` the model decides without its partner, whatever the method. With `hierarchy`, a separator, labels
     are paths. `temperature` is that of a stored label set, before any other. `vectors` are those of its labels,
     `generation` is that of the cache, and with `has_own_labels` the labels are those that the model was fine-tuned for
-    (see `bind`).
+    (see `bind`). With `windows` a long text is read in
+    windows; of a pair, the first text. `shortlists` are the labels that the choice model reads for each input in the
+    second stage.
     """
 
     inputs: tuple[Text, ...]
@@ -85,6 +97,8 @@ class ClassifyQuery:
     hierarchy: str | None = None
     rule: Rule = DEFAULT_RULE
     temperature: float | None = None
+    windows: WindowOptions | None = None
+    shortlists: tuple[tuple[int, ...], ...] = ()
     vectors: LabelVectors | None = None
     generation: int = 0
     has_own_labels: bool = False
@@ -120,6 +134,13 @@ class ClassifyResult:
     calibrated: bool
     tokens: int
     truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyWindowResult(ClassifyResult):
+    """`window` is the one in which the best label has its highest score."""
+
+    window: TextWindow
 
 
 def can(model: TextModel, query: ClassifyQuery) -> bool:
@@ -188,6 +209,8 @@ def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
         return _encode_choices(model, query)
     if chooser is None:
         return _encode_embedding(embedder, query, must_differ=True)
+    if query.shortlists:
+        return _encode_shortlists(chooser, query, query.shortlists)
     if _has_shortlist(embedder, query):
         return _encode_embedding(embedder, query, must_differ=False)
     return _encode_both(chooser, embedder, query)
@@ -295,12 +318,25 @@ def follow(
     model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
 ) -> list[Encoding]:
     """The rows of a choice among the best labels of each text by their vectors."""
-    chooser, embedder = _models(model, query)
-    assert chooser is not None, "a query with a second stage"
-    assert embedder is not None, "is answered by two models"
-    centred = _vectors(embedder, query, encodings, outputs).scores(unit_vectors(outputs[: len(query.inputs)]))
-    shortlist = _blend_of(embedder).shortlist
-    return _encode_shortlists(chooser, query, [_choose(query, embedder, row, shortlist) for row in centred])
+    return encode(model, _narrow(model, query, _rank_by_vectors(model, query, encodings, outputs)))
+
+
+def _rank_by_vectors(
+    model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
+) -> Sequence[Numbers]:
+    """How close each text is to the vectors of the labels, shape [num_labels] of each."""
+    embedder = embedder_of(model, query)
+    assert embedder is not None, "a query with a second stage is answered by two models"
+    vectors = _vectors(embedder, query, encodings, outputs)
+    return list(vectors.scores(unit_vectors(outputs[: len(query.inputs)])))
+
+
+def _narrow(model: TextModel, query: ClassifyQuery, centred: Sequence[Numbers]) -> ClassifyQuery:
+    """The query of the second stage: a choice among the best labels of each input."""
+    embedder = embedder_of(model, query)
+    assert embedder is not None, "a query with a second stage is answered by two models"
+    count = _blend_of(embedder).shortlist
+    return replace(query, shortlists=tuple(tuple(_choose(query, embedder, row, count)) for row in centred))
 
 
 def _choose(query: ClassifyQuery, embedder: TextModel, centred: Numbers, count: int) -> list[int]:
@@ -319,24 +355,28 @@ def decode(
 ) -> list[ClassifyResult]:
     """`encodings` are the rows of `follow`, then those of `encode`."""
     num_inputs = len(query.inputs)
-    num_choices = sum([isinstance(row.readout, TokenScores) for row in encodings])
-    if not query.labels:
-        scores, num_rows = [_head_scores(model, output) for output in outputs], num_inputs
-    else:
-        rows, embedder = encodings[:num_choices], embedder_of(model, query)
-        choices = [
-            join_logits(rows[index::num_inputs], outputs[index:num_choices:num_inputs]) for index in range(num_inputs)
-        ]
-        has_vectors = len(encodings) > num_choices
-        assert embedder is not None or not has_vectors, "the rows of a text alone are of an embedding model"
-        embedder = embedder if has_vectors else None
-        scores = _match(query, embedder, choices, encodings[num_choices:], outputs[num_choices:])
-        num_rows = num_choices + (num_inputs if has_vectors else 0)
-    temperature = _find_temperature(model, query, encodings)
+    num_rows = sum([row.kept_as is None for row in encodings])
     return [
-        _result(model, query, scores[index], temperature, encodings[index:num_rows:num_inputs])
-        for index in range(num_inputs)
+        _result(model, query, scores, encodings[index:num_rows:num_inputs])
+        for index, scores in enumerate(_score(model, query, encodings, outputs))
     ]
+
+
+def _score(
+    model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
+) -> list[FloatArray]:
+    """The scores of the labels for each input."""
+    if not query.labels:
+        return [_head_scores(model, output) for output in outputs]
+    num_inputs = len(query.inputs)
+    num_choices = sum([isinstance(row.readout, TokenScores) for row in encodings])
+    rows, embedder = encodings[:num_choices], embedder_of(model, query)
+    choices = [
+        join_logits(rows[index::num_inputs], outputs[index:num_choices:num_inputs]) for index in range(num_inputs)
+    ]
+    has_vectors = len(encodings) > num_choices
+    assert embedder is not None or not has_vectors, "the rows of a text alone are of an embedding model"
+    return _match(query, embedder if has_vectors else None, choices, encodings[num_choices:], outputs[num_choices:])
 
 
 def _find_temperature(model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding]) -> float | None:
@@ -422,11 +462,10 @@ def _result(
     model: TextModel,
     query: ClassifyQuery,
     scores: FloatArray,
-    temperature: float | None,
     encodings: Sequence[Encoding],
 ) -> ClassifyResult:
     """The result of one input; `encodings` are its rows."""
-    are_independent = _are_independent(model, query)
+    are_independent, temperature = _are_independent(model, query), _find_temperature(model, query, encodings)
     if temperature is not None:
         scores = (scale_independent if are_independent else scale_probabilities)(scores, temperature)
     # The second label counts for the margin, also where only the first one is returned.
@@ -443,6 +482,25 @@ def _result(
         tokens=sum([row.num_tokens for row in encodings]),
         truncated=any(row.truncated for row in encodings),
     )
+
+
+def _with_texts(query: ClassifyQuery, parts: Sequence[tuple[int, str]]) -> ClassifyQuery:
+    inputs = tuple(Text(text, query.inputs[index].text_pair) for index, text in parts)
+    shortlists = tuple(query.shortlists[index] for index, _ in parts) if query.shortlists else ()
+    return replace(query, inputs=inputs, shortlists=shortlists, windows=None)
+
+
+def _merge(
+    model: TextModel, query: ClassifyQuery, scores: Numbers, places: Sequence[Place], rows: Sequence[Encoding]
+) -> ClassifyResult:
+    """By default the mean of the windows; the highest score of each label where labels are scored by themselves."""
+    are_independent = _are_independent(model, query)
+    pooling = (query.windows and query.windows.pooling) or ("max" if are_independent else "mean")
+    pooled = pool(scores, places, pooling, sum_to_one=decides(model) and not are_independent)
+    result = _result(model, query, pooled, rows)
+    names = query.labels.names or head_labels(model)
+    decided = int(scores[:, names.index(result.scores[0].label)].argmax())
+    return with_window(ClassifyWindowResult, result, text_window(places, decided))
 
 
 def reply_bytes(model: TextModel, query: ClassifyQuery) -> int:
@@ -478,20 +536,32 @@ def needs(query: ClassifyQuery) -> Needs:
     )
 
 
-CLASSIFY: Task[ClassifyQuery, ClassifyResult] = Task(
-    "classify",
-    can,
-    encode,
-    decode,
-    bind=bind,
-    follow=follow,
-    has_second_stage=has_second_stage,
-    needs=needs,
-    is_second_choice=is_second_choice,
-    num_inputs=lambda query: len(query.inputs),
-    method=used_method,
-    reply_bytes=reply_bytes,
-    predict=predict,
-    decides=decides,
-    own_labels=lambda model: model.choice.labels if model.choice else model.labels,
+CLASSIFY: Task[ClassifyQuery, ClassifyResult] = read_in_windows(
+    Task(
+        "classify",
+        can,
+        encode,
+        decode,
+        bind=bind,
+        follow=follow,
+        has_second_stage=has_second_stage,
+        needs=needs,
+        is_second_choice=is_second_choice,
+        num_inputs=lambda query: len(query.inputs),
+        method=used_method,
+        reply_bytes=reply_bytes,
+        predict=predict,
+        decides=decides,
+        own_labels=lambda model: model.choice.labels if model.choice else model.labels,
+    ),
+    LongTexts(
+        path="inputs[{}].text",
+        options=lambda query: query.windows,
+        texts=lambda query: [item.text for item in query.inputs],
+        with_texts=_with_texts,
+        score=_score,
+        merge=_merge,
+        rank=_rank_by_vectors,
+        narrow=_narrow,
+    ),
 )

@@ -19,12 +19,23 @@ from service.slices import between_slices
 from service.tasks.rows import encode_row, encode_rows
 from service.tasks.task import NUMBER_BYTES, Task, Truncation
 from service.tasks.text_model import TextModel
+from service.tasks.windows import (
+    LongTexts,
+    Numbers,
+    Place,
+    TextWindow,
+    WindowOptions,
+    pool,
+    read_in_windows,
+    text_window,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedQuery:
     """With None, `pooling`, `normalize` and the prompt are those that the model declares. `prompt` is a text to put
-    before each input, `prompt_name` the name of one of the model's; an empty `prompt` is none.
+    before each input, `prompt_name` the name of one of the model's; an empty `prompt` is none. With `windows` a long
+    text is read in windows.
 
     `token_ids` are inputs that a client has tokenised with the vocabulary of the model, instead of `inputs`. They get
     no prompt, and the special tokens around them are those of the model, given or not."""
@@ -36,6 +47,7 @@ class EmbedQuery:
     prompt_name: str | None = None
     truncation: Truncation = "right"
     token_ids: tuple[tuple[int, ...], ...] = ()
+    windows: WindowOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,13 @@ class EmbedResult:
     embedding: tuple[float, ...]
     tokens: int
     truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedWindowResult(EmbedResult):
+    """`window` has no index where the vectors of several windows are one."""
+
+    window: TextWindow
 
 
 def spec_of(model: TextModel) -> EmbeddingSpec:
@@ -142,9 +161,16 @@ def vector(model: TextModel, output: Output, normalize: bool | None = None) -> F
     """The embedding in the output of a row; with None, scaled to L2 norm 1 if the model declares it. A zero vector is
     returned unchanged."""
     embedding: FloatArray = output.scores[0]
+    return _unit(embedding) if _is_scaled(model, normalize) else embedding
+
+
+def _is_scaled(model: TextModel, normalize: bool | None) -> bool:
+    return spec_of(model).normalize if normalize is None else normalize
+
+
+def _unit(embedding: FloatArray) -> FloatArray:
     norm = np.linalg.norm(embedding.astype(np.float64))
-    is_scaled = spec_of(model).normalize if normalize is None else normalize
-    return np.asarray(embedding / norm, dtype=np.float32) if is_scaled and norm > 0 else embedding
+    return np.asarray(embedding / norm, dtype=np.float32) if norm > 0 else embedding
 
 
 def unit_vectors(outputs: Sequence[Output]) -> NDArray[np.float64]:
@@ -192,8 +218,50 @@ def decode(
     ]
 
 
+def _with_texts(query: EmbedQuery, parts: Sequence[tuple[int, str]]) -> EmbedQuery:
+    return replace(query, inputs=tuple(text for _, text in parts), windows=None)
+
+
+def _merge(
+    model: TextModel,
+    query: EmbedQuery,
+    vectors: Numbers,
+    places: Sequence[Place],
+    rows: Sequence[Encoding],
+) -> EmbedResult:
+    """By default the mean of the vectors, scaled to length 1 where they are."""
+    pooling = (query.windows and query.windows.pooling) or "mean"
+    embedding = pool(vectors, places, pooling, sum_to_one=False)
+    if len(places) > 1 and _is_scaled(model, query.normalize):
+        embedding = _unit(embedding)
+    return EmbedWindowResult(
+        embedding=tuple(embedding.tolist()),
+        tokens=sum([row.num_tokens for row in rows]),
+        truncated=any(row.truncated for row in rows),
+        window=text_window(places, None if len(places) > 1 else 0),
+    )
+
+
 def reply_bytes(model: TextModel, query: EmbedQuery) -> int:
     return (len(query.inputs) + len(query.token_ids)) * spec_of(model).dimensions * NUMBER_BYTES
 
 
-EMBED: Task[EmbedQuery, EmbedResult] = Task("embed", can, encode, decode, needs="any model", reply_bytes=reply_bytes)
+EMBED: Task[EmbedQuery, EmbedResult] = read_in_windows(
+    Task(
+        "embed",
+        can,
+        encode,
+        decode,
+        needs="any model",
+        num_inputs=lambda query: len(query.inputs) + len(query.token_ids),
+        reply_bytes=reply_bytes,
+    ),
+    LongTexts(
+        path="inputs[{}]",
+        options=lambda query: query.windows,
+        texts=lambda query: query.inputs,
+        with_texts=_with_texts,
+        score=lambda model, query, encodings, outputs: [vector(model, output, query.normalize) for output in outputs],
+        merge=_merge,
+    ),
+)

@@ -22,12 +22,11 @@ from service.slices import between_slices
 from service.tasks.rows import encode_row, fit, read_texts
 from service.tasks.task import NUMBER_BYTES, Truncation
 from service.tasks.text_model import TextModel
+from service.tasks.windows import MAX_WINDOWS
 
 DEFAULT_STRIDE = 128
 DEFAULT_ANSWER_TOKENS = 50
 """As in the baselines of CMRC 2018; a Chinese character is a token."""
-MAX_WINDOWS = 256
-"""Rows of one request, unless it has more inputs."""
 MAX_CHARS_PER_TOKEN = 16
 """Of an answer, on average: a token can stand for any number of characters, such as a long unknown word."""
 SPAN_BYTES = 60 + 3 * NUMBER_BYTES
@@ -38,7 +37,8 @@ Logits = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SpanOptions:
-    """`stride` is the number of tokens that neighbouring windows share.
+    """`stride` is the number of tokens that neighbouring windows share, `max_windows` the limit on the windows of a
+    request, unless it has more inputs.
 
     There is no answer when the logits of "no answer" are by more than `null_threshold` above those of the best span, or
     when the score of that span is below `min_score`.
@@ -49,6 +49,7 @@ class SpanOptions:
     stride: int = DEFAULT_STRIDE
     null_threshold: float = 0.0
     min_score: float = 0.0
+    max_windows: int = MAX_WINDOWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,12 @@ def encode_windows(
     Raises:
         InvalidRequest: the passages take too many windows, or a text does not fit and `truncation` is "error".
     """
-    limit = max(MAX_WINDOWS, len(passages))
+    limit = max(options.max_windows, len(passages))
     read = read_texts(model, questions, model.max_length, truncation)
     rows: list[Encoding] = []
     for index, (passage, question) in enumerate(zip(passages, read, strict=True)):
         num_left = limit - len(rows) - (len(passages) - index - 1)
-        rows += _windows(model, passage, question, options.stride, truncation, f"inputs[{index}]", num_left)
+        rows += _windows(model, passage, question, options, truncation, f"inputs[{index}]", num_left)
     return rows
 
 
@@ -112,7 +113,7 @@ def _windows(
     model: TextModel,
     passage: str,
     question: list[int],
-    stride: int,
+    options: SpanOptions,
     truncation: Truncation,
     field: str,
     max_windows: int,
@@ -125,11 +126,13 @@ def _windows(
         raise InvalidRequest.of(
             "model", f"the rows of {model.name} have no room for a passage ({model.max_length} tokens)"
         )
-    step = size - min(stride, size // 2)
+    step = size - min(options.stride, size // 2)
     max_tokens = size if truncation == "error" else size + (max_windows - 1) * step
     tokens = model.tokenize_with_places(passage, max_tokens + 1)
     if len(tokens.ids) > max_tokens:
-        raise InvalidRequest.of(f"{field}.passage", _too_long(len(tokens.ids), size, truncation, max_windows))
+        raise InvalidRequest.of(
+            f"{field}.passage", _too_long(len(tokens.ids), size, truncation, max_windows, options.max_windows)
+        )
     last = max(0, len(tokens.ids) - size)
     return [
         _window(
@@ -143,11 +146,11 @@ def _windows(
     ]
 
 
-def _too_long(num_tokens: int, size: int, truncation: Truncation, max_windows: int) -> str:
+def _too_long(num_tokens: int, size: int, truncation: Truncation, num_left: int, max_windows: int) -> str:
     if truncation == "error":
         return f"takes at least {num_tokens} tokens; at most {size} fit next to its question"
     return (
-        f"takes more than the {max_windows} windows of {size} tokens that are left of the {MAX_WINDOWS} of a request; "
+        f"takes more than the {num_left} windows of {size} tokens that are left of the {max_windows} of a request; "
         "send fewer or shorter passages in one request, or a smaller stride"
     )
 

@@ -6,14 +6,25 @@ With choices a UniMC model selects one of them; without, a question-answering mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from service.domain import Encoding, Output
+from service.domain import Encoding, FloatArray, Output
 from service.tasks import extraction
 from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.task import NUMBER_BYTES, Prediction, Task, Truncation
 from service.tasks.text_model import TextModel
 from service.tasks.unimc import Choice, encode_choices, probabilities
+from service.tasks.windows import (
+    LongTexts,
+    Numbers,
+    Place,
+    TextWindow,
+    WindowOptions,
+    pool,
+    read_in_windows,
+    text_window,
+    with_window,
+)
 
 LABELS = ("no_answer", "answer")
 """The predicted labels without choices."""
@@ -28,11 +39,15 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class MrcQuery:
-    """With `spans` the answers are spans of the passages; without, every input has choices."""
+    """With `spans` the answers are spans of the passages; without, every input has choices.
+
+    With `windows` a long passage with choices is read in windows; where spans answer it always is.
+    """
 
     inputs: tuple[Reading, ...]
     truncation: Truncation = "right"
     spans: SpanOptions | None = None
+    windows: WindowOptions | None = None
 
     @property
     def passages(self) -> list[str]:
@@ -49,6 +64,13 @@ class MrcResult:
     scores: tuple[float, ...]
     tokens: int
     truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MrcWindowResult(MrcResult):
+    """`window` is the one in which the answer has its highest score."""
+
+    window: TextWindow
 
 
 def can(model: TextModel, query: MrcQuery) -> bool:
@@ -69,22 +91,41 @@ def decode(
     if query.spans:
         return [*extraction.decode_windows(query.passages, query.spans, encodings, outputs)]
     return [
-        _result(reading, encoding, output)
+        _result(reading, probabilities(output), [encoding])
         for reading, encoding, output in zip(query.inputs, encodings, outputs, strict=True)
     ]
 
 
-def _result(reading: Reading, encoding: Encoding, output: Output) -> MrcResult:
-    scores = probabilities(output)
+def _result(reading: Reading, scores: FloatArray, rows: Sequence[Encoding]) -> MrcResult:
     index = int(scores.argmax())
     return MrcResult(
         answer=reading.choices[index],
         index=index,
         score=float(scores[index]),
         scores=tuple(float(score) for score in scores),
-        tokens=encoding.num_tokens,
-        truncated=encoding.truncated,
+        tokens=sum([row.num_tokens for row in rows]),
+        truncated=any(row.truncated for row in rows),
     )
+
+
+def _with_texts(query: MrcQuery, parts: Sequence[tuple[int, str]]) -> MrcQuery:
+    return replace(
+        query, inputs=tuple(replace(query.inputs[index], passage=text) for index, text in parts), windows=None
+    )
+
+
+def _merge(
+    model: TextModel,
+    query: MrcQuery,
+    scores: Numbers,
+    places: Sequence[Place],
+    rows: Sequence[Encoding],
+) -> MrcResult:
+    """By default the window that is most certain decides: the others need not hold the answer."""
+    pooling = (query.windows and query.windows.pooling) or "max"
+    pooled = pool(scores, places, pooling, sum_to_one=scores.shape[1] > 1)
+    result = _result(query.inputs[places[0].input], pooled, rows)
+    return with_window(MrcWindowResult, result, text_window(places, int(scores[:, result.index].argmax())))
 
 
 def reply_bytes(model: TextModel, query: MrcQuery) -> int:
@@ -101,15 +142,25 @@ def predict(query: MrcQuery, result: MrcResult | SpanResult) -> Prediction:
     return Prediction(label, result.score)
 
 
-MRC: Task[MrcQuery, MrcResult | SpanResult] = Task(
-    "mrc",
-    can,
-    encode,
-    decode,
-    needs="a masked LM (UniMC) and `choices` in every input, or a question-answering model (a checkpoint with "
-    "`qa_outputs`) and no `choices`",
-    num_inputs=lambda query: len(query.inputs),
-    reply_bytes=reply_bytes,
-    predict=predict,
-    own_labels=lambda model: LABELS if extraction.can_extract(model) else (),
+MRC: Task[MrcQuery, MrcResult | SpanResult] = read_in_windows(
+    Task(
+        "mrc",
+        can,
+        encode,
+        decode,
+        needs="a masked LM (UniMC) and `choices` in every input, or a question-answering model (a checkpoint with "
+        "`qa_outputs`) and no `choices`",
+        num_inputs=lambda query: len(query.inputs),
+        reply_bytes=reply_bytes,
+        predict=predict,
+        own_labels=lambda model: LABELS if extraction.can_extract(model) else (),
+    ),
+    LongTexts(
+        path="inputs[{}].passage",
+        options=lambda query: query.windows,
+        texts=lambda query: query.passages,
+        with_texts=_with_texts,
+        score=lambda model, query, encodings, outputs: [probabilities(output) for output in outputs],
+        merge=_merge,
+    ),
 )

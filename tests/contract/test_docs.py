@@ -50,7 +50,7 @@ def fields_of(model: type[BaseModel]) -> set[str]:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.task)
 def test_the_api_page_has_every_field_of_every_route(route: TaskRoute) -> None:
-    own = fields_of(route.request) - fields_of(schemas.TaskRequest)
+    own = fields_of(route.request) - fields_of(schemas.WindowedRequest)
     for part in route.request.parts.values():
         own |= fields_of(part)
     results = set(EXAMPLES[route.task].reply["results"][0]) - {"tokens", "truncated"}
@@ -60,7 +60,7 @@ def test_the_api_page_has_every_field_of_every_route(route: TaskRoute) -> None:
 
 
 def test_the_api_page_has_every_shared_field_and_model_field() -> None:
-    assert fields_of(schemas.TaskRequest) <= names_in(section("What all tasks share"))
+    assert fields_of(schemas.WindowedRequest) <= names_in(section("What all tasks share"))
     documented = names_in(section("Operations"))
     assert fields_of(schemas.ModelInfo) | fields_of(schemas.ReplicaInfo) | fields_of(schemas.ModelsReply) <= documented
 

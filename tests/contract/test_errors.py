@@ -134,7 +134,7 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("classify", {"inputs": "好", "labels": LABELS, "top_k": "2"}, "top_k", "must be a whole number"),
     ("classify", {"inputs": "好", "labels": LABELS, "top_k": 1.5}, "top_k", "must be a whole number"),
     ("classify", {"inputs": "好", "labels": LABELS, "top_k": True}, "top_k", "must be a whole number"),
-    ("classify", {"inputs": "好", "labels": LABELS, "truncation": "up"}, "truncation", "'head_tail' or 'error'"),
+    ("classify", {"inputs": "好", "labels": LABELS, "truncation": "up"}, "truncation", "'window' or 'error'"),
     ("classify", {"inputs": "好", "labels": LABELS, "timeout_ms": 0}, "timeout_ms", "must be from 1 to 600000"),
     ("classify", {"inputs": "好", "labels": LABELS, "timeout_ms": 10**9}, "timeout_ms", "must be from 1 to 600000"),
     ("classify", {"inputs": "好", "labels": LABELS, "model": ""}, "model", "must not be empty"),

@@ -144,6 +144,20 @@ async def test_several_rows_of_an_input_count_as_one_input(tokenizers: FairThrea
     assert value(metrics, "request_inputs_sum", task="classify") == 2
 
 
+async def test_an_input_is_truncated_where_any_of_its_rows_is(tokenizers: FairThreads) -> None:
+    metrics = make_metrics(("m",))
+
+    def encode(model: TextModel, query: Query) -> list[Encoding]:
+        """The second input in two rows, then a second row of each."""
+        first, second, third, *again = _encode(model, query)
+        return [first, second, replace(third, continues=True), *again]
+
+    two = replace(task(encode), num_inputs=lambda query: 2)
+    await make(tokenizers, FakeBatcher(), metrics).encode(two, [[1], [4], [5, 6, 7], [8], [9, 10, 11]])
+    assert value(metrics, "inputs_total", task="classify", model="m") == 2
+    assert value(metrics, "truncated_inputs_total", task="classify") == 1
+
+
 async def test_the_trace_has_the_tokenize_stage(tokenizers: FairThreads) -> None:
     clock, mine = FakeClock(), RecordedTrace()
 

@@ -22,14 +22,14 @@ from service.errors import InvalidRequest, ServiceError
 from service.pipeline import Answer
 
 
-class PredictRequest(Lenient):
+class InstancesRequest(Lenient):
     """Inputs of one task."""
 
     instances: list[Any] = Field(min_length=1)
     parameters: dict[str, Any] = Field({}, max_length=32)
 
 
-async def predict(exchange: Exchange, body: PredictRequest) -> Response:
+async def predict(exchange: Exchange, body: InstancesRequest) -> Response:
     """`POST /v1/models/{name}:predict`."""
     given = dict(body.parameters)
     task = given.pop("task", None)
@@ -74,7 +74,7 @@ PROTOCOL = Protocol(
             "POST",
             _PREDICT,
             predict,
-            PredictRequest,
+            InstancesRequest,
             task="classify",
             roots=(_PREDICT,),
             narrows=True,

@@ -31,7 +31,7 @@ class Task(Lenient):
     data: dict[str, Any]
 
 
-class PredictRequest(Lenient):
+class TasksRequest(Lenient):
     tasks: list[Task]
     label_config: str = Field(min_length=1)
 
@@ -46,7 +46,7 @@ async def setup(exchange: Exchange, body: SetupRequest) -> Response:
     return json_response({"model_version": _VERSION})
 
 
-async def predict(exchange: Exchange, body: PredictRequest) -> Response:
+async def predict(exchange: Exchange, body: TasksRequest) -> Response:
     """`POST /predict`: one prediction per task. A task without a text gets an empty one."""
     config = read_config(body.label_config, "label_config")
     results: list[list[dict[str, Any]]] = [[] for _ in body.tasks]
@@ -176,7 +176,7 @@ PROTOCOL = Protocol(
             "POST",
             "/predict",
             predict,
-            PredictRequest,
+            TasksRequest,
             task="classify",
             roots=("/predict",),
             summary="Pre-annotate tasks by a labeling config",

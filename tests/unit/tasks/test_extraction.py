@@ -101,9 +101,8 @@ def test_what_does_not_fit_into_one_row_is_refused_on_request(passage: str, ques
     assert len(MRC.encode(reader(14), query((letters(10), "戊"), truncation="error"))) == 1
 
 
-def test_the_windows_of_a_request_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "MAX_WINDOWS", 5)
-    options = SpanOptions(stride=0)
+def test_the_windows_of_a_request_are_limited() -> None:
+    options = SpanOptions(stride=0, max_windows=5)
     fitting = query(("甲", "戊"), (letters(30), "戊"), ("乙", "戊"), options=options)
     assert len(MRC.encode(reader(14), fitting)) == 5
     with pytest.raises(

@@ -13,6 +13,7 @@ from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult
 from service.tasks.labels import Label, LabelList
 from service.tasks.task import used_method
 from service.tasks.text_model import TextModel, pair
+from service.tasks.windows import WindowOptions
 from tests.unit.tasks.models import BLEND, LETTERS, logits, matcher, text_model, yes_no
 
 LABELS = LabelList.of(f"{first}{second}" for first in LETTERS[:4] for second in LETTERS[:5])
@@ -45,7 +46,8 @@ def classify(model: TextModel, query: ClassifyQuery) -> tuple[list[ClassifyResul
     rows = CLASSIFY.encode(model, query)
     outputs = outputs_of(rows)
     if has_second_stage(model, query):
-        more = follow(model, query, rows, outputs)
+        assert CLASSIFY.follow is not None
+        more = CLASSIFY.follow(model, query, rows, outputs)
         rows, outputs = [*more, *rows], [*outputs_of(more), *outputs]
     return CLASSIFY.decode(model, query, rows, outputs), rows
 
@@ -127,3 +129,25 @@ def test_a_description_is_read_by_both_models() -> None:
     before, after = [[row for row in each if row.model == "e"] for each in (rows, more)]
     assert len(after) == len(before) + 1
     assert more[0].num_tokens == rows[0].num_tokens + 2
+
+
+def test_a_text_of_one_window_has_the_scores_of_its_shortlist_without_windows() -> None:
+    plain, _ = classify(served(6), QUERY)
+    windowed, _ = classify(served(6), replace(QUERY, windows=WindowOptions()))
+    for one, two in zip(plain, windowed, strict=True):
+        assert [each.label for each in two.scores] == [each.label for each in one.scores]
+        assert [each.score for each in two.scores] == pytest.approx([each.score for each in one.scores])
+
+
+def test_the_windows_of_a_text_are_read_with_one_shortlist() -> None:
+    model = served(6)
+    assert model.partner is not None
+    length = 2 * max(model.max_length, model.partner.max_length)
+    query = replace(QUERY, inputs=(Text(LETTERS[0] * length), Text("乙甲")), windows=WindowOptions(0))
+    results, rows = classify(model, query)
+    choices = [row for row in rows if row.model == "m"]
+    shortlists = [frozenset(label for (label,) in row.options) for row in choices]
+    assert len(choices) > 3
+    assert len(set(shortlists[:-1])) == 1
+    assert len(results) == 2
+    assert sum(each.score for each in results[0].scores) == pytest.approx(1)
