@@ -2,10 +2,12 @@
 
     python -m benchmarks.label_sets --json FILE
 
-One server with the shipped models and a folder for label sets. For each size a set of made-up labels is written, and the
-time until its vectors are kept is measured. Then requests of one text each go to the sets in turn, one at a time, with
-another text in each turn: the ratio is that of the median times, and the interval that of the ratios of rounds. `blend`
-is the default, by both models, of which the choice model reads a shortlist; `embedding` is the embedding model alone.
+One server with the shipped models and a folder for label sets, with one thread for computing. For each size a set of
+made-up labels is written, and the time until its vectors are kept is measured. Then requests of one text each go to the
+sets in turn, one at a time, with a new text in each turn: the ratio is that of the median times, and the interval that of
+the ratios of rounds. `blend` is the default, by both models, of which the choice model reads a shortlist; `embedding` is
+the embedding model alone. With `--templates` fewer vectors are computed for each label, which shortens the
+preparation only.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import about, auto_precision, parser_of, save
+from service.tasks.blend import MAX_TEMPLATES, SHIPPED_BLEND
 from service.tools.bench.client import Client
 from tests.support.servers import serving
 
@@ -112,12 +116,20 @@ def _summary(rounds: Sequence[dict[int, list[float]]], sizes: Sequence[int]) -> 
     }
 
 
+def _flags(folder: str, num_templates: int) -> list[str]:
+    blend = json.loads(SHIPPED_BLEND.read_text(encoding="utf-8"))
+    file = Path(folder) / "blend.json"
+    file.write_text(json.dumps(blend | {"templates": blend["templates"][:num_templates]}), encoding="utf-8")
+    return ["--data-dir", folder, "--blend", str(file), "--threads", "1"]
+
+
 def main(argv: Sequence[str]) -> int:
     parser = parser_of("label_sets", __doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="labels of the sets (default: %(default)s)")
+    parser.add_argument("--templates", type=int, default=MAX_TEMPLATES, help="templates of a label (default: all)")
     parser.add_argument("--turns", type=int, default=40, help="requests to each set in a round (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder, serving("--data-dir", folder) as server:
+    with tempfile.TemporaryDirectory() as folder, serving(*_flags(folder, arguments.templates)) as server:
         measured = asyncio.run(measure(server.port, arguments.sizes, arguments.turns))
     report = {**about(arguments, argv, "torch", precision=auto_precision()), "text_chars": TEXT_CHARS, **measured}
     print(json.dumps(measured, ensure_ascii=False, indent=2))

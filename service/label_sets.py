@@ -38,6 +38,7 @@ CHECK_INTERVAL_S = 1.0
 """Longest time in which a version written by another process is not seen."""
 FORMAT = 1
 MAX_NAME_BYTES = 64
+MAX_BYTES = 64 * 2**20
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?")
 _SUFFIX = ".json"
 _LOCK = ".lock"
@@ -75,7 +76,7 @@ class LabelSets(Generic[V]):
     """The label sets in a folder. Every method reads the disk; only `recent` does not.
 
     `parse` validates a content; what it raises makes a stored file a damaged one. An account may own `max_sets` sets
-    with `max_labels` labels together.
+    with `max_labels` labels and `max_bytes` bytes together, descriptions and examples included.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class LabelSets(Generic[V]):
         *,
         max_sets: int,
         max_labels: int,
+        max_bytes: int = MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._parse = parse
         self._max_sets = max_sets
         self._max_labels = max_labels
+        self._max_bytes = max_bytes
         self._clock = clock
         self._kept: dict[str, _Kept[V]] = {}
 
@@ -137,7 +140,7 @@ class LabelSets(Generic[V]):
         Raises:
             InvalidRequest: the name cannot be one.
             PreconditionFailed: the current version is another one.
-            QuotaExceeded: the owner would have too many sets or labels.
+            QuotaExceeded: the owner would have too many sets, labels or bytes.
             StorageFull, StorageUnavailable: nothing was written.
         """
         check_name(name)
@@ -145,9 +148,10 @@ class LabelSets(Generic[V]):
         with self._locked():
             current = self._read(name)
             _check_match(name, current, if_match)
-            self._check_quota(name, owner, num_labels)
             written = LabelSet(name, current.version + 1 if current else 1, owner, num_labels, content, value)
-            self._write(written)
+            record = _record(written)
+            self._check_quota(name, owner, num_labels, len(record))
+            self._write(written, record)
         return written
 
     def delete(self, name: str, if_match: str | None = None) -> None:
@@ -201,14 +205,14 @@ class LabelSets(Generic[V]):
             file.rename(aside)
         logger.error("damaged label set set aside", extra={"file": str(aside), "reason": reason})
 
-    def _write(self, written: LabelSet[V]) -> None:
+    def _write(self, written: LabelSet[V], record: bytes) -> None:
         file = self._file(written.name)
         part = file.with_name(f".{file.name}.part")
         try:
             with self._storing():
                 descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
                 try:
-                    _write_all(descriptor, _record(written))
+                    _write_all(descriptor, record)
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
@@ -258,7 +262,7 @@ class LabelSets(Generic[V]):
             return LabelSetNotFound("label_set: its file was damaged, and is set aside on the server; write it again")
         return LabelSetNotFound("label_set: there is no such set; GET /v1/label-sets lists all")
 
-    def _check_quota(self, name: str, owner: str, num_labels: int) -> None:
+    def _check_quota(self, name: str, owner: str, num_labels: int, num_bytes: int) -> None:
         others = [each for each in self.all() if each.owner == owner and each.name != name]
         if len(others) >= self._max_sets:
             raise QuotaExceeded(f"this key has {len(others)} label sets; at most {self._max_sets} are kept; delete one")
@@ -267,6 +271,16 @@ class LabelSets(Generic[V]):
             raise QuotaExceeded(
                 f"the label sets of this key would have {total} labels; at most {self._max_labels} are kept"
             )
+        total = num_bytes + sum(self._size(each.name) for each in others)
+        if total > self._max_bytes:
+            raise QuotaExceeded(
+                f"the label sets of this key would have {total} bytes with their descriptions and examples;"
+                f" at most {self._max_bytes} are kept"
+            )
+
+    def _size(self, name: str) -> int:
+        kept = self._kept.get(name)
+        return kept.stamp[2] if kept and kept.stamp else 0
 
 
 def check_name(name: str) -> None:

@@ -423,6 +423,12 @@ class Storage(Section):
     max_stored_labels: int = Field(
         100_000, ge=1, description="Maximum number of labels in all label sets of a key; above it: 403."
     )
+    max_stored_bytes: int = Field(
+        64 * 2**20,
+        ge=1,
+        description="Maximum size of the files of all label sets of a key in bytes, with descriptions and examples; "
+        "above it: 403.",
+    )
 
 
 class Settings(Section):

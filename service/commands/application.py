@@ -376,6 +376,7 @@ def open_label_sets(settings: Settings) -> LabelSets[LabelSetBody] | None:
         partial(LabelSetBody.model_validate, context=settings.server),
         max_sets=storage.max_label_sets,
         max_labels=storage.max_stored_labels,
+        max_bytes=storage.max_stored_bytes,
     )
     try:
         label_sets.open()

@@ -117,6 +117,16 @@ def test_an_account_owns_at_most_the_allowed_sets_and_labels(tmp_path: Path) -> 
     assert put(store, "one", "a") == 2
 
 
+def test_an_account_owns_at_most_the_allowed_bytes(tmp_path: Path) -> None:
+    """Descriptions and examples are no labels, but they take space."""
+    store = open_store(tmp_path, max_bytes=400)
+    put(store, "one", "a" * 100)
+    with pytest.raises(QuotaExceeded, match=r"would have \d+ bytes with their descriptions and examples; at most 400"):
+        put(store, "two", "a" * 100)
+    put(store, "two", "a" * 100, owner="b")
+    assert put(store, "one", "b" * 150) == 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [
