@@ -77,7 +77,7 @@ class ExampleConstants:
     prior_wrong: float
 
 
-EXAMPLE_CONSTANTS = ExampleConstants(curvature=0.3, ridge=0.02, saturation=8.0, prior_right=4.0, prior_wrong=1.0)
+EXAMPLE_CONSTANTS = ExampleConstants(curvature=0.3, ridge=0.015, saturation=6.0, prior_right=4.0, prior_wrong=1.0)
 """Those of a file without them."""
 
 
