@@ -1,7 +1,7 @@
 """The vectors of lists of labels, which an embedding model makes once for each list that comes again.
 
-The vector of a label is the mean over its texts: its name in each template and, where it has one, its description. Its
-examples have vectors of their own.
+The vector of a label is the mean over its name in each template and, where it has one, the vector of its description.
+Its examples have vectors of their own, and move it (`examples`).
 """
 
 from __future__ import annotations

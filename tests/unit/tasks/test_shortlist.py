@@ -10,6 +10,7 @@ import pytest
 
 from service.domain import Encoding, Output, TokenScores
 from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text, bind, follow, has_second_stage
+from service.tasks.label_rows import encode_labels
 from service.tasks.labels import Label, LabelList
 from service.tasks.task import used_method
 from service.tasks.text_model import TextModel, pair
@@ -121,14 +122,32 @@ def test_of_a_hierarchy_the_shortlist_has_the_labels_above_its_labels() -> None:
         assert all(int(tree.parents[label]) in read for label in read if tree.parents[label] >= 0)
 
 
-def test_a_description_is_read_by_both_models() -> None:
+def test_a_description_is_read_by_the_embedding_model_of_the_two() -> None:
     plain, described = LabelList.of("甲乙"), LabelList((Label("甲", "丙"), Label("乙")))
     model = served(6)
     _, rows = classify(model, replace(QUERY, labels=plain))
     _, more = classify(model, replace(QUERY, labels=described))
     before, after = [[row for row in each if row.model == "e"] for each in (rows, more)]
     assert len(after) == len(before) + 1
-    assert more[0].num_tokens == rows[0].num_tokens + 2
+    assert more[0].num_tokens == rows[0].num_tokens
+
+
+def test_a_description_is_read_by_a_choice_model_alone() -> None:
+    plain, described = LabelList.of("甲乙"), LabelList((Label("甲", "丙"), Label("乙")))
+    tokens = [
+        classify(served(6), replace(QUERY, labels=labels, method="choice"))[1][0].num_tokens
+        for labels in (plain, described)
+    ]
+    assert tokens[1] == tokens[0] + 2
+
+
+def test_a_description_is_a_third_of_the_vector_of_its_label() -> None:
+    model = matcher("e")
+    rows = encode_labels(model, LabelList((Label("甲", "丙"), Label("乙"))))
+    outputs = [logits(*vector) for vector in ((1.0, 0.0), (0.0, 1.0), (0.6, 0.8), (1.0, 0.0), (0.8, 0.6))]
+    vectors = rows.vectors(outputs).labels
+    assert vectors[0] == pytest.approx([(1.0 + 0.6) / 3, (1.0 + 0.8) / 3])
+    assert vectors[1] == pytest.approx([0.9, 0.3])
 
 
 def test_a_text_of_one_window_has_the_scores_of_its_shortlist_without_windows() -> None:
