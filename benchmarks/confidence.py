@@ -5,7 +5,8 @@
 A server with its default models scores all labels for half of each set (the examples of even index). To these scores a
 temperature is fitted, and the least scores that reach an accuracy are read from their risk-coverage curve. They are
 judged on the other half, over HTTP by a second server, which is started with `--calibration` and the fitted
-temperatures: `ece` is the expected calibration error in 15 adaptive bins, `area` that below the risk-coverage curve.
+temperatures: `ece` is the expected calibration error in 15 adaptive bins (`by_chance`: that of right scores on so few
+examples), `area` that below the risk-coverage curve.
 `min_score` has, for each wanted accuracy, the least score that reached it on the first half, and the accuracy and the
 coverage that it has on the second. `margin` has the share of the second half whose lead is below it, the accuracy of
 these texts, and how often the right label is one of the `chosen`. `--limit` draws at most so many examples of each set,
@@ -32,6 +33,7 @@ from service.tasks.calibration import Entry, label_digest, write_entry
 from service.tools.confidence import (
     Judged,
     calibration_error,
+    error_by_chance,
     find_threshold,
     fit_report,
     risk_coverage,
@@ -153,7 +155,11 @@ def judge(name: str, first: Scored, second: Scored, calibrated: Scored) -> dict[
         "accuracy": _round(1 - after.error_rate),
         "temperature": temperature,
         "mean_score": {"before": _round(before.confidences.mean()), "after": _round(after.confidences.mean())},
-        "ece": {"before": _round(calibration_error(before)), "after": _round(calibration_error(after))},
+        "ece": {
+            "before": _round(calibration_error(before)),
+            "after": _round(calibration_error(after)),
+            "by_chance": _round(error_by_chance(after)),
+        },
         "area": {"before": _round(risk_coverage(before)[1]), "after": _round(area)},
         "accuracy_at_coverage": {
             f"{coverage:g}": _round(point.accuracy) for coverage, point in zip(COVERAGES, covered, strict=True)
@@ -200,15 +206,15 @@ def _round(value: Any) -> float:
 
 def table(sets: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| data set | labels | temperature | ECE before | after | accuracy of all | of the surest 60 % | of 20 % |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| data set | labels | temperature | ECE before | after | by chance | accuracy of all | of 60 % | of 20 % |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for each in sets:
         ece, accuracy = each["ece"], each["accuracy_at_coverage"]
         shares = " | ".join(f"{100 * accuracy[name]:.1f}" for name in ("1", "0.6", "0.2"))
         lines.append(
             f"| {each['set']} | {each['labels']} | {each['temperature']:.2f} |"
-            f" {100 * ece['before']:.1f} | {100 * ece['after']:.1f} | {shares} |"
+            f" {100 * ece['before']:.1f} | {100 * ece['after']:.1f} | {100 * ece['by_chance']:.1f} | {shares} |"
         )
     return "\n".join(lines)
 

@@ -154,13 +154,24 @@ def calibration_error(judged: Judged, num_bins: int = NUM_BINS) -> float:
 
     The bins are adaptive: as many answers in each, in the order of their confidence, so that no bin is empty or almost
     so where a model is mostly certain. Answers of equal confidence share their accuracy, so the order of the examples
-    does not matter. Few examples make the error too large: with `n` answers in a bin, that of a perfect model is up to
-    0.4 / sqrt(n).
+    does not matter. Few examples make the error too large: see `error_by_chance`.
     """
     expected = _shared(judged)
-    bins = np.array_split(np.arange(len(expected)), min(num_bins, len(expected)))
-    gaps = [abs(float((judged.confidences[one] - expected[one]).sum())) for one in bins]
+    gaps = [abs(float((judged.confidences[one] - expected[one]).sum())) for one in _bins(judged, num_bins)]
     return float(sum(gaps) / len(expected))
+
+
+def error_by_chance(judged: Judged, num_bins: int = NUM_BINS) -> float:
+    """The expected calibration error that confidences are expected to have on as many answers even if they are right:
+    in each bin, the mean distance of a normal distribution from its mean."""
+    variances = [
+        float((judged.confidences[one] * (1 - judged.confidences[one])).sum()) for one in _bins(judged, num_bins)
+    ]
+    return float(np.sqrt(2 / np.pi * np.array(variances)).sum() / len(judged.confidences))
+
+
+def _bins(judged: Judged, num_bins: int) -> list[Indices]:
+    return np.array_split(np.arange(len(judged.confidences)), min(num_bins, len(judged.confidences)))
 
 
 def risk_coverage(judged: Judged) -> tuple[list[Point], float]:
@@ -227,6 +238,7 @@ def report(probabilities: ArrayLike, answers: ArrayLike, num_bins: int = NUM_BIN
     return {
         "examples": len(judged.confidences),
         "ece": round(calibration_error(judged, num_bins), 4),
+        "ece_by_chance": round(error_by_chance(judged, num_bins), 4),
         "bins": num_bins,
         "mean_confidence": round(float(judged.confidences.mean()), 4),
         "accuracy": round(1.0 - judged.error_rate, 4),

@@ -144,6 +144,17 @@ def test_the_answers_of_a_calibrated_model_have_no_error() -> None:
     assert confidence.calibration_error(answers, num_bins=2) == pytest.approx(0.0)
 
 
+def test_the_error_by_chance_is_the_mean_error_of_right_confidences() -> None:
+    rng = np.random.default_rng(1)
+    confidences = np.linspace(0.2, 0.95, 300)
+    errors = [
+        confidence.calibration_error(Judged.ordered(confidences, rng.random(300) < confidences)) for _ in range(200)
+    ]
+    assert confidence.error_by_chance(Judged.ordered(confidences, confidences > 0.5)) == pytest.approx(
+        np.mean(errors), rel=0.05
+    )
+
+
 @given(judged_answers, st.randoms(use_true_random=False))
 def test_the_order_of_the_examples_changes_nothing(pairs: list[tuple[float, bool]], random: Random) -> None:
     mixed = list(pairs)
