@@ -109,7 +109,7 @@ def ask(server: Server, examples: Sequence[Example]) -> Scored:
     replies = []
     for start in range(0, len(examples), CHUNK):
         inputs = [example.texts[0] for example in examples[start : start + CHUNK]]
-        body = {"inputs": inputs, "labels": labels, "question": question}
+        body = {"inputs": inputs, "labels": labels, "question": question, "top_k": len(labels)}
         reply = httpx.post(f"{server.url}/v1/classify", json=body, timeout=600, trust_env=False)
         replies.append(reply.raise_for_status().json())
     results = [result for reply in replies for result in reply["results"]]

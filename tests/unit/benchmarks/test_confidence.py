@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.confidence import Scored, judge, main
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.confidence import Scored, judge, main, table
 from service.tools.confidence import scale
 from service.tools.data.converters import Example
 
@@ -47,6 +48,11 @@ def test_a_server_that_does_not_calibrate_is_an_error() -> None:
     half = scored(*halves())
     with pytest.raises(RuntimeError, match="did not apply"):
         judge("drawn", half, half, half)
+
+
+def test_the_documented_table_is_that_of_the_result() -> None:
+    sets = json.loads((RESULTS / "confidence.json").read_text(encoding="utf-8"))["sets"]
+    assert table(sets) in (ROOT / "docs" / "labels.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
