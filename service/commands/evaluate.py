@@ -112,7 +112,7 @@ def run(argv: Sequence[str]) -> int:
         args.json.write_text(text + "\n", encoding="utf-8")
     print(summary(report), file=sys.stderr)
     print(text)
-    return 0
+    return 2 if report["not_written"] else 0
 
 
 async def evaluate(args: Namespace, transport: httpx.AsyncBaseTransport | None = None) -> dict[str, Any]:
@@ -130,8 +130,12 @@ async def evaluate(args: Namespace, transport: httpx.AsyncBaseTransport | None =
             answers = await client.evaluate(examples, bar.update, ask)
         seconds = time.perf_counter() - started
     report = _about(data, args, client) | report_of(answers) | _speed(len(examples), client.tokens, seconds)
-    report["data"] = data.report.to_json()
-    _write_files(args, answers, report, client)
+    report |= {"data": data.report.to_json(), "not_written": []}
+    for write in (_write_predictions, _write_bad_cases, _write_confusion, _write_calibration):
+        try:
+            write(args, answers, report, client)
+        except (EvaluationError, OSError) as error:  # the result of a long run is not lost with it
+            report["not_written"].append(str(error))
     return report
 
 
@@ -174,6 +178,8 @@ async def _choose_labels(
             print(f"warning: {HINT}", file=sys.stderr)
         return examples, ask
     labels = tuple(info["labels"])
+    if info.get("zero_shot") and not set(examples[0].options) <= set(labels):
+        return examples, ask
     if labels and examples[0].options:
         examples = fit_to_labels(examples, labels)
     print(f"{info['name']} answers with its own labels: {', '.join(labels) or 'without names'}", file=sys.stderr)
@@ -213,22 +219,34 @@ def rename_options(examples: list[Example], labels: tuple[str, ...]) -> list[Exa
     return [replace(example, options=labels) for example in examples]
 
 
-def _write_files(args: Namespace, answers: Sequence[Answer], report: dict[str, Any], client: EvaluationClient) -> None:
+Report = dict[str, Any]
+
+
+def _write_predictions(args: Namespace, answers: Sequence[Answer], report: Report, client: EvaluationClient) -> None:
     if args.predictions is not None:
         write_predictions(args.predictions, answers)
+
+
+def _write_bad_cases(args: Namespace, answers: Sequence[Answer], report: Report, client: EvaluationClient) -> None:
     if args.bad_cases is not None:
         report["bad_cases"] = write_bad_cases(args.bad_cases, answers)
-    if args.confusion is not None:
-        _draw(report.get("confusion"), args.confusion)
-    if args.calibrate is not None:
-        report["calibrated"] = calibrate(args.calibrate, answers, client, name=report["source"])
 
 
-def _draw(counts: dict[str, dict[str, int]] | None, file: Path) -> None:
-    if counts is None:
+def _write_confusion(args: Namespace, answers: Sequence[Answer], report: Report, client: EvaluationClient) -> None:
+    if args.confusion is None:
+        return
+    if report.get("confusion") is None:
         raise EvaluationError("--confusion: the examples have no list of classes that they share")
-    for line in draw(counts, file):
+    for line in draw(report["confusion"], args.confusion):
         print(line, file=sys.stderr)
+
+
+def _write_calibration(args: Namespace, answers: Sequence[Answer], report: Report, client: EvaluationClient) -> None:
+    if args.calibrate is None:
+        return
+    entry = report["calibrated"] = calibrate(args.calibrate, answers, client, name=Path(report["source"]).name)
+    if entry["ece_after"] >= entry["ece_before"]:
+        report["warnings"].append("the temperature does not lower the calibration error of examples not fitted to")
 
 
 def _bar(total: int, name: str) -> tqdm[Any]:
@@ -254,6 +272,7 @@ def summary(report: dict[str, Any]) -> str:
         )
     lines += [f"refused {num}: {reason}" for reason, num in report["refused"].items()]
     lines += [f"warning: {warning}" for warning in report["warnings"]]
+    lines += [f"not written: {reason}" for reason in report["not_written"]]
     if report.get("classes") and len(report["classes"]) <= MAX_TABLE_CLASSES:
         lines += ["", *_class_table(report["classes"])]
     if report.get("confusion") and len(report["confusion"]) <= MAX_TABLE_CLASSES:

@@ -66,6 +66,14 @@ ANSWER = ("answer", "答案", "正确答案", "label", "标签")
 LETTERS = re.compile(r"(?:option|choice|选项|候选)?([a-h])")
 """Columns with one choice each: A, B, C, D; 选项A, 选项B."""
 KNOWN = {*TEXT, *LABEL, *CHOICES, *QUESTION, *SCORE, *(name for pair in PAIRS for name in pair), "id", "序号", "编号"}
+FLAGS = {
+    "text": "--text",
+    "text_pair": "--text-pair",
+    "label": "--label",
+    "choices": "--choices",
+    "question": "--question-field",
+    "score": "--score",
+}
 LABEL_CLASSES = 200
 """A column with more distinct values is not guessed to be the label by what is in it."""
 
@@ -146,11 +154,9 @@ def normal(name: str) -> str:
 
 
 def _check_named(columns: Sequence[str], named: Fields) -> None:
-    flags = {"text": "--text", "text_pair": "--text-pair", "label": "--label", "question": "--question-field"}
-    flags["score"] = "--score"
-    for field, flag in flags.items():
+    for field, flag in FLAGS.items():
         name = getattr(named, field)
-        if name is not None and name not in columns:
+        if field != "choices" and name is not None and name not in columns:
             raise DatasetError(f"{flag} {name}: no such column; the columns are {', '.join(columns)}")
     for name in named.choice_columns(columns):
         if name not in columns:
@@ -215,35 +221,42 @@ def _lettered(free: Sequence[str]) -> str | None:
 def _by_content(
     free: Sequence[str], sample: Sequence[Row], found: Fields, columns: Sequence[str], *, needs_label: bool
 ) -> Fields:
-    """The label repeats its few values; the text is the longest column."""
     left = [column for column in free if column not in _used(found, columns)]
     cells = {column: [cell for row in sample if (cell := row.get(column)) not in (None, "")] for column in left}
-    if needs_label and found.label is None and found.score is None and len(columns) > 1:
-        counts = {column: len({str(cell) for cell in values}) for column, values in cells.items() if values}
-        few = [
-            column
-            for column, count in counts.items()
-            if count <= min(LABEL_CLASSES, max(2, len(cells[column]) // 2)) and (count > 1 or len(cells[column]) > 1)
-        ]
-        if found.text is None:  # one column is left for the text
-            few = [column for column in few if len(left) > 1]
-        if few:
-            found = replace(found, label=min(few, key=lambda column: (counts[column] == 1, counts[column])))
+    if needs_label and found.label is None and found.score is None:
+        # One column at least is left for the text.
+        if found.text is not None or len(left) > 1:
+            found = replace(found, label=_label_by_content(cells))
+        cells.pop(found.label or "", None)
     if found.text is None:
-        texts = {
-            column: sum(map(len, values)) / len(values)
-            for column in left
-            if column != found.label and (values := [cell for cell in cells[column] if isinstance(cell, str)])
-            if not all(map(_is_number, values))
-        }
-        if texts:
-            text, *others = sorted(texts, key=texts.__getitem__, reverse=True)
-            found = replace(found, text=text)
-            # Without names, two columns of texts of similar length are a pair, in the order of the file.
-            if len(others) == 1 and texts[others[0]] * 3 > texts[text] and all(map(is_unnamed, columns)):
-                first, second = sorted((text, others[0]), key=columns.index)
-                found = replace(found, text=first, text_pair=second)
+        found = _text_by_content(cells, found, columns)
     return found
+
+
+def _label_by_content(cells: Mapping[str, Sequence[Any]]) -> str | None:
+    """The column that repeats the fewest values, several if possible."""
+    few: dict[str, int] = {}
+    for column, values in cells.items():
+        count = len({str(value) for value in values})
+        if len(values) > 1 and count <= min(LABEL_CLASSES, max(2, len(values) // 2)):
+            few[column] = count
+    return min(few, key=lambda column: (few[column] == 1, few[column])) if few else None
+
+
+def _text_by_content(cells: Mapping[str, Sequence[Any]], found: Fields, columns: Sequence[str]) -> Fields:
+    """The column of the longest texts. Where no column has a name, two of similar length are a pair."""
+    lengths: dict[str, float] = {}
+    for column, values in cells.items():
+        texts = [value for value in values if isinstance(value, str)]
+        if texts and not all(map(_is_number, texts)):
+            lengths[column] = sum(map(len, texts)) / len(texts)
+    if not lengths:
+        return found
+    text, *others = sorted(lengths, key=lengths.__getitem__, reverse=True)
+    if len(others) == 1 and lengths[others[0]] * 3 > lengths[text] and all(map(is_unnamed, columns)):
+        first, second = sorted((text, others[0]), key=columns.index)
+        return replace(found, text=first, text_pair=second)
+    return replace(found, text=text)
 
 
 def _is_number(text: str) -> bool:
@@ -251,17 +264,9 @@ def _is_number(text: str) -> bool:
 
 
 def _sentences(named: Fields, found: Fields, columns: Sequence[str]) -> list[str]:
-    flags = {
-        "text": "--text",
-        "text_pair": "--text-pair",
-        "label": "--label",
-        "choices": "--choices",
-        "question": "--question-field",
-        "score": "--score",
-    }
     guessed = [
         f"{field.replace('_', ' ')}: column {getattr(found, field)!r}"
-        for field in flags
+        for field in FLAGS
         if getattr(found, field) is not None and getattr(named, field) is None
     ]
     if not guessed:

@@ -222,6 +222,29 @@ async def test_calibrate_writes_the_temperature(reviews: Path, tmp_path: Path) -
     assert entry["models"] == ["kind"]
 
 
+async def test_a_file_that_cannot_be_written_does_not_lose_the_result(reviews: Path, tmp_path: Path) -> None:
+    arguments_ = parse(str(reviews), "--limit", "8", "--calibrate", str(tmp_path / "c.json"))
+    report = await evaluate(arguments_, server(by_number))
+    assert report["examples"] == 8
+    [reason] = report["not_written"]
+    assert "a temperature needs at least" in reason
+    assert f"not written: {reason}" in summary(report)
+
+
+async def test_a_temperature_that_does_not_help_is_a_warning(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"ece_before": 0.1, "ece_after": 0.2}
+    monkeypatch.setattr("service.commands.evaluate.calibrate", lambda *args, **more: entry)
+    report = await evaluate(parse(str(reviews), "--calibrate", str(tmp_path / "c.json")), server(by_number))
+    assert report["warnings"] == ["the temperature does not lower the calibration error of examples not fitted to"]
+
+
+async def test_a_zero_shot_model_with_labels_of_its_own_gets_those_of_the_data(reviews: Path) -> None:
+    both = HEAD | {"kind": "masked-lm", "zero_shot": True}
+    assert (await evaluate(parse(str(reviews)), server(by_number, both)))["accuracy"] == 0.95
+
+
 def test_missing_data_files_print_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--task", "bustm", "--data", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: no such data file: ")
