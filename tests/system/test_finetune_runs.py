@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 NUM_KILLS = 20
 INTERVAL = 4
-FLAGS = ("--lr", "1e-3", "--batch-size", "8", "--precision", "float32", "--patience", "0", "--max-length", "32")
+FLAGS = ("--lr", "1e-3", "--batch-size", "8", "--precision", "float32", "--patience", "0")
 
 
 @pytest.fixture

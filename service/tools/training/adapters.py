@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,13 +29,12 @@ def require_peft() -> None:
 def add(network: PreTrainedModel, rank: int) -> None:
     """Adds adapters of a rank to the encoder, and freezes all but them and a new head."""
     require_peft()
-    from peft import LoraConfig, inject_adapter_in_model
-
+    peft: Any = import_module("peft")
     encoder: Any = network.base_model.get_submodule("encoder")
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(TARGETS))
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(TARGETS))
     for parameter in network.parameters():
         parameter.requires_grad = False
-    inject_adapter_in_model(config, encoder)
+    peft.inject_adapter_in_model(config, encoder)
     for name, parameter in network.named_parameters():
         if "lora_" in name or any(part in NEW for part in name.split(".")):
             parameter.requires_grad = True
@@ -44,9 +44,8 @@ def merge(network: nn.Module) -> None:
     """Adds the adapters to the weights that they adapt, and removes them: the tensors have their old names again."""
     if find_spec("peft") is None:
         return
-    from peft.tuners.lora import LoraLayer
-
-    adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
+    lora: Any = import_module("peft.tuners.lora")
+    adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, lora.LoraLayer)]
     for name, module in adapted:
         layer: Any = module
         layer.merge()
