@@ -46,6 +46,8 @@ def table_of(protocols: Iterable[Protocol]) -> Table:
                 )
     for (method, path), offers in table.items():
         assert len({offer.call.scopes for offer in offers}) == 1, f"{method} {path} needs different scopes"
+        tasks = [offer.call.task for offer in offers]
+        assert tasks[0] or not any(tasks), f"{method} {path} is admitted only if its first call has a task"
         if len({offer.call.handle for offer in offers}) > 1:
             has_models = all(isinstance(offer.call.body, type) for offer in offers)
             assert has_models, f"{method} {path} has several calls, and no body to choose by"
@@ -78,13 +80,18 @@ def choose(offers: Sequence[Offer], value: Any, models: Models) -> Offer:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Answers the calls of one method and path; `clock` is that of the pipeline's deadlines."""
+    """Answers the calls of one method and path; `clock` is that of the pipeline's deadlines.
+
+    A body that has only fields of the first call's model, `own_fields`, is for it: the native protocol pays next to
+    nothing for the paths that it shares.
+    """
 
     state: ServiceState
     limits: Server
     clock: Callable[[], float]
     offers: tuple[Offer, ...]
     max_values: int
+    own_fields: frozenset[str] = frozenset()
 
     async def __call__(self, request: Request) -> Response:
         started = self.clock()
@@ -124,7 +131,7 @@ class Endpoint:
     def _parse(self, exchange: Exchange, data: Body) -> tuple[Call, int, BaseModel]:
         value = parse_json(data, self.max_values)
         offer = self.offers[0]
-        if len(self.offers) > 1:
+        if len(self.offers) > 1 and not (isinstance(value, dict) and value.keys() <= self.own_fields):
             offer = choose(self.offers, value, _models_of(exchange))
             exchange.context.task = offer.call.task
             exchange.context.error_body = offer.protocol.error_body
@@ -154,7 +161,9 @@ def routes(
     by_path: dict[str, dict[str, Endpoint]] = {}
     for (method, path), offers in table.items():
         largest = max((offer.call.max_values or max_values)(limits) for offer in offers)
-        by_path.setdefault(path, {})[method] = Endpoint(state, limits, clock, offers, largest)
+        own = offers[0].call.body if not offers[0].protocol.has_prefix else None
+        own_fields = frozenset(own.model_fields) if isinstance(own, type) else frozenset()
+        by_path.setdefault(path, {})[method] = Endpoint(state, limits, clock, offers, largest, own_fields)
     ordered = sorted(by_path.items(), key=lambda item: "{" in item[0])
     return [PlainRoute(path, _by_method(endpoints), methods=list(endpoints)) for path, endpoints in ordered]
 

@@ -105,6 +105,12 @@ def test_calls_of_one_path_need_the_same_scopes() -> None:
         table_of((TWO, other))
 
 
+def test_a_path_is_not_shared_where_admission_would_be_left_out() -> None:
+    first = Protocol("first", "", (Call("POST", "/rank", answer_two, body=Texts, roots=("/rank",)),))
+    with pytest.raises(AssertionError, match="is admitted only if its first call has a task"):
+        table_of((first, TWO))
+
+
 def test_only_calls_that_infer_count_towards_the_limits_of_a_key() -> None:
     calls = (
         call(Texts),
