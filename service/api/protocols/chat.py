@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from service.api.calls import Call
 from service.api.exchange import Exchange, Rename, json_response, whole
-from service.api.field_types import Lenient
+from service.api.field_types import MAX_TOP_K, Lenient
 from service.api.json_body import validate
 from service.api.protocols.choice_schemas import ChoiceSchema, Decision, Piece, read_choices, read_schema
 from service.api.schemas import ClassifyRequest
@@ -188,7 +188,8 @@ async def _decide(exchange: Exchange, decisions: Sequence[Decision], text: str, 
 
 
 def _request(decision: Decision, text: str, exchange: Exchange) -> ClassifyRequest:
-    value = {"inputs": [text], "labels": list(decision.options), "multi_label": decision.is_list}
+    labels = list(decision.options)
+    value = {"inputs": [text], "labels": labels, "multi_label": decision.is_list, "top_k": min(len(labels), MAX_TOP_K)}
     if decision.question:
         value["question"] = decision.question
     try:

@@ -53,7 +53,7 @@ class Piece:
 
 
 Scores = Mapping[str, float]
-"""By option."""
+"""By option; one that is not there has 0."""
 _Form = int | dict[str, Any] | Piece
 """The index of a decision, an object of forms, or a constant."""
 
@@ -202,25 +202,29 @@ class _Reader:
 
 
 def _chosen(decision: Decision, scores: Scores) -> Iterator[Piece]:
-    ranked = sorted(range(len(decision.options)), key=lambda index: -scores[decision.options[index]])
+    ranked = sorted(range(len(decision.options)), key=lambda index: -_of(scores, decision, index))
     if not decision.is_list:
         best = ranked[0]
-        others = tuple((_word(decision.values[index]), scores[decision.options[index]]) for index in ranked)
-        yield from _quoted(decision.values[best], scores[decision.options[best]], others)
+        others = tuple((_word(decision.values[index]), _of(scores, decision, index)) for index in ranked)
+        yield from _quoted(decision.values[best], _of(scores, decision, best), others)
         return
     most = len(ranked) if decision.max_items is None else decision.max_items
     kept = [
         index
         for place, index in enumerate(ranked[:most])
-        if place < decision.min_items or scores[decision.options[index]] >= IS_CHOSEN
+        if place < decision.min_items or _of(scores, decision, index) >= IS_CHOSEN
     ]
     yield Piece("[")
     for place, index in enumerate(kept):
         if place:
             yield Piece(",")
-        score = scores[decision.options[index]]
+        score = _of(scores, decision, index)
         yield from _quoted(decision.values[index], score, ((_word(decision.values[index]), score),))
     yield Piece("]")
+
+
+def _of(scores: Scores, decision: Decision, index: int) -> float:
+    return scores.get(decision.options[index], 0.0)
 
 
 def _quoted(value: Any, score: float, others: tuple[tuple[str, float], ...]) -> Iterator[Piece]:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from service.api.calls import Call, Protocol
 from service.api.exchange import Exchange, json_response, whole
-from service.api.field_types import Lenient, Wire
+from service.api.field_types import MAX_TOP_K, Lenient, Wire
 from service.api.json_body import validate
 from service.api.native_bodies import answer_body
 from service.errors import InvalidRequest, ServiceError
@@ -71,11 +71,17 @@ class Verdict:
 async def judge(exchange: Exchange, rule: Rule, texts: Sequence[tuple[str, str]]) -> Verdict:
     """The labels of the rule's set at or above its threshold, in any of the texts; each text comes with its field."""
     kept = [(field, text) for field, text in texts if text.strip()]
+    num_labels = len((await exchange.label_set(rule.label_set)).value.labels) if kept else 0
     highest: dict[str, float] = {}
     size = exchange.limits.max_inputs
     for start in range(0, len(kept), size):
         part = kept[start : start + size]
-        body = {"inputs": [text for _, text in part], "label_set": rule.label_set, "multi_label": True}
+        body = {
+            "inputs": [text for _, text in part],
+            "label_set": rule.label_set,
+            "multi_label": True,
+            "top_k": min(num_labels, MAX_TOP_K),
+        }
 
         def rename(path: str, part: Sequence[tuple[str, str]] = part) -> str:
             if not path.startswith("inputs["):

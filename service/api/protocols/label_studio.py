@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from service.api.calls import Call, Protocol
 from service.api.exchange import Exchange, json_response, whole
-from service.api.field_types import Lenient
+from service.api.field_types import MAX_TOP_K, Lenient
 from service.api.native_bodies import answer_body
 from service.api.protocols.common import HEALTH
 from service.api.protocols.label_config import Control, LabelConfig, read_config
@@ -112,6 +112,7 @@ async def _fill(exchange: Exchange, control: Control, part: Sequence[_Filled]) -
         "inputs": [text for (text,) in (one.texts for one in part)],
         "labels": [option.text for option in control.options],
         "multi_label": control.is_multiple,
+        "top_k": min(len(control.options), MAX_TOP_K) if control.is_multiple else 1,
     }
     answer = await _answer(exchange, "classify", body, control, part, 1)
     for one, result in zip(part, answer.results, strict=True):

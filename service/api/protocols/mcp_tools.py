@@ -159,7 +159,7 @@ _ALL = (
             label_set={**_TEXT, "description": "Name of a stored label set, instead of labels."},
             question={**_TEXT, "description": "The question that the labels answer."},
             multi_label={"type": "boolean", "description": "Score each label by itself: several may fit."},
-            top_k={"type": "integer", "minimum": 1, "description": "Number of best labels in scores; default: all."},
+            top_k={"type": "integer", "minimum": 1, "description": "Number of best labels in scores."},
         ),
         _classify_body,
         _classify_result,

@@ -91,6 +91,10 @@ def test_a_piece_of_an_option_has_the_scores_of_all_options_best_first() -> None
     ]
 
 
+def test_an_option_without_a_score_is_the_last() -> None:
+    assert content({"enum": ["甲", "乙"]}, [{"乙": 0.1}]) == "乙"
+
+
 def test_a_list_of_options_is_answered_without_quotes() -> None:
     pieces = read_choices(["甲", "乙"], "choice").fill([{"甲": 0.2, "乙": 0.8}])
     assert [piece.text for piece in pieces if piece.others] == ["乙"]
