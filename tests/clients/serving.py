@@ -13,10 +13,10 @@ from service.api.accounts import hash_of
 from tests.checkpoints import make_checkpoint
 from tests.support.servers import Server, serving
 
-NAMES = ("app", "boss", "prometheus", "openai", "huggingface", "cohere")
-SCOPES = {"boss": ["admin"], "prometheus": ["metrics"]}
-LIMITED = ("openai", "huggingface", "cohere")
+LIMITED = ("openai", "huggingface", "cohere", "triton", "chat", "mcp", "label_studio")
 """Keys that may send one request a second; one for each client, so that their retries are counted apart."""
+NAMES = ("app", "boss", "prometheus", *LIMITED)
+SCOPES = {"boss": ["admin"], "prometheus": ["metrics"]}
 
 SLOW_MS = 300_000
 """Deadline on a busy machine."""
