@@ -38,7 +38,7 @@ _LEAST = 1e-30
 """A probability of 0 has no logarithm."""
 
 
-class Message(Lenient):
+class ChatMessage(Lenient):
     role: str
     content: str | list[dict[str, Any]] | None = None
 
@@ -46,7 +46,7 @@ class Message(Lenient):
 class ChatRequest(Lenient):
     """A conversation whose answer is a choice. What means nothing to a classifier, as `temperature`, is ignored."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     model: str | None = Field(None, min_length=1, max_length=4096)
     response_format: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -122,7 +122,7 @@ def _of_tool(tools: list[dict[str, Any]], choice: str | dict[str, Any]) -> Choic
     return Choices(read_schema(function.get("parameters"), "tools.function.parameters"), tool=name)
 
 
-def last_text(messages: Sequence[Message]) -> str:
+def last_text(messages: Sequence[ChatMessage]) -> str:
     """The last message of the user. Raises UnsupportedRequest if there is none, or not all of it is text."""
     for index in range(len(messages) - 1, -1, -1):
         if messages[index].role == "user":

@@ -27,26 +27,26 @@ IS_CHOSEN = 0.5
 _VERSION = "erlangshen"
 
 
-class Task(Lenient):
+class StudioTask(Lenient):
     data: dict[str, Any]
 
 
-class TasksRequest(Lenient):
-    tasks: list[Task]
+class StudioTasks(Lenient):
+    tasks: list[StudioTask]
     label_config: str = Field(min_length=1)
 
 
-class SetupRequest(Lenient):
+class StudioSetup(Lenient):
     schema_: str = Field(alias="schema", min_length=1)
 
 
-async def setup(exchange: Exchange, body: SetupRequest) -> Response:
+async def setup(exchange: Exchange, body: StudioSetup) -> Response:
     """`POST /setup`: whether the config can be filled in."""
     read_config(body.schema_, "schema")
     return json_response({"model_version": _VERSION})
 
 
-async def predict(exchange: Exchange, body: TasksRequest) -> Response:
+async def predict(exchange: Exchange, body: StudioTasks) -> Response:
     """`POST /predict`: one prediction per task. A task without a text gets an empty one."""
     config = read_config(body.label_config, "label_config")
     results: list[list[dict[str, Any]]] = [[] for _ in body.tasks]
@@ -172,12 +172,12 @@ PROTOCOL = Protocol(
     "Label Studio ML backend",
     (
         HEALTH,
-        Call("POST", "/setup", setup, SetupRequest, roots=("/setup",), summary="Check a labeling config"),
+        Call("POST", "/setup", setup, StudioSetup, roots=("/setup",), summary="Check a labeling config"),
         Call(
             "POST",
             "/predict",
             predict,
-            TasksRequest,
+            StudioTasks,
             task="classify",
             roots=("/predict",),
             summary="Pre-annotate tasks by a labeling config",

@@ -43,7 +43,7 @@ _LIST_TTL_MS = 60_000
 """For how long a client may keep the list of tools: it changes with the served models only."""
 
 
-class McpMessage(Lenient):
+class RpcMessage(Lenient):
     """A JSON-RPC request, or a notification, which has no `id`."""
 
     jsonrpc: Literal["2.0"]
@@ -60,7 +60,7 @@ class RpcError(Exception):
         self.code, self.message, self.data, self.status = code, message, data, status
 
 
-async def post(exchange: Exchange, message: McpMessage) -> Response:
+async def post(exchange: Exchange, message: RpcMessage) -> Response:
     """`POST /mcp`."""
     check_origin(exchange)
     if "id" not in message.model_fields_set:
@@ -93,7 +93,7 @@ def check_origin(exchange: Exchange) -> None:
     raise Forbidden("pages of this origin may not call this server; name it in --cors-origins")
 
 
-def _check_version(headers: Mapping[str, str], message: McpMessage) -> bool:
+def _check_version(headers: Mapping[str, str], message: RpcMessage) -> bool:
     """Whether the request is one without a handshake. Raises RpcError."""
     version = headers.get(VERSION_HEADER)
     if version is None and message.method != "server/discover":
@@ -125,7 +125,7 @@ def _decode(value: str | None) -> str | None:
         return None
 
 
-async def _answer(exchange: Exchange, message: McpMessage, is_stateless: bool) -> dict[str, Any]:
+async def _answer(exchange: Exchange, message: RpcMessage, is_stateless: bool) -> dict[str, Any]:
     models = exchange.state.pipeline.models
     match message.method:
         case "initialize" if not is_stateless:
@@ -208,7 +208,7 @@ PROTOCOL = Protocol(
     "mcp",
     "Model Context Protocol",
     (
-        Call("POST", "", post, McpMessage, summary="One JSON-RPC message"),
+        Call("POST", "", post, RpcMessage, summary="One JSON-RPC message"),
         Call("GET", "", no_stream, scopes=OPEN, summary="No streams: 405"),
         Call("DELETE", "", no_stream, scopes=OPEN, summary="No sessions: 405"),
     ),
