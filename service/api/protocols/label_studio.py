@@ -1,25 +1,31 @@
 """Label Studio's ML backend: pre-annotations of a project's tasks, by the choices in its labeling config.
 
-Choices and Taxonomy are classified by the values of the config. Pairwise selects the text that means more like a third
-text of the config, or like its header. Nothing that a task names is fetched: texts are those in the request.
+Choices and Taxonomy are classified by the values of the config, or by the stored label set that the webhook makes of
+the project's annotations. Pairwise selects the text that means more like a third text of the config, or like its
+header. Nothing that a task names is fetched: texts are those in the request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 from starlette.responses import Response
 
+from service.api.auth import ADMIN
 from service.api.calls import Call, Protocol
 from service.api.exchange import Exchange, json_response, whole
 from service.api.field_types import MAX_TOP_K, Lenient
 from service.api.native_bodies import answer_body
 from service.api.protocols.common import HEALTH
 from service.api.protocols.label_config import Control, LabelConfig, read_config
-from service.errors import InvalidRequest, ServiceError
+from service.api.protocols.label_studio_webhook import StudioEvent, name_of, webhook
+from service.api.schemas import LabelSetBody
+from service.errors import InvalidRequest, LabelSetNotFound, ServiceError
+from service.label_sets import LabelSet
 from service.pipeline import Answer
 
 IS_CHOSEN = 0.5
@@ -34,6 +40,7 @@ class StudioTask(Lenient):
 class StudioTasks(Lenient):
     tasks: list[StudioTask]
     label_config: str = Field(min_length=1)
+    project: str | None = Field(None, max_length=64, description="The project's id, and when it was made after a dot.")
 
 
 class StudioSetup(Lenient):
@@ -51,12 +58,13 @@ async def predict(exchange: Exchange, body: StudioTasks) -> Response:
     config = read_config(body.label_config, "label_config")
     results: list[list[dict[str, Any]]] = [[] for _ in body.tasks]
     model = _VERSION
+    stored = await _find_stored(exchange, body)
     for control in config.controls:
         found = [(index, _texts(control, config, task.data)) for index, task in enumerate(body.tasks)]
         filled = [_Filled(index, texts) for index, texts in found if texts is not None]
         size = exchange.limits.max_inputs // (2 if control.kind == "Pairwise" else 1) or 1
         for start in range(0, len(filled), size):
-            model = await _fill(exchange, control, filled[start : start + size])
+            model = await _fill(exchange, control, filled[start : start + size], stored)
         for one in filled:
             results[one.index] += [] if one.result is None else [one.result]
     predictions = [
@@ -94,8 +102,23 @@ def _reference(control: Control, config: LabelConfig, data: Mapping[str, Any]) -
     return config.header
 
 
-async def _fill(exchange: Exchange, control: Control, part: Sequence[_Filled]) -> str:
-    """Sets the results of some tasks; returns the name of the model."""
+async def _find_stored(exchange: Exchange, body: StudioTasks) -> LabelSet[LabelSetBody] | None:
+    """The label set that the URL names, or the one of the project, if its webhook has made one."""
+    given = exchange.request.query_params.get("label_set")
+    if given is not None:
+        return await exchange.label_set(given)
+    if body.project is None or exchange.state.label_sets is None:
+        return None
+    with suppress(LabelSetNotFound, InvalidRequest):
+        return await exchange.label_set(name_of(body.project.partition(".")[0]))
+    return None
+
+
+async def _fill(
+    exchange: Exchange, control: Control, part: Sequence[_Filled], stored: LabelSet[LabelSetBody] | None
+) -> str:
+    """Sets the results of some tasks; returns the name of the model. A stored set with the labels of the control is
+    used in their place, with what it knows about them."""
     if control.kind == "Pairwise":
         pairs = [[reference, text] for reference, *both in (one.texts for one in part) for text in both]
         answer = await _answer(exchange, "similarity", {"inputs": pairs}, control, part, 2)
@@ -108,9 +131,11 @@ async def _fill(exchange: Exchange, control: Control, part: Sequence[_Filled]) -
         for one in part:
             one.result = _chosen(control, list(values.values()), 1.0)
         return _VERSION
+    labels = [option.text for option in control.options]
+    is_stored = stored is not None and {each.name for each in stored.value.labels} == set(labels)
     body = {
         "inputs": [text for (text,) in (one.texts for one in part)],
-        "labels": [option.text for option in control.options],
+        **({"label_set": stored.name} if stored is not None and is_stored else {"labels": labels}),
         "multi_label": control.is_multiple,
         "top_k": min(len(control.options), MAX_TOP_K) if control.is_multiple else 1,
     }
@@ -172,6 +197,14 @@ PROTOCOL = Protocol(
     "Label Studio ML backend",
     (
         HEALTH,
+        Call(
+            "POST",
+            "/webhook",
+            webhook,
+            StudioEvent,
+            scopes=ADMIN,
+            summary="Make an annotated text an example of a label",
+        ),
         Call("POST", "/setup", setup, StudioSetup, roots=("/setup",), summary="Check a labeling config"),
         Call(
             "POST",
