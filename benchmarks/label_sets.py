@@ -2,12 +2,12 @@
 
     python -m benchmarks.label_sets --json FILE
 
-One server with the shipped models and a folder for label sets, with one thread for computing. For each size a set of
-made-up labels is written, and the time until its vectors are kept is measured. Then requests of one text each go to
-the sets in turn, one at a time, with a new text in each turn: the ratio is that of the median times, and the interval
-that of the ratios of rounds. `blend` is the default, by both models, of which the choice model reads a shortlist;
-`embedding` is the embedding model alone. With `--templates` fewer vectors are computed for each label, which shortens
-the preparation only.
+One server with the shipped models and a folder for label sets, with one thread for computing. For each size a set
+of made-up labels is written, and the time until its vectors are kept is measured. Then requests of one text each go
+to the sets in turn, one at a time, with a new text in each turn: the ratio is that of the median times, and the
+interval that of the ratios of rounds. `blend` is the default, by both models, of which the choice model reads a
+shortlist; `embedding` is the embedding model alone. With `--templates` fewer vectors are computed for each label,
+which shortens the preparation only.
 """
 
 from __future__ import annotations
