@@ -120,8 +120,11 @@ def choose_max_length(model: TextModel, problem: Problem, examples: Sequence[Exa
     lengths = [row.num_tokens for row in _encode(whole, problem, sampled)]
     most = int(np.percentile(lengths, 95))
     regions = [row.blocks[-1][1] + 1 for row in _encode(whole, problem, sampled[:50]) if row.blocks]
-    needed = max(regions, default=0) + 2 * MIN_TEXT_TOKENS
-    return min(model.max_length, max(32, -(-most // 8) * 8) if most <= at_most else max(at_most, needed))
+    # Options that leave a text fewer than MIN_TEXT_TOKENS are shortened.
+    least = max(regions) + MIN_TEXT_TOKENS if regions else 0
+    if most <= at_most:
+        return min(model.max_length, max(32, least, -(-most // 8) * 8))
+    return min(model.max_length, max(at_most, least + MIN_TEXT_TOKENS if regions else 0))
 
 
 class Collator:

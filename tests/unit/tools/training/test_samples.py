@@ -70,6 +70,12 @@ def test_the_length_is_chosen_by_the_rows_up_to_a_limit(model: TextModel) -> Non
     assert choose_max_length(model, problem, long, 128) == min(128, model.max_length)
 
 
+def test_the_length_leaves_room_for_the_options_of_short_texts(model: TextModel) -> None:
+    problem = Problem("choice", "one", "classify", LABELS)
+    length = choose_max_length(model, problem, EXAMPLES, 128)
+    assert not any(sample.encoding.truncated for sample in Samples(model, problem, EXAMPLES, length).samples)
+
+
 def test_an_epoch_holds_every_row_and_fills_the_last_step_up() -> None:
     order = list(GroupedByLength(np.arange(10) % 4, batch_size=4, seed=1))
     assert len(order) == 12
