@@ -126,6 +126,14 @@ async def test_an_error_has_its_parameter(service: Service, body: Any, param: st
     assert message in error["message"]
 
 
+async def test_moderations_refuse_images(service: Service) -> None:
+    image = {"type": "image_url", "image_url": {"url": "http://example.com/x.png"}}
+    response = await service.post("/v1/moderations", {"input": [{"type": "text", "text": "好"}, image]})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (422, "input")
+    assert "entry 1 must be a part of type text" in error["message"]
+
+
 async def test_errors_of_middleware_and_router_have_the_same_shape() -> None:
     keys = {"app": Key(hash=hash_of("s"), requests_per_s=1)}
     async with running(keys=keys) as service:

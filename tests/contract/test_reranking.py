@@ -104,7 +104,7 @@ async def test_a_choice_model_ranks_where_no_other_is_served() -> None:
         ("/cohere/v2/rerank", {"top_n": 0}, 422, "top_n: must be at least 1"),
         ("/cohere/v2/rerank", {"relevant_spans": {"mode": "enabled"}}, 422, "relevant_spans: is not supported"),
         ("/cohere/v2/rerank", {"max_tokens_per_doc": 100}, 422, "must be at least 512"),
-        ("/cohere/v1/rerank", {"documents": [""]}, 422, "documents[0]"),
+        ("/cohere/v1/rerank", {"documents": [""]}, 422, "documents[0].text: must not be empty"),
         ("/cohere/v2/rerank", {"documents": ["好"] * 300}, 422, "documents: has 300 inputs; at most 256"),
     ],
 )

@@ -145,6 +145,16 @@ async def test_unknown_fields_are_ignored_as_by_its_own_server(service: Service)
         ("/embed", {"inputs": "好" * 600, "truncate": False}, "inputs[0]: takes at least 600 tokens"),
         ("/rerank", {"query": "好", "texts": ["吃", "好" * 900], "truncate": False}, "texts[1]: takes at least"),
         ("/rerank", {"query": "好" * 900, "texts": ["吃"], "truncate": False}, "query: takes at least"),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "好", "sentences": ["吃", "好" * 900]}, "parameters": {"truncate": False}},
+            "inputs.sentences[1]: takes at least",
+        ),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "好" * 900, "sentences": ["吃"]}, "parameters": {"truncate": False}},
+            "inputs.source_sentence: takes at least",
+        ),
         ("/tokenize", {"inputs": ["好" * 90_000] * 3}, "inputs: the response would have about"),
         ("/embed", {"inputs": []}, "inputs: must have at least one input"),
         ("/embed", {"inputs": "好", "prompt_name": "none"}, "prompt_name: e5 has no such prompt"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from service.api.calls import Call, Protocol
@@ -37,15 +37,18 @@ class RerankV2Request(Wire):
     priority: Annotated[int, Field(ge=0)] = 0
 
 
-def _check_documents(value: object, info: ValidationInfo) -> list[Any]:
-    return check_inputs(value, info)
+def _to_fields(value: object) -> object:
+    return {"text": value} if isinstance(value, str) else value
+
+
+Document = Annotated[dict[str, Str], BeforeValidator(_to_fields)]
 
 
 class RerankV1Request(Wire):
     """Documents are texts, or objects whose `rank_fields` are read, by default `text`."""
 
     query: Str
-    documents: Annotated[list[Str | dict[str, Str]], BeforeValidator(_check_documents)]
+    documents: Annotated[list[Document], BeforeValidator(check_inputs)]
     model: ModelName | None = None
     top_n: TopN | None = None
     rank_fields: Annotated[list[Str], Field(min_length=1, max_length=32)] | None = None
@@ -73,23 +76,14 @@ async def rerank_v1(exchange: Exchange, body: RerankV1Request) -> Response:
     scores = scored.probabilities()
     results: list[dict[str, Any]] = []
     for index, _ in scored.ranked(body.top_n):
-        document = body.documents[index]
-        shown = {"text": document} if isinstance(document, str) else document
-        results.append(
-            {
-                "index": index,
-                "relevance_score": scores[index],
-                **({"document": shown} if body.return_documents else {}),
-            }
-        )
+        document = {"document": body.documents[index]} if body.return_documents else {}
+        results.append({"index": index, "relevance_score": scores[index], **document})
     return _reply(exchange, "1", results, scored)
 
 
-def _text(index: int, document: str | dict[str, str], fields: list[str] | None) -> str:
-    """What is read of a document, its fields one below the other."""
-    if isinstance(document, str):
-        return document
-    names = fields or ["text"]
+def _text(index: int, document: dict[str, str], fields: list[str] | None) -> str:
+    """What is read of a document: its fields one below the other, or its text if it has no other."""
+    names = fields if fields and document.keys() != {"text"} else ["text"]
     if missing := [name for name in names if name not in document]:
         hint = "name those to read in rank_fields" if fields is None else "every field of rank_fields is required"
         raise InvalidRequest.of(f"documents[{index}].{missing[0][:64]}", f"is required; {hint}")

@@ -180,17 +180,12 @@ def _model(exchange: Exchange) -> str | None:
 
 async def sentence_similarity(exchange: Exchange, body: HfSimilarityRequest) -> Response:
     source, sentences = body.inputs.source_sentence, body.inputs.sentences
-    rename = _of_sentences
-    scored = await ranking.compare(exchange, source, sentences, model=_model(exchange), rename=rename)
+    scored = await ranking.compare(exchange, source, sentences, model=_model(exchange))
     return json_response(scored.scores, server_timing(scored.timing))
 
 
-def _of_sentences(path: str) -> str:
-    return path.replace("inputs", "inputs.sentences", 1)
-
-
 async def question_answering(exchange: Exchange, body: HfQuestionRequest) -> Response:
-    """One answer for `top_k` 1, else a list. Without a `handle_impossible_answer` the best span is the answer."""
+    """One answer for `top_k` 1, else a list. Without `handle_impossible_answer` the best span is the answer."""
     given = body.parameters
     stride = {} if given.doc_stride is None else {"stride": given.doc_stride}
     longest = {} if given.max_answer_len is None else {"max_answer_tokens": given.max_answer_len}
@@ -360,9 +355,7 @@ def _inputs_with(*names: str) -> Any:
 
 def _has_candidates(value: Any, models: Models) -> bool:
     parameters = value.get("parameters") if isinstance(value, dict) else None
-    return (
-        "inputs" in value and isinstance(parameters, dict) and "candidate_labels" in parameters if parameters else False
-    )
+    return isinstance(parameters, dict) and "inputs" in value and "candidate_labels" in parameters
 
 
 def _has_embed_options(value: Any, models: Models) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from service.api.auth import READERS
 from service.api.calls import Call, Protocol
 from service.api.exchange import Exchange, json_response, renamed, server_timing
-from service.api.field_types import Str, Strings, TextsOrIds, Wire
+from service.api.field_types import Strings, TextsOrIds, Wire
 from service.api.protocols import chat
 from service.api.protocols.common import DESCRIBE_MODEL
 from service.api.protocols.vectors import embed_query, max_values, vectors_of, written
@@ -37,23 +38,20 @@ class EmbeddingsRequest(Wire):
     user: User | None = None
 
 
-class TextPart(Wire):
-    type: Literal["text"]
-    text: Str
+def _join_parts(value: object) -> object:
+    """Several parts of type text are one input, as there; images are not read."""
+    if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+        return value
+    for index, part in enumerate(value):
+        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            message = f"entry {index} must be a part of type text with its text; images are not read"
+            raise PydanticCustomError("invalid", "{message}", {"message": message})
+    return ["\n".join(part["text"] for part in value)]
 
 
 class ModerationsRequest(Wire):
-    """Texts; images are not read."""
-
-    input: Strings | Annotated[list[TextPart], Field(min_length=1)]
+    input: Annotated[Strings, BeforeValidator(_join_parts)]
     model: ModelName | None = None
-
-    @property
-    def texts(self) -> list[str]:
-        """Of several parts the first ones are one input, as there."""
-        if isinstance(self.input[0], TextPart):
-            return ["\n".join(part.text for part in self.input if isinstance(part, TextPart))]
-        return [one for one in self.input if isinstance(one, str)]
 
 
 async def embeddings(exchange: Exchange, body: EmbeddingsRequest) -> Response:
@@ -83,7 +81,7 @@ async def moderations(exchange: Exchange, body: ModerationsRequest) -> Response:
     if body.model is not None and not body.model.startswith(_OF_OPENAI):
         name = body.model
     label_set = await exchange.label_set(name)
-    labels, texts = label_set.value.label_list, body.texts
+    labels, texts = label_set.value.label_list, body.input
     query = ClassifyQuery(tuple(map(Text, texts)), labels, label_set.value.question, multi_label=True)
 
     def write(answer: Answer[Any], is_large: bool) -> Response:

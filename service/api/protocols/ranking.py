@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -176,20 +177,36 @@ async def compare(
     model: str | None = None,
     truncation: Truncation = "right",
     prompt_name: str | None = None,
-    rename: Rename | None = None,
 ) -> Scored:
     """How similar each sentence is to the source: the cosine where an embedding model is named or served, else the
-    score of the similarity task."""
+    score of the similarity task. Errors name the fields of `inputs` as Hugging Face has them."""
     models = exchange.state.pipeline.models
     able = [models[name] for name in names_of(models, model)] if model else list(models.values())
     embedder = next(filter(compares_embeddings, able), None)
     if embedder is None:
         query = SimilarityQuery(tuple((source, each) for each in sentences), truncation, prompt_name=prompt_name)
-        answer = await exchange.answer("similarity", query, whole, model=model, rename=rename)
+        answer = await exchange.answer("similarity", query, whole, model=model, rename=_of_pairs)
         return _scored(answer, [result.score for result in answer.results], "sigmoid")
     texts = EmbedQuery((source, *sentences), normalize=True, prompt_name=prompt_name, truncation=truncation)
-    vectors, tokens, timing = await exchange.answer("embed", texts, _read_vectors, model=embedder.name, rename=rename)
+    vectors, tokens, timing = await exchange.answer(
+        "embed", texts, _read_vectors, model=embedder.name, rename=_of_source_and_sentences
+    )
     return Scored(embedder.name, (vectors[1:] @ vectors[0]).tolist(), tokens, timing)
+
+
+def _of_pairs(path: str) -> str:
+    found = re.fullmatch(r"inputs\[(\d+)\](?:\[(\d)\])?", path)
+    if found is None:
+        return path
+    return "inputs.source_sentence" if found[2] == "0" else f"inputs.sentences[{found[1]}]"
+
+
+def _of_source_and_sentences(path: str) -> str:
+    """Of one list, in which the source is the first."""
+    found = re.fullmatch(r"inputs\[(\d+)\]", path)
+    if found is None:
+        return path
+    return "inputs.source_sentence" if found[1] == "0" else f"inputs.sentences[{int(found[1]) - 1}]"
 
 
 def _to_texts(value: object, info: ValidationInfo) -> list[Any]:
