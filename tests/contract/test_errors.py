@@ -321,7 +321,7 @@ async def test_an_unknown_model_is_404_with_the_served_models(service: Service) 
     assert "mini" in response.json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/classify/", "/v2/classify", "/static-offline-docs/none.js"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/classify/", "/v2/classify", "/static-offline-docs/none.js"])
 async def test_an_unknown_route_is_404(service: Service, path: str) -> None:
     check(await service.client.post(path) if "static" not in path else await service.client.get(path), 404, "not_found")
 

@@ -118,6 +118,7 @@ async def test_pooling_has_probabilities_of_a_classifier(service: Service) -> No
         ("/score", {"text_1": ["好", "差"], "text_2": ["好"]}, "text_1: has 2 texts and text_2 1"),
         ("/vllm/score", {"text_1": "好"}, "two sides are required"),
         ("/score", {"text_1": "好", "text_2": ["好", "吃" * 900]}, "text_2[1]: takes at least"),
+        ("/score", {"text_1": "好", "text_2": ["好", "好", "吃" * 900]}, "text_2[2]: takes at least"),
         ("/pooling", {"input": "好", "task": "token_embed"}, "task: must be 'embed' or 'classify'"),
         ("/pooling", {"input": [[7]], "model": "tuned"}, "input: must be texts for a classifier"),
     ],

@@ -36,7 +36,6 @@ PASSAGE_PROMPTS = ("passage", "document", "corpus")
 _MOST = 0.9999999
 
 Pair = tuple[str, str]
-Scores = Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +127,17 @@ async def _compare(
 ) -> Scored:
     """The cosine of each pair. Each distinct text is read once."""
     sides = [list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1)]
+    places: dict[str, int] = {}
+    for index, (_, text) in enumerate(pairs):
+        places.setdefault(text, index)
+    firsts = list(places.values())
+
+    def rename_second(path: str) -> str:
+        found = re.fullmatch(r"inputs\[(\d+)\]", path)
+        return second(f"inputs[{firsts[int(found[1])]}]" if found else path)
+
     prompts = (_prompt(model, QUERY_PROMPTS), _prompt(model, PASSAGE_PROMPTS))
-    renames: tuple[Rename, Rename] = (lambda path: first if path.startswith("inputs") else path, second)
+    renames: tuple[Rename, Rename] = (lambda path: first if path.startswith("inputs") else path, rename_second)
     reading = [
         asyncio.ensure_future(
             exchange.answer(
