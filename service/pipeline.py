@@ -26,7 +26,8 @@ in a few milliseconds."""
 INLINE_REPLY_BYTES = 32_768
 """A reply no longer than this is decoded on the event loop."""
 INLINE_ROWS = 64
-"""Of as many rows, the second stage is encoded on the event loop."""
+"""Of as many rows, the second stage is encoded on the event loop; and of as many rows of labels, vectors are made there,
+which learns from examples."""
 MAX_REPLY_BYTES = 16 * 2**20
 
 Q = TypeVar("Q")
@@ -69,7 +70,9 @@ class Encoded:
     @property
     def is_reply_large(self) -> bool:
         """Whether the reply is made off the event loop. Of a passage of 250 windows it takes a tenth of a second."""
-        return self.reply_bytes > INLINE_REPLY_BYTES or any(row.continues for row in self.rows)
+        if self.reply_bytes > INLINE_REPLY_BYTES or any(row.continues for row in self.rows):
+            return True
+        return len(self.rows) > INLINE_ROWS and sum([row.kept_as is not None for row in self.rows]) > INLINE_ROWS
 
 
 @dataclass(frozen=True, slots=True)
