@@ -26,8 +26,8 @@ in a few milliseconds."""
 INLINE_REPLY_BYTES = 32_768
 """A reply no longer than this is decoded on the event loop."""
 INLINE_ROWS = 64
-"""Of as many rows, the second stage is encoded on the event loop; and of as many rows of labels, vectors are made there,
-which learns from examples."""
+"""Of as many rows, the second stage is encoded on the event loop; and of as many rows of labels, vectors are made
+there, which learns from examples."""
 MAX_REPLY_BYTES = 16 * 2**20
 
 Q = TypeVar("Q")

@@ -383,13 +383,15 @@ def _score(
 
 
 def _find_temperature(model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding]) -> float | None:
-    """The temperature of the scores; None: they are not calibrated."""
+    """The temperature of the scores; None: they are not calibrated, as those of paths and of labels with examples."""
     if not decides(model) or query.tree is not None:
         return None
     if query.temperature is not None or model.calibration is None:
         return query.temperature
+    if any(label.examples for label in query.labels.labels):
+        return None
     models = tuple(dict.fromkeys((encodings[0].model, encodings[-1].model)))
-    labels = query.labels.names or head_labels(model)
+    labels = query.labels.options or head_labels(model)
     return model.calibration.find(models, used_method(encodings), labels, query.question, query.multi_label)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from service.api.field_types import DEFAULT_TOP_K, MAX_TOP_K
 from service.host import is_loopback
 from service.tools.data.converters import Example
 
@@ -101,6 +102,8 @@ def request_of(chunk: Sequence[Example], ask: Ask = Ask()) -> tuple[str, dict[st
     if first.task in ("similarity", "nli"):
         return f"/v1/{first.task}", {"inputs": [list(example.texts) for example in chunk]}
     body: dict[str, Any] = {"inputs": [_text(example) for example in chunk]}
+    if len(first.options) > DEFAULT_TOP_K:  # the score of each is needed
+        body["top_k"] = min(MAX_TOP_K, len(first.options))
     if ask.head:
         return "/v1/classify", body
     body |= {"label_set": ask.label_set} if ask.label_set is not None else {"labels": _distinct(first.options)}

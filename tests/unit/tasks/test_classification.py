@@ -14,7 +14,7 @@ from service.errors import InvalidRequest
 from service.tasks.calibration import Calibration, Entry, label_digest
 from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text
 from service.tasks.decision import Rule
-from service.tasks.labels import LabelList
+from service.tasks.labels import Label, LabelList
 from service.tasks.scores import LabelScore
 from service.tasks.text_model import TextModel
 from tests.unit.tasks.models import CLS, LETTERS, MASK, SEP, head, letters, log, logits, text_model, yes_no, yes_of
@@ -315,3 +315,15 @@ def test_the_estimate_of_a_reply_counts_the_chosen_labels() -> None:
     one = ClassifyQuery((Text("丙"),), labels=labels)
     several = ClassifyQuery((Text("丙"),), labels=labels, rule=Rule(margin=0.5))
     assert CLASSIFY.reply_bytes(text_model(), several) - CLASSIFY.reply_bytes(text_model(), one) >= 2 * 300
+
+
+def test_labels_with_examples_and_descriptions_are_not_calibrated_as_their_names() -> None:
+    model = calibrated(text_model(), 2.0, "甲", "乙")
+    for label in (Label("甲", description="丁"), Label("甲", examples=("丁",))):
+        query = ClassifyQuery((Text("丙"),), labels=LabelList((label, Label("乙"))))
+        assert not answer(model, query, yes_of([0.9, 0.1])).calibrated
+
+
+def test_paths_are_not_calibrated() -> None:
+    query = ClassifyQuery((Text("丙"),), labels=LabelList.of(["甲", "乙"]), hierarchy="/", temperature=2.0)
+    assert not answer(text_model(), query, yes_of([0.9, 0.1])).calibrated
