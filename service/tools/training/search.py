@@ -54,11 +54,8 @@ def search(run: Run, rates: Sequence[float], num_steps: int) -> tuple[float, lis
             prepared = prepare(replace(run, values=values))
             trainer = make_trainer(prepared, Path(folder), None, is_search=True, label=f"learning rate {rate:g}: ")
             trainer.train()
-            measures = {
-                key.removeprefix("eval_"): value
-                for key, value in trainer.state.log_history[-2].items()
-                if "eval_" in key
-            }
+            last = next(entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry)
+            measures = {key.removeprefix("eval_"): value for key, value in last.items() if key.startswith("eval_")}
             name = prepared.metric
             found.append({"learning_rate": rate, "loss": measures["loss"], name: measures[name]})
     best = max(found, key=lambda one: (-one["loss"] if name == "loss" else one[name], -one["loss"]))
