@@ -1,7 +1,8 @@
 """One request on its way from a protocol's wire model to its response, the same for every protocol.
 
-A handler makes a query of the wire model and calls `answer`: model, tokens, memory, queue and metrics are cared for
-there. The response is written by a function of the protocol, in a thread where it is large.
+A handler makes a query of the wire model and calls `answer`, which chooses the model, charges the tokens, reserves the
+memory, waits for the queue and counts the metrics. A function of the protocol writes the response, in a thread where it
+is large.
 """
 
 from __future__ import annotations
