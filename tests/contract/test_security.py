@@ -302,7 +302,7 @@ async def test_openapi_has_security_schemes_when_keys_are_required() -> None:
     assert schema["security"] == [{"bearer": []}, {"header": []}]
     assert schema["components"]["securitySchemes"].keys() == {"bearer", "header"}
     without = {path for path, methods in schema["paths"].items() if any("security" in one for one in methods.values())}
-    health = {path for path in schema["paths"] if path.endswith("/health")}
+    health = {path for path in schema["paths"] if path.endswith(("/health", "/health/live", "/health/ready"))}
     assert without == PROBES | health
 
 

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 from starlette.responses import Response
 
-from service.api.auth import OPEN
 from service.api.calls import Call, Protocol
 from service.api.exchange import Exchange, json_response
 from service.api.field_types import Lenient
@@ -209,8 +208,8 @@ PROTOCOL = Protocol(
     "Model Context Protocol",
     (
         Call("POST", "", post, RpcMessage, summary="One JSON-RPC message"),
-        Call("GET", "", no_stream, scopes=OPEN, summary="No streams: 405"),
-        Call("DELETE", "", no_stream, scopes=OPEN, summary="No sessions: 405"),
+        Call("GET", "", no_stream, summary="No streams: 405"),
+        Call("DELETE", "", no_stream, is_limited=False, summary="No sessions: 405"),
     ),
     error_body,
 )
