@@ -24,7 +24,8 @@ import uvloop
 from benchmarks.common import ROOT, about, auto_precision, parser_of, save
 from benchmarks.http import load
 from benchmarks.http.load import LABELS, PATH, bodies_of, in_turns, make_texts, null_server
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.labels import LabelList
 from service.tools.bench.client import Client
 from service.tools.bench.measure import ServerTotals

@@ -32,7 +32,8 @@ from benchmarks.http.load import LABELS, bodies_of, closed_loop, make_texts
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding
 from service.engine.engine import Engine
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.labels import LabelList
 from service.tasks.text_model import TextModel
 from service.tools.bench.server_metrics import SECONDS, per_batch, sum_totals

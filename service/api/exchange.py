@@ -29,7 +29,7 @@ from service.label_sets import LabelSet
 from service.pipeline import Answer, Encoded
 from service.settings import Server
 from service.slices import between_slices
-from service.tasks.classification import ClassifyQuery
+from service.tasks.classify_query import ClassifyQuery
 from service.tasks.registry import TASKS, names_of
 
 SLICE_ITEMS = 5000

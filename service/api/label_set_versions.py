@@ -19,9 +19,11 @@ from service.errors import DeadlineExceeded, InvalidRequest, LabelSetNotFound, M
 from service.label_preparation import LabelPreparation, Preparation
 from service.label_sets import LabelSet, LabelSets
 from service.pipeline import Pipeline
-from service.tasks.classification import CLASSIFY, ClassifyQuery, embedder_of
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery
 from service.tasks.registry import route
 from service.tasks.text_model import TextModel
+from service.tasks.zero_shot import embedder_of
 
 SMALL = 256
 """Labels, descriptions and examples together of a set whose requests compute its vectors."""

@@ -46,7 +46,8 @@ from service.checkpoints.sentence_modules import Similarity
 from service.domain import PoolingMode, Priority
 from service.errors import InvalidRequest
 from service.metric_labels import UsedMethod
-from service.tasks.classification import ClassifyQuery, ClassifyResult, ClassifyWindowResult, Text
+from service.tasks.classification import ClassifyResult, ClassifyWindowResult
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.decision import Rule
 from service.tasks.embedding import EmbedQuery, EmbedResult, EmbedWindowResult
 from service.tasks.extraction import SpanOptions, SpanResult

@@ -1,60 +1,33 @@
-"""Classification: by the labels of a fine-tuned head, or zero-shot by the labels of the request.
+"""Classification: by the labels of a fine-tuned head, or zero-shot by the labels of the request (`zero_shot`).
 
 What the scores of a head are follows from its `activation`: probabilities that sum to 1 (softmax), an independent
 probability for each label (sigmoid), or the outputs themselves (regression).
 
 The scores are calibrated where a temperature is known (`calibration`), and decided on by the rule of the request
 (`decision`).
-
-Labels of the request are scored by a choice model (UniMC), an embedding model, or both (`blend`). The rows of a request
-are a choice for each input, a text for each input, and the labels, whose vectors are kept. Where the labels are more
-than a shortlist, the choice follows in a second stage: among the best labels of each text by the vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import NoReturn
-
-import numpy as np
 
 from service.checkpoints.checkpoint import OwnChoice
-from service.domain import Encoding, FloatArray, Labels, Output, TokenScores
+from service.domain import Encoding, FloatArray, Labels, Output
 from service.errors import InvalidRequest
 from service.metric_labels import Decision
-from service.tasks.blend import SHORTLIST, Blend, Indexes, Numbers, independent_probabilities, label_probabilities
+from service.tasks import zero_shot
+from service.tasks.blend import Numbers
 from service.tasks.calibration import scale_independent, scale_probabilities
-from service.tasks.choice_rows import DividedChoice, encode_in_rows, join_logits
-from service.tasks.decision import DEFAULT_RULE, Rule, decide, undecided
-from service.tasks.embedding import choose_prompt, encode_texts, unit_vectors
-from service.tasks.hierarchy import (
-    Tree,
-    independent_path_probabilities,
-    path_probabilities,
-    tree_of,
-    with_parents,
-)
-from service.tasks.label_rows import MAX_LABEL_TOKENS, LabelRows, encode_labels, find_same
-from service.tasks.label_vectors import LabelVectors
-from service.tasks.labels import NO_LABELS, LabelList
-from service.tasks.options import check_different
+from service.tasks.classify_query import ClassifyQuery, Text
+from service.tasks.decision import Rule, decide, undecided
+from service.tasks.hierarchy import with_parents
+from service.tasks.labels import LabelList
 from service.tasks.rows import encode_rows
 from service.tasks.scores import LabelScore, activate, rank
-from service.tasks.task import Method, Needs, Prediction, Task, Truncation, used_method
+from service.tasks.task import Needs, Prediction, Task, used_method
 from service.tasks.text_model import TextModel
-from service.tasks.unimc import Choice
-from service.tasks.windows import (
-    LongTexts,
-    Place,
-    TextWindow,
-    WindowOptions,
-    pool,
-    read_in_windows,
-    text_window,
-    with_window,
-)
+from service.tasks.windows import LongTexts, Place, TextWindow, pool, read_in_windows, text_window, with_window
 
 SCORE_BYTES = 45
 """A label's score in JSON, without the label."""
@@ -62,56 +35,6 @@ CHOSEN_BYTES = 3
 """A chosen label in JSON, without the label."""
 RESULT_BYTES = 60
 """The decision on a text in JSON, without labels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    text: str
-    text_pair: str | None = None
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
-
-
-@dataclass(frozen=True, slots=True)
-class ClassifyQuery:
-    """A query with `labels` is zero-shot; a query without them uses the labels of the model's own head.
-
-    With `is_alone` the model decides without its partner, whatever the method. With `hierarchy`, a separator, labels
-    are paths. `temperature` is that of a stored label set, before any other. `vectors` are those of its labels,
-    `generation` is that of the cache, and with `has_own_labels` the labels are those that the model was fine-tuned for
-    (see `bind`). With `windows` a long text is read in
-    windows; of a pair, the first text. `shortlists` are the labels that the choice model reads for each input in the
-    second stage.
-    """
-
-    inputs: tuple[Text, ...]
-    labels: LabelList = NO_LABELS
-    question: str | None = None
-    multi_label: bool = False
-    top_k: int | None = None
-    truncation: Truncation = "right"
-    method: Method = "auto"
-    is_alone: bool = False
-    hierarchy: str | None = None
-    rule: Rule = DEFAULT_RULE
-    temperature: float | None = None
-    windows: WindowOptions | None = None
-    shortlists: tuple[tuple[int, ...], ...] = ()
-    vectors: LabelVectors | None = None
-    generation: int = 0
-    has_own_labels: bool = False
-
-    @property
-    def tree(self) -> Tree | None:
-        return None if self.hierarchy is None or not self.labels else tree_of(self.labels, self.hierarchy)
-
-    @property
-    def scored(self) -> LabelList:
-        """The labels that have scores: those of the query, and the paths above them."""
-        tree = self.tree
-        return self.labels if tree is None else tree.nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,26 +79,11 @@ def is_second_choice(model: TextModel) -> bool:
     return model.can_match
 
 
-def _models(model: TextModel, query: ClassifyQuery) -> tuple[TextModel | None, TextModel | None]:
-    """The choice model and the embedding model that take part, of which one may be None."""
-    if model.can_match and query.method != "choice":
-        return None, model
-    partner = None if query.is_alone or query.method != "auto" else model.partner
-    if partner is None or any(item.text_pair is not None for item in query.inputs):
-        return model, None
-    return model, partner
-
-
-def embedder_of(model: TextModel, query: ClassifyQuery) -> TextModel | None:
-    """The embedding model that takes part where `model` was chosen for the query, if one does."""
-    return _models(model, query)[1] if query.labels else None
-
-
 def bind(model: TextModel, query: ClassifyQuery) -> ClassifyQuery:
     """The query with the labels that the model was fine-tuned for, if it has none, and with their kept vectors."""
     if not query.labels and model.choice is not None:
         return _with_own_labels(query, model.choice)
-    embedder = embedder_of(model, query)
+    embedder = zero_shot.embedder_of(model, query)
     if embedder is None:
         return query
     kept = embedder.label_vectors
@@ -199,25 +107,10 @@ def _with_own_labels(query: ClassifyQuery, own: OwnChoice) -> ClassifyQuery:
 
 
 def encode(model: TextModel, query: ClassifyQuery) -> list[Encoding]:
-    """The rows of the choice, if there is one at once, then those of the embedding model, if it takes part: the texts,
-    and the labels, unless their vectors are there."""
-    if not query.labels:
-        _check_rule(model, query.rule)
-        return encode_rows(model, [item.parts for item in query.inputs], Labels(), query.truncation)
-    chooser, embedder = _models(model, query)
-    if embedder is None:
-        return _encode_choices(model, query, query.scored.options)
-    if chooser is None:
-        return _encode_embedding(embedder, query, must_differ=True)
-    if query.shortlists:
-        return _encode_shortlists(chooser, query, query.shortlists)
-    if _has_shortlist(embedder, query):
-        return _encode_embedding(embedder, query, must_differ=False)
-    return _encode_both(chooser, embedder, query)
-
-
-def _has_shortlist(embedder: TextModel, query: ClassifyQuery) -> bool:
-    return len(query.scored) > _blend_of(embedder).shortlist
+    if query.labels:
+        return zero_shot.encode(model, query)
+    _check_rule(model, query.rule)
+    return encode_rows(model, [item.parts for item in query.inputs], Labels(), query.truncation)
 
 
 def _check_rule(model: TextModel, rule: Rule) -> None:
@@ -228,129 +121,6 @@ def _check_rule(model: TextModel, rule: Rule) -> None:
         raise InvalidRequest.of("margin", f"the labels of {model.name} are independent of each other; use min_score")
     if activation == "identity" and (field := next((name for name, value in given.items() if value is not None), None)):
         raise InvalidRequest.of(field, f"{model.name} is a regression, whose number is not a choice of a label")
-
-
-def _encode_choices(model: TextModel, query: ClassifyQuery, options: tuple[str, ...]) -> list[Encoding]:
-    divided = [DividedChoice(Choice(options, item.parts, query.question)) for item in query.inputs]
-    return encode_in_rows(model, divided, query.truncation, max_shortened=SHORTLIST, must_differ=True)
-
-
-def _encode_both(model: TextModel, embedder: TextModel, query: ClassifyQuery) -> list[Encoding]:
-    """The rows of both models. Labels that one of them cannot tell apart are decided by the other.
-
-    The choice model reads the names alone: with the descriptions in its options `mini` loses 11 points on TNEWS.
-    """
-    try:
-        choices = _encode_choices(model, query, query.scored.names)
-    except InvalidRequest as error:
-        if not error.errors or not error.errors[0].field.startswith("labels"):
-            raise
-        tokens = _option_tokens(model, query.scored.names)
-        if not all(tokens):
-            raise  # a label of invisible characters
-        if len(set(zip(tokens, encode_labels(embedder, query.scored).keys(), strict=True))) < len(query.scored):
-            raise  # neither can
-        choices = _encode_shortlists(model, query, [range(len(query.scored))] * len(query.inputs))
-        if not choices:
-            return _encode_embedding(embedder, query, must_differ=True)
-    return [*choices, *_encode_embedding(embedder, query, must_differ=False)]
-
-
-def _encode_shortlists(model: TextModel, query: ClassifyQuery, chosen: Sequence[Sequence[int]]) -> list[Encoding]:
-    """The rows of a choice of each input among some of the labels. Labels that are the same to the model are one
-    option, and labels without a token are none. No rows where an input has less than two options."""
-    options = query.scored.names
-    used = list(dict.fromkeys(chain.from_iterable(chosen)))
-    tokens = dict(zip(used, _option_tokens(model, [options[index] for index in used]), strict=True))
-    divided = []
-    for item, indexes in zip(query.inputs, chosen, strict=True):
-        stands: dict[tuple[int, ...], list[int]] = {}
-        for index in indexes:
-            if tokens[index]:
-                stands.setdefault(tokens[index], []).append(index)
-        if len(stands) < 2:
-            return []
-        read = tuple([options[labels[0]] for labels in stands.values()])
-        labels = tuple([tuple(labels) for labels in stands.values()])
-        divided.append(DividedChoice(Choice(read, item.parts, query.question), labels))
-    return encode_in_rows(model, divided, query.truncation, max_shortened=SHORTLIST)
-
-
-def _option_tokens(model: TextModel, options: Sequence[str]) -> list[tuple[int, ...]]:
-    return [tuple(tokens[: model.max_length]) for tokens in model.tokenize(options, model.max_length)]
-
-
-def _encode_embedding(model: TextModel, query: ClassifyQuery, must_differ: bool) -> list[Encoding]:
-    """Rows of an embedding model: the texts, then the labels.
-
-    Raises:
-        InvalidRequest: an input is a pair of texts, or two labels that must differ are the same to the model.
-    """
-    for index, item in enumerate(query.inputs):
-        if item.text_pair is not None:
-            raise InvalidRequest.of(
-                f"inputs[{index}].text_pair", f"{model.name} is an embedding model, which reads one text by itself"
-            )
-    made = encode_labels(model, query.scored) if query.vectors is None else None
-    if must_differ and (same := find_same(made.keys()) if made else query.vectors and query.vectors.same):
-        _refuse_same(model, query.scored, same)
-    texts = [item.text for item in query.inputs]
-    rows = encode_texts(model, texts, prompt=choose_prompt(model), truncation=query.truncation)
-    return [*rows, *made.rows] if made else rows
-
-
-def _refuse_same(model: TextModel, labels: LabelList, same: tuple[int, int]) -> NoReturn:
-    check_different(model, labels.names, list(map(list, _option_tokens(model, labels.names))), "labels")
-    before, index = same
-    raise InvalidRequest.of(
-        f"labels[{index}]",
-        f"begins as labels[{before}] does, and {model.name} reads at most {MAX_LABEL_TOKENS} tokens of a label;"
-        " put first what differs",
-    )
-
-
-def has_second_stage(model: TextModel, query: ClassifyQuery) -> bool:
-    """Whether the labels are more than the choice model reads at once."""
-    if not query.labels:
-        return False
-    chooser, embedder = _models(model, query)
-    return chooser is not None and embedder is not None and _has_shortlist(embedder, query)
-
-
-def follow(
-    model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
-) -> list[Encoding]:
-    """The rows of a choice among the best labels of each text by their vectors."""
-    return encode(model, _narrow(model, query, _rank_by_vectors(model, query, encodings, outputs)))
-
-
-def _rank_by_vectors(
-    model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
-) -> Sequence[Numbers]:
-    """How close each text is to the vectors of the labels, shape [num_labels] of each."""
-    embedder = embedder_of(model, query)
-    assert embedder is not None, "a query with a second stage is answered by two models"
-    vectors = _vectors(embedder, query, encodings, outputs)
-    return list(vectors.scores(unit_vectors(outputs[: len(query.inputs)])))
-
-
-def _narrow(model: TextModel, query: ClassifyQuery, centred: Sequence[Numbers]) -> ClassifyQuery:
-    """The query of the second stage: a choice among the best labels of each input."""
-    embedder = embedder_of(model, query)
-    assert embedder is not None, "a query with a second stage is answered by two models"
-    count = _blend_of(embedder).shortlist
-    return replace(query, shortlists=tuple(tuple(_choose(query, embedder, row, count)) for row in centred))
-
-
-def _choose(query: ClassifyQuery, embedder: TextModel, centred: Numbers, count: int) -> list[int]:
-    """The best labels by their vectors, in their order; of a hierarchy, with each label those above it."""
-    if query.tree is None:
-        best = np.argpartition(-centred, count - 1)[:count]
-        return [int(index) for index in np.sort(best)]
-    score = independent_path_probabilities if query.multi_label else path_probabilities
-    probabilities = score(query.tree, _blend_of(embedder), centred, None, None)
-    best = np.lexsort((query.tree.depths, -probabilities))[:count]
-    return [int(index) for index in np.sort(best)]
 
 
 def decode(
@@ -367,19 +137,11 @@ def decode(
 
 def _score(
     model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
-) -> list[FloatArray]:
+) -> Sequence[FloatArray]:
     """The scores of the labels for each input."""
-    if not query.labels:
-        return [_head_scores(model, output) for output in outputs]
-    num_inputs = len(query.inputs)
-    num_choices = sum([isinstance(row.readout, TokenScores) for row in encodings])
-    rows, embedder = encodings[:num_choices], embedder_of(model, query)
-    choices = [
-        join_logits(rows[index::num_inputs], outputs[index:num_choices:num_inputs]) for index in range(num_inputs)
-    ]
-    has_vectors = len(encodings) > num_choices
-    assert embedder is not None or not has_vectors, "the rows of a text alone are of an embedding model"
-    return _match(query, embedder if has_vectors else None, choices, encodings[num_choices:], outputs[num_choices:])
+    if query.labels:
+        return zero_shot.score(model, query, encodings, outputs)
+    return [_head_scores(model, output) for output in outputs]
 
 
 def _find_temperature(model: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding]) -> float | None:
@@ -421,46 +183,6 @@ def head_labels(model: TextModel) -> tuple[str, ...]:
 def _head_scores(model: TextModel, output: Output) -> FloatArray:
     assert model.head is not None, "a query without labels is for a classifier"
     return activate(output.scores[0], model.head.activation)
-
-
-def _match(
-    query: ClassifyQuery,
-    embedder: TextModel | None,
-    choices: Sequence[tuple[Numbers | None, Indexes | None]],
-    encodings: Sequence[Encoding],
-    outputs: Sequence[Output],
-) -> list[FloatArray]:
-    """The scores of the labels for each input, from the vectors of an embedding model and the logits of a choice."""
-    num_inputs = len(query.inputs)
-    blend = _blend_of(embedder) if embedder else None
-    centred: Sequence[Numbers | None] = [None] * num_inputs
-    if embedder is not None:
-        vectors = _vectors(embedder, query, encodings, outputs)
-        has_read_all = choices[0][0] is not None and len(choices[0][0]) == len(query.scored)
-        if not (has_read_all and vectors.are_same):
-            centred = list(vectors.scores(unit_vectors(outputs[:num_inputs])))
-    if query.tree is not None:
-        score = independent_path_probabilities if query.multi_label else path_probabilities
-        return [score(query.tree, blend, row, *choice) for row, choice in zip(centred, choices, strict=True)]
-    score_flat = independent_probabilities if query.multi_label or len(query.labels) == 1 else label_probabilities
-    return [score_flat(blend, row, *choice) for row, choice in zip(centred, choices, strict=True)]
-
-
-def _blend_of(embedder: TextModel) -> Blend:
-    assert embedder.blend is not None, "an embedding model is loaded with a blend"
-    return embedder.blend
-
-
-def _vectors(
-    embedder: TextModel, query: ClassifyQuery, encodings: Sequence[Encoding], outputs: Sequence[Output]
-) -> LabelVectors:
-    """The vectors of the labels: kept ones, else those in the outputs, which are kept from now on."""
-    if query.vectors is not None:
-        return query.vectors
-    num_inputs = len(query.inputs)
-    made = LabelRows.of(embedder, query.scored, list(encodings[num_inputs:])).vectors(outputs[num_inputs:])
-    embedder.label_vectors.put(query.scored, made, query.generation)
-    return made
 
 
 def _result(
@@ -548,8 +270,8 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = read_in_windows(
         encode,
         decode,
         bind=bind,
-        follow=follow,
-        has_second_stage=has_second_stage,
+        follow=zero_shot.follow,
+        has_second_stage=zero_shot.has_second_stage,
         needs=needs,
         is_second_choice=is_second_choice,
         num_inputs=lambda query: len(query.inputs),
@@ -566,7 +288,7 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = read_in_windows(
         with_texts=_with_texts,
         score=_score,
         merge=_merge,
-        rank=_rank_by_vectors,
-        narrow=_narrow,
+        rank=zero_shot.rank_by_vectors,
+        narrow=zero_shot.narrow,
     ),
 )

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.errors import InvalidRequest, ModelNotFound
-from service.tasks.classification import CLASSIFY, ClassifyQuery
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery
 from service.tasks.embedding import EMBED, EmbedQuery
 from service.tasks.extraction import SpanOptions
 from service.tasks.fill_mask import FILL_MASK, FillMaskQuery

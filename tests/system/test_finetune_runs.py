@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from service.checkpoints.checkpoint import describe
 from service.domain import Output
 from service.engine.engine import Engine
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.text_model import TextModel
 from service.tools.training import resuming
 from tests.checkpoints import make_checkpoint

@@ -38,7 +38,7 @@ from service.checkpoints.heads import Activation
 from service.errors import InvalidRequest, ServiceError
 from service.pipeline import Answer
 from service.slices import between_slices
-from service.tasks.classification import ClassifyQuery, Text
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery
 from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.fill_mask import MASK, FillMaskQuery

@@ -14,7 +14,7 @@ from service.api.protocols.reranking import rerank_call
 from service.errors import ServiceError
 from service.pipeline import Answer
 from service.slices import between_slices
-from service.tasks.classification import ClassifyQuery, Text
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.labels import LabelList
 
 

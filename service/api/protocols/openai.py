@@ -21,7 +21,7 @@ from service.api.protocols.vectors import embed_query, max_values, vectors_of, w
 from service.errors import RateLimited, ServiceError
 from service.pipeline import Answer
 from service.slices import between_slices
-from service.tasks.classification import ClassifyQuery, Text
+from service.tasks.classify_query import ClassifyQuery, Text
 
 _OF_OPENAI = ("omni-moderation", "text-moderation")
 """How the names of the models begin that its clients send for moderations by default."""

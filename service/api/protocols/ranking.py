@@ -23,7 +23,7 @@ from service.api.field_types import ManyStrings, check_inputs
 from service.checkpoints.heads import Activation
 from service.domain import Timing
 from service.pipeline import Answer
-from service.tasks.classification import ClassifyQuery, Text
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery
 from service.tasks.registry import names_of
 from service.tasks.similarity import SimilarityQuery, compares_embeddings

@@ -27,7 +27,8 @@ from service.errors import InvalidRequest, ServiceError
 from service.pipeline import Answer
 from service.settings import VERSION
 from service.slices import between_slices
-from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
+from service.tasks.classification import ClassifyResult
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery, choose_prompt
 from service.tasks.registry import TASKS, route
 from service.tasks.task import Truncation

@@ -22,7 +22,8 @@ from service.api.protocols.vectors import embed_query, max_values, vectors_of, w
 from service.errors import InvalidRequest, ServiceError
 from service.pipeline import Answer
 from service.slices import between_slices
-from service.tasks.classification import ClassifyQuery, ClassifyResult, Text, head_labels
+from service.tasks.classification import ClassifyResult, head_labels
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery
 from service.tasks.registry import TASKS, route
 from service.tasks.task import Truncation

@@ -10,7 +10,8 @@ import pytest
 from benchmarks.http import rates
 from benchmarks.http.load import LABELS, NUM_TEXTS, make_texts
 from service.checkpoints.checkpoint import describe
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.labels import LabelList
 from service.tasks.text_model import TextModel
 from tests.checkpoints import make_checkpoint

@@ -11,7 +11,8 @@ from transformers import BertTokenizer, TextClassificationPipeline
 
 from service.checkpoints.checkpoint import describe
 from service.engine.engine import Engine
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.similarity import SIMILARITY, SimilarityQuery
 from service.tasks.text_model import TextModel
 from tests.checkpoints import make_checkpoint

@@ -23,7 +23,8 @@ from service.tasks.blend import (
     mean_over_templates,
 )
 from service.tasks.choice_rows import join_logits
-from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text, bind
+from service.tasks.classification import CLASSIFY, ClassifyResult, bind
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.label_rows import MAX_LABEL_TOKENS
 from service.tasks.label_vectors import LabelVectors, LabelVectorsCache
 from service.tasks.labels import LabelList

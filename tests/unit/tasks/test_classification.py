@@ -12,7 +12,8 @@ from service.checkpoints.checkpoint import OwnChoice
 from service.domain import Encoding, Labels, Output, TokenScores
 from service.errors import InvalidRequest
 from service.tasks.calibration import Calibration, Entry, label_digest
-from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text
+from service.tasks.classification import CLASSIFY, ClassifyResult
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.decision import Rule
 from service.tasks.labels import Label, LabelList
 from service.tasks.scores import LabelScore

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.hierarchy import (
     MAX_DEPTH,
     PathScore,

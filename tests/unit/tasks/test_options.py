@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from service.domain import Encoding
 from service.errors import InvalidRequest
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.labels import LabelList
 from service.tasks.mrc import MRC, MrcQuery, Reading
 from service.tasks.nli import NLI, NliQuery

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.tasks.classification import ClassifyQuery, ClassifyResult, Text
+from service.tasks.classification import ClassifyResult
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.labels import LabelList
 from service.tasks.mrc import MrcQuery, MrcResult

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from service.domain import Encoding, Labels, Output, TokenScores, TopTokens
 from service.errors import InvalidRequest
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EMBED, EmbedQuery
 from service.tasks.fill_mask import FILL_MASK, FillMaskQuery
 from service.tasks.labels import LabelList

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidRequest, ModelNotFound
-from service.tasks.classification import ClassifyQuery, Text
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EmbedQuery
 from service.tasks.extraction import SpanOptions
 from service.tasks.fill_mask import FillMaskQuery

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from service.domain import Encoding, Output, TokenScores
-from service.tasks.classification import CLASSIFY, ClassifyQuery, ClassifyResult, Text, bind, follow, has_second_stage
+from service.tasks.classification import CLASSIFY, ClassifyResult, bind
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.label_rows import encode_labels
 from service.tasks.labels import Label, LabelList
 from service.tasks.task import used_method
 from service.tasks.text_model import TextModel, pair
 from service.tasks.windows import WindowOptions
+from service.tasks.zero_shot import follow, has_second_stage
 from tests.unit.tasks.models import BLEND, LETTERS, logits, matcher, text_model, yes_no
 
 LABELS = LabelList.of(f"{first}{second}" for first in LETTERS[:4] for second in LETTERS[:5])

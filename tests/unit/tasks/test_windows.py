@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from service.domain import Encoding, Output
 from service.errors import InvalidRequest
 from service.slices import run_in_slices
-from service.tasks.classification import CLASSIFY, ClassifyQuery, Text
+from service.tasks.classification import CLASSIFY
+from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EMBED, EmbedQuery, encode_texts
 from service.tasks.labels import LabelList
 from service.tasks.mrc import MRC, MrcQuery, MrcWindowResult, Reading
