@@ -36,9 +36,10 @@ class PathScore(LabelScore):
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:
     """`nodes` are the labels as given, then the paths above them that are none; `parents` has the node above each, -1
-    for none. `levels` are the nodes by the number of nodes above them."""
+    for none. `levels` are the nodes by the number of nodes above them, `numbers` the nodes by name."""
 
     nodes: LabelList
+    numbers: dict[str, int]
     parents: Indexes
     levels: tuple[Indexes, ...]
 
@@ -109,7 +110,7 @@ def _build(labels: LabelList, separator: str) -> Tree:
     for node, texts in examples.items():
         made[node] = Label(made[node].name, made[node].description, tuple(texts))
     found = np.asarray(parents, dtype=np.int64)
-    return Tree(LabelList(tuple(made)), found, _levels(found))
+    return Tree(LabelList(tuple(made)), nodes, found, _levels(found))
 
 
 def _levels(parents: Indexes) -> tuple[Indexes, ...]:
@@ -170,13 +171,12 @@ def _softmax_of_groups(logits: Numbers, groups: Indexes) -> Numbers:
 
 def with_parents(tree: Tree, ranked: Sequence[LabelScore], scores: FloatArray) -> tuple[LabelScore, ...]:
     """The ranked labels, each with the labels above it."""
-    nodes = {name: index for index, name in enumerate(tree.nodes.names)} if len(ranked) else {}
     names = tree.nodes.names
     return tuple(
         PathScore(
             each.label,
             each.score,
-            tuple([LabelScore(names[node], float(scores[node])) for node in tree.above(nodes[each.label])]),
+            tuple([LabelScore(names[node], float(scores[node])) for node in tree.above(tree.numbers[each.label])]),
         )
         for each in ranked
     )
