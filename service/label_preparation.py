@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -81,8 +82,10 @@ class LabelPreparation:
         preparation = self._all.get(key)
         if preparation is None:
             preparation = self._all[key] = Preparation(model, labels, owner)
-            preparation.task = asyncio.create_task(self._run(preparation), name="label vectors")
+            # In a context of its own: it outlives the request that starts it, whose id and trace are not its own.
+            preparation.task = asyncio.create_task(self._run(preparation), name="label vectors", context=Context())
             self._metrics.label_sets_preparing.inc()
+            preparation.task.add_done_callback(lambda _: self._metrics.label_sets_preparing.dec())
         preparation.names.add(name)
         return preparation
 
@@ -126,8 +129,6 @@ class LabelPreparation:
             logger.info("label set: vectors kept", extra=extra)
             with suppress(KeyError):
                 del self._all[model.name, labels]
-        finally:
-            self._metrics.label_sets_preparing.dec()
 
     async def _prepare(self, preparation: Preparation) -> None:
         """Raises InvalidRequest if the vectors cannot be kept, or a row cannot be made."""
