@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from service.tasks.calibration import FILE_NAME, Entry, write_entry
 from service.tools.confidence import fit_report
 from service.tools.training import adapters
 from service.tools.training.finetuning import Trained
@@ -19,7 +19,6 @@ from service.tools.training.model_folder import Described, probabilities_of, wri
 from service.tools.training.run_file import Json, RunFile, write_text
 from service.tools.training.session import Session
 
-CALIBRATION = "calibration.json"
 MIN_CALIBRATION = 100
 """Examples of the dev set, below which a temperature is not fitted: it would be noise."""
 PLACES = 4
@@ -34,7 +33,7 @@ def write_outcome(session: Session, trained: Trained, run_file: RunFile) -> Json
     described = Described(problem, trained.max_length, session.question)
     calibration = _calibrate(session, trained)
     write_model_folder(network, session.start.path, output, described)
-    _write_calibration(output, problem.form, calibration)
+    _write_calibration(output, calibration, is_multi_label=problem.target == "several")
     write_text(output / "README.md", render(_card(session, trained, result, calibration)))
     result |= {"calibration": calibration}
     run_file.finish(result)
@@ -77,9 +76,9 @@ def _round(value: float) -> float:
 
 
 def _calibrate(session: Session, trained: Trained) -> Json | None:
-    """The temperature on the dev set; None for grades, for options that differ, and for a small dev set."""
+    """The temperature of a head on the dev set; None for grades and for a small dev set."""
     problem = session.problem
-    if not problem.labels or problem.target == "number" or len(trained.targets) < MIN_CALIBRATION:
+    if problem.form != "head" or problem.target == "number" or len(trained.targets) < MIN_CALIBRATION:
         return None
     is_multi_label = problem.target == "several"
     probabilities = probabilities_of(trained.logits[:, : len(problem.labels)], is_multi_label=is_multi_label)
@@ -87,15 +86,13 @@ def _calibrate(session: Session, trained: Trained) -> Json | None:
     return dict(fit_report(probabilities, answers))
 
 
-def _write_calibration(output: Path, form: str, fitted: Json | None) -> None:
-    """The file that `serve` reads beside the weights; of a head, whose labels are its own."""
-    (output / CALIBRATION).unlink(missing_ok=True)
-    if fitted is None or form != "head":
-        return
-    entry = {"name": output.name, "models": [], "method": "classifier", "labels_sha256": None, **fitted}
-    write_text(
-        output / CALIBRATION, json.dumps({"version": 1, "entries": [entry]}, ensure_ascii=False, indent=1) + "\n"
-    )
+def _write_calibration(output: Path, fitted: Json | None, *, is_multi_label: bool) -> None:
+    """The file that `serve` reads beside the weights, for the labels of the model's own head."""
+    file = output / FILE_NAME
+    file.unlink(missing_ok=True)
+    if fitted is not None:
+        write_entry(file, Entry(name=output.name, method="classifier", multi_label=is_multi_label, **fitted))
+        file.chmod(0o644)
 
 
 def _card(session: Session, trained: Trained, result: Json, calibration: Json | None) -> Card:
