@@ -22,9 +22,9 @@ def is_worker() -> bool:
 
 
 def launch(argv: Sequence[str], num_processes: int) -> int:
-    """Runs `python -m service finetune ARGV` in several processes. Returns the first exit code that is not 0; the other
+    """Runs `finetune ARGV` in several processes. Returns the first exit code that is not 0; the other
     processes are stopped then. If this process is killed, so are they."""
-    command = [sys.executable, "-m", "service", "finetune", *argv]
+    command = [sys.executable, "-m", "service.__main__", "finetune", *argv]
     common = {
         **os.environ,
         "WORLD_SIZE": str(num_processes),
