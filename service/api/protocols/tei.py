@@ -36,6 +36,8 @@ from service.tasks.text_model import TextModel
 
 TOKEN_BYTES = 80
 """A token in JSON."""
+MAX_BYTES_PER_CHARACTER = 4
+"""A tokenizer may make a token of each byte of an unknown character."""
 Direction = Annotated[
     Literal["left", "right"], BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 ]
@@ -187,7 +189,7 @@ async def similarity(exchange: Exchange, body: TeiSimilarityRequest) -> Response
 
 
 async def tokenize(exchange: Exchange, body: TeiTokenizeRequest) -> Response:
-    """The tokens of each text, by the model that embeds. A character is at most one token."""
+    """The tokens of each text, by the model that embeds. A Chinese character is about one token."""
     if reason := exchange.state.why_not_accepting():
         raise not_ready(reason)
     num_bytes = TOKEN_BYTES * sum(len(text) + 2 for text in body.inputs)
@@ -197,19 +199,19 @@ async def tokenize(exchange: Exchange, body: TeiTokenizeRequest) -> Response:
     model = route(exchange.state.pipeline.models, TASKS["embed"], EmbedQuery(()), None)
     prompt = choose_prompt(model, prompt_name=body.prompt_name) if body.prompt_name else ""
 
-    def read() -> Response:
+    def read() -> tuple[Response, int]:
         found = [_tokens(model, prompt + text, body.add_special_tokens) for text in body.inputs]
-        num_tokens = sum(map(len, found))
-        exchange.context.encoded(len(found), num_tokens)
-        return json_response(found)
+        return json_response(found), sum(map(len, found))
 
     with exchange.state.memory.reserved(num_bytes):
-        return await exchange.in_thread(read)
+        response, num_tokens = await exchange.in_thread(read)
+    exchange.context.encoded(len(body.inputs), num_tokens)
+    return response
 
 
 def _tokens(model: TextModel, text: str, with_special: bool) -> list[dict[str, Any]]:
     between_slices()
-    placed = model.tokenize_with_places(text, len(text) + 1)
+    placed = model.tokenize_with_places(text, MAX_BYTES_PER_CHARACTER * len(text) + 1)
     found = [
         {"id": one, "text": model.token(one), "special": False, "start": start, "stop": end}
         for one, start, end in zip(placed.ids, placed.starts.tolist(), placed.ends.tolist(), strict=True)
