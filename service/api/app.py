@@ -151,11 +151,15 @@ def create_app(
     app.add_middleware(RequestMiddleware, metrics=state.metrics, tracer=state.tracer, find_error_body=error_bodies.find)
     if security.cors_origins:
         app.add_middleware(CORSMiddleware, **cors(security.cors_origins))
-    documented = APIRouter()
-    native.document(documented, server)
-    operations.document(documented)
-    label_set_routes.document(documented, server)
-    call_docs.document(documented, protocols, with_keys=key_store is not None)
+
+    def documented() -> APIRouter:
+        router = APIRouter()
+        native.document(router, server)
+        operations.document(router)
+        label_set_routes.document(router, server)
+        call_docs.document(router, protocols, with_keys=key_store is not None)
+        return router
+
     bodies: list[type[BaseModel]] = [*call_docs.bodies_of((native.PROTOCOL, *protocols)), LabelSetBody]
     openapi.install(app, documented, bodies, server, with_keys=key_store is not None)
     return app

@@ -131,7 +131,8 @@ class Endpoint:
     def _parse(self, exchange: Exchange, data: Body) -> tuple[Call, int, BaseModel]:
         value = parse_json(data, self.max_values)
         offer = self.offers[0]
-        if len(self.offers) > 1 and not (isinstance(value, dict) and value.keys() <= self.own_fields):
+        is_own = self.own_fields and isinstance(value, dict) and value.keys() <= self.own_fields
+        if len(self.offers) > 1 and not is_own:
             offer = choose(self.offers, value, _models_of(exchange))
             exchange.context.task = offer.call.task
             exchange.context.error_body = offer.protocol.error_body

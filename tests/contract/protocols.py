@@ -16,6 +16,7 @@ from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.text_model import TextModel, pair
 from tests.contract.fakes import HIDDEN, Service, text_model
 
+BLEND = replace(Blend.read(SHIPPED_BLEND), background=np.zeros(HIDDEN, dtype=np.float32), similarity=None)
 RECORDED = Path(__file__).parent / "recorded"
 
 
@@ -47,9 +48,8 @@ def choice() -> TextModel:
 
 
 def embedder(**prompts: str) -> TextModel:
-    blend = replace(Blend.read(SHIPPED_BLEND), background=np.zeros(HIDDEN, dtype=np.float32), similarity=None)
     spec = EmbeddingSpec(("mean",), True, HIDDEN, 512, prompts=prompts)
-    return replace(text_model("e5", kind="encoder", tasks=("embed",), embedding=spec), blend=blend)
+    return replace(text_model("e5", kind="encoder", tasks=("embed",), embedding=spec), blend=BLEND)
 
 
 def both(**prompts: str) -> tuple[TextModel, ...]:
