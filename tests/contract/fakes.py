@@ -7,10 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import httpx
 import numpy as np
+from tokenizers import Tokenizer
 
 from service.api.accounts import Key
 from service.api.app import create_app
@@ -54,6 +56,13 @@ CHARACTERS = (
 )
 
 
+@cache
+def _vocabulary() -> tuple[dict[str, int], Tokenizer]:
+    """Made once: most tests need a model, and a tokenizer does not change."""
+    vocab = {token: index for index, token in enumerate(dict.fromkeys((*SPECIAL, *CHARACTERS)))}
+    return vocab, build_tokenizer(vocab, {})
+
+
 def text_model(
     name: str = "mini",
     kind: Kind = "masked-lm",
@@ -65,14 +74,14 @@ def text_model(
 ) -> TextModel:
     """A classifier without labels has two classes without names."""
     head = Head(len(labels) or 2, activation=activation) if kind == "sequence-classification" else None
-    vocab = {token: index for index, token in enumerate(dict.fromkeys((*SPECIAL, *CHARACTERS)))}
+    vocab, tokenizer = _vocabulary()
     return TextModel(
         name=name,
         kind=kind,
         labels=labels,
         tasks=tasks,
         max_length=512,
-        tokenizer=build_tokenizer(vocab, {}),
+        tokenizer=tokenizer,
         cls=vocab["[CLS]"],
         sep=vocab["[SEP]"],
         mask=vocab["[MASK]"],
