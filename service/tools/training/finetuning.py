@@ -356,7 +356,8 @@ def train(run: Run, output: Path, run_file: RunFile | None) -> Trained:
     """
     prepared = prepare(run)
     folder = (output / "checkpoints").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_first_process():  # it has checked that the output is free; the other ones may be here before
+        folder.mkdir(parents=True, exist_ok=True)
     messages: list[str] = []
     trainer = make_trainer(prepared, folder, run_file)
     with trainer.args.main_process_first():

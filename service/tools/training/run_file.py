@@ -186,7 +186,8 @@ def _show(value: Any) -> str:
 def _check_empty(folder: Path) -> None:
     """Raises SettingError if a model or the checkpoints of an unknown run are there."""
     for name in (CHECKPOINTS, "config.json", "model.safetensors"):
-        if (folder / name).exists():
+        is_empty_folder = (folder / name).is_dir() and not any((folder / name).iterdir())
+        if (folder / name).exists() and not is_empty_folder:
             raise SettingError(
                 f"{folder} has {name}, but no {RUN_FILE} that says what it is; choose another --output, or replace it "
                 "with --overwrite"
