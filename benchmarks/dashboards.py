@@ -28,9 +28,19 @@ from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from benchmarks.peers.checkpoint import make_checkpoint
-from tests.support.monitoring import TOOLS, Stack, Variables, dashboards, kill_replica, loading, monitored, unanswered
+from tests.support.monitoring import (
+    TOOLS,
+    Stack,
+    Variables,
+    dashboards,
+    kill_replica,
+    loading,
+    monitored,
+    unanswered,
+    use_label_set,
+)
 
-CALM_S, BUSY_S, BACK_S, AFTER_S, ALERT_S = 75, 45, 20, 45, 240
+CALM_S, BUSY_S, BACK_S, AFTER_S, SCRAPED_S, ALERT_S = 75, 45, 20, 45, 5, 240
 WINDOWS = Variables(window="15s", whole="5m", over="45s", before="1m")
 
 WIDTH_IN, ROW_IN, HEAD_IN = 16.0, 0.38, 0.5
@@ -82,6 +92,9 @@ def tour(stack: Stack, folder: Path, arguments: Namespace) -> int:
         with load("--concurrency", "40", "--inputs", "8", key=folder / "nightly.key"):
             is_good &= wait(ALERT_S, "ErlangshenOverloaded", stack.alerts)
         wait(AFTER_S, "low load again")
+        for turn in range(3):
+            use_label_set(stack.service, folder / "owner.key", turn)
+            wait(SCRAPED_S, "scrapes of a stored label set")
         missing = list(unanswered(stack, WINDOWS))
         print("\n".join((f"expressions without an answer: {len(missing)}", *missing)))
     for name, dashboard in (dashboards() if arguments.pictures else {}).items():

@@ -37,6 +37,7 @@ CALLERS = {
     "web": "",
     "nightly": 'priority = "bulk"\nweight = 0.5\n',
     "batch": "requests_per_s = 3\n",
+    "owner": 'scopes = ["admin", "infer"]\n',
     "prometheus": 'scopes = ["metrics"]\n',
 }
 """API keys by name, with their permissions."""
@@ -51,11 +52,12 @@ SCRAPE_S = 2
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The addresses of service, Prometheus and Alertmanager, and queries of the latter two."""
+    """The addresses of service, Prometheus and Alertmanager, and queries of the latter two. `folder` has the keys."""
 
     service: Server
     prometheus: str
     alertmanager: str
+    folder: Path
 
     def query(self, expr: str) -> list[dict[str, Any]]:
         """The current series of an expression. Raises ValueError when Prometheus cannot parse it."""
@@ -96,7 +98,8 @@ def monitored(folder: Path, *flags: str) -> Iterator[Stack]:
     `folder` receives files, logs and a key NAME.key of each caller; `flags` are passed to the service.
     """
     keys = write_keys(folder)
-    server = Server(folder / "service.log", (*SERVICE, "--keys-file", str(keys), *flags))
+    stored = ("--keys-file", str(keys), "--data-dir", str(folder / "data"))
+    server = Server(folder / "service.log", (*SERVICE, *stored, *flags))
     ports = {name: free_port() for name in ("prometheus", "alertmanager")}
     write_configuration(folder, ports | {"service": server.port})
     with ExitStack() as stack:
@@ -105,7 +108,7 @@ def monitored(folder: Path, *flags: str) -> Iterator[Stack]:
         for name, command in _commands(folder, ports).items():
             stack.enter_context(_process(folder / f"{name}.log", command))
             _until_answers(f"http://127.0.0.1:{ports[name]}/-/ready", folder / f"{name}.log")
-        yield Stack(server, *(f"http://127.0.0.1:{port}" for port in ports.values()))
+        yield Stack(server, *(f"http://127.0.0.1:{port}" for port in ports.values()), folder)
 
 
 def write_keys(folder: Path) -> Path:
@@ -175,6 +178,21 @@ def _until_answers(url: str, log: Path) -> None:
             time.sleep(POLL_S)
         else:
             return
+
+
+def use_label_set(server: Server, key: Path, turn: int) -> None:
+    """Stores a label set with a label that no other turn has, whose vectors are computed then, and classifies by it;
+    and by one of its labels in a request, whose vector the cache of the queue has."""
+    headers = {"Authorization": f"Bearer {key.read_text()}"}
+    labels = ["体育", f"财经{turn}"]
+    for method, path, body in (
+        ("PUT", "/v1/label-sets/news", {"labels": labels}),
+        ("POST", "/v1/classify", {"inputs": "国足获胜", "label_set": "news"}),
+        ("POST", "/v1/classify", {"inputs": "国足获胜", "labels": [*labels, f"房产{turn}"]}),
+    ):
+        request = urllib.request.Request(server.url + path, json.dumps(body).encode(), headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            response.read()
 
 
 @contextmanager
