@@ -34,7 +34,7 @@ import httpx
 from benchmarks.common import PATIENT, about, auto_precision, parser_of, save
 from service.tasks.blend import SHIPPED_BLEND
 from service.tools.data.registry import load
-from service.tools.evaluation import wilson
+from service.tools.scoring import wilson
 from tests.support.servers import Server, serving
 
 GAINING = ("tnews", "csldcp", "iflytek")
