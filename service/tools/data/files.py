@@ -16,6 +16,8 @@ from service.errors import DatasetError
 
 T = TypeVar("T")
 Format = Literal["csv", "json", "tabs"]
+MAX_FIELD = 1_000_000
+"""Characters of a field of CSV; a longer one mostly has a quote that is not closed."""
 
 
 class RecordError(ValueError):
@@ -126,6 +128,7 @@ def _open(path: Path, *, is_strict: bool = True) -> Iterator[TextIO]:
 
 def _csv_rows(path: Path, rows: Any) -> Iterator[Any]:
     """`rows` is a reader of the csv module."""
+    csv.field_size_limit(MAX_FIELD)
     try:
         yield from rows
     except csv.Error as error:

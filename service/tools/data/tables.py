@@ -18,13 +18,12 @@ from service.errors import DatasetError
 from service.tools.data import label_studio, workbooks
 from service.tools.data.encodings import guess_encoding, open_text
 from service.tools.data.fields import Fields, looks_like_header, unnamed
+from service.tools.data.files import MAX_FIELD
 from service.tools.data.rows import Row
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".xlsm", ".parquet")
 SAMPLE = 1000
 """Rows by which columns and fields are guessed."""
-MAX_FIELD = 1_000_000
-"""Characters of a field of CSV; a longer one mostly has a quote that is not closed."""
 DELIMITERS = (",", "\t", ";", "，")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import DatasetError
 from service.tools.data.converters import RecordError
-from service.tools.data.files import find, read_any, read_json, read_records, read_text, take_each
+from service.tools.data.files import MAX_FIELD, find, read_any, read_json, read_records, read_text, take_each
 from tests.unit.tools.data.layouts import write
 
 BOM = b"\xef\xbb\xbf"
@@ -80,7 +80,7 @@ def test_a_document_that_is_not_a_json_list_is_refused(tmp_path: Path, content: 
 
 
 def test_a_csv_field_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", f"label,review\n1,好\n0,{'差' * 200_000}\n")
+    path = write(tmp_path / "a.csv", f"label,review\n1,好\n0,{'差' * (MAX_FIELD + 1)}\n")
     with pytest.raises(DatasetError, match=r"a\.csv:3: not CSV: field larger than field limit"):
         list(read_records(path))
 

@@ -13,8 +13,9 @@ import pytest
 
 from service.errors import DatasetError
 from service.tools.data.fields import Fields
+from service.tools.data.files import MAX_FIELD
 from service.tools.data.rows import Row
-from service.tools.data.tables import MAX_FIELD, Layout, open_table
+from service.tools.data.tables import Layout, open_table
 from tests.unit.tools.data.layouts import json_document, json_lines, write
 
 REVIEWS = [("很好吃", "好"), ("送得太慢", "差"), ("味道, 一般", "差")]
