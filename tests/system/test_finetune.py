@@ -124,7 +124,7 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path: Path, data: Path)
     [
         (("afqmc",), "wanted FILE or TASK, --model SOURCE and --output DIR"),
         (("none", "--model", "{start}"), "none: is neither a file nor a data set"),
-        (("none.csv", "--model", "{start}"), "none.csv: No such file"),
+        (("none.csv", "--model", "{start}"), "none.csv: no such file"),
         (("c3", "--model", "{start}"), "no such data file"),
         (("afqmc", "--model", "{start}", "--max-length", "1024"), "--max-length 1024: start reads at most"),
         (("afqmc", "--model", "{start}", "--learning-rate", "-1"), "wanted a number above 0 and at most 1, or find"),

@@ -60,6 +60,7 @@ def serve(folder: Path, text: str) -> tuple[str, list[str]]:
     """The label of a text and all labels, by the engine and the task of the service."""
     checkpoint = describe(folder, "mine")
     model, query = TextModel.load(checkpoint), ClassifyQuery((Text(text),))
+    query = CLASSIFY.bind(model, query)
     rows = CLASSIFY.encode(model, query)
     outputs: list[Output] = Engine.load(checkpoint, precision="float32").run(rows)
     [result] = CLASSIFY.decode(model, query, rows, outputs)
