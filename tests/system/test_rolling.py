@@ -12,7 +12,7 @@ from tests.support.proxies import STEPS, behind, is_installed
 pytestmark = [pytest.mark.anyio, pytest.mark.system]
 
 
-@pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
+@pytest.mark.parametrize("proxy", ["nginx", pytest.param("haproxy", marks=pytest.mark.slow)])
 async def test_no_request_is_lost_in_a_rolling_restart_or_a_kill(tmp_path: Path, proxy: str) -> None:
     if not is_installed(proxy):
         pytest.skip(f"{proxy} is not installed")
