@@ -198,14 +198,14 @@ def _graded(answered: Sequence[Answer]) -> dict[str, Any]:
     return {
         "spearman": round(found, 4),
         "interval_95": [round(low, 4), round(high, 4)],
-        "pearson": round(_pearson(grades, scores), 4),
+        "pearson": round(pearson(grades, scores), 4),
         "warnings": warnings,
     }
 
 
 def spearman(first: Numbers, second: Numbers) -> float:
     """Spearman's rank correlation; equal values share their mean rank. 0.0 where one side is constant."""
-    return _pearson(_ranks(first), _ranks(second))
+    return pearson(_ranks(first), _ranks(second))
 
 
 def _ranks(values: Numbers) -> Numbers:
@@ -213,7 +213,8 @@ def _ranks(values: Numbers) -> Numbers:
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[group])
 
 
-def _pearson(first: Numbers, second: Numbers) -> float:
+def pearson(first: Numbers, second: Numbers) -> float:
+    """The correlation of two samples; 0.0 where one is constant."""
     one, other = first - first.mean(), second - second.mean()
     norm = math.sqrt(float((one * one).sum() * (other * other).sum()))
     return float((one * other).sum()) / norm if norm else 0.0

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from service.domain import FloatArray
-from service.tools.scoring import wilson
+from service.tools.scoring import pearson, spearman, wilson
 from service.tools.training.samples import Target
 
 Indices = NDArray[np.int64]
@@ -25,7 +24,8 @@ def measure(target: Target, logits: FloatArray, targets: NDArray[Any], num_class
     `num_classes` 0: the classes differ between the rows, so there is no F1.
     """
     if target == "number":
-        return {"spearman": spearman(logits.reshape(-1), targets), "pearson": pearson(logits.reshape(-1), targets)}
+        numbers, grades = logits.reshape(-1).astype(np.float64), targets.astype(np.float64)
+        return {"spearman": spearman(numbers, grades), "pearson": pearson(numbers, grades)}
     if target == "several":
         predicted, held = logits > 0, targets > 0.5
         return {
@@ -66,17 +66,6 @@ def per_class(chosen: Indices, targets: Indices, num_classes: int) -> list[dict[
         }
         for index in range(num_classes)
     ]
-
-
-def pearson(first: FloatArray, second: FloatArray) -> float:
-    """0 where one side does not vary."""
-    one, two = first - first.mean(), second - second.mean()
-    size = float(np.sqrt((one * one).sum() * (two * two).sum()))
-    return float((one * two).sum()) / size if size else 0.0
-
-
-def spearman(first: FloatArray, second: FloatArray) -> float:
-    return pearson(rankdata(first), rankdata(second))
 
 
 def intervals(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.tools.training.measures import intervals, macro_f1, measure, per_class, spearman, warnings
+from service.tools.scoring import spearman
+from service.tools.training.measures import intervals, macro_f1, measure, per_class, warnings
 
 DRAW = np.random.default_rng(0)
 TARGETS = DRAW.integers(0, 4, 200)
