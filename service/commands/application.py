@@ -313,7 +313,7 @@ class Application:
             tasks=tasks_of(model),
             zero_shot=model.can_choose or model.can_match,
             partner=model.partner.name if model.partner else None,
-            labels=list(model.choice.labels if model.choice else model.labels),
+            labels=list(model.own_labels),
             label_source=checkpoint.head.label_source if checkpoint.head else None,
             max_length=model.max_length,
             num_parameters=checkpoint.shape.num_parameters,

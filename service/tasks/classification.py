@@ -173,10 +173,8 @@ def _rank(model: TextModel, query: ClassifyQuery, scores: FloatArray, top_k: int
 def head_labels(model: TextModel) -> tuple[str, ...]:
     """The labels of the model's head; without names LABEL_0, LABEL_1, ..., as in transformers. Of a choice model those
     that it was fine-tuned for."""
-    if model.choice is not None:
-        return model.choice.labels
-    if model.labels or model.head is None:
-        return model.labels
+    if model.own_labels or model.head is None:
+        return model.own_labels
     return tuple(f"LABEL_{index}" for index in range(model.head.num_classes))
 
 
@@ -279,7 +277,7 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = read_in_windows(
         reply_bytes=reply_bytes,
         predict=predict,
         decides=decides,
-        own_labels=lambda model: model.choice.labels if model.choice else model.labels,
+        own_labels=lambda model: model.own_labels,
     ),
     LongTexts(
         path="inputs[{}].text",

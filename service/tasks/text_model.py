@@ -140,6 +140,11 @@ class TextModel:
         object.__setattr__(self, "calibration", calibration)
 
     @property
+    def own_labels(self) -> tuple[str, ...]:
+        """The labels of a classifier's head, or those that a choice model was fine-tuned for."""
+        return self.choice.labels if self.choice else self.labels
+
+    @property
     def can_match(self) -> bool:
         """Whether this is an embedding model that scores labels by their vectors."""
         return self.blend is not None
