@@ -94,12 +94,18 @@ def text_model(
     )
 
 
+BLEND = replace(Blend.read(SHIPPED_BLEND), background=np.zeros(HIDDEN, dtype=np.float32))
+
+
+def embedder(blend: Blend = BLEND, **prompts: str) -> TextModel:
+    """An embedding model that matches texts with labels."""
+    spec = EmbeddingSpec(("mean",), normalize=True, dimensions=HIDDEN, max_length=512, prompts=prompts)
+    return replace(text_model("e5", kind="encoder", tasks=("embed",)), embedding=spec, blend=blend)
+
+
 def served_by_both(*, with_choice: bool = True, with_embedding: bool = True) -> tuple[TextModel, ...]:
     """A choice model and its partner, an embedding model, or one of them."""
-    blend = replace(Blend.read(SHIPPED_BLEND), background=np.zeros(HIDDEN, dtype=np.float32))
-    spec = EmbeddingSpec(("mean",), normalize=True, dimensions=HIDDEN, max_length=512)
-    embedder = replace(text_model("e5", kind="encoder", tasks=("embed",)), embedding=spec, blend=blend)
-    served = (*((text_model(),) if with_choice else ()), *((embedder,) if with_embedding else ()))
+    served = (*((text_model(),) if with_choice else ()), *((embedder(),) if with_embedding else ()))
     pair(served)
     return served
 

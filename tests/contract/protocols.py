@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 
 from service.checkpoints.heads import Head
-from service.checkpoints.sentence_modules import EmbeddingSpec
-from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.text_model import TextModel, pair
-from tests.contract.fakes import HIDDEN, Service, text_model
+from tests.contract import fakes
+from tests.contract.fakes import Service, text_model
 
-BLEND = replace(Blend.read(SHIPPED_BLEND), background=np.zeros(HIDDEN, dtype=np.float32), similarity=None)
+BLEND = replace(fakes.BLEND, similarity=None)
 RECORDED = Path(__file__).parent / "recorded"
 
 
@@ -48,8 +46,7 @@ def choice() -> TextModel:
 
 
 def embedder(**prompts: str) -> TextModel:
-    spec = EmbeddingSpec(("mean",), True, HIDDEN, 512, prompts=prompts)
-    return replace(text_model("e5", kind="encoder", tasks=("embed",), embedding=spec), blend=BLEND)
+    return fakes.embedder(BLEND, **prompts)
 
 
 def both(**prompts: str) -> tuple[TextModel, ...]:
