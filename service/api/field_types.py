@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetPydanticSchema,
     PlainSerializer,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -158,7 +159,7 @@ def _check_labels(value: object, limit: int, info: ValidationInfo) -> list[Any]:
 
 def _read_label(value: object, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
     if isinstance(value, str):
-        return LabelObject.model_construct(name=_check_text(value, info))
+        return _check_text(value, info)
     if not isinstance(value, dict):
         raise _error("must be a string, or an object with name, description and examples")
     return read(value)
@@ -229,22 +230,29 @@ Examples = Annotated[list[About], BeforeValidator(_check_examples), Field(min_le
 
 
 class LabelObject(Wire):
-    """A label; one without a description and examples is written as its name."""
+    """A label that is more than its name."""
 
     name: Str = Field(description="The label, in natural language.")
     description: About | None = Field(None, description="What the label means; the models read it with the name.")
     examples: Examples | None = Field(None, description="Texts that have the label.")
 
-    def label(self) -> Label:
-        return Label(self.name, self.description, tuple(self.examples or ()))
+
+def label_of(label: str | LabelObject) -> Label:
+    if isinstance(label, str):
+        return Label(label)
+    return Label(label.name, label.description, tuple(label.examples or ()))
 
 
-def _write_label(label: LabelObject) -> str | LabelObject:
-    return label.name if label.description is None and label.examples is None else label
+def _write_label(label: str | LabelObject) -> str | LabelObject:
+    if isinstance(label, str) or label.description is not None or label.examples is not None:
+        return label
+    return label.name
 
 
+# Most labels are strings: a model for each of them would cost more than the rest of the request's validation.
 AnyLabel = Annotated[
-    LabelObject,
+    str | LabelObject,
+    GetPydanticSchema(lambda _, schema_of: schema_of(LabelObject)),
     WrapValidator(_read_label, json_schema_input_type=Str | LabelObject),
     PlainSerializer(_write_label, return_type=Str | LabelObject),
 ]

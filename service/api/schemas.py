@@ -39,6 +39,7 @@ from service.api.field_types import (
     Timeout,
     TopK,
     Wire,
+    label_of,
     max_windows,
 )
 from service.checkpoints.heads import Activation, LabelSource, ProblemType
@@ -52,7 +53,7 @@ from service.tasks.decision import Rule
 from service.tasks.embedding import EmbedQuery, EmbedResult, EmbedWindowResult
 from service.tasks.extraction import SpanOptions, SpanResult
 from service.tasks.fill_mask import FillMaskQuery, FillMaskResult
-from service.tasks.labels import LabelList
+from service.tasks.labels import NO_LABELS, LabelList
 from service.tasks.mrc import MrcQuery, MrcResult, MrcWindowResult, Reading
 from service.tasks.nli import NliQuery, NliResult
 from service.tasks.similarity import SimilarityQuery, SimilarityResult
@@ -215,7 +216,7 @@ class LabelSetBody(Wire):
 
     @cached_property
     def label_list(self) -> LabelList:
-        return LabelList(tuple([each.label() for each in self.labels]))
+        return LabelList(tuple([label_of(each) for each in self.labels]))
 
 
 class LabelSetInfo(BaseModel):
@@ -298,7 +299,7 @@ class ClassifyRequest(WindowedRequest):
     def _labels(self) -> LabelList:
         if self._label_set is not None:
             return self._label_set.label_list
-        return LabelList(tuple([each.label() for each in self.labels or ()]))
+        return LabelList(tuple([label_of(each) for each in self.labels])) if self.labels else NO_LABELS
 
     def _is_scored_as_set(self, given: set[str]) -> bool:
         """Whether nothing in this request changes the scores that the labels of a set have by default."""

@@ -98,7 +98,7 @@ def _with_own_labels(query: ClassifyQuery, own: OwnChoice) -> ClassifyQuery:
     """A query without labels as the choice model was fine-tuned: with its options and its question, alone."""
     return replace(
         query,
-        labels=LabelList.worded(own.labels, own.options),
+        labels=LabelList.of(own.labels, own.options),
         question=query.question or own.question,
         multi_label=query.multi_label or own.multi_label,
         method="choice",

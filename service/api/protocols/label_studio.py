@@ -132,7 +132,7 @@ async def _fill(
             one.result = _chosen(control, list(values.values()), 1.0)
         return _VERSION
     labels = [option.text for option in control.options]
-    is_stored = stored is not None and {each.name for each in stored.value.labels} == set(labels)
+    is_stored = stored is not None and set(stored.value.label_list.names) == set(labels)
     body = {
         "inputs": [text for (text,) in (one.texts for one in part)],
         **({"label_set": stored.name} if stored is not None and is_stored else {"labels": labels}),
