@@ -28,7 +28,7 @@ from service.api.middleware import RequestMiddleware, error_response
 from service.api.operations import OperationRoutes
 from service.api.protocols import native
 from service.api.protocols.registry import enabled
-from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER, context_of
+from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER, DirectRoutes, context_of
 from service.api.schemas import LabelSetBody
 from service.api.state import ServiceState
 from service.settings import VERSION, Security, Server
@@ -143,6 +143,7 @@ def create_app(
         return error_response(error, context_of(request), error_bodies.find(request.scope["path"]))
 
     app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(DirectRoutes, routes=found)
     if key_store is not None:
         access = AccessTable((*OPERATIONS, *accesses(table)))
         app.add_middleware(

@@ -7,8 +7,7 @@ is large.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -77,16 +76,22 @@ class Exchange:
 
         `rename` is for the fields in errors. Raises what the pipeline raises, and MemoryFull.
         """
+        try:
+            return await self._answer(task, query, write, model)
+        except InvalidRequest as error:
+            if not error.errors or rename is None:
+                raise
+            raise invalid([replace(one, field=rename(one.field)) for one in error.errors]) from None
+
+    async def _answer(self, task: str, query: Any, write: Write[W], model: str | None) -> W:
         pipeline, chosen = self.state.pipeline, TASKS[task]
         if model and len(found := names_of(pipeline.models, model)) == 1:
             [self.context.model] = found
-        with _naming_fields(rename):
-            encoded = await pipeline.encode(chosen, query, model=model, options=self.options, num_bytes=self.num_bytes)
+        encoded = await pipeline.encode(chosen, query, model=model, options=self.options, num_bytes=self.num_bytes)
         self.context.encoded(encoded.num_inputs, encoded.num_tokens)
         memory = self.state.memory
         with memory.reserved(num_reserved := memory_of(encoded)):
-            with _naming_fields(rename):
-                advanced = await pipeline.advance(chosen, encoded, self.options)
+            advanced = await pipeline.advance(chosen, encoded, self.options)
             self.context.encoded(0, advanced.num_tokens - encoded.num_tokens)
             encoded = advanced
             with memory.reserved(memory_of(encoded) - num_reserved):
@@ -117,17 +122,6 @@ class Exchange:
         Raises what `LabelSetVersions.find` raises.
         """
         return await enabled(self.state).find(name, self.options, request)
-
-
-@contextmanager
-def _naming_fields(rename: Rename | None) -> Iterator[None]:
-    """Names the fields in errors of a task as the request does."""
-    try:
-        yield
-    except InvalidRequest as error:
-        if not error.errors or rename is None:
-            raise
-        raise invalid([replace(one, field=rename(one.field)) for one in error.errors]) from None
 
 
 def renamed(names: Mapping[str, str]) -> Rename:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar, cast
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.accounts import ANYONE, Account
 from service.domain import RANKS, Priority, RequestOptions, Timing
@@ -96,6 +96,30 @@ class PlainRoute(Route):
             return
         response = await self.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+class DirectRoutes:
+    """The innermost middleware: answers a request by its path, without the router and FastAPI's own layers.
+
+    The router tries one route after the other, and its layers serve dependencies and handlers of exceptions, of which
+    these routes have none. What is not here goes on to the router: other paths, other methods, and an application below
+    a prefix.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[PlainRoute]) -> None:
+        self._app = app
+        self._routes = {
+            (method, route.path): route for route in routes if "{" not in route.path for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = None
+        if scope["type"] == "http" and not scope.get("root_path"):
+            route = self._routes.get((scope["method"], scope["path"]))
+        if route is None:
+            await self._app(scope, receive, send)
+        else:
+            await route.handle(scope, receive, send)
 
 
 def not_ready(reason: str) -> Unavailable:
