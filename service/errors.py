@@ -52,27 +52,38 @@ class FieldError:
 
 
 class ServiceError(Exception):
-    """Base of all errors that clients receive. `detail` is safe to show: it never contains a request's text."""
+    """Base of all errors that clients receive. `detail` is safe to show: it never contains a request's text.
+
+    `row` is the row of the request that failed, where one did; the pipeline says of which input it is.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str, *, errors: Sequence[FieldError] = (), retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        retry_after_s: float | None = None,
+        row: int | None = None,
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = tuple(errors)
         self.retry_after_s = retry_after_s
-
-
-class InvalidRequest(ServiceError):
-    status = 422
-    code = "invalid_request"
+        self.row = row
 
     @classmethod
     def of(cls, field: str, message: str) -> Self:
         """An error with one problem of one field."""
         return cls(f"{field}: {message}", errors=[FieldError(field, message)])
+
+
+class InvalidRequest(ServiceError):
+    status = 422
+    code = "invalid_request"
 
 
 class MalformedBody(InvalidRequest):

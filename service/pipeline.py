@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
 from service.domain import DEFAULT_OPTIONS, Encoding, RequestOptions, Timing
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ServiceError
 from service.metric_labels import UsedMethod
 from service.metrics import Metrics
 from service.tasks.registry import route
@@ -191,7 +191,7 @@ class Pipeline:
         """
         if task.follow is None or not task.has_second_stage(encoded.model, encoded.query):
             return encoded
-        first = await self._submit(encoded.rows, options)
+        first = await self._compute_rows(encoded, encoded.rows, options)
         started = self._clock()
         follow = partial(task.follow, encoded.model, encoded.query, encoded.rows, first.outputs)
         rows = await self.threads.run(options, follow) if len(encoded.rows) > INLINE_ROWS else follow()
@@ -236,13 +236,22 @@ class Pipeline:
         """The outputs of all rows, of which those of `first` are there."""
         first = encoded.first
         if first is None:
-            return await self._submit(encoded.rows, options)
+            return await self._compute_rows(encoded, encoded.rows, options)
         last = len(encoded.rows) - len(first.outputs)
         if not last:
             return first
-        rest = await self._submit(encoded.rows[:last], options)
+        rest = await self._compute_rows(encoded, encoded.rows[:last], options)
         outputs = [*rest.outputs, *first.outputs]
         return RequestResult(outputs, first.queue_s + rest.queue_s, first.compute_s + rest.compute_s)
+
+    async def _compute_rows(self, encoded: Encoded, rows: Sequence[Encoding], options: RequestOptions) -> RequestResult:
+        try:
+            return await self._submit(rows, options)
+        except ServiceError as error:
+            if error.row is None:
+                raise
+            field = _field_of(rows, error.row, encoded.num_inputs)
+            raise type(error).of(field, error.detail) from None
 
     def _finish(
         self, task: Task[Q, R], encoded: Encoded, outcome: RequestResult, write: Callable[[Answer[R]], W]
@@ -266,6 +275,14 @@ class Pipeline:
             detail = f"the response would have about {size} bytes, at most {limit} are sent"
             raise InvalidRequest.of("inputs", f"{detail}; send fewer inputs, shorter labels or a smaller top_k")
         return size
+
+
+def _field_of(rows: Sequence[Encoding], row: int, num_inputs: int) -> str:
+    """The field of the query that a row was made of."""
+    if rows[row].kept_as is not None:
+        return "labels"
+    index = sum([not each.continues for each in rows[: row + 1]]) - 1
+    return f"inputs[{index % num_inputs}]"
 
 
 def _count_truncated(rows: Sequence[Encoding], num_inputs: int) -> int:

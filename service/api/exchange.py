@@ -18,12 +18,12 @@ from starlette.responses import Response
 
 from service.api.label_set_routes import enabled
 from service.api.memory import ROW_BYTES, TOKEN_BYTES
-from service.api.problems import invalid
+from service.api.problems import with_fields
 from service.api.request import Headers, RequestContext
 from service.api.schemas import ClassifyRequest, LabelSetBody
 from service.api.state import ServiceState
 from service.domain import RANKS, Priority, RequestOptions, Timing, TokenScores
-from service.errors import InvalidRequest
+from service.errors import ServiceError
 from service.label_sets import LabelSet
 from service.pipeline import Answer, Encoded
 from service.settings import Server
@@ -78,10 +78,10 @@ class Exchange:
         """
         try:
             return await self._answer(task, query, write, model)
-        except InvalidRequest as error:
+        except ServiceError as error:
             if not error.errors or rename is None:
                 raise
-            raise invalid([replace(one, field=rename(one.field)) for one in error.errors]) from None
+            raise with_fields(error, [replace(one, field=rename(one.field)) for one in error.errors]) from None
 
     async def _answer(self, task: str, query: Any, write: Write[W], model: str | None) -> W:
         pipeline, chosen = self.state.pipeline, TASKS[task]

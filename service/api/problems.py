@@ -116,15 +116,21 @@ def from_validation_error(error: ValidationError, request: type[BaseModel]) -> I
 
 
 def invalid(found: Sequence[FieldError], count: int | None = None) -> InvalidRequest:
-    """One InvalidRequest for several field errors: `detail` has the first one, and the number of the others.
+    """One InvalidRequest for several field errors. `count` is the total if it exceeds len(found)."""
+    return InvalidRequest(_detail(found, count or len(found)), errors=found)
 
-    `count` is the total if it exceeds len(found).
-    """
+
+def with_fields(error: ServiceError, found: Sequence[FieldError]) -> ServiceError:
+    """The same error, of these fields."""
+    return type(error)(_detail(found, len(found)), errors=found, retry_after_s=error.retry_after_s)
+
+
+def _detail(found: Sequence[FieldError], count: int) -> str:
+    """The first one, and the number of the others."""
     first = found[0]
-    more = (count or len(found)) - 1
-    tail = f" (and {more} more)" if more else ""
+    tail = f" (and {count - 1} more)" if count > 1 else ""
     head = f"{first.field}: {first.message}" if first.field else f"the body {first.message}"
-    return InvalidRequest(head + tail, errors=found)
+    return head + tail
 
 
 def path_of(location: Sequence[str | int]) -> str:

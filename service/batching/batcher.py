@@ -314,6 +314,6 @@ def _stopping(row: int) -> ServiceError:
 
 
 _FAILURES: dict[Failure, Callable[[int], ServiceError]] = {
-    "failed": lambda row: InferenceFailed(f"the model failed on row {row} of this request"),
-    "out_of_memory": lambda row: OutOfMemory(f"no memory for row {row} of this request"),
+    "failed": lambda row: InferenceFailed("the model failed on this text", row=row),
+    "out_of_memory": lambda row: OutOfMemory("the device has no memory for this text", row=row),
 }

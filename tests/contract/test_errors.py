@@ -21,7 +21,7 @@ from service.errors import (
     Unavailable,
 )
 from service.settings import Server
-from tests.contract.fakes import FakeSubmit, Service, running
+from tests.contract.fakes import FakeSubmit, Service, running, served_by_both
 from tests.fakes import FakeClock
 
 LABELS = ["好评", "差评"]
@@ -355,6 +355,26 @@ async def test_a_service_error_has_its_status_and_retry_after(
         response = await service.post("/v1/embed", {"inputs": "好"})
     check(response, status, code)
     assert (response.headers.get("retry-after"), response.headers.get("retry-after-ms")) == retry
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "row", "field"),
+    [
+        ("/v1/embed", {"inputs": ["甲", "乙"]}, 1, "inputs[1]"),
+        ("/v1/classify", {"inputs": ["甲", "乙"], "labels": LABELS}, 1, "inputs[1]"),
+        ("/v1/classify", {"inputs": ["甲", "乙"], "labels": LABELS}, 3, "inputs[1]"),
+        ("/v1/classify", {"inputs": ["甲", "乙"], "labels": LABELS}, 5, "labels"),
+        ("/openai/v1/embeddings", {"model": "e5", "input": ["甲", "乙"]}, 1, "input[1]"),
+    ],
+)
+async def test_a_failed_row_is_named_by_the_field_that_it_was_made_of(
+    path: str, body: dict[str, Any], row: int, field: str
+) -> None:
+    failing = FakeSubmit(error=InferenceFailed("the model failed on this text", row=row))
+    async with running(*served_by_both(), submit=failing) as service:
+        response = await service.client.post(path, json=body)
+    assert response.status_code == 500
+    assert f"{field}: the model failed on this text" in response.text
 
 
 async def test_admission_refuses_a_request_before_its_body_is_read() -> None:
