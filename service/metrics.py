@@ -489,7 +489,9 @@ class Metrics(DeclaredMetrics):
         self.replica_model = self._gauge(
             "replica_model_info", "1 for each model on each replica.", ("replica", "model", "device", "precision")
         )
-        self.model = self._gauge("model_info", "1 for each served model.", ("model", "family", "kind", "source"))
+        self.model = self._gauge(
+            "model_info", "1 for each served model.", ("model", "family", "kind", "source", "revision")
+        )
         self.build = self._gauge("build_info", "1 for the running version.", ("version", "python"))
 
     def declare(self, models: Sequence[str], replicas: Sequence[str], tasks: Sequence[str]) -> None:
@@ -519,8 +521,8 @@ class Metrics(DeclaredMetrics):
         _create_series(self.replica_device_memory, replicas, known.MEMORY_KINDS)
         _create_series(self.replica_state, replicas, known.REPLICA_STATES)
 
-    def declare_model(self, model: str, *, family: str, kind: str, source: str) -> None:
-        self.model.labels(model, family, kind, source).set(1)
+    def declare_model(self, model: str, *, family: str, kind: str, source: str, revision: str) -> None:
+        self.model.labels(model, family, kind, source, revision).set(1)
 
     def declare_build(self, *, version: str, python: str) -> None:
         self.build.labels(version, python).set(1)

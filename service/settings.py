@@ -212,8 +212,9 @@ class Models(Section):
 
     specs: Names = Field(
         (),
-        description="Model to serve: a directory, or a hub id with an optional @revision; NAME= sets its name in "
-        "requests. Default: `mini` and `e5-small`, the models that ship with the service.",
+        description="Model to serve: a directory, or a hub id with an optional @revision (ms:// before it for "
+        "ModelScope); NAME= sets its name in requests. Default: `mini` and `e5-small`, the models that ship with the "
+        "service.",
         json_schema_extra={"flag": "--model", "metavar": "[NAME=]SOURCE"},
     )
     labels: LabelTable = Field(
@@ -221,6 +222,16 @@ class Models(Section):
         description="Labels of a model's classification head, in the order of its outputs, instead of those of its "
         "checkpoint. A full-width comma (，) separates them, too, except in a TOML file.",
         json_schema_extra={"flag": "--labels", "metavar": "NAME=A,B,C"},
+    )
+    hub: Literal["huggingface", "modelscope"] = Field(
+        "huggingface",
+        description="Where a model ORG/NAME comes from. `ms://ORG/NAME` is always from ModelScope, `hf://ORG/NAME` "
+        "from the Hugging Face hub. Their addresses are in the variables HF_ENDPOINT and MODELSCOPE_ENDPOINT.",
+    )
+    token_to_mirror: bool = Field(
+        False,
+        description="Send HF_TOKEN or MODELSCOPE_API_TOKEN also to an address in HF_ENDPOINT or MODELSCOPE_ENDPOINT "
+        "that is not the hub's own.",
     )
     cache_dir: Path | None = Field(None, description="Directory for hub downloads; default: the hub's own cache.")
     weight_cache_dir: str = Field(

@@ -20,6 +20,7 @@ from service.checkpoints.sentence_modules import EmbeddingSpec, describe_embeddi
 from service.errors import CheckpointError, SettingError
 
 Family = Literal["megatron-bert", "bert", "xlm-roberta", "roberta"]
+HubName = Literal["huggingface", "modelscope"]
 Kind = Literal["masked-lm", "sequence-classification", "question-answering", "encoder"]
 
 _CLASS_PREFIXES: dict[str, Family] = {
@@ -80,7 +81,10 @@ CHOICE_KEY = "erlangshen_choice"
 """The key in config.json for the labels that a choice model was fine-tuned for."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ADDRESS = re.compile(r"(\w+)://[^/]*/(?:models/)?(?P<repository>[^/]+/[^/?#@]+)?")
+_ADDRESS = re.compile(r"(\w+)://(?P<host>[^/]*)/(?:models/)?(?P<repository>[^/]+/[^/?#@]+)?")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@.*)?", re.ASCII)
+MODELSCOPE, _HUGGING_FACE = "ms://", "hf://"
+"""What a source begins with that is a repository of one hub, whatever the setting."""
 _SPEC = "wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION"
 
 
@@ -183,18 +187,22 @@ class Checkpoint:
         return f"{path.parents[1]}@{self.revision or 'main'}" if is_by_repository else str(path)
 
 
-def parse_spec(text: str) -> ModelSpec:
+def parse_spec(text: str, hub: HubName = "huggingface") -> ModelSpec:
     """Parses `SOURCE`, `NAME=SOURCE` or either with `@REVISION`; a source that is a directory may contain `@` and `=`.
 
-    Raises SettingError when a part is missing, or when a name cannot be a model's.
+    `hub` is that of a source ORG/NAME without `ms://` or `hf://`. Raises SettingError when a part is missing, or when a
+    name cannot be a model's.
     """
     text = text.strip()
     if not text.isascii() and text.encode(errors="replace").decode() != text:
         raise SettingError(f"model {text!a}: the path is not UTF-8; rename the folder, or make a link to it")
     name, source = _split_name(text)
-    if address := _ADDRESS.match(source):
+    source = _with_hub(source, hub)
+    if (address := _ADDRESS.match(source)) and not source.startswith(MODELSCOPE):
         is_file = address[1].lower() == "file"
         wanted = shlex.quote(source.partition("//")[2]) if is_file else address["repository"] or "ORG/NAME"
+        if "modelscope" in address["host"].lower():
+            wanted = MODELSCOPE + wanted
         raise SettingError(f"model: an address ({address[1]}://...); wanted a folder, or a hub id: --model {wanted}")
     revision: str | None = None
     if not folders.is_folder(source) and "@" in source:
@@ -206,6 +214,16 @@ def parse_spec(text: str) -> ModelSpec:
     if not source or revision == "":
         raise SettingError(f"model {text!r}: {_SPEC}")
     return ModelSpec(name or _own_name(text, source), source, revision)
+
+
+def _with_hub(source: str, hub: HubName) -> str:
+    """A repository of ModelScope begins with `ms://`, one of the Hugging Face hub with nothing."""
+    if source.startswith(MODELSCOPE) and not _REPOSITORY.fullmatch(source.removeprefix(MODELSCOPE)):
+        raise SettingError(f"model: {source!r}; wanted {MODELSCOPE}ORG/NAME or {MODELSCOPE}ORG/NAME@REVISION")
+    if source.startswith(_HUGGING_FACE):
+        return source.removeprefix(_HUGGING_FACE)
+    is_repository = not folders.is_local(source) and _REPOSITORY.fullmatch(source)
+    return MODELSCOPE + source if hub == "modelscope" and is_repository else source
 
 
 def _split_name(text: str) -> tuple[str, str]:
@@ -230,17 +248,32 @@ def _own_name(text: str, source: str) -> str:
 
 
 def resolve(
-    spec: ModelSpec, *, labels: Sequence[str] = (), cache_dir: Path | None = None, offline: bool = False
+    spec: ModelSpec,
+    *,
+    labels: Sequence[str] = (),
+    cache_dir: Path | None = None,
+    offline: bool = False,
+    token_to_mirror: bool = False,
+    only_description: bool = False,
 ) -> Checkpoint:
-    """Finds the checkpoint in a local directory, or downloads it from the hub, and describes it.
+    """Finds the checkpoint in a local directory, or downloads it from its hub, and describes it.
 
-    Raises CheckpointError when there is none, or when its config.json is invalid.
+    With `only_description` no weights are downloaded. Raises CheckpointError when there is none, or when its
+    config.json is invalid.
     """
     path = folders.find(spec.source, spec.revision)
     if path is None:
-        from service.checkpoints import hub
+        from service.checkpoints import hub, modelscope
 
-        path = hub.fetch(spec.source, spec.revision, cache_dir=cache_dir, offline=offline)
+        fetch = modelscope.fetch if spec.source.startswith(MODELSCOPE) else hub.fetch
+        path = fetch(
+            spec.source.removeprefix(MODELSCOPE),
+            spec.revision,
+            cache_dir=cache_dir,
+            offline=offline,
+            token_to_mirror=token_to_mirror,
+            only_description=only_description,
+        )
     return describe(path, spec.name, spec.source, spec.revision, labels=labels)
 
 

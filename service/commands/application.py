@@ -176,7 +176,11 @@ class Application:
             self._checkpoints.append(checkpoint)
             self._revisions[spec.name] = checkpoint.revision or str(checkpoint.path)
             self.metrics.declare_model(
-                spec.name, family=checkpoint.family, kind=checkpoint.kind, source=checkpoint.source
+                spec.name,
+                family=checkpoint.family,
+                kind=checkpoint.kind,
+                source=checkpoint.source,
+                revision=checkpoint.commit or "",
             )
             self._declare_predictions(self._models[spec.name])
         pair(self._models.values())

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from service.commands.data_flags import print_data, source_arguments
 from service.commands.finetune_flags import add_arguments, values_from
 from service.errors import SettingError, StartupError
+from service.settings import Models
+from service.settings_sources import load
 
 if TYPE_CHECKING:
     from service.tools.training.finetuning import Run
@@ -68,7 +70,7 @@ def _train_by_recipe(args: Namespace) -> int:
     recipe = read_recipe(args.recipe)
     if (recipe.fresh is None) == (args.model is None):
         raise SettingError(f"{args.recipe}: needs either [fresh] or the flag --model, not both")
-    start = find_start(args.model) if args.model else None
+    start = find_start(args.model, _download_settings(args)) if args.model else None
     metrics = train(recipe, args.data, args.output, start)
     print(json.dumps({"output": str(args.output), **metrics}, ensure_ascii=False, indent=2))
     print(f"to serve it: python -m service --model {args.output}", file=sys.stderr)
@@ -135,7 +137,13 @@ def make_request(args: Namespace) -> Request:
         use_checkpointing={"auto": None, "on": True, "off": False}[args.gradient_checkpointing],
         devices=max(workers, args.devices),
         reading=source_arguments(args),
+        downloads=_download_settings(args),
     )
+
+
+def _download_settings(args: Namespace) -> Models:
+    """The settings of `serve` in the environment count here, too: cache, mirror, offline."""
+    return load({} if args.hub is None else {"models.hub": args.hub}).models
 
 
 def _of_seed(request: Request, seed: int, seeds: Sequence[int] | None) -> Request:

@@ -86,7 +86,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the model, its record run.json and its checkpoints; the same command resumes a run",
     )
-    parser.add_argument("--model", metavar="SOURCE", help="start from this directory or hub id (optional @revision)")
+    parser.add_argument(
+        "--model",
+        metavar="SOURCE",
+        help="start from this directory or hub id (optional @revision; ms:// of ModelScope)",
+    )
+    parser.add_argument(
+        "--hub",
+        choices=("huggingface", "modelscope"),
+        help="where a model ORG/NAME comes from (default: ERLANGSHEN_MODELS__HUB, else huggingface)",
+    )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="train by this recipe, a TOML file, instead")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in --output")
     parser.add_argument(

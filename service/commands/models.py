@@ -30,7 +30,7 @@ def parse_specs(models: Models) -> list[ModelSpec]:
     Raises:
         SettingError: two models have the same name, or labels are set for a model that is not served.
     """
-    specs = [parse_spec(text) for text in _join_folders(models.specs) or SHIPPED]
+    specs = [parse_spec(text, models.hub) for text in _join_folders(models.specs) or SHIPPED]
     served = [spec.name for spec in specs]
     for name in served:
         if served.count(name) > 1:
@@ -64,7 +64,13 @@ def _is_folder(text: str, first: str) -> bool:
 def fetch_checkpoint(spec: ModelSpec, models: Models) -> Checkpoint:
     """The checkpoint in a local folder, downloaded if necessary and allowed. `source` is as in the settings."""
     labels = models.labels.get(spec.name, ())
-    checkpoint = resolve(locate_shipped(spec), labels=labels, cache_dir=models.cache_dir, offline=models.offline)
+    checkpoint = resolve(
+        locate_shipped(spec),
+        labels=labels,
+        cache_dir=models.cache_dir,
+        offline=models.offline,
+        token_to_mirror=models.token_to_mirror,
+    )
     return replace(checkpoint, source=spec.source)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from service.cli_args import above_zero, add_key, checked, file_to_write, server_url, whole_above_zero
+from service.host import is_loopback
 from service.tools.bench.texts import Lengths
 from service.tools.capacity import (
     Point,
@@ -54,7 +55,9 @@ def run(argv: Sequence[str]) -> int:
 def fetch_speeds(url: str, key: str | None) -> list[Speed]:
     """Raises httpx.HTTPError, and ValueError if the server does not answer with a page of metrics."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    response = httpx.get(f"{url.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
+    # The proxy of the environment cannot reach this machine's loopback address.
+    is_direct = is_loopback(httpx.URL(url).host)
+    response = httpx.get(f"{url.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S, trust_env=not is_direct)
     if response.status_code != 200:
         raise ValueError(f"GET /metrics answers {response.status_code}")
     return parse_speeds(response.text)

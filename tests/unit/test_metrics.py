@@ -15,7 +15,7 @@ TASKS = ("classify", "embed")
 def declared() -> Metrics:
     metrics = Metrics(CollectorRegistry())
     metrics.declare(models=["m"], replicas=["cpu"], tasks=TASKS)
-    metrics.declare_model("m", family="bert", kind="encoder", source="folder")
+    metrics.declare_model("m", family="bert", kind="encoder", source="folder", revision="")
     metrics.declare_predictions("classify", "m", ["负面", "正面"])
     metrics.declare_keys(["app"])
     metrics.declare_build(version="1", python="3.11")

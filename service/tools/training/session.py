@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any, Literal
 
 import service
-from service.checkpoints import folders, hub
-from service.checkpoints.checkpoint import Checkpoint, describe, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
 from service.errors import InvalidRequest, SettingError
 from service.host import cpu_features, num_cuda_devices
+from service.settings import Models
 from service.tasks.text_model import TextModel
 from service.tools.data.converters import Example
 from service.tools.data.own import OwnData
@@ -55,6 +55,8 @@ class Request:
     devices: int = 1
     reading: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of `load_source`."""
+    downloads: Models = field(default_factory=Models)
+    """The settings of downloads; which models are served does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +94,24 @@ class Session:
         }
 
 
-def find_start(text: str, *, only_config: bool = False) -> Checkpoint:
+def find_start(text: str, models: Models, *, only_config: bool = False) -> Checkpoint:
     """The checkpoint to start from: `mini`, `e5-small`, a folder or a hub id.
 
-    With `only_config` no weights are downloaded.
+    `models` are the settings of downloads. With `only_config` no weights are downloaded.
 
     Raises:
         CheckpointError, SettingError: there is none, or its config is invalid.
     """
-    spec = parse_spec(text)
+    spec = parse_spec(text, models.hub)
     if spec.source in SHIPPED and not Path(spec.source).is_dir():
         spec = replace(spec, source=str(Path(service.__file__).parent / "models" / spec.source))
-    path = folders.find(spec.source, spec.revision)
-    if only_config and path is None:
-        path = hub.fetch_description(spec.source, spec.revision)
-    return describe(path, spec.name, spec.source, spec.revision) if only_config and path else resolve(spec)
+    return resolve(
+        spec,
+        cache_dir=models.cache_dir,
+        offline=models.offline,
+        token_to_mirror=models.token_to_mirror,
+        only_description=only_config,
+    )
 
 
 def prepare(request: Request, seed: int, *, only_config: bool = False) -> Session:
@@ -115,7 +120,7 @@ def prepare(request: Request, seed: int, *, only_config: bool = False) -> Sessio
         StartupError: the data, the model or a flag is wrong.
     """
     data = read_data(request.selection, seed, **request.reading)
-    start = find_start(request.model, only_config=only_config)
+    start = find_start(request.model, request.downloads, only_config=only_config)
     reasons: list[str] = []
     form = choose_form(request, data, start, reasons, only_config=only_config)
     problem = make_problem(request, data.read, form, start, reasons)

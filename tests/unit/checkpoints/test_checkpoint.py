@@ -94,7 +94,7 @@ def test_invalid_specs_are_refused(text: str) -> None:
             "https://huggingface.co/IDEA-CCNL/X/tree/main",
             "an address (https://...); wanted a folder, or a hub id: --model IDEA-CCNL/X",
         ),
-        ("x=https://www.modelscope.cn/models/IDEA-CCNL/X", "wanted a folder, or a hub id: --model IDEA-CCNL/X"),
+        ("x=https://www.modelscope.cn/models/IDEA-CCNL/X", "wanted a folder, or a hub id: --model ms://IDEA-CCNL/X"),
         ("file:///模型/情感", "an address (file://...); wanted a folder, or a hub id: --model '/模型/情感'"),
         ("https://user:secret@host/", "an address (https://...); wanted a folder, or a hub id: --model ORG/NAME"),
     ],

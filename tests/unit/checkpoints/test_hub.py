@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from service.checkpoints import hub
+from service.checkpoints import endpoints, hub, repository
 from service.checkpoints.checkpoint import describe, parse_spec, resolve
 from service.checkpoints.files import weight_files
 from service.errors import CheckpointError
@@ -39,6 +40,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.served: list[str] = []
+        self.tokens: set[str | None] = set()
         super().__init__(("127.0.0.1", 0), HubRequest)
 
     @property
@@ -54,6 +56,7 @@ class HubRequest(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        self.server.tokens.add(self.headers.get("Authorization"))
         if path.startswith(f"/api/models/{REPO}"):
             self._answer_api(path)
         elif path.startswith(f"/{REPO}/resolve/{COMMIT}/"):
@@ -255,7 +258,7 @@ def test_an_unfinished_download_is_reported_as_such(
         shutil.rmtree(folder.parents[1] / "trees")
     words = (
         rf"{REPO}: the cache holds config\.json, vocab\.txt, and no weights \(model\.safetensors, pytorch_model\.bin, "
-        rf"\.\.\.\): an earlier download was not finished; {'offline mode is on' if is_offline else 'the hub cannot'}"
+        rf"\.\.\.\): an earlier download was not finished; {'offline mode is on' if is_offline else 'the download'}"
     )
     with pytest.raises(CheckpointError, match=words):
         hub.fetch(REPO, cache_dir=cache, offline=is_offline, endpoint=UNREACHABLE)
@@ -288,21 +291,16 @@ def test_an_error_of_a_library_is_passed_on_in_its_own_words_unless_the_cache_is
     hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     folder = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
-    download = hub.snapshot_download
 
-    def fail(*arguments: object, local_files_only: bool, **others: object) -> str:
-        if not local_files_only:
-            raise error
-        return str(download(*arguments, local_files_only=True, **others))
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(hub.HfApi, "model_info", fail)
     monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@127.0.0.1:7890")
     assert hub.fetch(REPO, cache_dir=tmp_path / "cache") == folder
     with pytest.raises(CheckpointError) as caught:
         hub.fetch(REPO, cache_dir=tmp_path / "empty")
-    assert (
-        f"the download failed ({type(error).__name__}: {error}); the environment names a proxy" in caught.value.detail
-    )
+    assert f"failed ({type(error).__name__}: {error}; the environment names a proxy" in caught.value.detail
     assert "ALL_PROXY" in caught.value.detail
     assert "secret" not in caught.value.detail
 
@@ -333,5 +331,76 @@ def test_the_error_without_cache_and_network_has_the_reason(tmp_path: Path, monk
     with pytest.raises(CheckpointError, match="no local directory, not in the cache, and offline mode is on"):
         resolve(parse_spec(REPO), cache_dir=tmp_path, offline=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(CheckpointError, match="not in the cache, and the hub cannot be reached"):
+    with pytest.raises(CheckpointError, match="not in the cache, and the download from"):
         hub.fetch(REPO, cache_dir=tmp_path, endpoint="http://127.0.0.1:9")
+
+
+# where the hub is far away, or nobody answers
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers, as behind a firewall that drops packets."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "ANSWER_S", 0.05)
+    monkeypatch.setattr(repository, "ANSWER_S", 0.05)
+    monkeypatch.setattr(repository, "FIRST_ANSWER_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_hub_that_does_not_answer_leaves_what_the_cache_has(hub_server: Hub, tmp_path: Path, silent: str) -> None:
+    path = hub.fetch(REPO, cache_dir=tmp_path, endpoint=hub_server.url)
+    assert hub.fetch(REPO, cache_dir=tmp_path, endpoint=silent) == path
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_error_of_a_hub_that_does_not_answer_names_endpoint_variable_and_ways_out(
+    tmp_path: Path, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", silent)
+    with pytest.raises(CheckpointError) as caught:
+        hub.fetch(REPO, cache_dir=tmp_path)
+    for words in (f"{silent} (HF_ENDPOINT)", "no answer within 0.05 s", "ms://ORG/NAME", "give the folder"):
+        assert words in caught.value.detail
+
+
+def test_a_cached_commit_is_taken_without_asking(hub_server: Hub, tmp_path: Path, silent: str) -> None:
+    path = hub.fetch(REPO, COMMIT, cache_dir=tmp_path, endpoint=hub_server.url)
+    assert hub.fetch(REPO, COMMIT, cache_dir=tmp_path, endpoint=silent) == path
+
+
+def test_an_endpoint_without_scheme_is_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "hf-mirror.com/")
+    assert endpoints.hugging_face().url == "https://hf-mirror.com"
+
+
+def test_the_password_of_an_endpoint_is_not_shown() -> None:
+    assert str(endpoints.hugging_face("https://me:secret@mirror.example")) == "https://mirror.example (HF_ENDPOINT)"
+
+
+@pytest.mark.parametrize(("token_to_mirror", "seen"), [(False, None), (True, "Bearer hf_secret")])
+def test_the_token_goes_to_a_mirror_only_where_asked(
+    hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_to_mirror: bool, seen: str | None
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.fetch(REPO, cache_dir=tmp_path, endpoint=hub_server.url, token_to_mirror=token_to_mirror)
+    assert hub_server.tokens == {seen}
+
+
+@pytest.mark.parametrize(
+    ("url", "is_mirror"),
+    [("https://huggingface.co", False), ("https://x.hf.co", False), ("https://huggingface.co.evil.example", True)],
+)
+def test_a_mirror_is_any_other_host(url: str, is_mirror: bool) -> None:
+    assert endpoints.hugging_face(url).is_mirror is is_mirror
+
+
+def test_a_private_repository_of_a_mirror_names_the_setting(hub_server: Hub, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="HF_TOKEN and --token-to-mirror"):
+        hub.fetch("IDEA-CCNL/private", cache_dir=tmp_path, endpoint=hub_server.url)
