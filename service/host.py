@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import ipaddress
 import logging
+import mmap
 import os
 import resource
 import sys
@@ -66,8 +67,13 @@ def num_cores(root: Path = Path("/"), num_allowed: int | None = None) -> int:
 
     `num_allowed` is the size of the affinity mask.
     """
-    allowed = len(os.sched_getaffinity(0)) if num_allowed is None else num_allowed
+    allowed = count_allowed_cores() if num_allowed is None else num_allowed
     return max(1, int(min([allowed, *_quotas(root)])))
+
+
+def count_allowed_cores() -> int:
+    """The size of the affinity mask; all cores where the system has none (macOS)."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _quotas(root: Path) -> Iterator[float]:
@@ -98,9 +104,29 @@ UNLIMITED = 1 << 60
 
 def process_memory(root: Path = Path("/")) -> Memory:
     """Resident memory of this process, and the limit of its control group, or else the memory of the machine."""
-    held = int(read_text(root / "proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    machine = (number_of(read_text(root / "proc/meminfo"), "MemTotal:") or 0) * 1024
+    page_size, pages = os.sysconf("SC_PAGE_SIZE"), read_text(root / "proc/self/statm").split()
+    # macOS has no /proc, and counts the highest resident memory in bytes.
+    held = int(pages[1]) * page_size if pages else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    total = number_of(read_text(root / "proc/meminfo"), "MemTotal:")
+    machine = total * 1024 if total else os.sysconf("SC_PHYS_PAGES") * page_size
     return Memory(allocated=held, total=min([machine, *_memory_limits(root)]))
+
+
+def may_execute_written_memory() -> bool:
+    """Whether this process may make memory executable that it has written, as the kernels of oneDNN and Triton need.
+
+    MemoryDenyWriteExecute of systemd and SELinux's execmem forbid it.
+    """
+    libc = ctypes.CDLL(None)
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        view = ctypes.c_char.from_buffer(page)
+        address = ctypes.c_void_p(ctypes.addressof(view))
+        protection = mmap.PROT_READ | mmap.PROT_EXEC
+        is_allowed: bool = libc.mprotect(address, ctypes.c_size_t(mmap.PAGESIZE), protection) == 0
+        if is_allowed:
+            libc.mprotect(address, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE)
+        del view
+    return is_allowed
 
 
 class OomKills:
@@ -154,6 +180,18 @@ def num_cuda_devices(driver: str = DRIVER) -> int:
     if cuda.cuInit(0) != SUCCESS or cuda.cuDeviceGetCount(ctypes.byref(count)) != SUCCESS:
         return 0
     return count.value
+
+
+def cuda_of_driver(driver: str = DRIVER) -> tuple[int, int] | None:
+    """The newest CUDA that the installed NVIDIA driver supports, such as (12, 4); None without a driver."""
+    try:
+        cuda = ctypes.CDLL(driver)
+    except OSError:
+        return None
+    version = ctypes.c_int(0)
+    if cuda.cuDriverGetVersion(ctypes.byref(version)) != SUCCESS or not version.value:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
 
 
 _ARITHMETIC = ("avx", "amx", "fma", "sse", "asimd", "sve", "sme", "bf16", "i8mm")

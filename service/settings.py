@@ -114,6 +114,12 @@ class Server(Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 chooses a free port and logs it.")
+    unix_socket: Path | None = Field(
+        None,
+        description="Unix socket to listen on instead of host and port, for a proxy on the same machine. Its owner and "
+        "its group may connect.",
+        json_schema_extra={"metavar": "PATH"},
+    )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Maximum request body in bytes; above it: 413.")
     max_reply_bytes: int = Field(
         16 * 2**20, ge=1024, description="Maximum estimated size of a response in bytes; above it: 422."

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import platform
+import shlex
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -49,6 +50,10 @@ logger = logging.getLogger(__name__)
 GC_THRESHOLD = 10_000
 """New objects before a collection. With Python's 700, a large reply triggers hundreds of them, half of its time."""
 STOPPING = "the service is stopping"
+NO_KERNELS = (
+    "this process may not execute memory that it has written, and the kernels of oneDNN and Triton are written at run "
+    "time; in a systemd unit leave out MemoryDenyWriteExecute=yes (SELinux: allow execmem)"
+)
 
 
 class Application:
@@ -75,6 +80,8 @@ class Application:
         self._specs = parse_specs(settings.models)
         self._blend = Blend.read(settings.models.blend or SHIPPED_BLEND)
         self._calibration = read_calibration(settings.models.calibration) if settings.models.calibration else ()
+        if not host.may_execute_written_memory():
+            raise StartupError(NO_KERNELS)
         self._devices = host.resolve_devices(settings.replicas.devices)
         self._threads = settings.replicas.threads or max(1, host.num_cores() // len(self._devices))
         self._checkpoints: list[Checkpoint] = []
@@ -266,11 +273,13 @@ class Application:
         if not self._url:  # inside another command, whose standard output is its result
             return
         task, body = first_request(self._models.values())
+        path = self._url.removeprefix("unix:")
+        url = self._url if path == self._url else f"--unix-socket {shlex.quote(path)} http://localhost"
         key = "-H 'X-API-Key: YOUR-KEY' " if self._settings.security.has_keys else ""
         print(
             f"\nErlangshen Service is ready: {served} on {', '.join(self._devices)}\n"
-            f"  docs    {self._url}/docs\n"
-            f"  try it  curl {self._url}/v1/{task} {key}-d '{json.dumps(body, ensure_ascii=False)}'\n",
+            f"  docs    {url}/docs\n"
+            f"  try it  curl {url}/v1/{task} {key}-d '{json.dumps(body, ensure_ascii=False)}'\n",
             flush=True,
         )
 

@@ -21,7 +21,7 @@ from service.cli_args import add_setting_flags, settings_from
 from service.commands.application import Application
 from service.host import fit_connections
 from service.server.http_protocol import ConnectionLimits, HttpProtocol
-from service.server.listener import bind, url_of
+from service.server.listener import bind, remove_socket, url_of
 from service.server.security import (
     allowed_hosts,
     check_certificate,
@@ -49,8 +49,11 @@ def run(argv: Sequence[str]) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with bind(settings.server) as listener:
         server = make_server(application, settings)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(application, server, listener))
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(application, server, listener))
+        finally:
+            remove_socket(settings.server)
     if application.failure is not None:
         raise application.failure
     return 0

@@ -75,8 +75,10 @@ def main(fd: int, parent_pid: int) -> int:
 
 
 def _exit_with(parent_pid: int) -> None:
-    """Has the kernel kill this process when its parent exits, for whatever reason."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Has the kernel kill this process when its parent exits, for whatever reason. macOS cannot: there the closed pipe
+    ends it, once it has computed its batch."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it exited before the line above
         sys.exit(1)
 

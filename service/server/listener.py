@@ -12,12 +12,14 @@ import asyncio
 import ctypes
 import errno
 import logging
+import os
 import socket
 import ssl
 import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from service.errors import SettingError
 from service.host import local_address
@@ -41,6 +43,11 @@ MIN_HANDSHAKE_S = 1.0
 
 SO_ATTACH_FILTER = 26
 """Of Linux; Python has no name for it."""
+
+
+SOCKET_UMASK = 0o117
+"""A Unix socket is open to its owner and its group."""
+PROBE_S = 1.0
 
 
 def _drop_all_packets() -> bytes:
@@ -154,6 +161,8 @@ class Listener:
 
 def bind(settings: Server) -> socket.socket:
     """Binds and listens; SettingError when the address cannot be used."""
+    if settings.unix_socket is not None:
+        return _bind_unix(settings.unix_socket)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -169,8 +178,52 @@ def bind(settings: Server) -> socket.socket:
     return listener
 
 
+def _bind_unix(path: Path) -> socket.socket:
+    """Takes the place of a socket that no server listens on any more; nothing else is replaced."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(SOCKET_UMASK)
+    try:
+        if path.is_socket():
+            if _answers(path):
+                raise SettingError(f"server.unix_socket = {path}: another server listens there")
+            path.unlink()
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingError(f"server.unix_socket = {path}: {error.strerror or error}") from None
+    except SettingError:
+        listener.close()
+        raise
+    finally:
+        os.umask(mask)
+    listener.setblocking(False)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:  # its queue is full
+            return True
+    return True
+
+
+def remove_socket(settings: Server) -> None:
+    """Removes the Unix socket at the end, if it is one."""
+    with suppress(OSError):
+        if settings.unix_socket is not None and settings.unix_socket.is_socket():
+            settings.unix_socket.unlink()
+
+
 def url_of(listener: socket.socket, scheme: str = "http") -> str:
-    """The URL at which this machine reaches the server."""
+    """The URL at which this machine reaches the server; for a Unix socket `unix:` and its path."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     host = local_address(host)
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

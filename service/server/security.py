@@ -23,9 +23,17 @@ def require_keys_or_loopback(settings: Settings) -> None:
     """Checks that other machines cannot send requests without a key, unless the settings allow it.
 
     Raises:
-        SettingError: the host is not a loopback address, there are no keys, and allow_anonymous is off.
+        SettingError: the host is not a loopback address, there are no keys, and allow_anonymous is off; or the settings
+            of a Unix socket are wrong.
     """
     security, host = settings.security, settings.server.host
+    if settings.server.unix_socket is not None:
+        if security.tls_cert is not None:
+            raise SettingError("server.unix_socket: without TLS, which the proxy in front ends; leave out --tls-cert")
+        return
+    if host.startswith("unix:"):
+        path = host.removeprefix("unix:").removeprefix("//")
+        raise SettingError(f"server.host = {host}: for a Unix socket, pass --unix-socket {path or 'PATH'}")
     if not (is_loopback(host) or security.has_keys or security.allow_anonymous):
         raise SettingError(
             f"server.host = {host}: other machines can reach it, and there are no API keys; pass --keys-file FILE "
@@ -42,7 +50,8 @@ def allowed_hosts(settings: Settings) -> frozenset[str] | None:
     security = settings.security
     if security.allowed_hosts:
         return frozenset(name.lower() for name in security.allowed_hosts)
-    is_trusting = is_loopback(settings.server.host) and not security.has_keys
+    is_open = is_loopback(settings.server.host) and settings.server.unix_socket is None
+    is_trusting = is_open and not security.has_keys
     return frozenset() if is_trusting else None
 
 

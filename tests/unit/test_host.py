@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from service.domain import Memory
 from service.host import (
     RESERVED_FILES,
     cpu_features,
+    cuda_of_driver,
     fit_connections,
     num_cores,
     num_cuda_devices,
@@ -209,3 +212,27 @@ def test_fit_connections_logs_when_the_limit_is_lower_than_wanted(hard: int, cap
         assert fit_connections(hard) == hard - RESERVED_FILES
     (record,) = caplog.records
     assert record.connections == hard - RESERVED_FILES  # type: ignore[attr-defined]
+
+
+def test_a_system_without_proc_has_cores_and_memory(tmp_path: Path) -> None:
+    """As macOS."""
+    memory = process_memory(tmp_path)
+    assert 0 < memory.allocated < memory.total
+    assert num_cores(tmp_path) >= 1
+
+
+def test_without_a_driver_there_is_no_cuda() -> None:
+    assert cuda_of_driver("libcuda-of-no-machine.so.1") is None
+
+
+def test_memory_that_may_not_become_executable_is_noticed() -> None:
+    """As with MemoryDenyWriteExecute of systemd; kernels since 6.3 can forbid it to a process."""
+    script = (
+        "import ctypes; from service.host import may_execute_written_memory as may; "
+        "print(may(), ctypes.CDLL(None).prctl(65, 1, 0, 0, 0), may())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    before, refused, after = done.stdout.split()
+    if refused != "0":
+        pytest.skip("this kernel has no PR_SET_MDWE")
+    assert (before, after) == ("True", "False")

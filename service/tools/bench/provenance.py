@@ -5,7 +5,6 @@ A report names neither the machine nor a path on it.
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from service.host import cpu_features
+from service.host import count_allowed_cores, cpu_features
 from service.settings import VERSION
 
 WIDE_INSTRUCTIONS = {
@@ -70,7 +69,7 @@ def _git(folder: Path, *words: str) -> str:
 
 def machine() -> dict[str, Any]:
     """The class of this machine, without its name."""
-    cores = len(os.sched_getaffinity(0))
+    cores = count_allowed_cores()
     return {"platform": f"{platform.system()} {platform.machine()}", "cores": cores, "arithmetic": wide_instructions()}
 
 

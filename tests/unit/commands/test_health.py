@@ -73,3 +73,22 @@ def test_health_uses_tls_without_verification_when_a_certificate_is_set(tmp_path
     with answering(200, tls) as port:
         with_tls = {"server": {"port": port}, "security": {"tls_cert": cert, "tls_key": key}}
         assert why_not_ready(Settings.model_validate(with_tls)) is None
+
+
+def test_a_server_on_a_unix_socket_is_asked_there(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"server": {"unix_socket": tmp_path / "s.sock"}})
+    assert why_not_ready(settings) == f"no response from {tmp_path}/s.sock: FileNotFoundError"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "s.sock"))
+        listener.listen()
+        thread = Thread(target=answer_once, args=(listener,))
+        thread.start()
+        assert why_not_ready(settings) is None
+        thread.join()
+
+
+def answer_once(listener: socket.socket) -> None:
+    connected, _ = listener.accept()
+    with connected:
+        connected.recv(4096)
+        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")

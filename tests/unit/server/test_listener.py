@@ -7,15 +7,19 @@ import errno
 import logging
 import socket
 import ssl
+import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import uvloop
 
+from service.errors import SettingError
 from service.server import listener as listener_module
-from service.server.listener import Handshakes, Listener
+from service.server.listener import Handshakes, Listener, bind, remove_socket, url_of
+from service.settings import Server as ServerSettings
 
 
 class Echo(asyncio.Protocol):
@@ -215,3 +219,41 @@ def test_a_silent_tls_handshake_times_out(listener: socket.socket) -> None:
             return await has_closed(reader)
 
     assert uvloop.run(run())
+
+
+# a Unix socket
+
+
+def unix(path: Path) -> ServerSettings:
+    return ServerSettings(unix_socket=path)
+
+
+def test_a_unix_socket_is_open_to_owner_and_group(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    with bind(unix(path)) as listener:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert url_of(listener) == f"unix:{path}"
+
+
+def test_a_socket_that_no_server_listens_on_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    bind(unix(path)).close()
+    assert path.is_socket()
+    bind(unix(path)).close()
+    remove_socket(unix(path))
+    assert not path.exists()
+
+
+def test_a_second_server_on_a_socket_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    with bind(unix(path)), pytest.raises(SettingError, match="another server listens there"):
+        bind(unix(path))
+    assert path.is_socket()
+
+
+@pytest.mark.parametrize(("name", "reason"), [("file", "Address already in use"), ("no/s.sock", "No such file")])
+def test_a_socket_that_cannot_be_made_is_an_error_with_its_reason(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").write_text("not replaced")
+    with pytest.raises(SettingError, match=rf"server\.unix_socket = .*{name}: {reason}"):
+        bind(unix(tmp_path / name))
+    assert (tmp_path / "file").read_text() == "not replaced"

@@ -154,3 +154,22 @@ def test_a_mismatched_certificate_is_not_reloaded(
         "certificate reloaded",
         "certificate not reloaded: the previous one stays in use",
     ]
+
+
+def test_a_unix_socket_needs_no_keys() -> None:
+    require_keys_or_loopback(Settings.model_validate({"server": {"host": "0.0.0.0", "unix_socket": "/run/x.sock"}}))
+
+
+def test_a_proxy_in_front_of_a_unix_socket_may_send_any_host() -> None:
+    assert allowed_hosts(Settings.model_validate({"server": {"unix_socket": "/run/x.sock"}})) is None
+
+
+def test_a_host_that_names_a_unix_socket_leads_to_the_flag() -> None:
+    with pytest.raises(SettingError, match=r"for a Unix socket, pass --unix-socket /run/x\.sock"):
+        require_keys_or_loopback(settings("unix:/run/x.sock"))
+
+
+def test_a_unix_socket_has_no_tls() -> None:
+    values = {"server": {"unix_socket": "/run/x.sock"}, "security": {"tls_cert": "c", "tls_key": "k"}}
+    with pytest.raises(SettingError, match="without TLS"):
+        require_keys_or_loopback(Settings.model_validate(values))
