@@ -9,8 +9,12 @@ BIN := $(VENV)/bin
 # The interpreter that creates $(VENV): the first of these that is 3.11 or newer.
 PYTHON ?= $(shell for candidate in python3.11 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
-# Where torch comes from: unset, the index of pip's configuration. https://download.pytorch.org/whl/cpu has the CPU build.
-TORCH_INDEX ?=
+# Which build of torch: cpu, cu126, cu128, ...; empty for that of pip's index, which on Linux needs a GPU with a new driver.
+# Without an NVIDIA driver Linux gets the CPU build; macOS has one build, for both.
+NVIDIA := $(wildcard /proc/driver/nvidia/version /usr/lib/wsl/lib/libcuda.so.1)
+TORCH_BUILD ?= $(if $(filter Linux,$(shell uname -s)),$(if $(NVIDIA),,cpu))
+# Where a named build comes from, and it alone; a mirror's address takes its place.
+TORCH_INDEX ?= $(if $(TORCH_BUILD),https://download.pytorch.org/whl/$(TORCH_BUILD))
 # Passed to the command that a target runs: make serve ARGS="--port 9000"
 ARGS ?=
 # Covered by `make audit` and `make sbom`: the service with tracing and training, without the plots of bench.
@@ -24,9 +28,20 @@ OUT ?= runs/mini
 ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
 VARIANT ?= cpu
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# Sources of a build that are named on the command line or in the environment (docs/deployment.md); PIP_CONF and CA are files.
+BUILD_ARGS := PYTHON_IMAGE PIP_INDEX_URL TORCH_BUILD TORCH_INDEX TORCH_LINKS APT_MIRROR
+SOURCES = $(foreach name,$(BUILD_ARGS),$(if $(filter command environment,$(origin $(name))),--build-arg $(name)="$($(name))")) \
+	$(if $(PIP_CONF),--secret id=pip_conf,src="$(PIP_CONF)") $(if $(CA),--secret id=ca,src="$(CA)")
+# `make release` builds these.
+VARIANTS ?= cpu cuda
+# Of this commit: the version on its tag, else with the commit. `make image` tags an image with it, too.
+EXACT = $(shell $(PYTHON) scripts/release.py version)
+BUNDLE := dist/erlangshen-service-$(VERSION)
+# Models of the bundle besides those that ship, as in --model.
+MODELS ?=
 IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test test-all lint format unit mini bench bench-peers image image-run pin-images check-deploy dashboards check-monitoring audit sbom lock clean
+.PHONY: help serve test test-all lint format unit mini bench bench-peers image image-run bundle release pin-images check-deploy dashboards check-monitoring audit sbom lock clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -67,12 +82,38 @@ bench-peers: $(VENV)/train.stamp $(VENV)/bench.stamp ## install other servers in
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 image: ## build the container image: make image VARIANT=cuda
-	$(ENGINE) build $(if $(filter %podman,$(ENGINE)),--format docker) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
-		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE) $(ARGS) .
+	$(ENGINE) build $(if $(filter %podman,$(ENGINE)),--format docker) --build-arg VARIANT=$(VARIANT) $(SOURCES) --build-arg VERSION=$(EXACT) \
+		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE) $(if $(filter file,$(origin IMAGE)),--tag erlangshen-service:$(EXACT)$(if $(filter cuda,$(VARIANT)),-cuda)) $(ARGS) .
 
 image-run: ## run the image, hardened, on http://127.0.0.1:8000: make image-run ARGS="--model NAME=SOURCE"
 	$(ENGINE) run --rm --publish 127.0.0.1:8000:8000 --volume erlangshen-cache:/cache --read-only --tmpfs /tmp \
 		--cap-drop ALL --security-opt no-new-privileges $(if $(filter cuda,$(VARIANT)),--gpus all) $(IMAGE) $(ARGS)
+
+bundle: $(if $(MODELS),$(VENV)/serve.stamp) | $(BIN)/pip ## write dist/*.tar for a machine without a network: make bundle MODELS="NAME=ORG/MODEL ms://ORG/MODEL"
+	rm -rf $(BUNDLE) $(BUNDLE).tar && mkdir -p $(BUNDLE)/wheels $(BUNDLE)/models
+	git archive --prefix app/ HEAD | tar -x -C $(BUNDLE)
+	$(BIN)/$(DOWNLOAD) $(BY_HASH) -r requirements/lock/serve.txt -r requirements/lock/tracing.txt
+	$(BIN)/$(DOWNLOAD) --only-binary :all: $(if $(filter cpu,$(TORCH_BUILD)),--no-deps) $(TORCH)
+	$(if $(MODELS),$(BIN)/python -m service fetch --cache-dir $(BUNDLE)/models $(addprefix --model ,$(MODELS)))
+	$(if $(MODELS),printf '%s\n' $(MODELS),true) > $(BUNDLE)/model-specs
+	$(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' > $(BUNDLE)/python-version
+	if $(ENGINE) image inspect $(IMAGE) >/dev/null 2>&1; then $(ENGINE) save --output $(BUNDLE)/image.tar $(IMAGE); \
+		else echo 'without an image: `make image` first, where there is docker or podman'; fi
+	install -m 755 scripts/install_bundle.sh $(BUNDLE)/install.sh
+	cd $(BUNDLE) && find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum > SHA256SUMS
+	tar -C $(dir $(BUNDLE)) -cf $(BUNDLE).tar $(notdir $(BUNDLE))
+	@echo 'on the other machine: tar -xf $(notdir $(BUNDLE)).tar && $(notdir $(BUNDLE))/install.sh FOLDER'
+
+# The CPU image for arm64, too, where the builder can run its programs; an image for CUDA is x86-64 only.
+ARM64 := $(wildcard /proc/sys/fs/binfmt_misc/qemu-aarch64)
+RELEASED := erlangshen-service:$(VERSION) $(if $(filter cuda,$(VARIANTS)),erlangshen-service:$(VERSION)-cuda) $(if $(ARM64),erlangshen-service:$(VERSION)-arm64)
+release: ## from the tag of a version: build the images, write dist/release with SBOM, provenance and checksums; VARIANTS="cpu cuda"
+	$(PYTHON) scripts/release.py check
+	started=$$(date --utc --iso-8601=seconds); \
+	for variant in $(VARIANTS); do $(MAKE) image VARIANT=$$variant; done; \
+	$(if $(ARM64),$(MAKE) image IMAGE=erlangshen-service:$(VERSION)-arm64 ARGS="--platform linux/arm64 $(ARGS)";,echo 'no arm64 image: this machine cannot run arm64 programs (qemu-user-static and binfmt-support); build it on an arm64 machine' >&2;) \
+	$(PYTHON) scripts/release.py pack --engine $(ENGINE) --folder dist/release --started "$$started" \
+		$(foreach name,$(BUILD_ARGS),$(if $(filter command environment,$(origin $(name))),--argument $(name)="$($(name))")) $(RELEASED)
 
 pin-images: ## write digests into all image references (needs skopeo); ARGS=--check lists those without
 	$(PYTHON) scripts/pin_images.py $(ARGS)
@@ -115,13 +156,15 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' .uv/bin/uv pip compile --quiet -
 
 # Nothing is installed that no lock file lists, and nothing is built: the build tools of a source package have no hashes.
 INSTALL = python -m pip install --disable-pip-version-check
+DOWNLOAD = python -m pip download --quiet --disable-pip-version-check --dest $(BUNDLE)/wheels
+TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)$(addprefix +,$(TORCH_BUILD))"
 BY_HASH := --require-hashes --no-deps --only-binary :all:
 
 # pip runs again only when a lock file is newer than its stamp.
 # torch comes last, from one index, so that only torch and the CUDA libraries of its build are not in the lock file.
 $(VENV)/serve.stamp: requirements/lock/serve.txt requirements.txt | $(BIN)/pip
 	$(BIN)/$(INSTALL) $(BY_HASH) -r $<
-	$(BIN)/$(INSTALL) --only-binary :all: $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/$(INSTALL) --only-binary :all: $(TORCH)
 	touch $@
 
 $(VENV)/train.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: requirements/lock/%.txt $(VENV)/serve.stamp

@@ -30,10 +30,35 @@ def resolve_device(name: str) -> torch.device:
         raise SettingError(f"device {name!r}: wanted cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise SettingError(f"device {name!r}: wanted cpu, cuda or cuda:N")
+    if device.type == "cuda" and (reason := why_no_cuda(torch.__version__, torch.version.cuda, host.cuda_of_driver())):
+        raise SettingError(f"device {name!r}: {reason}")
     num_devices = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= num_devices:
         raise SettingError(f"device {name!r}: there are {num_devices} CUDA devices")
     return device
+
+
+_OLDEST_DRIVERS = {12: "525.60.13", 13: "580.65.06"}
+"""For each major version of CUDA, on Linux: NVIDIA's table of minor version compatibility. An older minor version of
+the driver's CUDA is enough."""
+
+
+def why_no_cuda(build: str, needed: str | None, supported: tuple[int, int] | None) -> str | None:
+    """Why this build of torch, made for CUDA `needed`, cannot use a driver that supports CUDA `supported`."""
+    if needed is None:
+        return (
+            f"torch {build} is built without CUDA; take another build (make serve TORCH_BUILD=cu126, or the image with "
+            "VARIANT=cuda), or --devices cpu"
+        )
+    major = int(needed.partition(".")[0])
+    if supported is None or supported[0] >= major:
+        return None
+    driver = _OLDEST_DRIVERS.get(major, "of its release notes")
+    return (
+        f"the NVIDIA driver supports CUDA {supported[0]}.{supported[1]} at most, and torch {build} is built for CUDA "
+        f"{needed}, which needs driver {driver} or newer; update the driver, or take the build for CUDA 12 "
+        "(TORCH_BUILD=cu126, docs/deployment.md), or --devices cpu"
+    )
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -17,6 +17,7 @@ from tests.deploy.manifests import DOCKERFILE, K8S, ROOT, image_environment
 
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 GPU = yaml.safe_load((ROOT / "docker" / "compose.gpu.yaml").read_text())
+BUILD_ARGS = {"PIP_INDEX_URL", "TORCH_BUILD", "TORCH_INDEX", "TORCH_LINKS", "APT_MIRROR", "PYTHON_IMAGE"}
 IMAGE = f"erlangshen-service:{VERSION}"
 
 
@@ -73,13 +74,22 @@ def test_the_build_context_equals_the_copied_files() -> None:
 
 
 def test_packages_are_installed_by_hash_and_torch_for_cpus_from_one_index() -> None:
-    pip = re.compile(r"(?:pip install|\badd) (--.*?)(?:;|&&|$)")
+    pip = re.compile(r"(?:pip install|\badd) ([-\"].*?)(?:;|&&|$)")
     commands = [command for line in instructions("RUN") for command in pip.findall(line)]
-    assert len(commands) >= 4
+    assert len(commands) >= 5
     for command in commands:
-        assert "--require-hashes" in command or command.startswith('--index-url "${TORCH_INDEX}"'), command
+        # The version with its build, such as 2.13.0+cpu: no other index than torch's can have it.
+        assert "--require-hashes" in command or command.strip().endswith('"${torch}"'), command
+    assert "^torch==' requirements.txt)+${build}" in DOCKERFILE
     assert "EXTRA_INDEX" not in DOCKERFILE
     assert "extra-index" not in DOCKERFILE
+
+
+@pytest.mark.parametrize("name", sorted(BUILD_ARGS))
+def test_every_source_of_a_build_is_an_argument_that_the_docs_and_make_know(name: str) -> None:
+    assert any(line.split("=")[0] == name for line in instructions("ARG"))
+    assert f"`{name}`" in (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert name in re.findall(r"^BUILD_ARGS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
 
 
 def test_compose_runs_an_image_that_is_named_instead_of_a_build() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
-from service.engine.device import device_memory, or_out_of_memory
+from service.engine.device import device_memory, or_out_of_memory, why_no_cuda
 from service.engine.engine import Engine
 from service.errors import DeviceFailure, OutOfMemory
 from tests.checkpoints import make_checkpoint
@@ -100,3 +100,26 @@ def test_a_batch_without_memory_raises_out_of_memory_and_the_engine_recovers(tmp
         engine.run(rows)
     few = engine.run(rows[:2])
     assert all(np.isfinite(output.scores).all() for output in few)
+
+
+@pytest.mark.parametrize(
+    ("needed", "supported", "words"),
+    [
+        ("13.0", (12, 4), ("supports CUDA 12.4 at most", "CUDA 13.0", "driver 580.65.06", "TORCH_BUILD=cu126")),
+        ("12.6", (11, 4), ("CUDA 11.4 at most", "driver 525.60.13")),
+        (None, (12, 4), ("built without CUDA", "--devices cpu")),
+    ],
+)
+def test_a_driver_that_is_too_old_is_named_with_what_is_needed(
+    needed: str | None, supported: tuple[int, int], words: tuple[str, ...]
+) -> None:
+    reason = why_no_cuda("2.13.0", needed, supported)
+    assert reason is not None
+    assert [each for each in words if each not in reason] == []
+
+
+@pytest.mark.parametrize(("needed", "supported"), [("12.8", (12, 2)), ("12.6", (13, 0)), ("13.0", None)])
+def test_a_driver_of_the_same_major_version_or_a_newer_one_is_enough(
+    needed: str, supported: tuple[int, int] | None
+) -> None:
+    assert why_no_cuda("2.13.0", needed, supported) is None
