@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from service.errors import SettingError
-from service.settings import Settings
+from service.settings import VERSION, Settings
 
 ENV_PREFIX = "ERLANGSHEN_"
 
@@ -146,10 +146,11 @@ def _from_env(environ: Mapping[str, str]) -> Layer:
     known = {row.env: row for row in setting_rows()}
     # An empty variable counts as not set: compose files define variables in this way.
     ours = [name for name, value in environ.items() if name.startswith(ENV_PREFIX) and name != ENV_CONFIG and value]
-    for name in ours:
-        if name not in known and not _KUBERNETES_LINK.fullmatch(name):
-            # Without its value: a variable of another program may hold a secret.
-            raise SettingError(f"environment: {name} is not a setting{_nearest(name, known, ENV_PREFIX)}")
+    # Without values: a variable of another program may hold a secret. All at once: after a rollback there may be many.
+    unknown = [name for name in ours if name not in known and not _KUBERNETES_LINK.fullmatch(name)]
+    if unknown:
+        lines = [f"{name} is not a setting{_nearest(name, known, ENV_PREFIX)}" for name in unknown]
+        raise SettingError(f"environment: {'; '.join(lines)} (this is version {VERSION})")
     return [(known[name], environ[name], name) for name in ours if name in known]
 
 
@@ -164,7 +165,7 @@ def _from_file(path: str | Path | None) -> Layer:
         for name, value in part.items():
             key = f"{section}.{name}"
             if key not in known:
-                raise SettingError(f"{path}: {key} is not a setting{_nearest(key, known)}")
+                raise SettingError(f"{path}: {key} is not a setting{_nearest(key, known)} (this is version {VERSION})")
             layer.append((known[key], value, str(path)))
     return layer
 

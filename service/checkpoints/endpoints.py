@@ -43,7 +43,7 @@ class Endpoint:
 
 def hugging_face(url: str | None = None) -> Endpoint:
     """`url`, or the address that huggingface_hub uses: HF_ENDPOINT, where it is set."""
-    return Endpoint(_complete(url or constants.ENDPOINT), "HF_ENDPOINT")
+    return Endpoint(_complete(url or constants.ENDPOINT or "https://huggingface.co"), "HF_ENDPOINT")
 
 
 def modelscope(url: str | None = None) -> Endpoint:

@@ -45,6 +45,7 @@ def test_every_setting_has_a_unique_flag_and_environment_name() -> None:
 
 
 SAMPLES: dict[str, tuple[str, Any]] = {
+    "server.unix_socket": ("/y", Path("/y")),
     "models.specs": ("a,b=c", ("a", "b=c")),
     "models.labels": ("a=x,y;b=z", {"a": ("x", "y"), "b": ("z",)}),
     "models.cache_dir": ("/x", Path("/x")),
