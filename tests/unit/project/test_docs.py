@@ -13,7 +13,7 @@ from service.cli import COMMANDS
 from service.settings_sources import setting_rows
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = (".", "docs", "benchmarks", "k8s", "service/models/*")
+FOLDERS = (".", "docs", "docs/zh", "benchmarks", "k8s", "service/models/*")
 DOCUMENTS = sorted(chain.from_iterable(ROOT.glob(f"{folder}/*.md") for folder in FOLDERS))
 TRANSLATED = [(path.with_name(path.name.replace(".zh-CN", "")), path) for path in DOCUMENTS if ".zh-CN." in path.name]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
