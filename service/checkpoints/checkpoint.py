@@ -8,15 +8,24 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from service.checkpoints import folders
-from service.checkpoints.files import config_file, read_json, tensor_names
-from service.checkpoints.heads import Head, describe_head
-from service.checkpoints.sentence_modules import EmbeddingSpec, describe_embedding, read_modules
+from service.checkpoints.adapter import (
+    Adapter,
+    base_source,
+    check_targets,
+    how_to_name_base,
+    is_adapter,
+    read_adapter,
+)
+from service.checkpoints.files import config_file, has_config, read_json, tensor_names, weight_files
+from service.checkpoints.heads import Head, count_classes, describe_head
+from service.checkpoints.sentence_modules import EmbeddingSpec, Modules, describe_embedding, read_modules
 from service.errors import CheckpointError, SettingError
 
 Family = Literal["megatron-bert", "bert", "xlm-roberta", "roberta"]
@@ -86,15 +95,19 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@.*)?", re.ASCII)
 MODELSCOPE, _HUGGING_FACE = "ms://", "hf://"
 """What a source begins with that is a repository of one hub, whatever the setting."""
 _SPEC = "wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION"
+_BASE = "+base="
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model as the user names it: NAME=SOURCE@REVISION."""
+    """A model as the user names it: NAME=SOURCE@REVISION. `base` is a source of the base of an adapter, and `hub` that
+    of a base without one."""
 
     name: str
     source: str
     revision: str | None = None
+    base: str | None = None
+    hub: HubName = "huggingface"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,7 @@ class Checkpoint:
     `embedding` is there for an embedding model, one that declares how it makes embeddings. `path` is the folder of
     config.json and the weights, `root` the one above it where sentence-transformers gave them a folder of their own.
     `are_packed` says whether its weights may be 4-bit blocks. `choice` are the labels of a fine-tuned choice model.
+    With an `adapter`, `path` is the folder of its base, and `root` that of the adapter.
     """
 
     name: str
@@ -165,6 +179,12 @@ class Checkpoint:
     are_packed: bool = False
     root: Path | None = None
     choice: OwnChoice | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def own_folder(self) -> Path:
+        """The folder of what belongs to this model alone, such as its calibration."""
+        return self.adapter.folder if self.adapter else self.path
 
     @property
     def folder(self) -> Path:
@@ -190,10 +210,13 @@ class Checkpoint:
 def parse_spec(text: str, hub: HubName = "huggingface") -> ModelSpec:
     """Parses `SOURCE`, `NAME=SOURCE` or either with `@REVISION`; a source that is a directory may contain `@` and `=`.
 
-    `hub` is that of a source ORG/NAME without `ms://` or `hf://`. Raises SettingError when a part is missing, or when a
-    name cannot be a model's.
+    `hub` is that of a source ORG/NAME without `ms://` or `hf://`. After an adapter, `+base=SOURCE` names its base.
+    Raises SettingError when a part is missing, or when a name cannot be a model's.
     """
     text = text.strip()
+    whole, base = _split_base(text)
+    if base is not None:
+        return replace(parse_spec(whole, hub), base=base)
     if not text.isascii() and text.encode(errors="replace").decode() != text:
         raise SettingError(f"model {text!a}: the path is not UTF-8; rename the folder, or make a link to it")
     name, source = _split_name(text)
@@ -213,7 +236,8 @@ def parse_spec(text: str, hub: HubName = "huggingface") -> ModelSpec:
         source = source.rstrip("/")
     if not source or revision == "":
         raise SettingError(f"model {text!r}: {_SPEC}")
-    return ModelSpec(name or _own_name(text, source), source, revision)
+    own_hub: HubName = "modelscope" if source.startswith(MODELSCOPE) else hub
+    return ModelSpec(name or _own_name(text, source), source, revision, hub=own_hub)
 
 
 def _with_hub(source: str, hub: HubName) -> str:
@@ -224,6 +248,18 @@ def _with_hub(source: str, hub: HubName) -> str:
         return source.removeprefix(_HUGGING_FACE)
     is_repository = not folders.is_local(source) and _REPOSITORY.fullmatch(source)
     return MODELSCOPE + source if hub == "modelscope" and is_repository else source
+
+
+def _split_base(text: str) -> tuple[str, str | None]:
+    """The spec of an adapter, and the source of its base, None where there is none."""
+    name, _, source = text.partition("=")
+    is_path = folders.is_folder(text) or (not name.endswith(_BASE[:-1]) and folders.is_folder(source.strip()))
+    if _BASE not in text or is_path:
+        return text, None
+    whole, _, base = text.rpartition(_BASE)
+    if not base.strip():
+        raise SettingError(f"model {text!r}: wanted a folder or a hub id after {_BASE}")
+    return whole, base.strip()
 
 
 def _split_name(text: str) -> tuple[str, str]:
@@ -261,34 +297,77 @@ def resolve(
     With `only_description` no weights are downloaded. Raises CheckpointError when there is none, or when its
     config.json is invalid.
     """
-    path = folders.find(spec.source, spec.revision)
-    if path is None:
-        from service.checkpoints import hub, modelscope
-
-        fetch = modelscope.fetch if spec.source.startswith(MODELSCOPE) else hub.fetch
-        path = fetch(
-            spec.source.removeprefix(MODELSCOPE),
-            spec.revision,
-            cache_dir=cache_dir,
-            offline=offline,
-            token_to_mirror=token_to_mirror,
-            only_description=only_description,
-        )
+    locate = partial(
+        _locate,
+        cache_dir=cache_dir,
+        offline=offline,
+        token_to_mirror=token_to_mirror,
+        only_description=only_description,
+    )
+    path = locate(spec)
+    if is_adapter(path):
+        adapter = read_adapter(path)
+        base = _find_base(adapter, spec, locate)
+        return describe(base, spec.name, spec.source, spec.revision, labels=labels, adapter=adapter)
+    if spec.base is not None:
+        raise SettingError(f"model {spec.name}: {spec.source} is no adapter; leave out {_BASE}{spec.base}")
     return describe(path, spec.name, spec.source, spec.revision, labels=labels)
 
 
+def _locate(spec: ModelSpec, **options: Any) -> Path:
+    """The folder of a source; `options` are those of the download from its hub."""
+    path = folders.find(spec.source, spec.revision)
+    if path is not None:
+        return path
+    from service.checkpoints import hub, modelscope
+
+    fetch = modelscope.fetch if spec.source.startswith(MODELSCOPE) else hub.fetch
+    return fetch(spec.source.removeprefix(MODELSCOPE), spec.revision, **options)
+
+
+def _find_base(adapter: Adapter, spec: ModelSpec, locate: Callable[[ModelSpec], Path]) -> Path:
+    """The folder of an adapter's base: the one of the spec, else the one that the adapter names."""
+    named = spec.base or base_source(adapter, spec.name, spec.source)
+    try:
+        path = locate(parse_spec(f"base={folders.locate_shipped(named)}", spec.hub))
+    except CheckpointError as error:
+        hint = "" if spec.base else f"; {how_to_name_base(spec.name, spec.source)}"
+        raise CheckpointError(f"the base of the adapter {adapter.folder}: {error.detail}{hint}") from error
+    if is_adapter(path):
+        line = f"python -m service export {shlex.quote(named)} --to folder --output DIR"
+        raise CheckpointError(f"{path}: the base of {adapter.folder} is itself an adapter; merge it first: {line}")
+    return path
+
+
+def source_files(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """The files that decide the weights of a model: those of its weights, and of its adapter."""
+    adapter = checkpoint.adapter
+    return weight_files(checkpoint.path) + ((adapter.file, adapter.config_file) if adapter else ())
+
+
 def describe(
-    path: Path, name: str, source: str | None = None, revision: str | None = None, *, labels: Sequence[str] = ()
+    path: Path,
+    name: str,
+    source: str | None = None,
+    revision: str | None = None,
+    *,
+    labels: Sequence[str] = (),
+    adapter: Adapter | None = None,
 ) -> Checkpoint:
     """Reads config.json of the folder `path`, or bert_config.json, and the modules of sentence-transformers where there
-    are any. `labels` override those of the config."""
+    are any. `labels` override those of the config. With an `adapter`, `path` is the folder of its base."""
     modules = read_modules(path)
     root, path = path, modules.transformer if modules else path
     file = config_file(path)
     config = read_json(file)
     family, kind = _family_and_kind(file, config)
+    are_packed = _are_packed(file, config)
+    num_classes: int | None = None
+    if adapter is not None:
+        file, config, kind, modules = _adapt(adapter, file, config, kind, modules)
+        root, num_classes = adapter.folder, adapter.num_classes or count_classes(path)
     purpose = _purpose(source or str(root), root) if kind == "sequence-classification" else ""
-    head, labels = _head(file, config, kind, name, labels, _KNOWN_LABELS.get(purpose, ()))
+    head, labels = _head(file, config, kind, name, labels, _KNOWN_LABELS.get(purpose, ()), num_classes)
     by_labels = _TASKS_OF_LABELS.get(frozenset(map(str.lower, labels)), ())
     shape = _shape(file, config, family, kind)
     embedding = describe_embedding(modules, shape.hidden_size, shape.max_positions) if modules else None
@@ -305,9 +384,35 @@ def describe(
         head=head,
         embedding=embedding,
         root=root if root != path else None,
-        are_packed=_are_packed(file, config),
+        are_packed=are_packed,
         choice=_choice(file, config) if kind == "masked-lm" else None,
+        adapter=adapter,
     )
+
+
+def _adapt(
+    adapter: Adapter, file: Path, config: dict[str, Any], kind: Kind, modules: Modules | None
+) -> tuple[Path, dict[str, Any], Kind, Modules | None]:
+    """The config of an adapted model: that in the folder of its adapter, if there is one, else that of its base."""
+    family, _ = _family_and_kind(file, config)
+    shape = _shape(file, config, family, kind)
+    check_targets(adapter, shape.num_layers)
+    adapted_kind: Kind = adapter.kind or kind
+    if has_config(adapter.folder):
+        own_file = config_file(adapter.folder)
+        own = read_json(own_file)
+        own_family, own_kind = _family_and_kind(own_file, own) if own.get("architectures") else (family, adapted_kind)
+        own_shape = _shape(own_file, own, own_family, own_kind)
+        for field in fields(Shape):
+            found, wanted = getattr(own_shape, field.name), getattr(shape, field.name)
+            if found != wanted:
+                raise CheckpointError(
+                    f"{own_file}: {field.name} is {found}, and {wanted} in {file}: the adapter is of another base"
+                )
+        file, config, adapted_kind = own_file, own, own_kind
+    elif adapted_kind != kind:  # what the base says of its own head is not true of the new one
+        config = {key: value for key, value in config.items() if key not in ("problem_type", TASKS_KEY)}
+    return file, config, adapted_kind, modules if adapted_kind in (kind, "encoder") else None
 
 
 def _purpose(source: str, path: Path) -> str:
@@ -454,10 +559,16 @@ def _choice(file: Path, config: dict[str, Any]) -> OwnChoice | None:
 
 
 def _head(
-    file: Path, config: dict[str, Any], kind: Kind, model: str, setting: Sequence[str], by_name: Sequence[str]
+    file: Path,
+    config: dict[str, Any],
+    kind: Kind,
+    model: str,
+    setting: Sequence[str],
+    by_name: Sequence[str],
+    num_classes: int | None,
 ) -> tuple[Head | None, tuple[str, ...]]:
     if kind == "sequence-classification":
-        return describe_head(file, config, model, setting=setting, by_name=by_name)
+        return describe_head(file, config, model, setting=setting, by_name=by_name, num_classes=num_classes)
     if setting:
         raise CheckpointError(
             f"{file}: --labels names classes of {model}, but the checkpoint has no classifier ({kind}); leave it out, "

@@ -25,6 +25,9 @@ from service.errors import CheckpointError
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""What peft's `save_pretrained` writes: the changes of an adapter to the weights of another checkpoint."""
+
 CONFIG_FILES = ("config.json", "bert_config.json")
 """The second is Google's name, under which the first Chinese checkpoints were published."""
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
@@ -81,6 +84,8 @@ def has_config(folder: Path) -> bool:
 
 def missing_files(folder: Path) -> list[str]:
     """The files that a checkpoint needs and `folder` does not have; "weights" where none of any format are there."""
+    if succeeds((folder / ADAPTER_CONFIG).is_file):  # its base has the rest
+        return [] if succeeds((folder / ADAPTER_WEIGHTS).is_file) else [ADAPTER_WEIGHTS]
     missing = [] if has_config(folder) else [CONFIG_FILES[0]]
     if not any(succeeds((folder / name).is_file) for name in VOCABULARY_FILES):
         missing.append(VOCABULARY_FILES[0])
@@ -106,9 +111,17 @@ def strip_wrappers(name: str) -> str:
     return name[wrapper.end() :] if wrapper else name
 
 
+def canonical_name(name: str) -> str:
+    """The name of a tensor without prefixes of wrappers and of the encoder, and without old names of norms."""
+    name = strip_wrappers(name).removeprefix("bert.").removeprefix("roberta.")
+    if name.endswith(".gamma"):
+        return name.removesuffix("gamma") + "weight"
+    return name.removesuffix("beta") + "bias" if name.endswith(".beta") else name
+
+
 def are_pickled(files: Sequence[Path]) -> bool:
-    """Whether these are `.bin` files, at least one."""
-    return any(file.suffix != ".safetensors" for file in files)
+    """Whether a `.bin` file is among them."""
+    return any(file.suffix == ".bin" for file in files)
 
 
 def tensor_names(folder: Path) -> frozenset[str]:
@@ -125,6 +138,20 @@ def tensor_names(folder: Path) -> frozenset[str]:
         except Exception as error:  # a damaged or hostile file may make a parser raise anything
             raise CheckpointError(f"{file}: cannot be read as weights ({type(error).__name__})") from error
     return frozenset(map(strip_wrappers, names))
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of one safetensors file, by name.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or another format.
+    """
+    _without_pointers((file,))
+    try:
+        with safe_open(file, framework="np") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except Exception as error:  # a damaged or hostile file may make a parser raise anything
+        raise CheckpointError(f"{file}: not a safetensors file ({error})") from error
 
 
 def tensor_rows(folder: Path, name: str) -> int | None:

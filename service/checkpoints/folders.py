@@ -10,6 +10,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
+import service
 from service.checkpoints.files import CONFIG_FILES, has_config, list_contents, succeeds
 from service.errors import CheckpointError
 
@@ -19,6 +20,9 @@ _SEPARATORS = "=,;/"
 """They divide the values of --model and --labels."""
 _NOT_A_NAME = "none"
 """Stands for "no model" in the metrics."""
+
+SHIPPED = ("mini", "e5-small")
+"""The models that ship, which are served where none is named. The first one answers what both can do."""
 
 LOCAL_MARKS = ("/", ".", "~")
 """A source that starts with one of these is a path and never a repository."""
@@ -33,6 +37,16 @@ def expand(source: str) -> Path:
         return Path(source).expanduser()
     except RuntimeError:
         return Path(source)
+
+
+def is_shipped(source: str) -> bool:
+    """Whether the source is a model that ships, and not a folder of that name."""
+    return source in SHIPPED and not Path(source).is_dir()
+
+
+def locate_shipped(source: str) -> str:
+    """The folder in the package of a model that ships, such as `mini`; any other source as it is."""
+    return str(Path(service.__file__).parent / "models" / source) if is_shipped(source) else source
 
 
 def is_folder(source: str) -> bool:

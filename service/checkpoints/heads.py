@@ -45,17 +45,23 @@ class Head:
 
 
 def describe_head(
-    file: Path, config: dict[str, Any], model: str, *, setting: Sequence[str], by_name: Sequence[str]
+    file: Path,
+    config: dict[str, Any],
+    model: str,
+    *,
+    setting: Sequence[str],
+    by_name: Sequence[str],
+    num_classes: int | None = None,
 ) -> tuple[Head, tuple[str, ...]]:
     """The head that config.json (`file`) and the weights describe, and its labels; no labels if they have no names.
 
     Labels from the `setting` of the model count first, then those of id2label, then `by_name`, the ones of upstream's
-    repository, if they are as many as there are classes.
+    repository, if they are as many as there are classes. `num_classes` is known of an adapter.
 
     Raises:
         CheckpointError: names the key or the flag that is wrong, and what to set instead.
     """
-    num_classes = next(filter(None, (tensor_rows(file.parent, name) for name in CLASSIFIERS)), None)
+    num_classes = num_classes or count_classes(file.parent)
     labels, source = _labels(file, config, model, tuple(setting), num_classes)
     num_classes = num_classes or len(labels) or _declared_classes(config)
     if not labels and len(by_name) == num_classes:
@@ -63,6 +69,11 @@ def describe_head(
     declared = _problem_type(file, config)
     default: ProblemType | None = "single_label_classification" if num_classes > 1 else None
     return Head(num_classes, declared or default, _activation(file, config, declared, num_classes), source), labels
+
+
+def count_classes(folder: Path) -> int | None:
+    """The classes of the classifier in the weights of a folder; None where there is none, or it cannot be read."""
+    return next(filter(None, (tensor_rows(folder, name) for name in CLASSIFIERS)), None)
 
 
 def _labels(

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 
 from service.checkpoints import endpoints, repository
 from service.checkpoints.endpoints import Endpoint
+from service.checkpoints.files import ADAPTER_CONFIG
 from service.checkpoints.repository import SMALL_FILES, WEIGHTS
 from service.checkpoints.sentence_modules import MODULES_FILE, list_modules
 from service.errors import CheckpointError
@@ -89,7 +90,7 @@ class _Repository:
         folder = Path()
         for weights in WEIGHTS:
             folder = self._snapshot(commit, (*SMALL_FILES, *weights))
-            if any((folder / name).is_file() for name in weights[:2]):
+            if any((folder / name).is_file() for name in (*weights[:2], ADAPTER_CONFIG)):
                 break
         paths = [path for _, path in list_modules(folder) if path]
         for weights in WEIGHTS if paths else ():

@@ -17,6 +17,8 @@ from huggingface_hub import constants
 
 from service.checkpoints.endpoints import ANSWER_S, FIRST_ANSWER_S, Endpoint, describe_failure
 from service.checkpoints.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     BIN_FILES,
     CONFIG_FILES,
     SAFETENSORS_FILES,
@@ -39,6 +41,8 @@ SMALL_FILES = (
     MODULES_FILE,
     SETTINGS_FILE,
     *TRANSFORMER_FILES,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
 )
 # One weights format is enough, so the second is requested only when the repository has no files of the first.
 WEIGHTS = ((*SAFETENSORS_FILES, "model-*-of-*.safetensors"), (*BIN_FILES, "pytorch_model-*-of-*.bin"))

@@ -25,9 +25,9 @@ from service.batching.batcher import Batcher
 from service.batching.fair_threads import FairThreads
 from service.batching.latency_model import LatencyModels
 from service.batching.result_cache import ResultCache
-from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint, source_files
 from service.checkpoints.converted import files_to_read, form_of
-from service.checkpoints.files import read_ahead, weight_files
+from service.checkpoints.files import read_ahead
 from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
 from service.errors import ServiceError, SettingError, StartupError
 from service.label_preparation import LabelPreparation
@@ -178,10 +178,13 @@ class Application:
                 logger.info("embedding model", extra={**extra, "normalize": checkpoint.embedding.normalize})
             if checkpoint.head:
                 logger.info("classification head", extra={"model": spec.name, **asdict(checkpoint.head)})
+            if checkpoint.adapter:
+                extra = {"model": spec.name, "base": str(checkpoint.path), "adapter": str(checkpoint.own_folder)}
+                logger.info("adapter", extra=extra)
             self._models[spec.name] = model = TextModel.load(checkpoint, self._blend)
             model.label_vectors.max_bytes = self._settings.batching.label_vectors_bytes
             self._checkpoints.append(checkpoint)
-            self._revisions[spec.name] = checkpoint.revision or str(checkpoint.path)
+            self._revisions[spec.name] = checkpoint.revision or str(checkpoint.own_folder)
             self.metrics.declare_model(
                 spec.name,
                 family=checkpoint.family,
@@ -196,7 +199,7 @@ class Application:
 
     def _calibrate(self) -> None:
         """Gives the models the temperatures in their folders and those of the setting, which count first."""
-        own = [read_own_calibration(checkpoint.path, checkpoint.name) for checkpoint in self._checkpoints]
+        own = [read_own_calibration(checkpoint.own_folder, checkpoint.name) for checkpoint in self._checkpoints]
         entries = [*chain.from_iterable(own), *self._calibration]
         calibration = Calibration(entries, partial(names_of, self._models))
         calibrate(self._models.values(), calibration)
@@ -218,7 +221,7 @@ class Application:
         forms = [form_of(device, each, quantization) for each in guesses]
         with suppress(OSError):  # loading the files reports errors
             files = [
-                files_to_read(self._weight_cache, checkpoint.origin, weight_files(checkpoint.path), forms)
+                files_to_read(self._weight_cache, checkpoint.origin, source_files(checkpoint), forms)
                 for checkpoint in self._checkpoints
             ]
             read_ahead(list(chain.from_iterable(files)))

@@ -6,22 +6,18 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-import service
 from service.api.openapi import EXAMPLES
 from service.checkpoints.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
-from service.checkpoints.folders import is_folder
+from service.checkpoints.folders import SHIPPED, is_folder
+from service.checkpoints.folders import locate_shipped as shipped_folder
 from service.errors import SettingError
 from service.replicas.protocol import Loading
 from service.settings import Models
 from service.tasks.text_model import TextModel
-
-SHIPPED = ("mini", "e5-small")
-"""The models that ship, which are served where none is named. The first one answers what both can do."""
 
 
 def parse_specs(models: Models) -> list[ModelSpec]:
@@ -76,9 +72,7 @@ def fetch_checkpoint(spec: ModelSpec, models: Models) -> Checkpoint:
 
 def locate_shipped(spec: ModelSpec) -> ModelSpec:
     """Replaces the source of a model that ships, such as `mini`, by its folder in the package."""
-    if spec.source not in SHIPPED or Path(spec.source).is_dir():
-        return spec
-    return replace(spec, source=str(Path(service.__file__).parent / "models" / spec.source))
+    return replace(spec, source=shipped_folder(spec.source))
 
 
 def first_request(models: Iterable[TextModel]) -> tuple[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from service.checkpoints.files import require_stored, strip_wrappers
+from service.checkpoints.files import canonical_name, require_stored
 from service.engine.blocks import expand_into, expanded_shape
 from service.errors import CheckpointError
 
@@ -40,7 +40,7 @@ _FLOATING = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "tor
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
     """One tensor of one file; its name and number format (`kind`) are those of the file.
 
     A packed one holds 4-bit blocks: `shape` is that of the weights in them.
@@ -56,6 +56,22 @@ class _Source:
     def __str__(self) -> str:
         return f"{self.file}: tensor {self.name}"
 
+    def copy_into(self, out: Tensor) -> None:
+        """Casts the tensor into `out`, which must have its shape; CheckpointError when a number is not finite there."""
+        if self.is_packed:
+            expand_into(self.read(), out)
+        else:
+            out.copy_(self.read())
+        # The sum is not finite when a term is not, and is cheap; of large finite numbers it may overflow, too.
+        if not out.sum().isfinite() and not out.isfinite().all():
+            raise CheckpointError(f"{self} holds NaN or infinity as {out.dtype}; wanted finite numbers")
+
+    def load(self) -> Tensor:
+        """The tensor in float32."""
+        out = torch.empty(self.shape, dtype=torch.float32)
+        self.copy_into(out)
+        return out
+
 
 class TensorFiles:
     """The tensors of one model. Created by `open`, used as a context manager."""
@@ -63,7 +79,7 @@ class TensorFiles:
     def __init__(self, paths: Sequence[Path], stack: ExitStack) -> None:
         self.paths = tuple(paths)
         self._stack = stack
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Source] = {}
 
     @classmethod
     def open(cls, paths: Sequence[Path], *, are_packed: bool = False) -> TensorFiles:
@@ -113,14 +129,19 @@ class TensorFiles:
 
     def copy_into(self, name: str, out: Tensor) -> None:
         """Casts the tensor into `out`, which must have its shape; CheckpointError when a number is not finite there."""
-        source = self._source(name)
-        if source.is_packed:
-            expand_into(source.read(), out)
-        else:
-            out.copy_(source.read())
-        # The sum is not finite when a term is not, and is cheap; of large finite numbers it may overflow, too.
-        if not out.sum().isfinite() and not out.isfinite().all():
-            raise CheckpointError(f"{source} holds NaN or infinity as {out.dtype}; wanted finite numbers")
+        self._source(name).copy_into(out)
+
+    def find(self, name: str) -> Source:
+        """The tensor, as it is now."""
+        return self._source(name)
+
+    def find_stored(self, name: str) -> Source:
+        """The tensor that has this name in its file."""
+        return next(source for source in self._sources.values() if source.name == name)
+
+    def replace(self, name: str, source: Source) -> None:
+        """Puts another tensor in the place of one, or adds it."""
+        self._sources[name] = source
 
     def map(self, name: str) -> Tensor:
         """The tensor in the file's own format, read-only; it may be used after this object is closed."""
@@ -142,7 +163,7 @@ class TensorFiles:
         pieces = (torch.split(tensor.flatten(), _COMPARED_ELEMENTS) for tensor in (one, two))
         return all(torch.equal(a, b) for a, b in zip(*pieces, strict=True))
 
-    def _source(self, name: str) -> _Source:
+    def _source(self, name: str) -> Source:
         if name not in self._sources:
             raise self._missing(name)
         return self._sources[name]
@@ -164,25 +185,18 @@ class TensorFiles:
     def _add(self, file: Path, are_packed: bool) -> None:
         sources = _open_safetensors(file, self._stack) if file.suffix == ".safetensors" else _open_bin(file)
         for source in map(_as_packed, sources) if are_packed else sources:
-            name = _canonical(source.name)
+            name = canonical_name(source.name)
             if name in self._sources:
                 raise CheckpointError(f"{source} is there twice")
             self._sources[name] = source
 
 
-def _as_packed(source: _Source) -> _Source:
+def _as_packed(source: Source) -> Source:
     shape = expanded_shape(source.shape) if source.kind in _BYTES else None
     return replace(source, shape=shape, is_packed=True) if shape else source
 
 
-def _canonical(name: str) -> str:
-    name = strip_wrappers(name).removeprefix("bert.").removeprefix("roberta.")
-    if name.endswith(".gamma"):
-        return name.removesuffix("gamma") + "weight"
-    return name.removesuffix("beta") + "bias" if name.endswith(".beta") else name
-
-
-def _open_safetensors(file: Path, stack: ExitStack) -> list[_Source]:
+def _open_safetensors(file: Path, stack: ExitStack) -> list[Source]:
     try:
         opened = stack.enter_context(safe_open(file, framework="pt"))
     except (SafetensorError, OSError) as error:
@@ -190,9 +204,9 @@ def _open_safetensors(file: Path, stack: ExitStack) -> list[_Source]:
             f"{file}: not a safetensors file ({_other_format(file) or _wrong_length(file) or error})"
         ) from error
 
-    def source(name: str) -> _Source:
+    def source(name: str) -> Source:
         part = opened.get_slice(name)
-        return _Source(file, name, tuple(part.get_shape()), part.get_dtype(), lambda: opened.get_tensor(name))
+        return Source(file, name, tuple(part.get_shape()), part.get_dtype(), lambda: opened.get_tensor(name))
 
     return [source(name) for name in opened.offset_keys()]
 
@@ -223,7 +237,7 @@ def _wrong_length(file: Path) -> str | None:
     return f"it has {size} bytes; wanted {wanted}, by its header" if size != wanted else None
 
 
-def _open_bin(file: Path) -> list[_Source]:
+def _open_bin(file: Path) -> list[Source]:
     tensors = _load_bin(file)
     if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
         raise CheckpointError(
@@ -233,7 +247,7 @@ def _open_bin(file: Path) -> list[_Source]:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
             raise CheckpointError(f"{file}: tensor {name} is sparse, nested or without numbers; wanted a plain one")
     return [
-        _Source(file, str(name), tuple(tensor.shape), str(tensor.dtype), tensor.detach)
+        Source(file, str(name), tuple(tensor.shape), str(tensor.dtype), tensor.detach)
         for name, tensor in tensors.items()
     ]
 

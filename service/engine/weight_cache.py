@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from service.checkpoints.checked_file import CheckedFile, DamagedFile, Part, write_checked
-from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.checkpoint import Checkpoint, source_files
 from service.checkpoints.converted import CacheEntry, is_worthwhile, lock
-from service.checkpoints.files import require_checksums, weight_files
+from service.checkpoints.files import require_checksums
 from service.engine.linear import Linear
 from service.engine.tensor_files import Progress, TensorFiles
 from service.engine.torch_private import map_packed, packed_layout, packed_values
@@ -72,7 +72,7 @@ class WeightLoader:
 
     def _load_encoder(self, in_full: bool) -> Weights:
         self._mapped, self._is_checked = None, False
-        sources = weight_files(self._checkpoint.path)
+        sources = source_files(self._checkpoint)
         if self._folder is not None and is_worthwhile(sources, self._format.device.type):
             try:
                 entry = CacheEntry.of(self._folder, self._checkpoint.origin, sources, self._form)

@@ -6,7 +6,8 @@ Names are the upstream ones in their canonical form (see `tensor_files`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from service.checkpoints.checkpoint import ROBERTA, Checkpoint
 from service.checkpoints.files import weight_files
 from service.checkpoints.heads import class_count_error
 from service.checkpoints.sentence_modules import Dense, DenseActivation
+from service.engine.adapters import merge_adapter
 from service.engine.linear import Linear, Plain
 from service.engine.ops import Norm
 from service.engine.tensor_files import WORDS, Progress, TensorFiles
@@ -246,11 +248,23 @@ def read_weights(
 
     Raises CheckpointError, which names the file, the tensor and what was expected.
     """
-    with TensorFiles.open(weight_files(checkpoint.path), are_packed=checkpoint.are_packed) as files:
+    with open_tensors(checkpoint) as files:
         logger.info("reading weights", extra={"model": checkpoint.name, "files": ", ".join(map(str, files.paths))})
         total_bytes = count_numbers(checkpoint, files) * weight_format.dtype.itemsize
         reader = _CheckpointReader(files, weight_format, lambda done_bytes: progress(done_bytes, total_bytes))
         return build_weights(checkpoint, files, reader), reader.tensors
+
+
+@contextmanager
+def open_tensors(checkpoint: Checkpoint) -> Iterator[TensorFiles]:
+    """The tensors of the checkpoint, with its adapter in them; raises CheckpointError as `read_weights` does."""
+    adapter = checkpoint.adapter
+    with ExitStack() as stack:
+        files = TensorFiles.open(weight_files(checkpoint.path), are_packed=checkpoint.are_packed)
+        stack.enter_context(files)
+        if adapter is not None:
+            merge_adapter(checkpoint, files, stack.enter_context(TensorFiles.open((adapter.file,))))
+        yield files
 
 
 _DENSE_ACTIVATIONS: dict[DenseActivation, Callable[[Tensor], Tensor]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import service
+from service.checkpoints import folders
 from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
 from service.errors import InvalidRequest, SettingError
 from service.host import cpu_features, num_cuda_devices
@@ -27,7 +27,6 @@ from service.tools.training.run_file import Json, digest_examples, digest_model
 from service.tools.training.samples import Problem, Target
 from service.tools.training.wordings import Profile, Wording, make_wording, wording_of
 
-SHIPPED = ("mini", "e5-small")
 FEW = 50
 """Examples of a class, below which a choice model learns more of them than a new head does (docs/finetuning.md)."""
 MANY_OPTIONS = 40
@@ -103,15 +102,19 @@ def find_start(text: str, models: Models, *, only_config: bool = False) -> Check
         CheckpointError, SettingError: there is none, or its config is invalid.
     """
     spec = parse_spec(text, models.hub)
-    if spec.source in SHIPPED and not Path(spec.source).is_dir():
-        spec = replace(spec, source=str(Path(service.__file__).parent / "models" / spec.source))
-    return resolve(
-        spec,
+    found = resolve(
+        replace(spec, source=folders.locate_shipped(spec.source)),
         cache_dir=models.cache_dir,
         offline=models.offline,
         token_to_mirror=models.token_to_mirror,
         only_description=only_config,
     )
+    if found.adapter is not None:
+        raise SettingError(
+            f"model {text}: an adapter; training starts from a whole model: "
+            f"python -m service export {text} --to folder --output DIR"
+        )
+    return found
 
 
 def prepare(request: Request, seed: int, *, only_config: bool = False) -> Session:
