@@ -18,6 +18,7 @@ COMMANDS = {
     "blend": "fit how a choice model and an embedding model count together",
     "bench": "send load to a running server and measure its speed",
     "evaluate": "measure a model on labelled data",
+    "export": "write a model as a folder or as ONNX, or upload it to a hub",
     "fetch": "download the models and exit",
     "finetune": "train a model on labelled data",
     "health": "exit with 0 if the server with these settings is ready",

@@ -196,6 +196,7 @@ def check_targets(adapter: Adapter, num_layers: int) -> None:
     if config.get("exclude_modules") or config.get("layers_to_transform") is not None or not targets:
         return
     adapted = {update.module for update in adapter.updates}
+    changed = adapted | {name.rpartition(".")[0] for name in adapter.replaced}  # a saved head may be a target, too
     linear = [f"encoder.layer.{index}.{part}" for index in range(num_layers) for part in _LINEAR]
     for target in [targets] if isinstance(targets, str) else targets:
         if target == "all-linear":
@@ -208,7 +209,7 @@ def check_targets(adapter: Adapter, num_layers: int) -> None:
                 f"of {ADAPTER_CONFIG} names ({target!r}); the adapter is of another base, with fewer layers than "
                 f"{num_layers}, or the file is not whole"
             )
-        if not wanted and not any(_is_named(adapter, module, target, is_pattern) for module in adapted):
+        if not wanted and not any(_is_named(adapter, module, target, is_pattern) for module in changed):
             raise _wrong(
                 adapter.config_file,
                 "target_modules",

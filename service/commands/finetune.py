@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from service.checkpoints.files import ADAPTER_WEIGHTS, SAFETENSORS_FILES
 from service.commands.data_flags import print_data, source_arguments
 from service.commands.finetune_flags import add_arguments, values_from
 from service.errors import SettingError, StartupError
@@ -136,6 +137,7 @@ def make_request(args: Namespace) -> Request:
         micro_batch=args.micro_batch,
         use_checkpointing={"auto": None, "on": True, "off": False}[args.gradient_checkpointing],
         devices=max(workers, args.devices),
+        save_adapter=args.save_adapter,
         reading=source_arguments(args),
         downloads=_download_settings(args),
     )
@@ -218,7 +220,8 @@ def _run_one(session: Session, args: Namespace) -> dict[str, Any]:
         return {}
     with lock(output):
         run_file = open_run(output, _identity(session, args), overwrite=args.overwrite)
-        if run_file.result is not None and (output / "model.safetensors").is_file():
+        weights = ADAPTER_WEIGHTS if session.request.save_adapter else SAFETENSORS_FILES[0]
+        if run_file.result is not None and (output / weights).is_file():
             print(f"{output}: this run is finished; --overwrite trains again", file=sys.stderr)
             return run_file.result
         require_disk(output, disk_bytes(session.load.num_parameters, session.load.num_trained))

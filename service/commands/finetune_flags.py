@@ -181,6 +181,11 @@ def _add_values(parser: ArgumentParser) -> None:
         "--freeze", type=layers, metavar="N", help="do not train the first N layers; all: only a new head is trained"
     )
     group.add_argument("--lora", type=whole_above_zero, metavar="RANK", help="train low-rank adapters (needs peft)")
+    group.add_argument(
+        "--save-adapter",
+        action="store_true",
+        help="with --lora: write the adapter alone, which `serve` merges into its base; default: the merged model",
+    )
     group.add_argument("--seed", type=at_least_zero, default=0, metavar="N", help="default: 0")
     group.add_argument(
         "--seeds", type=list_of(at_least_zero), metavar="A,B", help="a run for each, in OUTPUT/seed-A, and their mean"

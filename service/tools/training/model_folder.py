@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from service.checkpoints.checkpoint import CHOICE_KEY, TASKS_KEY
+from service.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAFETENSORS_FILES
 from service.tools.training.run import FUSED_GELU, TOKENIZER_FILES
 from service.tools.training.run_file import write_text
 from service.tools.training.samples import Problem
@@ -28,14 +30,23 @@ class Described:
     question: str | None = None
 
 
-def write_model_folder(network: PreTrainedModel, vocabulary: Path, output: Path, described: Described) -> None:
-    """Writes the upstream layout in half precision. Each file is replaced at once: an interruption leaves no half one,
-    and config.json comes last."""
+def write_model_folder(
+    network: PreTrainedModel,
+    vocabulary: Path,
+    output: Path,
+    described: Described,
+    save: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes the upstream layout in half precision, or with `save` what that writes instead of the weights. Each file
+    is replaced at once: an interruption leaves no half one, and config.json comes last."""
     draft = output / DRAFT
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     _describe(network, described)
-    network.half().save_pretrained(draft)
+    if save is None:
+        network.half().save_pretrained(draft)
+    else:
+        save(draft)
     for name in TOKENIZER_FILES:
         if (vocabulary / name).is_file():
             shutil.copyfile(vocabulary / name, draft / name)
@@ -45,6 +56,8 @@ def write_model_folder(network: PreTrainedModel, vocabulary: Path, output: Path,
         file.chmod(0o644)
         file.replace(output / file.name)
     draft.rmdir()
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if save is None else SAFETENSORS_FILES:  # of an earlier run
+        (output / name).unlink(missing_ok=True)
 
 
 def _describe(network: PreTrainedModel, described: Described) -> None:

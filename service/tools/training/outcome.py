@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ def write_outcome(session: Session, trained: Trained, run_file: RunFile) -> Json
     output, problem = session.request.output, session.problem
     result = measure_outcome(session, trained)
     network = trained.network.network
-    adapters.merge(network)
+    if session.request.save_adapter:
+        base = adapters.Base.of(session.request.model, session.start)
+        save = partial(adapters.save, network, rank=session.values.lora, base=base)
+    else:
+        save = None
+        adapters.merge(network)
     described = Described(problem, trained.max_length, session.question)
     calibration = _calibrate(session, trained)
-    write_model_folder(network, session.start.path, output, described)
+    write_model_folder(network, session.start.path, output, described, save)
     _write_calibration(output, calibration, is_multi_label=problem.target == "several")
     write_text(output / "README.md", render(_card(session, trained, result, calibration)))
     result |= {"calibration": calibration}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from service.checkpoints.checkpoint import Checkpoint
-from service.checkpoints.files import weight_files
+from service.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weight_files
 from service.errors import SettingError
 from service.settings import VERSION
 from service.tools.data.converters import Example
@@ -34,6 +34,8 @@ OUTPUTS = (
     "calibration.json",
     "config.json",
     "model.safetensors",
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     "added_tokens.json",
     "special_tokens_map.json",
     "tokenizer.json",
@@ -185,7 +187,7 @@ def _show(value: Any) -> str:
 
 def _check_empty(folder: Path) -> None:
     """Raises SettingError if a model or the checkpoints of an unknown run are there."""
-    for name in (CHECKPOINTS, "config.json", "model.safetensors"):
+    for name in (CHECKPOINTS, "config.json", "model.safetensors", ADAPTER_WEIGHTS):
         is_empty_folder = (folder / name).is_dir() and not any((folder / name).iterdir())
         if (folder / name).exists() and not is_empty_folder:
             raise SettingError(

@@ -52,6 +52,8 @@ class Request:
     micro_batch: int | None = None
     use_checkpointing: bool | None = None
     devices: int = 1
+    save_adapter: bool = False
+    """Write the adapter of --lora alone."""
     reading: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of `load_source`."""
     downloads: Models = field(default_factory=Models)
@@ -218,7 +220,18 @@ def _values(request: Request, problem: Problem, start: Checkpoint, data: RunData
         flags=flags,
     )
     _check(values, problem, start)
+    if request.save_adapter:
+        _check_adapter(values, problem, start)
     return values
+
+
+def _check_adapter(values: Hyperparameters, problem: Problem, start: Checkpoint) -> None:
+    if not values.lora:
+        raise SettingError("--save-adapter: needs --lora RANK")
+    if problem.form == "head" and start.embedding is not None and start.embedding.pooling == ("mean",):
+        raise SettingError(
+            f"--save-adapter: a head on {start.name} gets one layer more, which its base does not have; leave it out"
+        )
 
 
 def _check(values: Hyperparameters, problem: Problem, start: Checkpoint) -> None:

@@ -219,6 +219,10 @@ def test_what_cannot_be_merged_is_refused_with_the_key_and_its_value(
     assert words in refused(adapt(**changes))
 
 
+def test_a_target_that_is_saved_whole_is_accepted(adapt: Callable[..., Path]) -> None:
+    assert found(adapt(whole=head(2), targets=("query",), target_modules=["query", "classifier"])).adapter is not None
+
+
 def test_a_pattern_of_targets_that_fits_is_accepted(adapt: Callable[..., Path]) -> None:
     pattern = r".*encoder\.layer\.\d+\..*\.(query|value)"
     assert found(adapt(targets=("query", "value"), target_modules=pattern)).adapter is not None
