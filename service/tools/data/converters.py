@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,22 @@ from service.tasks.nli import as_choice as nli_as_choice
 from service.tasks.unimc import Choice
 from service.tools.data.files import RecordError, read_records, read_text, take_each
 
+UNLABELLED = -1
+"""The answer of an example of a test file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What other encodings of an example need, where its options hold a part of the input.
+
+    `head` are the texts of a classifier and `labels` its classes, as CLUE's baselines encode them; `upstream` are the
+    texts of the authors' choice.
+    """
+
+    head: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -33,6 +49,9 @@ class Example:
     With several answers (multi-label), `answers` are the indices of all that hold, none or more, and `answer` is the
     first of them or -1. A graded example has a number, `grade`, instead of options. `line` is the place of the example
     in its file, from 1, where that is known.
+
+    `id` is what the publisher calls the example, and `group` is equal for examples that are decided together: the
+    blanks of one line, the keywords of one abstract. `answer` is UNLABELLED in files without answers.
     """
 
     task: str
@@ -43,6 +62,13 @@ class Example:
     answers: tuple[int, ...] | None = None
     grade: float | None = None
     line: int | None = field(default=None, compare=False)
+    id: str | int | None = field(default=None, compare=False)
+    group: str | int | None = field(default=None, compare=False)
+    forms: Forms = field(default=Forms(), compare=False)
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.answer >= 0 or self.grade is not None or self.answers is not None
 
     def as_choice(self) -> Choice:
         """The UniMC form, worded as the service does."""
@@ -95,6 +121,13 @@ def index_of(record: Any, key: str | int, names: Sequence[str]) -> int:
     return names.index(name)
 
 
+def answer_of(record: Any, key: str | int, names: Sequence[str]) -> int:
+    """As `index_of`; UNLABELLED where a test file leaves the field out."""
+    if isinstance(record, dict) and key not in record:
+        return UNLABELLED
+    return index_of(record, key, names)
+
+
 def number_of(record: Any, key: str | int) -> float:
     value = value_of(record, key)
     try:
@@ -108,6 +141,11 @@ def _name(key: str | int) -> str:
 
 
 NEWS_QUESTION = "下面新闻属于哪一个类别？"
+BLANK = "（）"
+MARK = "#idiom#"
+"""The blank in FewCLUE's files, which no text contains otherwise."""
+OTHER_BLANK = "____"
+_IDIOMS = re.compile(r"#idiom\d+#")
 IDIOM_QUESTION = "括号里应该填哪一个成语？"
 RELEVANCE_LABELS = ("不相关", "部分相关", "相关")
 PAIR_LABELS = ("不相似", "相似")
@@ -135,7 +173,7 @@ PAWS_HEADER = "id"
 
 
 def tnews(record: Any, path: Path) -> Iterator[Example]:
-    answer = index_of(record, "label_desc", tuple(TNEWS_LABELS))
+    answer = answer_of(record, "label_desc", tuple(TNEWS_LABELS))
     yield Example("classify", (text_of(record, "sentence"),), tuple(TNEWS_LABELS.values()), answer, NEWS_QUESTION)
 
 
@@ -145,7 +183,7 @@ def thucnews(record: Any, path: Path) -> Iterator[Example]:
 
 
 def sentiment(record: Any, path: Path) -> Iterator[Example]:
-    answer = index_of(record, "label", ("Negative", "Positive"))
+    answer = answer_of(record, "label", ("Negative", "Positive"))
     yield Example("classify", (text_of(record, "sentence"),), REVIEW_LABELS, answer)
 
 
@@ -163,20 +201,23 @@ def category(record: Any, path: Path) -> Iterator[Example]:
 
 def csldcp(record: Any, path: Path) -> Iterator[Example]:
     labels = _lines(path.parent / "labels_all.txt")
-    answer = index_of(record, "label", labels)
+    answer = answer_of(record, "label", labels)
     yield Example("classify", (text_of(record, "content"),), labels, answer, "这篇论文属于哪一个学科？")
 
 
 def iflytek(record: Any, path: Path) -> Iterator[Example]:
     labels = _iflytek_labels(path.parent)
-    answer = index_of(record, "label_des", labels)
+    answer = answer_of(record, "label_des", labels)
     yield Example("classify", (text_of(record, "sentence"),), labels, answer, "这个应用属于哪一个类别？")
 
 
 def csl(record: Any, path: Path) -> Iterator[Example]:
-    keywords = "、".join(texts_of(record, "keyword"))
+    words, text = texts_of(record, "keyword"), text_of(record, "abst")
+    keywords = "、".join(words)
     options = (f"这些词不能概括文章：{keywords}", f"这些词可以概括文章：{keywords}")
-    yield Example("classify", (text_of(record, "abst"),), options, index_of(record, "label", BINARY))
+    answer = answer_of(record, "label", BINARY)
+    forms = Forms((" ".join(words), text), ("不能概括", "可以概括"), (text,))
+    yield Example("classify", (text,), options, answer, group=text, forms=forms)
 
 
 def chid(record: Any, path: Path) -> Iterator[Example]:
@@ -185,30 +226,57 @@ def chid(record: Any, path: Path) -> Iterator[Example]:
     if isinstance(value_of(record, "content"), list):
         yield from _chid_of_clue(record, candidates, path)
         return
-    text = text_of(record, "content").replace("#idiom#", "（）")
-    answer = index_of(record, "answer", _numbers(len(candidates)))
-    yield Example("mrc", (text,), candidates, answer, IDIOM_QUESTION)
+    text = text_of(record, "content")
+    answer = answer_of(record, "answer", _numbers(len(candidates)))
+    forms = Forms(upstream=(text,))
+    yield Example("mrc", (text.replace(MARK, BLANK),), candidates, answer, IDIOM_QUESTION, forms=forms)
 
 
 def _chid_of_clue(record: Any, candidates: tuple[str, ...], path: Path) -> Iterator[Example]:
-    """One example for each blank; the other blanks of its text stay blank, as their answers are asked, too."""
-    answers = _chid_answers(path.with_name(f"{path.stem}_answer.json"))
-    for content in texts_of(record, "content"):
-        for blank in re.findall(r"#idiom\d+#", content):
-            text = re.sub(r"#idiom\d+#", "____", content.replace(blank, "（）"))
-            answer = index_of(answers, blank, _numbers(len(candidates)))
-            yield Example("mrc", (text,), candidates, answer, IDIOM_QUESTION)
+    """One example for each blank. The other blanks of its text stay blank, as their answers are asked, too; the
+    authors' texts have the right idioms there, where they are known."""
+    file = path.with_name(f"{path.stem}_answer.json")
+    answers = {} if path.stem.startswith("test") and not file.is_file() else _chid_answers(file)
+    contents = texts_of(record, "content")
+    for content in contents:
+        blanks = _IDIOMS.findall(content)
+        found = {blank: answer_of(answers, blank, _numbers(len(candidates))) for blank in blanks}
+        if not path.stem.startswith("test") and UNLABELLED in found.values():
+            raise RecordError(f"has a blank that {file.name} has no answer for")
+        gold = {blank: candidates[answer] if answer >= 0 else OTHER_BLANK for blank, answer in found.items()}
+        for blank in blanks:
+            text = _fill(content, dict.fromkeys(blanks, OTHER_BLANK) | {blank: BLANK})
+            forms = Forms(upstream=(_fill(content, gold | {blank: MARK}),))
+            group = "".join(contents)
+            yield Example("mrc", (text,), candidates, found[blank], IDIOM_QUESTION, id=blank, group=group, forms=forms)
+
+
+def _fill(content: str, words: Mapping[str, str]) -> str:
+    """The text with a word in the place of each blank."""
+    return _IDIOMS.sub(lambda blank: words[blank[0]], content)
 
 
 def cluewsc(record: Any, path: Path) -> Iterator[Example]:
-    target = value_of(record, "target")
+    target, text = value_of(record, "target"), text_of(record, "text")
     name, pronoun = text_of(target, "span1_text"), text_of(target, "span2_text")
     options = (f"{pronoun}不是{name}", f"{pronoun}是{name}")
-    yield Example("classify", (text_of(record, "text"),), options, index_of(record, "label", ("false", "true")))
+    spans = [(int(number_of(target, f"span{n}_index")), each) for n, each in ((1, name), (2, pronoun))]
+    underlined, bracketed = ("_", "_"), ("[", "]")
+    clue, authors = (_mark(text, spans, marks) for marks in ((underlined, bracketed), (bracketed, underlined)))
+    forms = Forms((clue,), ("不是", "是"), (authors,))
+    yield Example("classify", (text,), options, answer_of(record, "label", ("false", "true")), forms=forms)
+
+
+def _mark(text: str, spans: Sequence[tuple[int, str]], marks: Sequence[tuple[str, str]]) -> str:
+    """The text with a pair of marks around each (start, text) of the spans."""
+    for (start, span), (before, after) in sorted(zip(spans, marks, strict=True), reverse=True):
+        end = start + len(span)
+        text = f"{text[:start]}{before}{text[start:end]}{after}{text[end:]}"
+    return text
 
 
 def pair(record: Any, path: Path) -> Iterator[Example]:
-    yield Example("similarity", _texts(record), PAIR_LABELS, index_of(record, _label(record), BINARY))
+    yield Example("similarity", _texts(record), PAIR_LABELS, answer_of(record, _label(record), BINARY))
 
 
 def paws(record: Any, path: Path) -> Iterator[Example]:
@@ -232,12 +300,12 @@ def grade(record: Any, path: Path) -> Iterator[Example]:
 def qbqtc(record: Any, path: Path) -> Iterator[Example]:
     """The names of the classes are ours: upstream has numbers only."""
     texts = (text_of(record, "query"), text_of(record, "title"))
-    yield Example("classify", texts, RELEVANCE_LABELS, index_of(record, "label", _numbers(len(RELEVANCE_LABELS))))
+    yield Example("classify", texts, RELEVANCE_LABELS, answer_of(record, "label", _numbers(len(RELEVANCE_LABELS))))
 
 
 def nli(record: Any, path: Path) -> Iterator[Example]:
     """Skips pairs with the label "-": their annotators did not agree."""
-    answer = index_of(record, _label(record), (*NLI_LABELS, "-"))
+    answer = answer_of(record, _label(record), (*NLI_LABELS, "-"))
     if answer < len(NLI_LABELS):
         yield Example("nli", _texts(record), NLI_LABELS, answer)
 
@@ -246,7 +314,9 @@ def c3(record: Any, path: Path) -> Iterator[Example]:
     passage = "\n".join(texts_of(record, 0))
     for question in list_of(record, 1):
         choices = texts_of(question, "choice")
-        yield Example("mrc", (passage,), choices, index_of(question, "answer", choices), text_of(question, "question"))
+        answer = answer_of(question, "answer", choices)
+        name = question.get("id") if isinstance(question, dict) else None
+        yield Example("mrc", (passage,), choices, answer, text_of(question, "question"), id=name)
 
 
 def _texts(record: Any) -> tuple[str, str]:
@@ -256,7 +326,10 @@ def _texts(record: Any) -> tuple[str, str]:
 
 
 def _label(record: Any) -> str | int:
-    return "label" if isinstance(record, dict) else 2
+    """CLUE's own baselines read CMNLI's labels from `gold_label`."""
+    if not isinstance(record, dict):
+        return 2
+    return "gold_label" if "label" not in record and "gold_label" in record else "label"
 
 
 @cache

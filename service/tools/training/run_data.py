@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from service.tools.data.converters import Example
 from service.tools.data.own import OwnData
 from service.tools.data.source import is_file, load_source
 from service.tools.data.splits import cross_fold, k_shot, limit, split, without_overlap
+from service.tools.training.wordings import Wording, as_head, with_options
 
 SPLIT_SEED = 0
 """Of the dev set: runs of different seeds are measured on the same examples."""
@@ -40,6 +42,31 @@ class RunData:
     train: list[Example]
     dev: list[Example]
     notes: tuple[str, ...]
+
+    @property
+    def has_head_form(self) -> bool:
+        """Whether examples with options of their own have another encoding for a classifier."""
+        return bool(self.read.examples[0].forms.labels)
+
+    def arranged(self, wording: Wording) -> RunData:
+        """With the options of all examples in the order of a wording."""
+        return self._with(wording.arrange)
+
+    def for_head(self) -> RunData:
+        """As a classifier reads it: data whose options hold a part of the input become texts with shared classes."""
+        return self._with(as_head)
+
+    def _with(self, change: Callable[[Example], Example]) -> RunData:
+        examples = list(map(change, self.read.examples))
+        shared = examples[0].options
+        labels = shared if all(example.options == shared for example in examples) else ()
+        kind = "classify" if labels and not self.read.labels else self.read.kind
+        counts = Counter(example.answer for example in examples)
+        report = self.read.report
+        if labels:
+            report = replace(report, class_counts={label: counts[index] for index, label in enumerate(labels)})
+        read = replace(self.read, examples=examples, labels=labels, kind=kind, report=report)
+        return RunData(read, list(map(change, self.train)), list(map(change, self.dev)), self.notes)
 
 
 def read_data(selection: Selection, seed: int, **arguments: Any) -> RunData:
@@ -100,14 +127,7 @@ def _read_dev(source: str, read: OwnData, data: Path | None, arguments: dict[str
         return found.examples
     if unknown := [label for label in found.labels if label not in read.labels]:
         raise DatasetError(f"{source}: has the class {unknown[0]!r}, which no training example has")
-    return [_with_labels(example, read.labels) for example in found.examples]
-
-
-def _with_labels(example: Example, labels: tuple[str, ...]) -> Example:
-    index = [labels.index(option) for option in example.options]
-    answers = None if example.answers is None else tuple(index[answer] for answer in example.answers)
-    answer = index[example.answer] if example.answer >= 0 else example.answer
-    return replace(example, options=labels, answer=answer, answers=answers)
+    return [with_options(example, read.labels) for example in found.examples]
 
 
 def _parse_fold(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,13 +14,13 @@ from torch.utils.data import Dataset, Sampler
 
 from service.domain import Encoding, FloatArray, Labels, TokenScores
 from service.errors import InvalidRequest, SettingError
-from service.tasks.rows import encode_rows
+from service.tasks.rows import encode_rows, read_texts
 from service.tasks.text_model import TextModel
-from service.tasks.unimc import MIN_TEXT_TOKENS, encode_choices
+from service.tasks.unimc import MIN_TEXT_TOKENS, Choice, encode_choices
 from service.tools.data.converters import Example
 from service.tools.training.recipe import Form
 from service.tools.training.trainer import attention_mask, pad
-from service.tools.training.wordings import Wording
+from service.tools.training.wordings import Wording, halve
 
 Batch = dict[str, Tensor]
 Target = Literal["one", "several", "number"]
@@ -96,10 +97,26 @@ def _encode(model: TextModel, problem: Problem, examples: Sequence[Example]) -> 
     if problem.form == "head":
         return encode_rows(model, [example.texts for example in examples], Labels(), "right")
     try:
-        return encode_choices(model, [problem.wording.choice_of(example) for example in examples], "right")
+        return encode_choices(model, choices_of(model, problem.wording, examples), "right")
     except InvalidRequest as error:
         reason = error.errors[0].message if error.errors else error.detail
         raise SettingError(f"--max-length {model.max_length}: {reason}; or use --form head") from None
+
+
+def choices_of(model: TextModel, wording: Wording, examples: Sequence[Example]) -> list[Choice]:
+    """The choices of a wording, with options that fit into a row of this model where the wording halves them."""
+    choices = [wording.choice_of(example) for example in examples]
+    if not wording.halve:
+        return choices
+    limit = model.max_length - MIN_TEXT_TOKENS
+    sets = dict.fromkeys(choice.options for choice in choices)
+    fitting = {options: halve(options, partial(_num_tokens, model), limit) for options in sets}
+    return [replace(choice, options=fitting[choice.options]) for choice in choices]
+
+
+def _num_tokens(model: TextModel, options: Sequence[str]) -> int:
+    """Of the options joined by masks between [CLS] and [SEP], as upstream counts them."""
+    return sum(map(len, read_texts(model, options, model.max_length, "right"))) + len(options) + 1
 
 
 def target_of(problem: Problem, example: Example) -> int | float | FloatArray:

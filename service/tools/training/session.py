@@ -128,7 +128,13 @@ def prepare(request: Request, seed: int, *, only_config: bool = False) -> Sessio
     start = find_start(request.model, request.downloads, only_config=only_config)
     reasons: list[str] = []
     form = choose_form(request, data, start, reasons, only_config=only_config)
+    if form == "head" and data.has_head_form:
+        data = data.for_head()
+        reasons.append("texts: as CLUE's baselines encode them for a classifier")
     problem = make_problem(request, data.read, form, start, reasons)
+    if problem.wording.order:
+        data = data.arranged(problem.wording)
+        problem = replace(problem, labels=tuple(data.read.labels))
     values = _values(request, problem, start, data, seed)
     load = _load(request, problem, start, values, data.train)
     micro_batch, load = _fit(request, values, load, reasons)
@@ -144,6 +150,8 @@ def choose_form(
     """
     read = data.read
     has_own_options = not read.labels and read.kind != "graded"
+    if request.form == "head" and data.has_head_form:
+        return "head"
     if request.form == "head" and has_own_options:
         raise SettingError("--form head: each example has options of its own; wanted one list of classes")
     if request.form == "choice" and read.kind == "graded":
@@ -158,6 +166,8 @@ def choose_form(
 def _auto_form(data: RunData, start: Checkpoint, *, can_choose: bool, has_own_options: bool) -> tuple[Form, str]:
     if data.read.kind == "graded":
         return "head", "the examples have grades"
+    if has_own_options and not can_choose and data.has_head_form:
+        return "head", f"{start.name} is no masked LM with words for yes and no"
     if has_own_options:
         return "choice", "each example has options of its own"
     if not can_choose:

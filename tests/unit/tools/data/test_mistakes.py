@@ -24,7 +24,7 @@ def test_an_unknown_half_of_a_split_is_refused(tmp_path: Path) -> None:
 def test_the_error_of_a_missing_split_lists_the_paths(tmp_path: Path) -> None:
     json_lines(tmp_path / "tnews/dev.json", GOOD_NEWS)
     with pytest.raises(
-        DatasetError, match=r"^no such data file: .*/test_few_all\.json or .* or .*/tnews/test\.json or "
+        DatasetError, match=r"^no such data file: .*/test_public\.json or .* or .*/tnews/test\.json or "
     ):
         load("tnews", tmp_path, "test")
 

@@ -274,16 +274,111 @@ def test_dev_is_the_default_split(tmp_path: Path) -> None:
     assert load("tnews", tmp_path, "train") == [news("新车", 6)]
 
 
-def test_few_shot_files_are_preferred_to_full_ones(tmp_path: Path) -> None:
-    for number, path in enumerate(
-        ("fewclue/tnews/dev_few_all.json", "fewclue/tnews/dev_public.json", "tnews/dev.json")
-    ):
-        json_lines(tmp_path / path, {"label_desc": "news_car", "sentence": str(number)})
-    for number, path in enumerate(
-        ("fewclue/tnews/dev_few_all.json", "fewclue/tnews/dev_public.json", "tnews/dev.json")
-    ):
-        assert load("tnews", tmp_path) == [news(str(number), 6)]
-        (tmp_path / path).unlink()
+CAR = {"label_desc": "news_car", "sentence": "新车"}
+
+
+@pytest.mark.parametrize("folder", ["tnews", "tnews_public", "clue/tnews", "clue/tnews_public"])
+def test_a_bare_name_that_is_in_two_collections_is_refused(tmp_path: Path, folder: str) -> None:
+    json_lines(tmp_path / "fewclue/tnews/dev_few_all.json", CAR)
+    json_lines(tmp_path / folder / "dev.json", CAR)
+    with pytest.raises(DatasetError, match=r"^tnews: there are fewclue/tnews \(.*\) and clue/tnews \(.*\); name one"):
+        load("tnews", tmp_path)
+
+
+def test_a_fold_is_of_the_few_shot_data_whatever_lies_beside_it(tmp_path: Path) -> None:
+    json_lines(tmp_path / "fewclue/tnews/dev_0.json", CAR)
+    json_lines(tmp_path / "tnews/dev.json", CAR | {"sentence": "旧车"})
+    assert load("tnews", tmp_path, "dev", "0") == [news("新车", 6)]
+
+
+UNLABELLED_FILES: dict[str, tuple[str, str, dict[str, object], int | str]] = {
+    "tnews": ("clue/tnews", "tnews_public/test1.1.json", {"id": 7, "sentence": "新车"}, 7),
+    "iflytek": ("clue/iflytek", "iflytek/test.json", {"id": 8, "sentence": "导航"}, 8),
+    "afqmc": ("clue/afqmc", "afqmc/test.json", {"id": 9, "sentence1": "甲", "sentence2": "乙"}, 9),
+    "ocnli": ("clue/ocnli", "ocnli/test.json", {"id": 3, "sentence1": "甲", "sentence2": "乙"}, 3),
+    "cmnli": ("clue/cmnli", "cmnli_public/test.json", {"id": 4, "sentence1": "甲", "sentence2": "乙"}, 4),
+    "eprstmt": ("fewclue/eprstmt", "fewclue/eprstmt/test.json", {"id": 0, "sentence": "好"}, 0),
+    "csl": ("clue/csl", "csl/test.json", {"id": 2, "abst": "摘要", "keyword": ["词"]}, 2),
+    "qbqtc": ("qbqtc", "qbqtc/test.json", {"id": 5, "query": "甲", "title": "乙"}, 5),
+    "chid": (
+        "clue/chid",
+        "chid/test1.1.json",
+        {"candidates": ["甲", "乙"], "content": ["他#idiom000001#。"]},
+        "#idiom000001#",
+    ),
+    "few-shot chid": (
+        "fewclue/chid",
+        "FewCLUE/datasets/chid/test.json",
+        {"id": 6, "candidates": ["甲", "乙"], "content": "他#idiom#。"},
+        6,
+    ),
+    "wsc": (
+        "clue/wsc",
+        "cluewsc2020_public/test1.1.json",
+        {
+            "id": 1,
+            "text": "那舌头它",
+            "target": {"span1_index": 1, "span1_text": "舌头", "span2_index": 3, "span2_text": "它"},
+        },
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNLABELLED_FILES)
+def test_a_test_file_without_answers_is_read_with_its_ids(tmp_path: Path, case: str) -> None:
+    name, path, record, expected = UNLABELLED_FILES[case]
+    json_lines(tmp_path / path, record)
+    [example] = load(name, tmp_path, "board")
+    assert (example.id, example.is_labelled) == (expected, False)
+
+
+def test_the_one_test_file_of_c3_is_read_once(tmp_path: Path) -> None:
+    content = [[["春天。"], [{"question": "什么？", "choice": ["春", "冬"], "id": "q7"}], "1"]]
+    json_document(tmp_path / "c3_public/test1.1.json", content)
+    [example] = load("clue/c3", tmp_path, "board")
+    assert (example.id, example.is_labelled) == ("q7", False)
+
+
+def test_the_public_test_file_is_not_that_of_the_leaderboard(tmp_path: Path) -> None:
+    json_lines(tmp_path / "fewclue/bustm/test_public.json", {"sentence1": "甲", "sentence2": "乙", "label": "1"})
+    json_lines(tmp_path / "fewclue/bustm/test.json", {"sentence1": "丙", "sentence2": "丁"})
+    assert load("fewclue/bustm", tmp_path, "test") == [similar("甲", "乙", 1)]
+    assert load("fewclue/bustm", tmp_path, "board")[0].texts == ("丙", "丁")
+
+
+def test_ocnli_of_clue_trains_on_all_50_thousand_pairs(tmp_path: Path) -> None:
+    for stem, first in (("train.50k", "甲"), ("train.10k", "乙")):
+        json_lines(tmp_path / f"ocnli/{stem}.json", UNSURE | {"sentence1": first, "label": "neutral"})
+    assert load("clue/ocnli", tmp_path, "train")[0].texts == ("甲", "乙")
+
+
+def test_the_training_set_of_10_thousand_pairs_is_measured_on_the_dev_set(tmp_path: Path) -> None:
+    json_lines(tmp_path / "ocnli/train.10k.json", UNSURE | {"label": "neutral"})
+    json_lines(tmp_path / "ocnli/dev.json", UNSURE | {"label": "entailment"})
+    assert [load("ocnli-10k", tmp_path, split)[0].answer for split in ("train", "dev")] == [1, 2]
+
+
+def test_the_classifier_of_csl_reads_keywords_and_abstract(tmp_path: Path) -> None:
+    json_lines(tmp_path / "clue/csl/dev.json", {"id": 0, "abst": "摘要", "keyword": ["侵权", "环境"], "label": "1"})
+    [example] = load("clue/csl", tmp_path)
+    assert (example.forms.head, example.forms.labels) == (("侵权 环境", "摘要"), ("不能概括", "可以概括"))
+
+
+def test_the_classifier_of_wsc_reads_marks_around_name_and_pronoun(tmp_path: Path) -> None:
+    target = {"span1_index": 3, "span1_text": "舌头", "span2_index": 0, "span2_text": "它"}
+    json_lines(tmp_path / "wsc/dev.json", {"id": 0, "text": "它是那舌头！", "target": target, "label": "true"})
+    [example] = load("clue/wsc", tmp_path)
+    assert example.forms.head == ("[它]是那_舌头_！",)
+    assert example.forms.upstream == ("_它_是那[舌头]！",)
+
+
+def test_the_blanks_of_one_line_of_clue_are_decided_together(tmp_path: Path) -> None:
+    chid_of_clue(tmp_path)
+    first, second = load("chid", tmp_path)
+    assert first.group == second.group
+    assert (first.id, second.id) == ("#idiom000001#", "#idiom000002#")
+    assert first.forms.upstream == ("#idiom#之后，画蛇添足。",)
 
 
 def test_a_fold_is_one_part_of_few_shot_data(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from service.errors import SettingError
 from service.tasks.unimc import Choice
-from service.tools.data.converters import Example
-from service.tools.training.wordings import Wording, make_wording, read_words, wording_of
+from service.tools.data.converters import Example, Forms
+from service.tools.training.wordings import Wording, as_head, make_wording, read_words, wording_of
 
 REVIEW = Example("classify", ("很快",), ("pos", "neg"), 0, "怎么样？")
 
@@ -54,23 +54,26 @@ def test_similarity_is_worded_by_the_service_whatever_the_wording() -> None:
 def test_upstream_words_iflytek_by_two_characters_that_all_differ() -> None:
     wording = wording_of("clue/iflytek", "upstream")
     assert wording.question == "请问app应用属于？"
-    assert len(wording.words) == len(set(wording.words.values())) == 61
+    assert len(wording.words) == len(set(wording.words.values())) == 119
     assert all(len(word) == 2 for word in wording.words.values())
 
 
-def test_upstream_words_csl_by_what_can_summarize_the_abstract() -> None:
-    example = Example("classify", ("摘要",), ("这些词不能概括文章：甲、乙", "这些词可以概括文章：甲、乙"), 1)
-    assert wording_of("csl", "upstream").choice_of(example).options == (
-        "不能使用甲、乙概括摘要",
-        "可以使用甲、乙概括摘要",
-    )
+def test_the_words_of_a_table_give_the_order_of_the_options() -> None:
+    wording = Wording(words={"乙": "二", "甲": "一"}, order="words")
+    example = wording.arrange(Example("classify", ("文",), ("甲", "丙", "乙"), 1, answers=(0, 1)))
+    assert (example.options, example.answer, example.answers) == (("乙", "甲", "丙"), 2, (1, 2))
+    assert wording.choice_of(example).options == ("二", "一", "丙")
 
 
-def test_upstream_fills_each_idiom_into_its_clause() -> None:
-    example = Example("mrc", ("天亮了，他（），走了。真的。",), ("一心一意", "三心二意"), 0, "括号里应该填哪一个成语？")
-    assert wording_of("chid", "upstream").choice_of(example) == Choice(
-        ("他一心一意，", "他三心二意，"), ("天亮了，", "走了。真的。")
-    )
+def test_a_file_is_worded_by_its_own_labels_in_every_profile() -> None:
+    assert wording_of("runs/iflytek.csv", "upstream") == Wording()
+
+
+def test_a_classifier_reads_what_the_options_hold() -> None:
+    forms = Forms(("词 语", "摘要"), ("不能概括", "可以概括"))
+    example = Example("classify", ("摘要",), ("不能：词、语", "可以：词、语"), 1, forms=forms)
+    assert as_head(example) == Example("classify", ("词 语", "摘要"), ("不能概括", "可以概括"), 1)
+    assert as_head(REVIEW) == REVIEW
 
 
 def test_mini_keeps_the_wordings_that_it_was_trained_with() -> None:
