@@ -20,6 +20,7 @@ from tqdm import tqdm
 from service.cli_args import above_zero, file_to_write, list_of, whole_above_zero
 from service.commands.connection import DEFAULT_URL, add_connection_flags, connect, own_head
 from service.commands.data_flags import FORMATS, add_field_flags, print_data, source_arguments
+from service.commands.suite_evaluation import add_suite_flags, evaluate_suite, print_suite, used_suite_flags
 from service.errors import DatasetError
 from service.tools.answer_files import write_bad_cases, write_predictions
 from service.tools.confusion_picture import draw, has_matplotlib
@@ -44,10 +45,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder with the data sets, for a TASK")
     parser.add_argument(
         "--split",
-        default="dev",
-        help="of a TASK: train, dev or test; dev.even and dev.odd are halves of dev (default: %(default)s)",
+        help="of a TASK: train, dev, test, or board, the unlabelled file of a leaderboard; dev.even and dev.odd are "
+        "halves of dev (default: dev, of a suite its own)",
     )
-    parser.add_argument("--fold", choices=FOLDS, help="of a TASK of FewCLUE: a part of the split (default: all)")
+    parser.add_argument(
+        "--fold",
+        choices=(*FOLDS, "each"),
+        help="of a TASK of FewCLUE: a part of the split (default: all); each: with --suite",
+    )
     parser.add_argument("--limit", type=whole_above_zero, metavar="N", help="at most N examples, drawn at random")
     parser.add_argument("--seed", type=int, default=1, help="seed of that draw (default: %(default)s)")
     add_connection_flags(parser)
@@ -67,6 +72,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="R",
         help="lowest score of a label that holds, where a text has several (default: %(default)s)",
     )
+    add_suite_flags(parser)
     _add_outputs(parser)
     add_field_flags(parser)
 
@@ -98,11 +104,15 @@ def run(argv: Sequence[str]) -> int:
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
-    if (args.source is None) == (args.task is None):
-        parser.error("wanted one FILE or TASK")
+    if args.suite is None and (args.source is None) == (args.task is None):
+        parser.error("wanted one FILE or TASK, or --suite")
+    if args.suite is None and (suite_only := used_suite_flags(args)):
+        parser.error(f"{', '.join(suite_only)}: wanted --suite")
     if args.confusion is not None and not has_matplotlib():
         parser.error("--confusion needs matplotlib: pip install -r requirements/bench.txt")
     try:
+        if args.suite is not None:
+            return print_suite(asyncio.run(evaluate_suite(args)), args.json)
         report = asyncio.run(evaluate(args))
     except (DatasetError, EvaluationError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -118,9 +128,12 @@ def run(argv: Sequence[str]) -> int:
 async def evaluate(args: Namespace, transport: httpx.AsyncBaseTransport | None = None) -> dict[str, Any]:
     """Sends the examples to the server, writes the files, and returns the report. `transport` replaces the network in
     tests."""
-    data = load_source(
-        args.source or args.task, data=args.data, split=args.split, fold=args.fold, **source_arguments(args)
-    )
+    split = args.split or "dev"
+    data = load_source(args.source or args.task, data=args.data, split=split, fold=args.fold, **source_arguments(args))
+    if not data.examples[0].is_labelled:
+        raise DatasetError(
+            f"{data.source}: has no answers; evaluate --suite NAME --submit DIR writes a leaderboard's file"
+        )
     print_data(data)
     examples = limit(data.examples, args.limit, args.seed)
     async with connect(args, transport) as client:

@@ -48,6 +48,8 @@ def run(argv: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if args.recipe:
         return _train_by_recipe(args)
+    if args.suite:
+        return _train_suite(args)
     return _finetune(args, argv)
 
 
@@ -106,6 +108,24 @@ def _finetune(args: Namespace, argv: Sequence[str]) -> int:
     return 0
 
 
+def _train_suite(args: Namespace) -> int:
+    from service.commands.suite_training import train_suite
+    from service.tools.training.finetuning import quieten
+    from service.tools.training.session import prepare
+
+    quieten()
+
+    def train_one(one: Namespace) -> dict[str, Any] | None:
+        session = prepare(make_request(one), one.seed, only_config=one.dry_run)
+        _print_session(session)
+        if one.dry_run:
+            _print_plan(session)
+            return None
+        return {"form": session.problem.form, **_run_one(session, one)}
+
+    return train_suite(args, train_one)
+
+
 def make_request(args: Namespace) -> Request:
     """
     Raises:
@@ -125,7 +145,7 @@ def make_request(args: Namespace) -> Request:
         raise SettingError("--trials, --learning-rate: choose one")
     workers = int(os.environ.get("WORLD_SIZE", "1"))
     return Request(
-        Selection(source, args.data, args.dev, args.dev_share, args.fold, args.k_shot, args.limit),
+        Selection(source, args.data, args.dev, args.dev_share, args.fold, args.k_shot, args.limit, args.test),
         args.model,
         args.output,
         form=args.form,
@@ -212,6 +232,7 @@ def _run_one(session: Session, args: Namespace) -> dict[str, Any]:
         require_memory(session),
         session.load.use_checkpointing,
         output / "tensorboard" if find_spec("tensorboard") else None,
+        session.data.test,
     )
     if int(os.environ.get("RANK", "0")) > 0:
         found = None if args.overwrite else read_run(output)

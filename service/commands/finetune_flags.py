@@ -8,6 +8,7 @@ from typing import Any
 
 from service.cli_args import above_zero, checked, list_of, whole_above_zero
 from service.commands.data_flags import add_field_flags
+from service.tools.suites import suites
 
 ALL_LAYERS = -1
 VALUES = (
@@ -101,6 +102,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print memory, time, disk and steps, and exit before anything is loaded"
     )
+    parser.add_argument(
+        "--suite", choices=tuple(suites()), help="train the tasks of a suite, each into its own folder of --output"
+    )
+    parser.add_argument(
+        "--against", choices=("card",), help="of a suite: print the numbers of the model cards, and the difference"
+    )
     _add_selection(parser)
     _add_form(parser)
     _add_values(parser)
@@ -117,7 +124,14 @@ def _add_selection(parser: ArgumentParser) -> None:
         metavar="S",
         help="that part, where there is no dev set; default: 0.1, of small data 0.2",
     )
-    group.add_argument("--fold", metavar="N", help="FewCLUE's fold of a task (0 to 4, all); INDEX/COUNT of a file")
+    group.add_argument(
+        "--fold", metavar="N", help="FewCLUE's fold of a task (0 to 4, all; each, of a suite); INDEX/COUNT of a file"
+    )
+    group.add_argument(
+        "--test",
+        choices=("test", "held-out"),
+        help="of a task: measure the finished model on this, too; held-out: the dev examples of the other folds",
+    )
     group.add_argument("--k-shot", type=whole_above_zero, metavar="K", help="train on K examples of each class")
     group.add_argument("--limit", type=whole_above_zero, metavar="N", help="train on at most N examples")
 

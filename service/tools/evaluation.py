@@ -38,13 +38,15 @@ class Ask:
     """How a classification is asked for.
 
     `head`: without labels, as a fine-tuned model answers with its own. `label_set`: a stored one instead of the options
-    of the examples. `threshold`: the lowest score of a label that holds, where each is scored by itself.
+    of the examples. `threshold`: the lowest score of a label that holds, where each is scored by itself. `method`: the
+    field of the request that says which of the served models answer.
     """
 
     head: bool = False
     label_set: str | None = None
     multi_label: bool = False
     threshold: float = SIMILAR
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ def request_of(chunk: Sequence[Example], ask: Ask = Ask()) -> tuple[str, dict[st
         body["question"] = first.question
     if ask.multi_label or first.answers is not None:
         body["multi_label"] = True
+    if ask.method is not None:
+        body["method"] = ask.method
     return "/v1/classify", body
 
 

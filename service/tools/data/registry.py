@@ -15,6 +15,7 @@ from service.errors import DatasetError
 from service.tools.data import converters
 from service.tools.data.converters import Example
 from service.tools.data.files import RecordError, find, read_json, read_records, take_each
+from service.tools.data.report import key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,14 @@ def load(name: str, data: Path, split: str = "dev", fold: str | None = None) -> 
     paths = files_of(name, data, stem, fold)
     examples = [example for path in paths for example in _read(dataset, path, needs_labels=needs_labels)]
     return examples[HALVES[half] :: 2] if half else examples
+
+
+def held_out(name: str, data: Path, fold: str | None) -> list[Example]:
+    """The development examples of FewCLUE's other folds, without those whose texts are in this fold."""
+    if fold in (None, "all"):
+        raise DatasetError(f"{name}: only a fold leaves other folds to measure on; name it with --fold")
+    own = {key_of(one) for split in ("train", "dev") for one in load(name, data, split, fold)}
+    return [one for one in load(name, data, "dev", "all") if key_of(one) not in own]
 
 
 def files_of(name: str, data: Path, split: str, fold: str | None = None) -> list[Path]:

@@ -66,6 +66,8 @@ class Run:
     use_checkpointing: bool = False
     log_dir: Path | None = None
     """Where TensorBoard's files go; None without it."""
+    test: Sequence[Example] = ()
+    """What the finished network is measured on besides the dev set."""
 
 
 @dataclass(slots=True)
@@ -81,6 +83,8 @@ class Trained:
     seconds: float
     resumed_from: int
     values: Hyperparameters
+    test: tuple[FloatArray, np.ndarray[Any, Any]] | None = None
+    """Logits and targets of the test examples."""
 
 
 def check_start(start: Checkpoint, problem: Problem) -> None:
@@ -168,6 +172,7 @@ class Prepared:
     network: HeadNetwork | ChoiceNetwork
     train: Samples
     dev: Samples
+    test: Samples
     max_length: int
     num_steps: int
     metric: str
@@ -188,6 +193,7 @@ def prepare(run: Run) -> Prepared:
     max_length = resolve_max_length(run, model)
     train = Samples(model, problem, run.train, max_length)
     dev = Samples(model, problem, run.dev, max_length)
+    test = Samples(model, problem, run.test, max_length)
     loss = make_loss(problem, values, run.train)
     network = load_network(run.start, problem, values.dropout)
     if run.use_checkpointing:
@@ -202,12 +208,12 @@ def prepare(run: Run) -> Prepared:
     if problem.form == "head":
         whole = HeadNetwork(network, loss)
         if values.freeze == ALL_LAYERS:
-            _replace_by_vectors(whole, problem, (train, dev))
+            _replace_by_vectors(whole, problem, [split for split in (train, dev, test) if len(split)])
     else:
-        width = max(train.num_options, dev.num_options)
+        width = max(train.num_options, dev.num_options, test.num_options)
         whole = ChoiceNetwork(network, loss, model.yes or 0, model.no or 0, width)
     metric = default_metric(problem, values, count_classes(problem, run.train))
-    return Prepared(run, whole, train, dev, max_length, step_count(values, len(train)), metric)
+    return Prepared(run, whole, train, dev, test, max_length, step_count(values, len(train)), metric)
 
 
 def resolve_max_length(run: Run, model: TextModel) -> int:
@@ -373,6 +379,7 @@ def train(run: Run, output: Path, run_file: RunFile | None) -> Trained:
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = time.monotonic() - started
     predicted = trainer.predict(prepared.dev)
+    tested = trainer.predict(prepared.test) if len(prepared.test) else None
     return Trained(
         network=prepared.network,
         logits=np.asarray(predicted.predictions, dtype=np.float32),
@@ -383,6 +390,7 @@ def train(run: Run, output: Path, run_file: RunFile | None) -> Trained:
         seconds=seconds,
         resumed_from=resuming.step_of(start) if start else 0,
         values=run.values,
+        test=None if tested is None else (np.asarray(tested.predictions), np.asarray(tested.label_ids)),
     )
 
 

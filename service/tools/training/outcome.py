@@ -64,6 +64,10 @@ def measure_outcome(session: Session, trained: Trained) -> Json:
         "learning_rate": trained.values.learning_rate,
         "warnings": [],
     }
+    if trained.test is not None:
+        tested = measure(problem.target, *trained.test, len(labels))
+        found["test"] = {name: _round(value) for name, value in tested.items()}
+        found["examples"]["test"] = len(trained.test[1])
     if problem.target == "one" and labels:
         chosen = logits.argmax(-1)
         rows = per_class(chosen, targets, len(labels))

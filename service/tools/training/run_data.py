@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from service.errors import DatasetError
 from service.tools.data.converters import Example
 from service.tools.data.own import OwnData
+from service.tools.data.registry import held_out, load
 from service.tools.data.source import is_file, load_source
 from service.tools.data.splits import cross_fold, k_shot, limit, split, without_overlap
 from service.tools.training.wordings import Wording, as_head, with_options
 
+HELD_OUT = "held-out"
+"""The dev examples of the other folds."""
 SPLIT_SEED = 0
 """Of the dev set: runs of different seeds are measured on the same examples."""
 SMALL, SMALL_SHARE, LARGE_SHARE = 1000, 0.2, 0.1
@@ -32,6 +35,8 @@ class Selection:
     fold: str | None = None
     k_shot: int | None = None
     limit: int | None = None
+    test: str | None = None
+    """What the finished run is measured on besides the dev set: a split of the task, or HELD_OUT."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class RunData:
     train: list[Example]
     dev: list[Example]
     notes: tuple[str, ...]
+    test: list[Example] = field(default_factory=list)
 
     @property
     def has_head_form(self) -> bool:
@@ -66,7 +72,8 @@ class RunData:
         if labels:
             report = replace(report, class_counts={label: counts[index] for index, label in enumerate(labels)})
         read = replace(self.read, examples=examples, labels=labels, kind=kind, report=report)
-        return RunData(read, list(map(change, self.train)), list(map(change, self.dev)), self.notes)
+        train, dev, test = (list(map(change, part)) for part in (self.train, self.dev, self.test))
+        return RunData(read, train, dev, self.notes, test)
 
 
 def read_data(selection: Selection, seed: int, **arguments: Any) -> RunData:
@@ -89,8 +96,23 @@ def read_data(selection: Selection, seed: int, **arguments: Any) -> RunData:
         if not examples:
             raise DatasetError(f"{selection.source}: no example is left to {name}; {_what_to_do(name)}")
     _check_classes(read, train)
-    notes.append(f"train: {len(train)} examples, dev: {len(dev)}")
-    return RunData(read, train, dev, tuple(notes))
+    test = _read_test(selection)
+    sizes = f"train: {len(train)} examples, dev: {len(dev)}"
+    notes.append(f"{sizes}, test: {len(test)}" if test else sizes)
+    return RunData(read, train, dev, tuple(notes), test)
+
+
+def _read_test(selection: Selection) -> list[Example]:
+    if selection.test is None:
+        return []
+    if selection.data is None or is_file(selection.source):
+        raise DatasetError("--test: is for the tasks of --data")
+    if selection.test == HELD_OUT:
+        return held_out(selection.source, selection.data, selection.fold)
+    test = load(selection.source, selection.data, selection.test)
+    if not all(example.is_labelled for example in test):
+        raise DatasetError(f"--test {selection.test}: {selection.source} has no answers there")
+    return test
 
 
 def _what_to_do(name: str) -> str:

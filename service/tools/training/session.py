@@ -25,7 +25,7 @@ from service.tools.training.recipe import Form
 from service.tools.training.run_data import RunData, Selection, read_data
 from service.tools.training.run_file import Json, digest_examples, digest_model
 from service.tools.training.samples import Problem, Target
-from service.tools.training.wordings import Profile, Wording, make_wording, wording_of
+from service.tools.training.wordings import Profile, Wording, make_wording, profile_of, wording_of
 
 FEW = 50
 """Examples of a class, below which a choice model learns more of them than a new head does (docs/finetuning.md)."""
@@ -86,6 +86,7 @@ class Session:
                 "source": self.data.read.source,
                 "train": digest_examples(self.data.train),
                 "dev": digest_examples(self.data.dev),
+                **({"test": digest_examples(self.data.test)} if self.data.test else {}),
             },
             "model": {"source": self.request.model, "weights": digest_model(self.start)},
             "form": self.problem.form,
@@ -212,10 +213,7 @@ def make_problem(request: Request, read: OwnData, form: Form, start: Checkpoint,
 
 
 def choose_profile(request: Request, start: Checkpoint) -> Profile:
-    """mini reads the wordings that it was trained with, other models those of the authors."""
-    if request.wording != "auto":
-        return request.wording
-    return "mini" if "mini" in (start.name.lower(), start.path.name.lower()) else "upstream"
+    return request.wording if request.wording != "auto" else profile_of(start.name, start.path.name)
 
 
 def _values(request: Request, problem: Problem, start: Checkpoint, data: RunData, seed: int) -> Hyperparameters:

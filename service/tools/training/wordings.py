@@ -22,6 +22,8 @@ from service.tools.data.registry import base_name, is_known
 
 Profile = Literal["mini", "upstream"]
 SLOT = "{label}"
+MINI = ("mini", "e5-small")
+"""Models that are asked as `mini` was trained; others are asked as upstream asks."""
 WORDED_BY_SERVICE = ("similarity", "nli")
 _CLAUSE_ENDS = re.compile(r"[。！？?,，]")
 _COMMAS = re.compile(r"[,，]")
@@ -193,6 +195,11 @@ def wording_of(task: str, profile: Profile) -> Wording:
     if not is_known(task):
         return Wording()
     return Wording.model_validate({"halve": profile == "upstream"} | _table()[profile].get(base_name(task), {}))
+
+
+def profile_of(*names: str) -> Profile:
+    """mini reads the wordings that it was trained with, other models those of the authors."""
+    return "mini" if any(name.lower() in MINI for name in names) else "upstream"
 
 
 def make_wording(base: Wording, *, question: str | None, template: str | None, words: Path | None) -> Wording:
