@@ -32,6 +32,8 @@ PROTOCOLS = (
 )
 """Names of the protocols besides the native one."""
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+")
+ROOT_PATH = r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+$"
+"""Of the path below which a proxy serves this server; no segment begins with a dot."""
 _ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
 
@@ -120,6 +122,14 @@ class Server(Section):
         "its group may connect.",
         json_schema_extra={"metavar": "PATH"},
     )
+    root_path: str | None = Field(
+        None,
+        pattern=ROOT_PATH,
+        description="Path below which a proxy serves this server, as /nlp, whether the proxy strips it or not; "
+        "default: none, or what the X-Forwarded-Prefix header of a trusted proxy says.",
+        json_schema_extra={"metavar": "PATH"},
+    )
+    playground: bool = Field(True, description="Serve the playground, a page to try the service in a browser, at /.")
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Maximum request body in bytes; above it: 413.")
     max_reply_bytes: int = Field(
         16 * 2**20, ge=1024, description="Maximum estimated size of a response in bytes; above it: 422."
@@ -378,7 +388,7 @@ class Security(Section):
     trusted_proxies: Proxies = Field(
         (),
         description="Addresses and networks of proxies whose X-Forwarded-For header is used as the client's address in "
-        "the log; default: none.",
+        "the log, and whose X-Forwarded-Prefix header is used as the path of the server; default: none.",
     )
     tls_cert: Path | None = Field(
         None, description="PEM file of the certificate and its chain; with it, the server uses HTTPS."

@@ -18,17 +18,19 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from service.api import call_docs, label_set_routes, openapi, operations
+from service.api import call_docs, label_set_routes, openapi, operations, playground
 from service.api.auth import OPERATIONS, AccessTable, AuthMiddleware, KeyStore
 from service.api.dispatch import ErrorBodies, accesses, routes, table_of
 from service.api.label_set_routes import LabelSetRoutes
+from service.api.load import LoadRoutes
 from service.api.middleware import RequestMiddleware, error_response
 from service.api.operations import OperationRoutes
+from service.api.playground import PlaygroundRoutes
 from service.api.protocols import native
 from service.api.protocols.registry import enabled
-from service.api.request import PRIORITY_HEADER, TIMEOUT_HEADER, DirectRoutes, context_of
+from service.api.request import PREFIX_KEY, PRIORITY_HEADER, TIMEOUT_HEADER, DirectRoutes, PlainRoute, context_of
 from service.api.schemas import LabelSetBody
 from service.api.state import ServiceState
 from service.settings import VERSION, Security, Server
@@ -49,13 +51,19 @@ _SENT = (
 
 
 def add_docs(app: FastAPI) -> None:
-    """Adds GET /docs."""
+    """Adds GET /docs, and GET /openapi.json ahead of FastAPI's.
+
+    The page names its files relative to itself, so they are found below the path of any proxy. `servers` of the
+    document is that path where it is known: FastAPI's own route takes it from `root_path`, with which the other routes
+    would not be found.
+    """
+    files = FILES.lstrip("/")
     page = get_swagger_ui_html(
-        openapi_url=app.openapi_url or "",
+        openapi_url="openapi.json",
         title=app.title,
-        swagger_js_url=f"{FILES}/swagger-ui-bundle.js",
-        swagger_css_url=f"{FILES}/swagger-ui.css",
-        swagger_favicon_url=f"{FILES}/favicon.png",
+        swagger_js_url=f"{files}/swagger-ui-bundle.js",
+        swagger_css_url=f"{files}/swagger-ui.css",
+        swagger_favicon_url=f"{files}/favicon.png",
     )
     text = bytes(page.body).decode()
     headers = {
@@ -68,6 +76,12 @@ def add_docs(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(text, headers=headers)
+
+    async def document(request: Request) -> JSONResponse:
+        prefix = request.scope.get(PREFIX_KEY)
+        return JSONResponse(app.openapi() | ({"servers": [{"url": prefix}]} if prefix else {}))
+
+    app.router.routes.insert(0, PlainRoute("/openapi.json", document))
 
 
 def content_policy(page: str) -> str:
@@ -130,12 +144,23 @@ def create_app(
     protocols = enabled(server)
     table = table_of((native.PROTOCOL, *protocols))
     error_bodies = ErrorBodies(table)
+
+    def about() -> dict[str, Any]:
+        return {
+            "needs_key": key_store is not None,
+            "docs": key_store is None or security.open_docs,
+            "label_sets": state.label_sets is not None,
+            "protocols": [protocol.name for protocol in protocols],
+        }
+
     found, num_native = routes(table, state, server, clock), len(native.ROUTES)
     app.router.routes[:0] = [  # a route is found by trying one after the other
         *found[:num_native],
         *OperationRoutes(state).routes(),
+        *LoadRoutes(state.metrics).routes(),
         *LabelSetRoutes(state, server).routes(),
         *found[num_native:],
+        *(PlaygroundRoutes(about).routes() if server.playground else []),
     ]
     add_docs(app)
 
@@ -145,7 +170,8 @@ def create_app(
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_middleware(DirectRoutes, routes=found)
     if key_store is not None:
-        access = AccessTable((*OPERATIONS, *accesses(table)))
+        pages = playground.ACCESS if server.playground else ()
+        access = AccessTable((*OPERATIONS, *pages, *accesses(table)))
         app.add_middleware(
             AuthMiddleware, key_store=key_store, metrics=state.metrics, table=access, open_docs=security.open_docs
         )

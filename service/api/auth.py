@@ -149,6 +149,7 @@ OPERATIONS = (
     *(Access("GET", path, OPEN) for path in sorted(PROBES)),
     Access("GET", "/metrics", METRICS),
     Access("GET", "/v1/models", READERS),
+    Access("GET", "/v1/load", READERS),
     Access("GET", STORED, READERS),
     Access("GET", f"{STORED}/{{name}}", READERS),
     Access("PUT", f"{STORED}/{{name}}", ADMIN),

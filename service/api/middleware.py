@@ -30,7 +30,7 @@ logger = logging.getLogger("service.access")
 
 CLIENT_GONE = 499
 _VALID_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_QUIET_PATHS = {"/livez", "/readyz", "/metrics"}
+_QUIET_PATHS = {"/livez", "/readyz", "/metrics", "/v1/load"}
 """Polled all the time: logged at debug level and never traced."""
 
 

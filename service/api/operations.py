@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.load import LoadReply
 from service.api.openapi import NO_KEY, NOT_READY, described_elsewhere
 from service.api.request import PlainRoute, not_ready
 from service.api.schemas import ModelsReply
@@ -76,6 +77,18 @@ _EXAMPLE = {
     "replicas": [{"name": "cpu", "device": "cpu", "threads": 2, "state": "ready"}],
 }
 
+_LOAD = {
+    "window_s": 30.0,
+    "requests_per_s": 41.3,
+    "p95_ms": 87.5,
+    "requests_in_progress": 6,
+    "queue_rows": 12,
+    "queue_tokens": 560,
+    "queue_wait_ms": 21.4,
+    "batch_rows": 9.6,
+    "batch_tokens": 412.5,
+}
+
 _METRICS_TEXT: Answers = {
     200: {
         "description": "All metrics in Prometheus' text format.",
@@ -90,6 +103,7 @@ def document(router: APIRouter) -> None:
         ("/livez", "livez_livez_get", "Liveness probe", ok({"status": "alive"}) | NOT_READY),
         ("/readyz", "readyz_readyz_get", "Readiness probe", ok({"status": "ready"}) | NOT_READY),
         ("/v1/models", "models_v1_models_get", "Models and replicas", ok(_EXAMPLE, ModelsReply) | NO_KEY),
+        ("/v1/load", "load_v1_load_get", "Load of the last seconds", ok(_LOAD, LoadReply) | NO_KEY),
         ("/metrics", "measurements_metrics_get", "Metrics for Prometheus", _METRICS_TEXT | NO_KEY),
     ):
         router.add_api_route(

@@ -26,6 +26,10 @@ from service.tracing.trace import NO_TRACE, Trace
 T = TypeVar("T")
 
 CONTEXT_KEY = "erlangshen.context"
+PREFIX_KEY = "erlangshen.prefix"
+"""In a request's scope: the path below which a proxy serves this server, as `/nlp`; absent where there is none."""
+WITHOUT_SLASH = "erlangshen.without_slash"
+"""Likewise: whether the path was the prefix alone, relative to which the links of a page would be wrong."""
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 PRIORITY_HEADER = "X-Request-Priority"
 BODY_ERROR = "erlangshen.body_error"

@@ -22,6 +22,7 @@ from service.commands.application import Application
 from service.host import fit_connections
 from service.server.http_protocol import ConnectionLimits, HttpProtocol
 from service.server.listener import bind, remove_socket, url_of
+from service.server.prefix import behind_proxies
 from service.server.security import (
     allowed_hosts,
     check_certificate,
@@ -80,15 +81,14 @@ def make_server(application: Application, settings: Settings) -> Server:
         allowed_hosts(settings),
     )
     config = uvicorn.Config(
-        app,
+        behind_proxies(app, limits.root_path, settings.security.trusted_proxies),
         http=partial(HttpProtocol, connection_limits=connection_limits),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(settings.security.trusted_proxies),
-        forwarded_allow_ips=list(settings.security.trusted_proxies),
+        proxy_headers=False,
         ssl_certfile=settings.security.tls_cert,
         ssl_keyfile=settings.security.tls_key,
         timeout_keep_alive=round(limits.keep_alive_s),

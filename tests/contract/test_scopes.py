@@ -15,6 +15,7 @@ from starlette.routing import Mount, Route
 from service.api.accounts import Key, KeyScope, hash_of
 from service.api.auth import OPERATIONS, Access
 from service.api.dispatch import table_of
+from service.api.playground import ACCESS as PLAYGROUND
 from service.api.protocols import native
 from service.api.protocols.registry import PROTOCOLS
 from service.settings import PROTOCOLS as NAMES
@@ -29,6 +30,7 @@ KEYS = {scope: Key(hash=hash_of(scope), scopes=frozenset({scope})) for scope in 
 def rows() -> Iterator[tuple[str, Access]]:
     """The owner and the access of each route."""
     yield from (("operations", access) for access in OPERATIONS)
+    yield from (("playground", access) for access in PLAYGROUND)
     for (method, path), offers in table_of((native.PROTOCOL, *PROTOCOLS)).items():
         for owner in dict.fromkeys(offer.protocol.name for offer in offers):
             yield owner, Access(method, path, offers[0].call.scopes)
@@ -37,7 +39,7 @@ def rows() -> Iterator[tuple[str, Access]]:
 def written() -> str:
     """The table: one row for the routes of a protocol that need the same scope."""
     found: dict[tuple[str, str], list[str]] = {}
-    for owner, access in sorted(rows(), key=lambda row: row[0] not in ("operations", "native")):
+    for owner, access in sorted(rows(), key=lambda row: row[0] not in ("operations", "playground", "native")):
         scope = " or ".join(f"`{one}`" for one in sorted(access.scopes, reverse=True)) or "none"
         found.setdefault((owner, scope), []).append(f"`{access.method} {access.path}`")
     lines = [f"| {owner} | {scope} | {', '.join(routes)} |" for (owner, scope), routes in found.items()]

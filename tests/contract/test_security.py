@@ -71,7 +71,10 @@ def flat(routes: Iterable[Any]) -> Iterator[Route | Mount]:
             yield from flat(route.original_router.routes)
 
 
-async def test_every_route_but_the_probes_requires_a_key(service: Service) -> None:
+PLAYGROUND = {"/", "/playground/{name}"}
+
+
+async def test_every_route_but_the_probes_and_the_playground_requires_a_key(service: Service) -> None:
     routes = routes_of(service)
     assert {path for _, path in routes} >= {route.path for route in native.ROUTES} | DOCS | PROBES
     open_ones = set()
@@ -79,11 +82,12 @@ async def test_every_route_but_the_probes_requires_a_key(service: Service) -> No
         response = await service.client.request(method, path)
         if response.status_code != 401:
             open_ones.add(path)
-    assert open_ones == {"/livez", "/readyz"}
+    assert open_ones == {"/livez", "/readyz", *PLAYGROUND}
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nowhere", "/v1/embed/", "//v1/embed", "/V1/embed", "/v1/%65mbed", "/livez/", "/livez/../metrics"]
+    "path",
+    ["/playground", "/nowhere", "/v1/embed/", "//v1/embed", "/V1/embed", "/v1/%65mbed", "/livez/", "/livez/../metrics"],
 )
 async def test_an_unknown_route_requires_a_key(service: Service, path: str) -> None:
     for method in ("GET", "POST", "PUT", "OPTIONS"):
@@ -91,10 +95,11 @@ async def test_an_unknown_route_requires_a_key(service: Service, path: str) -> N
 
 
 STORED = {"/v1/label-sets", "/v1/label-sets/{name}"}
+READ = {"/v1/models", "/v1/load", *STORED}
 REACHABLE = {
-    "app": {*(f"/v1/{route.task}" for route in native.ROUTES), "/v1/models", *STORED},
+    "app": {*(f"/v1/{route.task}" for route in native.ROUTES), *READ},
     "prometheus": {"/metrics"},
-    "boss": {"/v1/models", *STORED, "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"},
+    "boss": {*READ, "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"},
 }
 
 
@@ -106,7 +111,7 @@ async def test_a_key_reaches_only_the_routes_of_its_scopes(service: Service, nam
         assert response.status_code != 401
         if response.status_code != 403:
             reached.add(path)
-    assert reached == REACHABLE[name] | PROBES
+    assert reached == REACHABLE[name] | PROBES | PLAYGROUND
 
 
 async def test_a_key_is_accepted_in_either_header(service: Service) -> None:

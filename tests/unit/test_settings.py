@@ -52,6 +52,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "models.blend": ("/x", Path("/x")),
     "models.calibration": ("/x", Path("/x")),
     "security.keys_file": ("/x", Path("/x")),
+    "server.root_path": ("/nlp", "/nlp"),
     "storage.data_dir": ("/x", Path("/x")),
     "security.keys": ("a=x;b=y,infer", {"a": ("x",), "b": ("y", "infer")}),
     "security.cors_origins": ("https://a.b,http://c:8", ("https://a.b", "http://c:8")),
