@@ -43,7 +43,10 @@ class PathPrefix:
 
         @lru_cache(maxsize=1024)
         def is_trusted(host: str) -> bool:
-            address = ipaddress.ip_address(host)
+            try:
+                address = ipaddress.ip_address(host)
+            except ValueError:  # of a socket that has no address
+                return False
             return any(address in network for network in networks)
 
         self._is_trusted = is_trusted

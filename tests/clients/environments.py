@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".clients"
 REQUIREMENTS = ROOT / "requirements" / "clients"
 SCRIPTS = Path(__file__).parent / "scripts"
-RUN_S = 600.0
+RUN_S = 1800.0
 PASSED = "passed"
 
 

@@ -105,13 +105,13 @@ def proxying(name: str, folder: Path, port: int, instances: Sequence[int]) -> It
     typed = [part.format(folder=folder) for part in command]
     with (folder / "log").open("wb") as log, subprocess.Popen(typed, stdout=log, stderr=log) as process:
         try:
-            _await_port(port, process, folder / "log")
+            await_port(port, process, folder / "log")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
 
 
-def _await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + PROXY_START_S
     while True:
         try:

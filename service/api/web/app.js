@@ -87,7 +87,7 @@ function choose(id) {
 function drawTask() {
   values[task.id] ??= filled(task.examples[0]);
   find("hint").textContent = say(`${task.id}Hint`);
-  const chip = (example) => h("button", { type: "button", class: "chip", on: { click: () => use(example) } }, example.title);
+  const chip = (example) => h("button", { type: "button", class: "chip", lang: "zh-CN", on: { click: () => use(example) } }, example.title);
   find("examples").replaceChildren(h("span", { class: "muted" }, say("examples")), ...task.examples.map(chip));
   form = makeForm(find("form"), task, values[task.id], context, changed);
   find("run").disabled = running !== null;
@@ -107,7 +107,9 @@ function use(example) {
 }
 
 function changed() {
-  const model = values[task.id].model || answers[task.id]?.reply.model || task.models(context.models)[0].name;
+  const able = task.models(context.models);
+  const usual = (task.id === "embed" && able.find(({ embedding }) => embedding)) || able[0];
+  const model = values[task.id].model || answers[task.id]?.reply.model || usual.name;
   showSnippets(find("snippets"), task, bodyOf(task, values[task.id]), { about: context.about, model });
 }
 
@@ -210,7 +212,9 @@ function takeKey(event) {
   key.set(secret);
   const again = afterKey;
   afterKey = connect;
-  return context.models.length ? again() : connect();
+  if (!context.models.length) return connect();
+  watchLoad(find("load"));
+  return again();
 }
 
 function closeKey() {

@@ -76,16 +76,16 @@ function hub(task, body, withKey, model) {
   const made = {
     classify: isPlain && `zero_shot_classification(${JSON.stringify(inputs)}, ${python(body.labels)}${several})`,
     similarity: `sentence_similarity(${JSON.stringify(body.source)}, ${python(body.candidates ?? [])})`,
-    extract: `question_answering(question=${JSON.stringify(inputs?.[0]?.question)}, context=${JSON.stringify(inputs?.[0]?.passage)})`,
+    extract: `question_answering(question=${JSON.stringify(inputs?.[0]?.question)}, context=${JSON.stringify(inputs?.[0]?.passage)}, top_k=${body.top_k ?? 1})`,
     "fill-mask": `fill_mask(${JSON.stringify(inputs)}, top_k=${body.top_k ?? 5})`,
-    embed: `feature_extraction(${JSON.stringify(inputs?.[0])})`,
+    embed: "feature_extraction(text)",
   }[task.id];
   if (!made || extra) return null;
   const path = body.model ? `huggingface/models/${encodeURIComponent(model)}` : "huggingface";
   return `from huggingface_hub import InferenceClient
 
 client = InferenceClient(model=${JSON.stringify(address(path))}, token="${PLACEHOLDER}")
-print(client.${made})`;
+${task.id === "embed" ? `for text in ${python(inputs)}:\n    ` : ""}print(client.${made})`;
 }
 
 /** The clients: their name, their code, and the protocol that the server must speak. */

@@ -99,6 +99,10 @@ async def test_the_client_behind_a_trusted_proxy_does_not_change_who_sent_the_pr
     assert await read("/livez", **{HEADER: "/nlp", "X-Forwarded-For": CLIENT}) == ("/nlp", "/livez")
 
 
+async def test_a_connection_without_an_address_is_not_trusted() -> None:
+    assert await read("/livez", address="", **{HEADER: "/nlp"}) == (None, "/livez")
+
+
 @pytest.mark.parametrize("trusted", [(), ("10.0.0.0/8",)], ids=["no proxy", "another address"])
 async def test_the_header_of_anyone_else_is_ignored(trusted: tuple[str, ...]) -> None:
     found = await read("/evil/livez", None, trusted, CLIENT, **{HEADER: "/evil"})
