@@ -477,6 +477,9 @@ class Metrics(DeclaredMetrics):
         self.canary_runs = self._counter(
             "canary_runs", "Canary checks: known results computed again.", ("replica", "result")
         )
+        self.canary_interval = self._gauge(
+            "canary_interval", "Seconds between two canary checks; 0: no checks.", unit="seconds"
+        )
         self.replica_device_memory = self._gauge(
             "replica_device_memory",
             "GPU: memory used by all processes, and its size; CPU: memory of the worker process, and its limit.",
@@ -493,6 +496,11 @@ class Metrics(DeclaredMetrics):
             "model_info", "1 for each served model.", ("model", "family", "kind", "source", "revision")
         )
         self.build = self._gauge("build_info", "1 for the running version.", ("version", "python"))
+        self.certificate_expiry = self._gauge(
+            "certificate_expiry_timestamp",
+            "Time at which the TLS certificate in use expires, as seconds since 1970; 0: no TLS.",
+            unit="seconds",
+        )
 
     def declare(self, models: Sequence[str], replicas: Sequence[str], tasks: Sequence[str]) -> None:
         """Creates the series whose labels are names of models, replicas and tasks."""

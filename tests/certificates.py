@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Writes a self-signed certificate and its key; returns both files."""
+def make_certificate(folder: Path, days: int = 1) -> tuple[Path, Path]:
+    """Writes a self-signed certificate, valid for `days`, and its key; returns both files."""
     cert, key = folder / "cert.pem", folder / "key.pem"
-    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", str(days)]
     name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = ["openssl", "req", *kind, *name, "-keyout", str(key), "-out", str(cert)]
     subprocess.run(command, check=True, capture_output=True)

@@ -122,6 +122,7 @@ class Application:
         stored = open_label_sets(settings)
         self.label_sets = None if stored is None else LabelSetVersions(stored, self.pipeline, self._preparation)
         self.metrics.declare([spec.name for spec in self._specs], replica_names(self._devices), list(TASKS))
+        self.metrics.canary_interval.set(settings.replicas.canary_interval_s)
         self.metrics.declare_build(version=VERSION, python=platform.python_version())
 
     def begin(self, url: str, on_failure: Callable[[], None]) -> None:

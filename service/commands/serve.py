@@ -28,6 +28,7 @@ from service.server.security import (
     check_certificate,
     make_key_store,
     make_reload,
+    record_expiry,
     require_keys_or_loopback,
 )
 from service.server.uvicorn_server import Server
@@ -68,6 +69,7 @@ async def _serve(application: Application, server: Server, listener: socket.sock
 
 def make_server(application: Application, settings: Settings) -> Server:
     check_certificate(settings.security)
+    record_expiry(settings.security, application.metrics)
     key_store = make_key_store(settings.security, application.metrics)
     app = create_app(
         application, settings.server, settings.security, key_store=key_store, lifespan=application.lifespan
@@ -94,4 +96,5 @@ def make_server(application: Application, settings: Settings) -> Server:
         timeout_keep_alive=round(limits.keep_alive_s),
         timeout_graceful_shutdown=LAST_RESPONSES_S,
     )
-    return Server(config, application, connection_limits, make_reload(settings.security, key_store, config))
+    reload = make_reload(settings.security, key_store, config, application.metrics)
+    return Server(config, application, connection_limits, reload)

@@ -14,6 +14,7 @@ from service.api.auth import KeyStore
 from service.errors import SettingError
 from service.host import is_loopback
 from service.metrics import Metrics
+from service.server.certificate import expiry_of
 from service.settings import Security, Settings
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,21 @@ def check_certificate(settings: Security) -> None:
         raise SettingError(f"security.tls_cert, tls_key: {files} are not a certificate and its key") from error
 
 
-def make_reload(settings: Security, key_store: KeyStore | None, config: uvicorn.Config) -> Callable[[], None] | None:
+def record_expiry(settings: Security, metrics: Metrics) -> None:
+    """Sets the metric of the time at which the certificate, which has just been loaded, expires."""
+    if settings.tls_cert is None:
+        return
+    try:
+        expiry = expiry_of(settings.tls_cert.read_text(encoding="utf-8", errors="replace"))
+    except ValueError as error:
+        logger.warning("the end of the certificate is unknown", extra={"reason": str(error)})
+        expiry = 0.0
+    metrics.certificate_expiry.set(expiry)
+
+
+def make_reload(
+    settings: Security, key_store: KeyStore | None, config: uvicorn.Config, metrics: Metrics
+) -> Callable[[], None] | None:
     """A function that reloads keys and certificate, and keeps the previous ones if the new ones are invalid.
 
     None if neither is configured.
@@ -95,18 +110,19 @@ def make_reload(settings: Security, key_store: KeyStore | None, config: uvicorn.
         if key_store is not None:
             key_store.reload()
         if config.ssl is not None:
-            _reload_certificate(config.ssl, settings)
+            _reload_certificate(config.ssl, settings, metrics)
 
     return reload
 
 
-def _reload_certificate(context: ssl.SSLContext, settings: Security) -> None:
+def _reload_certificate(context: ssl.SSLContext, settings: Security, metrics: Metrics) -> None:
     try:
         check_certificate(settings)
     except SettingError as error:
         logger.error("certificate not reloaded: the previous one stays in use", extra={"reason": error.detail})
     else:
         _load(context, settings)
+        record_expiry(settings, metrics)
         logger.info("certificate reloaded")
 
 

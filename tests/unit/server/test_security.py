@@ -16,11 +16,13 @@ from service.api.accounts import hash_of
 from service.cli import main
 from service.errors import SettingError
 from service.metrics import Metrics
+from service.server.certificate import expiry_of
 from service.server.security import (
     allowed_hosts,
     check_certificate,
     make_key_store,
     make_reload,
+    record_expiry,
     require_keys_or_loopback,
 )
 from service.settings import Security, Server, Settings
@@ -133,7 +135,7 @@ def test_a_key_with_a_pass_phrase_is_refused_without_a_prompt(pairs: list[Securi
 
 
 def test_make_reload_is_none_without_keys_and_certificate() -> None:
-    assert make_reload(Security(), None, uvicorn.Config("none")) is None
+    assert make_reload(Security(), None, uvicorn.Config("none"), Metrics(CollectorRegistry())) is None
 
 
 def test_a_mismatched_certificate_is_not_reloaded(
@@ -143,7 +145,7 @@ def test_a_mismatched_certificate_is_not_reloaded(
     security = Security(tls_cert=cert, tls_key=key)
     config = uvicorn.Config("none", ssl_certfile=cert, ssl_keyfile=key)
     config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    reload = make_reload(security, None, config)
+    reload = make_reload(security, None, config, Metrics(CollectorRegistry()))
     assert reload is not None
     with caplog.at_level(logging.INFO):
         reload()
@@ -173,3 +175,54 @@ def test_a_unix_socket_has_no_tls() -> None:
     values = {"server": {"unix_socket": "/run/x.sock"}, "security": {"tls_cert": "c", "tls_key": "k"}}
     with pytest.raises(SettingError, match="without TLS"):
         require_keys_or_loopback(Settings.model_validate(values))
+
+
+def test_the_metric_of_the_expiry_is_that_of_the_certificate_in_use(tmp_path: Path) -> None:
+    """After a reload it is that of the new certificate."""
+    cert, key = make_certificate(tmp_path)
+    security, metrics = Security(tls_cert=cert, tls_key=key), Metrics(CollectorRegistry())
+    record_expiry(security, metrics)
+    first = expiry(metrics)
+    assert first == expiry_by_openssl(cert)
+    config = uvicorn.Config("none", ssl_certfile=cert, ssl_keyfile=key)
+    config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    reload = make_reload(security, None, config, metrics)
+    assert reload is not None
+    make_certificate(tmp_path, days=30)
+    assert expiry(metrics) == first
+    reload()
+    assert expiry(metrics) == expiry_by_openssl(cert) > first
+
+
+@pytest.mark.parametrize("days", [1, 365 * 20, 365 * 60])
+def test_the_expiry_is_read_as_openssl_reads_it(tmp_path: Path, days: int) -> None:
+    """From 2050 on the time has another form."""
+    cert, key = make_certificate(tmp_path, days=days)
+    (tmp_path / "issuer").mkdir()
+    chain = cert.read_text() + make_certificate(tmp_path / "issuer", days=2)[0].read_text()
+    assert expiry_of(chain) == expiry_by_openssl(cert)
+    with pytest.raises(ValueError, match="BEGIN CERTIFICATE"):
+        expiry_of(key.read_text())
+
+
+def test_without_a_certificate_there_is_no_expiry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor is there one of a form of PEM that only OpenSSL reads."""
+    metrics = Metrics(CollectorRegistry())
+    record_expiry(Security(), metrics)
+    cert, key = make_certificate(tmp_path)
+    cert.write_text(cert.read_text().replace("CERTIFICATE", "TRUSTED CERTIFICATE"))
+    record_expiry(Security(tls_cert=cert, tls_key=key), metrics)
+    assert expiry(metrics) == 0
+    assert [one.getMessage() for one in caplog.records] == ["the end of the certificate is unknown"]
+
+
+def expiry(metrics: Metrics) -> float:
+    value = metrics.registry.get_sample_value("erlangshen_certificate_expiry_timestamp_seconds")
+    assert value is not None
+    return value
+
+
+def expiry_by_openssl(cert: Path) -> float:
+    command = ["openssl", "x509", "-in", str(cert), "-noout", "-enddate"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return ssl.cert_time_to_seconds(printed.removeprefix("notAfter="))
