@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from monitoring.board import Board, Section
+from monitoring.infrastructure_sections import AROUND, GPUS
 from monitoring.panels import BLUE, GREEN, ORANGE, RED, YELLOW, Query, heat, lines, number, timeline
 from monitoring.promql import HERE, WINDOW, increase, mean, quantile, rate, select, share, total
 
@@ -27,7 +28,7 @@ PARTS = tuple(
     f"{rate(counted, MODEL, 'model')} * {cost(of)}"
     for counted, of in (("batch_tokens_sum", "token"), ("batches_total", "batch"), ("batch_rows_sum", "row"))
 )
-EFFICIENCY = f"{PARTS[0]} / ({' + '.join(PARTS)})"
+EFFICIENCY = share(PARTS[0], f"({' + '.join(PARTS)})")
 
 GLANCE = Section(
     "Overview",
@@ -305,5 +306,5 @@ BATCHING = Board(
     "erlangshen-batching",
     "Erlangshen / Batching and device",
     "Load of the devices: queue, batch sizes, utilisation, efficiency, memory and lost replicas.",
-    [GLANCE, QUEUE, BATCHES, DEVICES, REPLICAS, SAVED],
+    [GLANCE, QUEUE, BATCHES, DEVICES, REPLICAS, SAVED, AROUND, GPUS],
 )

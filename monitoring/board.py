@@ -18,8 +18,10 @@ from grafana_foundation_sdk.builders.dashboard import (
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as model
 
-from monitoring.panels import DATASOURCE, RED
+from monitoring.panels import BLUE, DATASOURCE, ORANGE, RED
+from monitoring.promql import DEPLOYMENT, HERE
 from monitoring.rule import GENERATED
+from monitoring.settings import SETTINGS
 
 TAG = "erlangshen"
 ALL = model.VariableOption(text="All", value="$__all", selected=True)
@@ -67,7 +69,8 @@ class Board:
             .keep_time(True)
             .include_vars(True)
         )
-        built.annotation(_alerts())
+        for annotation in _annotations():
+            built.annotation(annotation)
         number = 0
         for section in self.sections:
             number += 1
@@ -79,19 +82,27 @@ class Board:
 
 
 def _servers() -> tuple[DatasourceVariable | QueryVariable, ...]:
-    """Selectors for Prometheus, job, instance, model and task."""
+    """Selectors for Prometheus, cluster, namespace, job, pod, instance, model and task.
+
+    They are read from `up`, which there is for an instance that is down, too. "All" is a regular expression that also
+    matches series without the label: outside of Kubernetes there are no namespaces and pods."""
     source = DatasourceVariable("datasource").label("Prometheus").type("prometheus")
+    place = 'cluster=~"$cluster",namespace=~"$namespace"'
+    up = f'up{{{place},job=~"$job"}}'
     return (
         source,
-        _from_labels("job", "Job", "erlangshen_build_info"),
-        _from_labels("instance", "Instance", 'erlangshen_build_info{job=~"$job"}'),
+        _from_labels("cluster", "Cluster", f'up{{job=~"{SETTINGS.job}"}}'),
+        _from_labels("namespace", "Namespace", f'up{{cluster=~"$cluster",job=~"{SETTINGS.job}"}}'),
+        _from_labels("job", "Job", f'up{{{place},job=~"{SETTINGS.job}"}}', SETTINGS.job),
+        _from_labels("pod", "Pod", up),
+        _from_labels("instance", "Instance", f'up{{{place},job=~"$job",pod=~"$pod"}}'),
         # All models includes requests that were refused before a model was chosen.
-        _from_labels("model", "Model", 'erlangshen_model_info{job=~"$job"}').all_value(".*"),
-        _from_labels("task", "Task", 'erlangshen_requests_in_progress{job=~"$job"}').all_value(".*"),
+        _from_labels("model", "Model", f'erlangshen_model_info{{{place},job=~"$job"}}'),
+        _from_labels("task", "Task", f'erlangshen_requests_in_progress{{{place},job=~"$job"}}'),
     )
 
 
-def _from_labels(label: str, title: str, metric: str) -> QueryVariable:
+def _from_labels(label: str, title: str, metric: str, everything: str = ".*") -> QueryVariable:
     return (
         QueryVariable(label)
         .label(title)
@@ -101,6 +112,7 @@ def _from_labels(label: str, title: str, metric: str) -> QueryVariable:
         .sort(model.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
+        .all_value(everything)
         .current(ALL)
     )
 
@@ -110,7 +122,19 @@ def _choice(choice: Choice) -> CustomVariable:
     return CustomVariable(choice.name).label(choice.label).values(",".join(choice.values)).current(first)
 
 
-def _alerts() -> AnnotationQuery:
-    """Marks on every graph while an alert fires."""
-    firing = 'ALERTS{alertname=~"Erlangshen.*",alertstate="firing",severity!="info"}'
-    return AnnotationQuery().name("Alerts").datasource(DATASOURCE).enable(True).icon_color(RED).expr(firing)
+def _annotations() -> tuple[AnnotationQuery, ...]:
+    """Marks on every graph: while an alert fires, when a version appears, and when a process starts.
+
+    Prometheus answers annotations once a minute, so what happens has to be true for longer than that."""
+    place = 'cluster=~"$cluster|",namespace=~"$namespace|"'
+    firing = f'ALERTS{{{place},alertname=~"Erlangshen.*",alertstate="firing",severity!="info"}}'
+    version = "group by (cluster, namespace, job, version) (erlangshen_build_info"
+    return (
+        _annotation("Alerts", RED, firing),
+        _annotation("Deploys", BLUE, f"{version}{{{DEPLOYMENT}}}) unless {version}{{{DEPLOYMENT}}} offset 2m)"),
+        _annotation("Restarts", ORANGE, f"time() - process_start_time_seconds{{{HERE}}} < 120"),
+    )
+
+
+def _annotation(name: str, color: str, expr: str) -> AnnotationQuery:
+    return AnnotationQuery().name(name).datasource(DATASOURCE).enable(True).icon_color(color).expr(expr)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from monitoring.promql import number
 from service.metric_labels import OTHER_LABEL
 
 BOTH = "task, model"
@@ -23,13 +24,13 @@ def own_label_share(match: str, window: str) -> str:
 def _label_share(part: str, whole: str, window: str, ago: str, by: str) -> str:
     offset = f" offset {ago}" if ago else ""
     counted, out_of = (f"rate(erlangshen_predictions_total{{{match}}}[{window}]{offset})" for match in (part, whole))
-    return f"sum by ({by}, label) ({counted}) / on ({by}) group_left sum by ({by}) ({out_of})"
+    return number(f"sum by ({by}, label) ({counted}) / on ({by}) group_left sum by ({by}) ({out_of})")
 
 
 def moved(match: str, window: str, ago: str, by: str = BOTH) -> str:
     """Total variation distance between the shares now and `ago`: 0 for equal shares, 1 for no label in common."""
     now, then = label_share(match, window, by=by), label_share(match, window, ago, by)
-    return f"0.5 * sum by ({by}) (abs({now} - {then}))"
+    return number(f"0.5 * sum by ({by}) (abs({now} - {then}))")
 
 
 def low_confidence(match: str, score: str, window: str, by: str = "", ago: str = "") -> str:
@@ -46,4 +47,4 @@ def truncated(match: str, window: str, by: str = "") -> str:
 def _share(part: str, whole: str, window: str, by: str, ago: str = "") -> str:
     offset = f" offset {ago}" if ago else ""
     sums = [f"sum by ({by}) (rate({one}[{window}]{offset}))" for one in (part, whole)]
-    return " / ".join(sums)
+    return number(" / ".join(sums))

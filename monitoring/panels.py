@@ -39,18 +39,28 @@ class Query:
 
 
 def number(
-    title: str, about: str, query: Query, *, unit: str = "short", steps: Steps = PLAIN, width: int = 4
+    title: str,
+    about: str,
+    query: Query,
+    *,
+    unit: str = "short",
+    steps: Steps = PLAIN,
+    width: int = 4,
+    filled: bool = False,
 ) -> stat.Panel:
-    """The last value, large, over a small graph of its history."""
-    panel = _begin(stat.Panel(), title, about, [query], width, 4)
+    """The value at the end of the time range, large; `filled` colours the panel instead of the number.
+
+    It is asked for at that time only: of a range, the last value that there was would stay after everything is gone."""
+    panel = _begin(stat.Panel(), title, about, [], width, 4)
+    panel.with_target(_target(query, "A").instant())
     return (
         panel.unit(unit)
         .thresholds(_thresholds(steps))
         .color_scheme(FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-        .graph_mode(kinds.BigValueGraphMode.AREA)
-        .color_mode(kinds.BigValueColorMode.VALUE)
-        .no_value("-")
+        .reduce_options(common.ReduceDataOptions().calcs(["last"]))
+        .graph_mode(kinds.BigValueGraphMode.NONE)
+        .color_mode(kinds.BigValueColorMode.BACKGROUND if filled else kinds.BigValueColorMode.VALUE)
+        .no_value("No data")
     )
 
 
@@ -117,15 +127,17 @@ def heat(title: str, about: str, expr: str, *, unit: str = "s", width: int = 12)
 
 
 def bars(title: str, about: str, *queries: Query, unit: str = "percentunit", width: int = 8) -> bargauge.Panel:
-    """The last value of each series as a bar."""
-    panel = _begin(bargauge.Panel(), title, about, queries, width, 8)
+    """The value of each series at the end of the time range, as a bar."""
+    panel = _begin(bargauge.Panel(), title, about, [], width, 8)
+    for letter, query in zip("ABCDEFGH", queries, strict=False):
+        panel.with_target(_target(query, letter).instant())
     return (
         panel.unit(unit)
         .min(0)
         .orientation(kinds.VizOrientation.HORIZONTAL)
         .display_mode(kinds.BarGaugeDisplayMode.GRADIENT)
         .color_scheme(FieldColor().mode(model.FieldColorModeId.CONTINUOUS_BL_PU))
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .reduce_options(common.ReduceDataOptions().calcs(["last"]))
     )
 
 
@@ -150,15 +162,28 @@ def timeline(
 
 
 def rows(
-    title: str, about: str, columns: Mapping[str, tuple[str, str]], labels: Mapping[str, str], *, width: int = 24
+    title: str,
+    about: str,
+    columns: Mapping[str, tuple[str, str]],
+    labels: Mapping[str, str],
+    *,
+    width: int = 24,
+    steps: Mapping[str, Steps] | None = None,
 ) -> table.Panel:
-    """A row for each combination of `labels` (label: heading), a column for each expression (heading: expr, unit)."""
+    """A row for each combination of `labels` (label: heading), a column for each expression (heading: expr, unit).
+
+    `steps` colour the cells of a column."""
     panel = _begin(table.Panel(), title, about, [], width, 8)
     headings = dict(labels)
     for letter, (heading, (expr, unit)) in zip("ABCDEFGH", columns.items(), strict=False):
         panel.with_target(_target(Query(expr), letter).format(PromQueryFormat.TABLE).instant())
         headings[f"Value #{letter}"] = heading
-        panel.override_by_name(heading, [model.DynamicConfigValue("unit", unit)])
+        looks = [model.DynamicConfigValue("unit", unit)]
+        if steps and heading in steps:
+            marks = [{"value": value, "color": color} for value, color in steps[heading]]
+            looks.append(model.DynamicConfigValue("thresholds", {"mode": "absolute", "steps": marks}))
+            looks.append(model.DynamicConfigValue("custom.cellOptions", {"type": "color-background"}))
+        panel.override_by_name(heading, looks)
     panel.align(kinds.FieldTextAlignment.AUTO).inspect(False).cell_options(kinds.TableAutoCellOptions())
     panel.with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
     organized = {"excludeByName": {"Time": True}, "renameByName": headings}

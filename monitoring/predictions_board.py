@@ -5,7 +5,7 @@ from __future__ import annotations
 from monitoring.board import Board, Choice, Section
 from monitoring.drift import low_confidence, moved, own_label_share, truncated
 from monitoring.panels import GREEN, ORANGE, RED, Query, bars, heat, lines, number
-from monitoring.promql import HERE, buckets, increase, mean, rate, select, share, total
+from monitoring.promql import HERE, increase, mean, quantile, rate, select, share, total
 
 CHOSEN = f'{HERE},task=~"$task",model=~"$model"'
 MATCH = 'task=~"$task",model=~"$model"'
@@ -151,10 +151,7 @@ CONFIDENCE = Section(
         lines(
             "Scores, percentiles",
             "10, 50 and 90 % of the predictions had at most this score.",
-            *(
-                Query(f"histogram_quantile({q}, {buckets('prediction_score', MATCH)})", f"p{q * 100:.0f}")
-                for q in (0.1, 0.5, 0.9)
-            ),
+            *(Query(quantile(q, "prediction_score", MATCH), f"p{q * 100:.0f}") for q in (0.1, 0.5, 0.9)),
             unit="percentunit",
             most=1,
         ),

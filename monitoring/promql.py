@@ -4,7 +4,8 @@ from __future__ import annotations
 
 PREFIX = "erlangshen_"
 WINDOW = "$__rate_interval"
-HERE = 'job=~"$job",instance=~"$instance"'
+DEPLOYMENT = 'cluster=~"$cluster",namespace=~"$namespace",job=~"$job"'
+HERE = f'{DEPLOYMENT},pod=~"$pod",instance=~"$instance"'
 """Part of every selector of a dashboard, so that all panels show the same instances."""
 
 
@@ -27,8 +28,18 @@ def increase(metric: str, match: str = "", by: str = "", window: str = "$__range
     return total(f"increase({select(metric, match)}[{window}])", by)
 
 
+def number(expr: str) -> str:
+    """Without NaN, which a panel would show as a value: a quotient of zeros is no data. NaN is not at least 0."""
+    return f"({expr} >= 0)"
+
+
+def or_zero(expr: str) -> str:
+    """0 in place of no data, for a single number without labels."""
+    return f"({expr} or vector(0))"
+
+
 def share(part: str, whole: str) -> str:
-    return f"{part} / {whole}"
+    return number(f"{part} / {whole}")
 
 
 def mean(histogram: str, match: str = "", by: str = "") -> str:
@@ -36,7 +47,7 @@ def mean(histogram: str, match: str = "", by: str = "") -> str:
 
 
 def quantile(q: float, histogram: str, match: str = "", by: str = "", window: str = WINDOW) -> str:
-    return f"histogram_quantile({q}, {buckets(histogram, match, by, window)})"
+    return number(f"histogram_quantile({q}, {buckets(histogram, match, by, window)})")
 
 
 def buckets(histogram: str, match: str = "", by: str = "", window: str = WINDOW) -> str:

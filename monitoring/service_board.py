@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from monitoring.board import Board, Section
+from monitoring.instances_section import INSTANCES
 from monitoring.objectives_section import PROMISED
 from monitoring.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, YELLOW, Query, heat, lines, number, rows
 from monitoring.promql import increase, mean, quantile, rate, select, share, total
@@ -61,13 +62,6 @@ GLANCE = Section(
             steps=((None, GREEN), (0.01, ORANGE), (0.05, RED)),
         ),
         number("In progress", "Requests without a response yet.", Query(total(select("requests_in_progress", TASK)))),
-        number(
-            "Replicas ready",
-            "Share of the replicas that are ready.",
-            Query(share(total(select("replica_up")), f"count({select('replica_up')})")),
-            unit="percentunit",
-            steps=((None, RED), (0.01, ORANGE), (1, GREEN)),
-        ),
     ],
 )
 
@@ -243,5 +237,5 @@ SERVICE = Board(
     "erlangshen-service",
     "Erlangshen / Service",
     "Health of the service: request rate, errors, latency, error budgets and callers.",
-    [GLANCE, RATE, DURATION, PROMISED, CALLERS],
+    [INSTANCES, GLANCE, RATE, DURATION, PROMISED, CALLERS],
 )

@@ -16,15 +16,18 @@ from prometheus_client import CollectorRegistry
 from monitoring.alerts import alerts
 from monitoring.board import Board
 from monitoring.files import BOARDS, DASHBOARDS, KUBERNETES, ROOT, RULES, files
-from monitoring.rule import Alert
-from monitoring.slo import LATENCY_S, burn_alerts, recordings
+from monitoring.rule import Alert, Recording
+from monitoring.settings import FILE, read
+from monitoring.slo import LATENCY_S, burn_alerts, objectives, recordings
 from service.metric_labels import LONG_S, SCORES
 from service.metrics import Metrics
 
 ENTRIES = {entry.name: entry for entry in Metrics(CollectorRegistry()).entries()}
-PROMETHEUS_OWN = {"job", "instance", "le"}
+PROMETHEUS_OWN = {"cluster", "namespace", "pod", "job", "instance", "le"}
 ALERTS = [rule for group in (*alerts(), burn_alerts()) for rule in group.rules if isinstance(rule, Alert)]
-RECORDED = {rule.name: rule for group in recordings() for rule in group.rules}
+RECORDED = {
+    rule.name: rule for group in (*recordings(), *alerts()) for rule in group.rules if isinstance(rule, Recording)
+}
 WITHOUT_PANEL = {
     "erlangshen_tokenize_duration_seconds",  # also a stage of erlangshen_request_stage_seconds_total
     "erlangshen_queue_jobs",  # erlangshen_queue_tokens and ..._tokens_in_flight are shown instead
@@ -124,6 +127,36 @@ def test_used_variables_are_defined(board: Board) -> None:
     own = {one["name"] for one in dashboard(board)["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", board.json()))
     assert used <= own | {"__rate_interval", "__range", "__all"}
+
+
+def test_exceptions_for_a_model_reach_recordings_and_alerts() -> None:
+    own = '[models."1.3B"]\navailability = {target = 0.99}\nlatency = {target = 0.9, seconds = 10.0}\n'
+    chosen = objectives(read(FILE.read_text() + own))
+    rules = [rule for group in recordings(chosen) for rule in group.rules]
+    within = next(rule.expr for rule in rules if rule.name == "erlangshen:latency_bad:rate5m")
+    assert 'model!~"none|1\\\\.3B",le="1.0"' in within
+    assert 'model="1.3B",le="10.0"' in within
+    burns = [rule for rule in burn_alerts(chosen).rules if isinstance(rule, Alert)]
+    fast = {rule.labels["objective"]: rule.expr for rule in burns if rule.labels["window"] == "1h"}
+    assert 'ratio_rate1h{model="1.3B"} > 14.4 * 0.01)' in fast["availability"]
+    assert 'ratio_rate1h{model!~"1\\\\.3B"} > 14.4 * 0.001 or' in fast["availability"]
+    assert 'ratio_rate1h{model="1.3B"} > 14.4 * 0.1)' in fast["latency"]
+    assert 'ratio_rate1h{model!~"|1\\\\.3B"} > 14.4 * 0.01 or' in fast["latency"]
+
+
+def test_a_misspelt_setting_is_refused() -> None:
+    with pytest.raises(TypeError, match="runbook"):
+        read(FILE.read_text().replace("runbooks =", "runbook ="))
+
+
+@by_board
+def test_a_number_is_that_of_now_and_says_when_there_is_none(board: Board) -> None:
+    """The last value of a time range stays after everything is gone."""
+    shown = [panel for panel in panels(board) if panel["type"] == "stat"]
+    assert shown
+    for panel in shown:
+        assert [target["instant"] for target in panel["targets"]] == [True], panel["title"]
+        assert panel["fieldConfig"]["defaults"]["noValue"] == "No data"
 
 
 def test_alerts_and_runbooks_match() -> None:

@@ -20,8 +20,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
+from threading import Thread
 from typing import Any
+
+import yaml
 
 from service.api.accounts import hash_of, new_secret
 from tests.support.servers import Server, free_port
@@ -29,8 +34,36 @@ from tests.support.servers import Server, free_port
 ROOT = Path(__file__).parents[2]
 TOOLS = ("prometheus", "prometheus-alertmanager")
 DASHBOARDS = ROOT / "docker/grafana/dashboards"
-SELECTOR = re.compile(r"(?<![\w:])(?:erlangshen[\w:]*|process_\w+|up)(?:\{[^}]*\})?")
+RULES = ROOT / "docker/prometheus/rules"
+DURATION = re.compile(r"(?<![\w.$])(\d+)(ms|[smhdw])(?![\w.])")
+SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+EVENTS = re.compile(r"\* (\d+) >= ")
+"""A rate per second times the seconds of its window."""
+SELECTOR = re.compile(r"(?<![\w:?\"])(?:erlangshen[\w:]*|process_\w+|up)(?:\{[^}]*\})?")
 """A metric with its labels, in an expression."""
+
+POD = 'namespace="default",pod="erlangshen-0",container="erlangshen"'
+DCGM = f'gpu="0",Hostname="node-0",{POD}'
+NEIGHBOURS = "\n".join(
+    (
+        f"container_cpu_usage_seconds_total{{{POD}}} COUNT",
+        f"container_cpu_cfs_periods_total{{{POD}}} COUNT",
+        f"container_cpu_cfs_throttled_periods_total{{{POD}}} COUNT",
+        f"container_memory_working_set_bytes{{{POD}}} 3e8",
+        f'kube_pod_container_resource_limits{{{POD},resource="cpu"}} 2',
+        f'kube_pod_container_resource_limits{{{POD},resource="memory"}} 4e9',
+        f"kube_pod_container_status_restarts_total{{{POD}}} 0",
+        f'kube_pod_container_status_waiting_reason{{{POD},reason="ImagePullBackOff"}} 1',
+        'kube_deployment_spec_replicas{namespace="default",deployment="erlangshen"} 1',
+        'probe_success{job="erlangshen-probe",instance="https://nlp.example.com/readyz"} 1',
+        *(f"DCGM_FI_DEV_{name}{{{DCGM}}} 40" for name in ("GPU_UTIL", "FB_USED", "FB_FREE", "GPU_TEMP", "SM_CLOCK")),
+        f"DCGM_FI_DEV_POWER_USAGE{{{DCGM}}} 200",
+        f"DCGM_FI_DEV_XID_ERRORS{{{DCGM}}} 0",
+        f"DCGM_FI_PROF_PIPE_TENSOR_ACTIVE{{{DCGM}}} 0.4",
+        "",
+    )
+)
+"""What cAdvisor, kube-state-metrics, the black-box exporter and NVIDIA's dcgm-exporter would say of the service."""
 
 SERVICE = ("--threads", "1", "--cache-entries", "500", "--max-queue-tokens", "8000", "--canary-interval-s", "5")
 CALLERS = {
@@ -101,8 +134,10 @@ def monitored(folder: Path, *flags: str) -> Iterator[Stack]:
     stored = ("--keys-file", str(keys), "--data-dir", str(folder / "data"))
     server = Server(folder / "service.log", (*SERVICE, *stored, *flags))
     ports = {name: free_port() for name in ("prometheus", "alertmanager")}
-    write_configuration(folder, ports | {"service": server.port})
     with ExitStack() as stack:
+        neighbours = stack.enter_context(exporting(NEIGHBOURS))
+        write_rules(folder / "rules")
+        write_configuration(folder, ports | {"service": server.port, "neighbours": neighbours})
         stack.callback(server.stop)
         server.start(START_S)
         for name, command in _commands(folder, ports).items():
@@ -130,13 +165,60 @@ def write_configuration(folder: Path, ports: Mapping[str, int]) -> None:
         ("alertmanager:9093", f"127.0.0.1:{ports['alertmanager']}"),
         ("localhost:9090", f"127.0.0.1:{ports['prometheus']}"),
         ("interval: 15s", f"interval: {SCRAPE_S}s"),
-        ("rules/*.yaml", str(ROOT / "docker/prometheus/rules/*.yaml")),
+        ("rules/*.yaml", f"{folder}/rules/*.yaml"),
         ("# authorization:", "authorization:"),
         ("/etc/prometheus/erlangshen.key", f"{folder}/prometheus.key"),
     ):
         assert written in text, f"prometheus.yml has no {written} any more"
         text = text.replace(written, here)
-    (folder / "prometheus.yml").write_text(text)
+    job = {"job_name": "neighbours", "honor_labels": True}
+    config = yaml.safe_load(text)
+    config["scrape_configs"].append(job | {"static_configs": [{"targets": [f"127.0.0.1:{ports['neighbours']}"]}]})
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+
+
+def write_rules(folder: Path, speed: float = 1) -> None:
+    """The committed rules, evaluated as often as the others. With a `speed`, all their durations pass that much faster:
+    an alert on 30 minutes is one on three minutes with 10."""
+    folder.mkdir()
+    for path in RULES.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        for group in content["groups"]:
+            interval = group.pop("interval", "")
+            if speed != 1 and interval:
+                group["interval"] = _faster(interval, speed)
+            for rule in group["rules"]:
+                rule["expr"] = EVENTS.sub(lambda found: f"* {float(found[1]) / speed:g} >= ", rule["expr"])
+                for name in {"expr", "for"} & set(rule):
+                    rule[name] = _faster(rule[name], speed)
+        (folder / path.name).write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def _faster(text: str, speed: float) -> str:
+    return DURATION.sub(lambda found: f"{int(found[1]) * SECONDS[found[2]] * 1000 / speed:.0f}ms", text)
+
+
+@contextmanager
+def exporting(text: str) -> Iterator[int]:
+    """Serves these metrics, with the number of scrapes for COUNT; yields the port."""
+    scrapes = count()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(text.replace("COUNT", str(next(scrapes))).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
 
 
 def _commands(folder: Path, ports: Mapping[str, int]) -> dict[str, Sequence[str]]:
@@ -264,6 +346,14 @@ def unanswered(stack: Stack, variables: Variables) -> Iterator[str]:
         if rule["health"] != "ok":
             yield f"{rule['name']}: {rule['health']} {rule.get('lastError', '')}"
         yield from (f"{rule['name']}: {one}" for one in sorted(selectors(rule["query"])) if not stack.query(one))
+
+
+def not_a_number(stack: Stack, variables: Variables) -> Iterator[str]:
+    """Panels whose expression is NaN, which Grafana would show as a value."""
+    for name, dashboard in dashboards().items():
+        for title, expr in expressions(dashboard):
+            if any(math.isnan(float(one["value"][1])) for one in stack.query(variables.fill(expr))):
+                yield f"{name}, {title}: {variables.fill(expr)}"
 
 
 def _has_numbers(stack: Stack, expr: str) -> bool:
