@@ -81,14 +81,14 @@ class KeyStore:
         if self._file is None or now - self._checked_at < CHECK_INTERVAL_S:
             return
         self._checked_at = now
-        if _read_stamp(self._file) != self._stamp:
+        if read_stamp(self._file) != self._stamp:
             self._try_to_load()
 
     def _load(self) -> None:
         """Raises SettingError. A file that could not be read counts as changed: it is read again at the next check."""
         keys, stamp = dict(self._fixed), None
         if self._file is not None:
-            stamp = _read_stamp(self._file)
+            stamp = read_stamp(self._file)
             for name, key in read_keys(self._file).items():
                 if keys.setdefault(name, key) is not key:
                     raise SettingError(f"keys file {self._file}: {name} is in security.keys as well; rename one")
@@ -109,7 +109,7 @@ class KeyStore:
         return account
 
 
-def _read_stamp(file: Path) -> Stamp:
+def read_stamp(file: Path) -> Stamp:
     """Times of modification and of change, inode and size: they change when a file is written, replaced, or gets other
     permissions; None if it is missing."""
     try:

@@ -24,11 +24,11 @@ from service.server.http_protocol import ConnectionLimits, HttpProtocol
 from service.server.listener import bind, remove_socket, url_of
 from service.server.prefix import behind_proxies
 from service.server.security import (
+    Certificate,
     allowed_hosts,
     check_certificate,
     make_key_store,
     make_reload,
-    record_expiry,
     require_keys_or_loopback,
 )
 from service.server.uvicorn_server import Server
@@ -69,7 +69,6 @@ async def _serve(application: Application, server: Server, listener: socket.sock
 
 def make_server(application: Application, settings: Settings) -> Server:
     check_certificate(settings.security)
-    record_expiry(settings.security, application.metrics)
     key_store = make_key_store(settings.security, application.metrics)
     app = create_app(
         application, settings.server, settings.security, key_store=key_store, lifespan=application.lifespan
@@ -96,5 +95,5 @@ def make_server(application: Application, settings: Settings) -> Server:
         timeout_keep_alive=round(limits.keep_alive_s),
         timeout_graceful_shutdown=LAST_RESPONSES_S,
     )
-    reload = make_reload(settings.security, key_store, config, application.metrics)
-    return Server(config, application, connection_limits, reload)
+    certificate = Certificate(settings.security, config, application.metrics) if config.is_ssl else None
+    return Server(config, application, connection_limits, make_reload(key_store, certificate), certificate)

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from service.api.accounts import parse_keys
-from service.api.auth import KeyStore
+from service.api.auth import KeyStore, Stamp, read_stamp
 from service.errors import SettingError
 from service.host import is_loopback
 from service.metrics import Metrics
@@ -67,69 +67,100 @@ def make_key_store(settings: Security, metrics: Metrics) -> KeyStore | None:
     return KeyStore(parse_keys(settings.keys), settings.keys_file, metrics)
 
 
+class Certificate:
+    """The TLS certificate of a running server. It is read again when its files change, and on request.
+
+    A new pair that is invalid is logged, and the previous one stays in use: programs that replace the files one after
+    the other leave a moment in which they do not belong together.
+    """
+
+    def __init__(self, settings: Security, config: uvicorn.Config, metrics: Metrics) -> None:
+        self._settings = settings
+        self._config = config
+        self._metrics = metrics
+        self._stamps = self._read_stamps()
+        self._last_failure = ""
+        self._record_expiry()
+
+    def reload(self) -> None:
+        """Reads both files again, for new connections."""
+        self._last_failure = ""
+        self._try_to_load()
+
+    def reload_if_changed(self) -> None:
+        """Reads both files again if one of them has been written or replaced, through links, too."""
+        if self._read_stamps() != self._stamps:
+            self._try_to_load()
+
+    def _try_to_load(self) -> None:
+        if self._config.ssl is None:  # uvicorn makes it when it starts, from the files as they are then
+            return
+        stamps = self._read_stamps()
+        try:
+            check_certificate(self._settings)
+            _load(self._config.ssl, self._settings)
+        except SettingError as error:
+            if error.detail != self._last_failure:  # once, though it is tried every second
+                logger.error("certificate not reloaded: the previous one stays in use", extra={"reason": error.detail})
+            self._last_failure = error.detail
+        else:
+            self._stamps, self._last_failure = stamps, ""
+            self._record_expiry()
+            logger.info("certificate reloaded")
+
+    def _record_expiry(self) -> None:
+        """Of the files, which have just been loaded."""
+        if self._settings.tls_cert is None:
+            return
+        try:
+            expiry = expiry_of(self._settings.tls_cert.read_text(encoding="utf-8", errors="replace"))
+        except (OSError, ValueError) as error:
+            logger.warning("the end of the certificate is unknown", extra={"reason": str(error)})
+            expiry = 0.0
+        self._metrics.certificate_expiry.set(expiry)
+
+    def _read_stamps(self) -> tuple[Stamp, Stamp] | None:
+        cert, key = self._settings.tls_cert, self._settings.tls_key
+        return None if cert is None or key is None else (read_stamp(cert), read_stamp(key))
+
+
 def check_certificate(settings: Security) -> None:
     """Checks the TLS certificate and its private key, if configured.
 
     Raises:
         SettingError: one of them cannot be read, or they do not belong together.
     """
-    if settings.tls_cert is None or settings.tls_key is None:
-        return
-    for file in (settings.tls_cert, settings.tls_key):
-        _check_readable(file)
-    try:
-        _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings)
-    except ssl.SSLError as error:
-        files = f"{settings.tls_cert} and {settings.tls_key}"
-        raise SettingError(f"security.tls_cert, tls_key: {files} are not a certificate and its key") from error
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings)
 
 
-def record_expiry(settings: Security, metrics: Metrics) -> None:
-    """Sets the metric of the time at which the certificate, which has just been loaded, expires."""
-    if settings.tls_cert is None:
-        return
-    try:
-        expiry = expiry_of(settings.tls_cert.read_text(encoding="utf-8", errors="replace"))
-    except ValueError as error:
-        logger.warning("the end of the certificate is unknown", extra={"reason": str(error)})
-        expiry = 0.0
-    metrics.certificate_expiry.set(expiry)
-
-
-def make_reload(
-    settings: Security, key_store: KeyStore | None, config: uvicorn.Config, metrics: Metrics
-) -> Callable[[], None] | None:
+def make_reload(key_store: KeyStore | None, certificate: Certificate | None) -> Callable[[], None] | None:
     """A function that reloads keys and certificate, and keeps the previous ones if the new ones are invalid.
 
     None if neither is configured.
     """
-    if key_store is None and not config.is_ssl:
+    loaded = [one for one in (key_store, certificate) if one is not None]
+    if not loaded:
         return None
 
     def reload() -> None:
-        if key_store is not None:
-            key_store.reload()
-        if config.ssl is not None:
-            _reload_certificate(config.ssl, settings, metrics)
+        for one in loaded:
+            one.reload()
 
     return reload
 
 
-def _reload_certificate(context: ssl.SSLContext, settings: Security, metrics: Metrics) -> None:
-    try:
-        check_certificate(settings)
-    except SettingError as error:
-        logger.error("certificate not reloaded: the previous one stays in use", extra={"reason": error.detail})
-    else:
-        _load(context, settings)
-        record_expiry(settings, metrics)
-        logger.info("certificate reloaded")
-
-
 def _load(context: ssl.SSLContext, settings: Security) -> None:
-    if settings.tls_cert is not None:
+    """Raises SettingError."""
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is None or key is None:
+        return
+    for file in (cert, key):
+        _check_readable(file)
+    try:
         # With an empty password, so that an encrypted key is an error: OpenSSL would prompt for it on the terminal.
-        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+        context.load_cert_chain(cert, key, password="")
+    except (ssl.SSLError, OSError) as error:
+        raise SettingError(f"security.tls_cert, tls_key: {cert} and {key} are not a certificate and its key") from error
 
 
 def _check_readable(file: Path) -> None:

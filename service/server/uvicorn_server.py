@@ -15,8 +15,12 @@ import uvicorn
 from service.errors import TooManyConnections
 from service.server.http_protocol import RESERVED_CONNECTIONS, ConnectionLimits, HttpProtocol
 from service.server.listener import Handshakes, Listener
+from service.server.security import Certificate
 
 logger = logging.getLogger(__name__)
+
+CHECK_TICKS = 10
+"""How often the files of the certificate are looked at: once a second."""
 
 
 class Drainable(Protocol):
@@ -42,8 +46,10 @@ class Server(uvicorn.Server):
         application: Drainable,
         connection_limits: ConnectionLimits,
         reload: Callable[[], None] | None,
+        certificate: Certificate | None = None,
     ) -> None:
         super().__init__(config)
+        self._certificate = certificate
         self._reload = reload
         self._application = application
         self._shared = connection_limits
@@ -119,7 +125,10 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: once the accepted requests are answered, refuses connections, too; and leaves once every
-        response has left. So clients that reconnect all the time do not delay it."""
+        response has left. So clients that reconnect all the time do not delay it. Once a second: takes up a certificate
+        that was renewed."""
+        if self._certificate is not None and counter % CHECK_TICKS == 0:
+            self._certificate.reload_if_changed()
         if self._application.is_closed and self._accepted.isdisjoint(self.server_state.tasks):
             for listener in self._listeners:
                 listener.stop()

@@ -7,6 +7,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,21 @@ SECRETS = {"app": "erl_one", "prometheus": "erl_two", "late": "erl_three"}
 
 def table(name: str, scope: str) -> str:
     return f'[keys.{name}]\nhash = "{hash_of(SECRETS[name])}"\nscopes = ["{scope}"]\n'
+
+
+def mount_certificate(folder: Path) -> str:
+    """Puts a new pair into a folder as the kubelet does with a Secret; returns the certificate.
+
+    The files are links into `..data`, which is a link to a folder of the version. A new version replaces `..data`.
+    """
+    version = Path(tempfile.mkdtemp(prefix="..version-", dir=folder))
+    cert, key = make_certificate(version)
+    (folder / "..data_tmp").symlink_to(version.name)
+    (folder / "..data_tmp").replace(folder / "..data")
+    for file in (cert, key):
+        if not (folder / file.name).is_symlink():
+            (folder / file.name).symlink_to(f"..data/{file.name}")
+    return cert.read_text()
 
 
 @dataclass
@@ -59,7 +75,8 @@ class Guarded:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     model = make_checkpoint(folder / "uni", num_layers=1)
-    cert, key = make_certificate(folder)
+    mount_certificate(folder)
+    cert, key = folder / "cert.pem", folder / "key.pem"
     keys = folder / "keys.toml"
     keys.write_text(table("app", "infer") + table("prometheus", "metrics"))
     tls = ("--tls-cert", str(cert), "--tls-key", str(key))
@@ -110,14 +127,18 @@ KEPT = "keys not reloaded: the previous keys stay in use"
 
 
 def test_sighup_reloads_keys_and_certificate(guarded: Guarded) -> None:
-    old = ssl.get_server_certificate(_address(guarded))
     guarded.put(table("app", "infer") + table("prometheus", "metrics"))
-    make_certificate(guarded.folder)
-    assert ssl.get_server_certificate(_address(guarded)) == old
     guarded.server.process.send_signal(signal.SIGHUP)
     until(lambda: len(guarded.lines("certificate reloaded")) == 1)
-    assert ssl.get_server_certificate(_address(guarded)) != old
     assert [guarded.embed(name).status_code for name in ("app", "late")] == [200, 401]
+
+
+def test_a_renewed_certificate_is_served_without_a_signal(guarded: Guarded) -> None:
+    old = ssl.get_server_certificate(_address(guarded))
+    new = mount_certificate(guarded.folder)
+    until(lambda: ssl.get_server_certificate(_address(guarded)) == new)
+    assert new != old
+    assert guarded.embed("app").status_code == 200
 
 
 def _address(guarded: Guarded) -> tuple[str, int]:

@@ -18,11 +18,11 @@ from service.errors import SettingError
 from service.metrics import Metrics
 from service.server.certificate import expiry_of
 from service.server.security import (
+    Certificate,
     allowed_hosts,
     check_certificate,
     make_key_store,
     make_reload,
-    record_expiry,
     require_keys_or_loopback,
 )
 from service.settings import Security, Server, Settings
@@ -135,17 +135,21 @@ def test_a_key_with_a_pass_phrase_is_refused_without_a_prompt(pairs: list[Securi
 
 
 def test_make_reload_is_none_without_keys_and_certificate() -> None:
-    assert make_reload(Security(), None, uvicorn.Config("none"), Metrics(CollectorRegistry())) is None
+    assert make_reload(None, None) is None
+
+
+def started(security: Security, metrics: Metrics | None = None) -> Certificate:
+    """The certificate of a server that runs."""
+    config = uvicorn.Config("none", ssl_certfile=security.tls_cert, ssl_keyfile=security.tls_key)
+    config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return Certificate(security, config, metrics or Metrics(CollectorRegistry()))
 
 
 def test_a_mismatched_certificate_is_not_reloaded(
     pairs: list[Security], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cert, key = make_certificate(tmp_path)
-    security = Security(tls_cert=cert, tls_key=key)
-    config = uvicorn.Config("none", ssl_certfile=cert, ssl_keyfile=key)
-    config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    reload = make_reload(security, None, config, Metrics(CollectorRegistry()))
+    reload = make_reload(None, started(Security(tls_cert=cert, tls_key=key)))
     assert reload is not None
     with caplog.at_level(logging.INFO):
         reload()
@@ -180,17 +184,13 @@ def test_a_unix_socket_has_no_tls() -> None:
 def test_the_metric_of_the_expiry_is_that_of_the_certificate_in_use(tmp_path: Path) -> None:
     """After a reload it is that of the new certificate."""
     cert, key = make_certificate(tmp_path)
-    security, metrics = Security(tls_cert=cert, tls_key=key), Metrics(CollectorRegistry())
-    record_expiry(security, metrics)
+    metrics = Metrics(CollectorRegistry())
+    certificate = started(Security(tls_cert=cert, tls_key=key), metrics)
     first = expiry(metrics)
     assert first == expiry_by_openssl(cert)
-    config = uvicorn.Config("none", ssl_certfile=cert, ssl_keyfile=key)
-    config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    reload = make_reload(security, None, config, metrics)
-    assert reload is not None
     make_certificate(tmp_path, days=30)
     assert expiry(metrics) == first
-    reload()
+    certificate.reload()
     assert expiry(metrics) == expiry_by_openssl(cert) > first
 
 
@@ -205,13 +205,11 @@ def test_the_expiry_is_read_as_openssl_reads_it(tmp_path: Path, days: int) -> No
         expiry_of(key.read_text())
 
 
-def test_without_a_certificate_there_is_no_expiry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nor is there one of a form of PEM that only OpenSSL reads."""
+def test_a_form_of_pem_that_only_openssl_reads_has_no_expiry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics(CollectorRegistry())
-    record_expiry(Security(), metrics)
     cert, key = make_certificate(tmp_path)
     cert.write_text(cert.read_text().replace("CERTIFICATE", "TRUSTED CERTIFICATE"))
-    record_expiry(Security(tls_cert=cert, tls_key=key), metrics)
+    started(Security(tls_cert=cert, tls_key=key), metrics)
     assert expiry(metrics) == 0
     assert [one.getMessage() for one in caplog.records] == ["the end of the certificate is unknown"]
 
@@ -226,3 +224,25 @@ def expiry_by_openssl(cert: Path) -> float:
     command = ["openssl", "x509", "-in", str(cert), "-noout", "-enddate"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     return ssl.cert_time_to_seconds(printed.removeprefix("notAfter="))
+
+
+def test_a_pair_that_is_replaced_file_by_file_is_loaded_once_it_matches(
+    pairs: list[Security], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = make_certificate(tmp_path)
+    certificate = started(Security(tls_cert=cert, tls_key=key))
+    new_cert, new_key = pairs[0].tls_cert, pairs[0].tls_key
+    assert new_cert is not None
+    assert new_key is not None
+    with caplog.at_level(logging.INFO):
+        certificate.reload_if_changed()
+        cert.write_bytes(new_cert.read_bytes())
+        certificate.reload_if_changed()
+        certificate.reload_if_changed()
+        key.write_bytes(new_key.read_bytes())
+        certificate.reload_if_changed()
+        certificate.reload_if_changed()
+    assert [one.getMessage() for one in caplog.records] == [
+        "certificate not reloaded: the previous one stays in use",
+        "certificate reloaded",
+    ]
