@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,8 +33,24 @@ def rendered(folder: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
+def combined(folder: Path, *components: str, **fields: Any) -> list[Document]:
+    """An overlay in `folder` as rendered: the base with these components, and more fields of kustomization.yaml."""
+    content = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": ["base"],
+        "components": [f"components/{name}" for name in components],
+    } | fields
+    for key in ("resources", "components"):
+        content[key] = [os.path.relpath(K8S / name, folder) for name in content[key]]
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    return documents(str(folder))
+
+
+@cache
 def documents(folder: str) -> list[Document]:
-    return list(yaml.safe_load_all(rendered(folder)))
+    """What is rendered, shared by all tests: copy what you change."""
+    return list(yaml.load_all(rendered(folder), yaml.CSafeLoader))
 
 
 def of_kind(folder: str, kind: str) -> list[Document]:
@@ -51,6 +68,14 @@ def pod(folder: str) -> Document:
     return spec
 
 
+def parts(folder: str) -> list[Document]:
+    """All containers: of the Deployment, those that run before them, and those of Jobs."""
+    specs = [
+        document["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for document in of_kind(folder, kind)
+    ]
+    return [part for spec in specs for part in [*spec.get("initContainers", []), *spec["containers"]]]
+
+
 def container(folder: str) -> Document:
     (found,) = pod(folder)["containers"]
     return dict(found)
@@ -65,9 +90,10 @@ def image_environment() -> dict[str, str]:
 
 
 def environment(folder: str, of: Document) -> dict[str, str]:
-    """The environment of a container: the image's variables, then its ConfigMaps', then its own."""
+    """The environment of a container without Secrets: the image's variables, then its ConfigMaps', then its own."""
     maps = {document["metadata"]["name"]: document["data"] for document in of_kind(folder, "ConfigMap")}
     merged = image_environment()
     for source in of.get("envFrom", []):
-        merged |= maps[source["configMapRef"]["name"]]
+        if "configMapRef" in source:
+            merged |= maps[source["configMapRef"]["name"]]
     return merged | {entry["name"]: entry["value"] for entry in of.get("env", [])}

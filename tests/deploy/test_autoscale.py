@@ -15,6 +15,7 @@ from tests.deploy.manifests import K8S, Document, needs, one
 
 OVERLAY = "overlays/autoscale"
 SCALED = yaml.safe_load((K8S / "components/autoscale-keda/scaled-object.yaml").read_text())["spec"]
+KSERVE = yaml.safe_load((K8S / "examples/kserve/scaled-object.yaml").read_text())
 ADAPTER = yaml.safe_load((K8S / "examples/prometheus-adapter.yaml").read_text())["rules"]["custom"]
 DECLARED = {entry.name: entry.kind for entry in Metrics(CollectorRegistry()).entries()}
 
@@ -48,7 +49,6 @@ def test_the_autoscaler_owns_the_number_of_pods_of_the_deployment() -> None:
         "kind": "Deployment",
         "name": deployment["metadata"]["name"],
     }
-    assert SCALED["scaleTargetRef"] == {"name": deployment["metadata"]["name"]}
     assert "replicas" not in deployment["spec"]
 
 
@@ -72,9 +72,32 @@ def test_keda_has_the_same_metrics_and_targets() -> None:
     by_metric = {metric_in(rule["seriesQuery"]): targets()[rule["name"]["as"]] for rule in ADAPTER}
     assert {metric: float(trigger["threshold"]) for metric, trigger in triggers.items()} == by_metric
     assert all(trigger["metricType"] == "AverageValue" for trigger in SCALED["triggers"])
-    assert all(
-        f'namespace="{one(OVERLAY, "Namespace")["metadata"]["name"]}"' in one_["query"] for one_ in triggers.values()
-    )
+
+
+@pytest.mark.parametrize("folder", ["overlays/autoscale-keda", "overlays/gpu-autoscale"])
+def test_keda_asks_for_the_namespace_and_the_service_of_its_deployment(folder: str) -> None:
+    scaled, service = one(folder, "ScaledObject"), one(folder, "Service")["metadata"]
+    selector = f'{{namespace="{service["namespace"]}",job="{service["name"]}"}}'
+    assert all(selector in trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"])
+    assert scaled["spec"]["scaleTargetRef"]["name"] == one(folder, "Deployment")["metadata"]["name"]
+    assert "replicas" not in one(folder, "Deployment")["spec"]
+
+
+@pytest.mark.parametrize("spec", [SCALED, KSERVE["spec"]], ids=["component", "kserve"])
+def test_no_pod_is_removed_while_a_query_returns_nothing(spec: Document) -> None:
+    # by default KEDA reads an empty answer as 0; as an error it leads to the fallback
+    assert all(trigger["metadata"]["ignoreNullValues"] == "false" for trigger in spec["triggers"])
+    assert all(trigger["metricType"] == "AverageValue" for trigger in spec["triggers"]), "others have no fallback"
+    assert spec["fallback"]["behavior"] == "currentReplicasIfHigher"
+
+
+def test_kserve_is_scaled_as_the_component_scales() -> None:
+    targets = [
+        [(one_["metadata"]["threshold"], metric_in(one_["metadata"]["query"])) for one_ in spec["triggers"]]
+        for spec in (SCALED, KSERVE["spec"])
+    ]
+    assert targets[0] == targets[1]
+    assert KSERVE["spec"]["advanced"] == SCALED["advanced"]
 
 
 def test_both_autoscalers_have_the_same_behavior_and_bounds() -> None:

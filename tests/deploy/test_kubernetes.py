@@ -18,11 +18,14 @@ from tests.deploy.manifests import (
     needs,
     of_kind,
     one,
+    parts,
     pod,
 )
 
 pytestmark = [needs("kubectl"), pytest.mark.parametrize("overlay", [f"overlays/{name}" for name in OVERLAYS])]
 
+IDENTITY = {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
+FETCH = "erlangshen-fetch"
 PROBE_NAMES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -43,32 +46,48 @@ def matches(selector: Document, labels: Document) -> bool:
 # names
 
 
-def test_everything_is_in_one_namespace(overlay: str) -> None:
-    spaces = {one["metadata"].get("namespace") for one in documents(overlay) if one["kind"] != "Namespace"}
-    assert spaces == {one(overlay, "Namespace")["metadata"]["name"]}
+def test_everything_is_in_one_namespace_that_the_overlay_does_not_own(overlay: str) -> None:
+    assert {one["metadata"].get("namespace") for one in documents(overlay)} == {"erlangshen"}
+    assert of_kind(overlay, "Namespace") == []
 
 
-def test_every_selector_matches_the_pods(overlay: str) -> None:
+def test_every_selector_matches_the_pods_and_names_the_instance(overlay: str) -> None:
     selectors = [one(overlay, "Service")["spec"]["selector"]]
     selectors += [
         one(overlay, kind)["spec"]["selector"]["matchLabels"] for kind in ("Deployment", "PodDisruptionBudget")
     ]
-    selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in of_kind(overlay, "NetworkPolicy")]
+    policies = [one_ for one_ in of_kind(overlay, "NetworkPolicy") if one_["metadata"]["name"] != FETCH]
+    selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in policies]
     selectors += [spread["labelSelector"]["matchLabels"] for spread in pod(overlay)["topologySpreadConstraints"]]
     assert len(selectors) >= 6
-    assert all(selector and matches(selector, pod_labels(overlay)) for selector in selectors)
+    assert all(set(selector) == IDENTITY and matches(selector, pod_labels(overlay)) for selector in selectors)
+
+
+def test_the_service_monitor_selects_the_service(overlay: str) -> None:
+    for monitor in of_kind(overlay, "ServiceMonitor"):
+        selector = monitor["spec"]["selector"]["matchLabels"]
+        assert set(selector) == IDENTITY
+        assert matches(selector, one(overlay, "Service")["metadata"]["labels"])
+
+
+def test_the_policy_of_the_download_selects_its_job_alone(overlay: str) -> None:
+    for job in of_kind(overlay, "Job"):
+        (policy,) = [one_ for one_ in of_kind(overlay, "NetworkPolicy") if one_["metadata"]["name"] == FETCH]
+        selector = policy["spec"]["podSelector"]["matchLabels"]
+        assert matches(selector, job["spec"]["template"]["metadata"]["labels"])
+        assert not matches(selector, pod_labels(overlay))
 
 
 def test_objects_named_in_the_pod_exist(overlay: str) -> None:
     made = {(document["kind"], document["metadata"]["name"]) for document in documents(overlay)}
-    spec = pod(overlay)
-    named = {("ServiceAccount", spec["serviceAccountName"])}
-    for part in [*spec["containers"], *spec.get("initContainers", [])]:
-        named |= {("ConfigMap", source["configMapRef"]["name"]) for source in part["envFrom"]}
-    for volume in spec["volumes"]:
-        if claim := volume.get("persistentVolumeClaim"):
-            named.add(("PersistentVolumeClaim", claim["claimName"]))
+    sources = [source for part in parts(overlay) for source in part["envFrom"]]
+    named = {("ConfigMap", source["configMapRef"]["name"]) for source in sources if "configMapRef" in source}
+    for spec in (one_["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for one_ in of_kind(overlay, kind)):
+        named.add(("ServiceAccount", spec["serviceAccountName"]))
+        claims = [volume["persistentVolumeClaim"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume]
+        named |= {("PersistentVolumeClaim", claim["claimName"]) for claim in claims}
     assert named <= made
+    assert all(source["secretRef"]["optional"] for source in sources if "secretRef" in source)
 
 
 def test_mounts_and_volumes_match(overlay: str) -> None:
@@ -130,9 +149,10 @@ def test_the_startup_probe_covers_the_start_timeout_of_the_service(overlay: str)
     assert one(overlay, "Deployment")["spec"]["progressDeadlineSeconds"] > startup_s
 
 
-def test_a_rollout_keeps_the_capacity(overlay: str) -> None:
+def test_a_rollout_keeps_the_capacity_or_needs_no_spare_gpu(overlay: str) -> None:
     rolling = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
-    assert (rolling["maxUnavailable"], rolling["maxSurge"]) == (0, 1)
+    has_gpu = "nvidia.com/gpu" in container(overlay)["resources"]["limits"]
+    assert (rolling["maxUnavailable"], rolling["maxSurge"]) == ((1, 0) if has_gpu else (0, 1))
     assert one(overlay, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
@@ -141,7 +161,7 @@ def test_a_rollout_keeps_the_capacity(overlay: str) -> None:
 
 def test_every_variable_is_a_setting_with_a_valid_value(overlay: str) -> None:
     # load() rejects unknown names and invalid values, but ignores names without the prefix
-    for part in [*pod(overlay)["containers"], *pod(overlay).get("initContainers", [])]:
+    for part in parts(overlay):
         assert load(environ=environment(overlay, part)) is not None
         own = environment(overlay, part).keys() - image_environment().keys()
         assert [name for name in own if not name.startswith(ENV_PREFIX)] == []
@@ -152,11 +172,41 @@ def test_a_key_is_required(overlay: str) -> None:
     assert settings(overlay).security.allow_anonymous is False
 
 
-def test_only_init_containers_may_download_from_the_hub(overlay: str) -> None:
-    assert settings(overlay).models.offline is True
-    for part in pod(overlay).get("initContainers", []):
-        assert part["args"] == ["fetch"]
-        assert load(environ=environment(overlay, part)).models.offline is False
+def test_only_the_job_may_download_from_the_hub(overlay: str) -> None:
+    online = [part for part in parts(overlay) if not load(environ=environment(overlay, part)).models.offline]
+    jobs = of_kind(overlay, "Job")
+    assert online == [part for job in jobs for part in job["spec"]["template"]["spec"]["containers"]]
+    assert all(part["args"] == ["fetch"] for part in online)
+
+
+def test_the_job_and_the_pods_read_the_same_models_from_one_volume(overlay: str) -> None:
+    for part in parts(overlay):
+        assert load(environ=environment(overlay, part)).models.specs == settings(overlay).models.specs
+        (cache,) = [mount for mount in part["volumeMounts"] if mount["mountPath"] == image_environment()["HOME"]]
+        assert cache["name"] == "cache"
+
+
+def test_a_model_of_the_hub_is_pinned(overlay: str) -> None:
+    assert all("@" in spec for spec in settings(overlay).models.specs)
+
+
+def test_a_pod_with_a_gpu_does_not_serve_without_it(overlay: str) -> None:
+    has_gpu = "nvidia.com/gpu" in container(overlay)["resources"]["limits"]
+    assert settings(overlay).replicas.devices == (("cuda:0",) if has_gpu else ("auto",))
+
+
+def test_any_gpu_with_enough_memory_is_taken(overlay: str) -> None:
+    terms = [
+        expression
+        for term in pod(overlay)
+        .get("affinity", {})
+        .get("nodeAffinity", {})
+        .get("requiredDuringSchedulingIgnoredDuringExecution", {})
+        .get("nodeSelectorTerms", [])
+        for expression in term["matchExpressions"]
+    ]
+    assert {term["key"] for term in terms} <= {"nvidia.com/gpu.memory"}
+    assert sorted(term["operator"] for term in terms) in ([], ["DoesNotExist", "Gt"])
 
 
 # hardening that checkov does not check
@@ -168,18 +218,16 @@ def test_only_the_folders_that_the_service_writes_are_writable(overlay: str) -> 
 
 
 def test_cpu_and_memory_requests_equal_their_limits(overlay: str) -> None:
-    for part in [*pod(overlay)["containers"], *pod(overlay).get("initContainers", [])]:
+    for part in parts(overlay):
         resources = part["resources"]
         assert resources["requests"]["memory"] == resources["limits"]["memory"]
         assert resources["requests"]["cpu"] == resources["limits"]["cpu"]
 
 
-def test_egress_is_only_open_for_downloads(overlay: str) -> None:
-    ports = {
-        (port["port"], port["protocol"])
+def test_egress_is_only_open_for_the_job_that_downloads(overlay: str) -> None:
+    opened = {
+        policy["metadata"]["name"]: {(port["port"], port["protocol"]) for rule in rules for port in rule["ports"]}
         for policy in of_kind(overlay, "NetworkPolicy")
-        for rule in policy["spec"].get("egress", [])
-        for port in rule["ports"]
+        if (rules := policy["spec"].get("egress"))
     }
-    has_downloads = bool(pod(overlay).get("initContainers"))
-    assert ports == ({(53, "UDP"), (53, "TCP"), (443, "TCP")} if has_downloads else set())
+    assert opened == ({FETCH: {(53, "UDP"), (53, "TCP"), (443, "TCP")}} if of_kind(overlay, "Job") else {})

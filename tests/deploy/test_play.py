@@ -5,6 +5,7 @@ Only the image, the host port and the volume of the keys are replaced: podman 4.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -50,7 +51,7 @@ def new_key() -> tuple[str, str]:
 
 def played(port: int, keys: Path) -> Document:
     """One pod of the built image, on a port of this machine."""
-    deployment = one(OVERLAY, "Deployment")
+    deployment = copy.deepcopy(one(OVERLAY, "Deployment"))
     deployment["spec"]["replicas"] = 1
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     container["image"] = IMAGE
@@ -70,7 +71,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     (folder / "keys.toml").write_text(keys)
     file = folder / "all.yaml"
     file.write_text(yaml.safe_dump_all([*of_kind(OVERLAY, "ConfigMap"), played(port, folder)]))
-    container = Container("erlangshen-pod-0-service")
+    container = Container("erlangshen-pod-0-erlangshen")
     engine("kube", "play", str(file))
     try:
         container.wait_until("ready")
