@@ -90,10 +90,9 @@ def image_environment() -> dict[str, str]:
 
 
 def environment(folder: str, of: Document) -> dict[str, str]:
-    """The environment of a container without Secrets: the image's variables, then its ConfigMaps', then its own."""
+    """The environment of a container: the image's variables, then its ConfigMaps', then its own."""
     maps = {document["metadata"]["name"]: document["data"] for document in of_kind(folder, "ConfigMap")}
     merged = image_environment()
     for source in of.get("envFrom", []):
-        if "configMapRef" in source:
-            merged |= maps[source["configMapRef"]["name"]]
+        merged |= maps[source["configMapRef"]["name"]]
     return merged | {entry["name"]: entry["value"] for entry in of.get("env", [])}

@@ -81,20 +81,31 @@ def test_the_policy_of_the_download_selects_its_job_alone(overlay: str) -> None:
 def test_objects_named_in_the_pod_exist(overlay: str) -> None:
     made = {(document["kind"], document["metadata"]["name"]) for document in documents(overlay)}
     sources = [source for part in parts(overlay) for source in part["envFrom"]]
-    named = {("ConfigMap", source["configMapRef"]["name"]) for source in sources if "configMapRef" in source}
+    named = {("ConfigMap", source["configMapRef"]["name"]) for source in sources}
     for spec in (one_["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for one_ in of_kind(overlay, kind)):
         named.add(("ServiceAccount", spec["serviceAccountName"]))
         claims = [volume["persistentVolumeClaim"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume]
         named |= {("PersistentVolumeClaim", claim["claimName"]) for claim in claims}
     assert named <= made
-    assert all(source["secretRef"]["optional"] for source in sources if "secretRef" in source)
 
 
 def test_mounts_and_volumes_match(overlay: str) -> None:
-    spec = pod(overlay)
-    parts = [*spec["containers"], *spec.get("initContainers", [])]
-    mounted = {mount["name"] for part in parts for mount in part["volumeMounts"]}
-    assert mounted == {volume["name"] for volume in spec["volumes"]}
+    for owner in (*of_kind(overlay, "Deployment"), *of_kind(overlay, "Job")):
+        spec = owner["spec"]["template"]["spec"]
+        mounts = [
+            one_ for part in [*spec["containers"], *spec.get("initContainers", [])] for one_ in part["volumeMounts"]
+        ]
+        assert {mount["name"] for mount in mounts} == {volume["name"] for volume in spec["volumes"]}
+
+
+def test_a_token_of_the_hub_is_read_where_its_secret_is_mounted(overlay: str) -> None:
+    for job in of_kind(overlay, "Job"):
+        spec = job["spec"]["template"]["spec"]
+        (fetch,) = spec["containers"]
+        (mount,) = [one_["mountPath"] for one_ in fetch["volumeMounts"] if one_["name"] == "hub"]
+        assert {"name": "HF_TOKEN_PATH", "value": f"{mount}/token"} in fetch["env"]
+        (volume,) = [one_["secret"] for one_ in spec["volumes"] if one_["name"] == "hub"]
+        assert volume["optional"]
 
 
 def test_the_keys_are_read_where_their_secret_is_mounted(overlay: str) -> None:
@@ -164,7 +175,7 @@ def test_every_variable_is_a_setting_with_a_valid_value(overlay: str) -> None:
     for part in parts(overlay):
         assert load(environ=environment(overlay, part)) is not None
         own = environment(overlay, part).keys() - image_environment().keys()
-        assert [name for name in own if not name.startswith(ENV_PREFIX)] == []
+        assert {name for name in own if not name.startswith(ENV_PREFIX)} <= {"HF_TOKEN_PATH"}
 
 
 def test_a_key_is_required(overlay: str) -> None:
