@@ -40,8 +40,10 @@ Objects = dict[tuple[str, str], Document]
 
 
 def plain(rendered: list[Document]) -> Objects:
-    """Objects by kind and name. What depends on the tool is left out: labels that nothing selects, the order of volumes,
-    and how names and templates follow a change of the settings."""
+    """Objects by kind and name, without what depends on the tool.
+
+    Left out are labels that nothing selects, the order of volumes, and how names follow a change of the settings.
+    """
     found = {}
     for one in copy.deepcopy(rendered):
         metadata = one.pop("metadata")
