@@ -10,25 +10,28 @@ ServiceError
 ├── HostNotAllowed            403 host_not_allowed: the Host header names another server
 ├── MalformedRequest          400 malformed_request: not HTTP/1.1
 ├── RequestTimeout            408 request_timeout: the request arrived too slowly
+├── BatchHasEnded             409 batch_has_ended: it cannot be cancelled any more
 ├── PreconditionFailed        412 precondition_failed: the label set has another version
 ├── BodyTooLarge              413 body_too_large
 ├── UnsupportedEncoding       415 unsupported_encoding: a compressed body
 ├── HeadersTooLarge           431 headers_too_large
 ├── NotFound                  404 not_found: no such route
 │   ├── ModelNotFound         404 model_not_found
-│   └── LabelSetNotFound      404 label_set_not_found
+│   ├── LabelSetNotFound      404 label_set_not_found
+│   ├── StoredFileNotFound    404 file_not_found: not there, expired, or of another key
+│   └── BatchNotFound         404 batch_not_found: not there, or of another key
 ├── MethodNotAllowed          405 method_not_allowed
 ├── RateLimited               429 rate_limited, retryable: the key is at one of its limits
 ├── QueueFull                 429 queue_full, retryable
 ├── DeadlineUnreachable       429 deadline_unreachable, retryable: the predicted wait exceeds the deadline
 ├── Unavailable               503 unavailable, retryable: starting, draining, no replica
 │   ├── TooManyConnections    503 too_many_connections, retryable
-│   ├── StorageUnavailable    503 storage_unavailable, retryable: label sets cannot be read or written
+│   ├── StorageUnavailable    503 storage_unavailable, retryable: what is stored cannot be read or written
 │   ├── MemoryFull            503 memory_full, retryable: other requests in progress use all memory for requests
 │   ├── ReplicaLost           503 replica_lost, retryable
 │   └── OutOfMemory           503 out_of_memory, retryable: this row does not fit into the device's memory
 ├── DeadlineExceeded          504 deadline_exceeded
-├── StorageFull               507 storage_full: the disk that keeps label sets is full
+├── StorageFull               507 storage_full: the disk that keeps label sets and files is full
 ├── InferenceFailed           500 inference_failed: the forward pass failed on this row
 └── StartupError              not sent to clients: the process cannot start
     ├── SettingError          a setting is invalid
@@ -126,6 +129,11 @@ class RequestTimeout(ServiceError):
     code = "request_timeout"
 
 
+class BatchHasEnded(ServiceError):
+    status = 409
+    code = "batch_has_ended"
+
+
 class PreconditionFailed(ServiceError):
     status = 412
     code = "precondition_failed"
@@ -157,6 +165,14 @@ class ModelNotFound(NotFound):
 
 class LabelSetNotFound(NotFound):
     code = "label_set_not_found"
+
+
+class StoredFileNotFound(NotFound):
+    code = "file_not_found"
+
+
+class BatchNotFound(NotFound):
+    code = "batch_not_found"
 
 
 class MethodNotAllowed(ServiceError):

@@ -439,12 +439,12 @@ class Log(Section):
 
 
 class Storage(Section):
-    """Label sets that clients store on the server; off without a directory."""
+    """Label sets, files and batches that clients store on the server; off without a directory."""
 
     data_dir: Path | None = Field(
         None,
-        description="Directory that keeps named label sets, in `label-sets`; readable by this user only. Replicas of "
-        "the service may share it. Default: none, and no label sets.",
+        description="Directory that keeps named label sets, in `label-sets`, and files and batches, in `batches`; "
+        "readable by this user only. Replicas of the service may share it. Default: none, and nothing is stored.",
     )
     max_label_sets: int = Field(100, ge=1, description="Maximum number of label sets of a key; above it: 403.")
     max_stored_labels: int = Field(
@@ -455,6 +455,26 @@ class Storage(Section):
         ge=1,
         description="Maximum size of the files of all label sets of a key in bytes, with descriptions and examples; "
         "above it: 403.",
+    )
+    max_file_bytes: int = Field(
+        200 * 2**20, ge=1024, description="Maximum size of an uploaded file in bytes; above it: 413."
+    )
+    max_files: int = Field(
+        1000, ge=1, description="Maximum number of files of a key, and of its batches; above it: 403."
+    )
+    max_files_bytes: int = Field(
+        4 * 2**30,
+        ge=1024,
+        description="Maximum size of all files of a key in bytes; above it: 403, and a batch that writes more ends.",
+    )
+    max_all_files_bytes: int = Field(
+        32 * 2**30, ge=1024, description="Maximum size of the files of all keys in bytes, with the same effect."
+    )
+    max_batch_lines: int = Field(50_000, ge=1, description="Maximum lines of a batch; above it: the batch fails.")
+    file_expiry_s: int = Field(
+        30 * 24 * 3600,
+        ge=3600,
+        description="Seconds after which a file is deleted that names no other time, and a batch that has ended.",
     )
 
 
