@@ -22,8 +22,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from service.api import call_docs, label_set_routes, openapi, operations, playground
 from service.api.auth import OPERATIONS, AccessTable, AuthMiddleware, KeyStore
-from service.api.dispatch import ErrorBodies, accesses, routes, table_of
+from service.api.dispatch import ErrorBodies, accesses, endpoints_of, routes, table_of
 from service.api.label_set_routes import LabelSetRoutes
+from service.api.lines import Lines
 from service.api.load import LoadRoutes
 from service.api.middleware import RequestMiddleware, error_response
 from service.api.operations import OperationRoutes
@@ -153,7 +154,10 @@ def create_app(
             "protocols": [protocol.name for protocol in protocols],
         }
 
-    found, num_native = routes(table, state, server, clock), len(native.ROUTES)
+    endpoints = endpoints_of(table, state, server, clock)
+    found, num_native = routes(endpoints), len(native.ROUTES)
+    check_key = (lambda account: None) if key_store is None else key_store.check
+    app.state.lines = Lines(endpoints, state, server, check_key, clock)
     app.router.routes[:0] = [  # a route is found by trying one after the other
         *found[:num_native],
         *OperationRoutes(state).routes(),

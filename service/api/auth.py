@@ -61,6 +61,15 @@ class KeyStore:
                 found = account
         return found
 
+    def check(self, account: Account) -> None:
+        """For work that outlives the check of its request: raises Unauthorized once the key is revoked, and Forbidden
+        once it may not infer."""
+        self._reload_if_changed()
+        if self._accounts.get(account.name) is not account:
+            raise Unauthorized("this API key was revoked")
+        if "infer" not in account.permissions.scopes:
+            raise Forbidden("this API key has lost the scope infer")
+
     def reload(self) -> None:
         """Reads the keys file again. If it has an error, the error is logged and the previous keys stay in use."""
         self._last_failure = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from service.api.calls import RAW, Call, Models, Offer, Protocol
 from service.api.exchange import PRIORITIES, Exchange
 from service.api.json_body import Body, is_quick, max_values, parse_json, text_memory, validate
 from service.api.problems import ErrorBody
-from service.api.request import Headers, PlainRoute, context_of, not_ready, read_body, unless_gone
+from service.api.request import Headers, PlainRoute, RequestContext, context_of, not_ready, read_body, unless_gone
 from service.api.state import ServiceState
 from service.errors import InvalidRequest
 from service.settings import Server
@@ -95,23 +95,46 @@ class Endpoint:
 
     async def __call__(self, request: Request) -> Response:
         started = self.clock()
-        context = context_of(request)
-        first = self.offers[0].call
-        context.task = first.task
-        with nullcontext() if first.task is None else self.state.metrics.in_progress(first.task):
-            if first.task is not None and (reason := self.state.why_not_accepting()):
-                raise not_ready(reason)
-            headers = Headers.read(request, self.limits)
-            options = headers.options(context.account, started, self.limits)
-            exchange = Exchange(self.state, self.limits, request, context, headers, options, started)
-            if first.task is not None:
-                context.priority = PRIORITIES[options.priority]
-                self.state.admit(options)  # before the body is read: under overload a refusal must cost next to nothing
+        with self.in_progress():
+            exchange = self.begin(request, context_of(request), started)
+            first = self.offers[0].call
             if first.body is None:
                 return await self._handle(exchange, first, 0, None)
             # No variable for the body: it would keep it in memory until the response is sent.
-            respond = self._respond(exchange, await read_body(request, headers, self.limits.max_body_bytes))
+            respond = self._respond(exchange, await read_body(request, exchange.headers, self.limits.max_body_bytes))
             return await unless_gone(request, respond)
+
+    def in_progress(self) -> AbstractContextManager[None]:
+        """Counts a request as in progress."""
+        task = self.offers[0].call.task
+        return nullcontext() if task is None else self.state.metrics.in_progress(task)
+
+    def begin(
+        self, request: Request, context: RequestContext, started: float, headers: Headers | None = None
+    ) -> Exchange:
+        """What is known before the body is read; under overload a refusal here must cost next to nothing.
+
+        Raises Unavailable, InvalidRequest for the headers of the request unless `headers` stand for them, and what
+        `ServiceState.admit` raises.
+        """
+        context.task = task = self.offers[0].call.task
+        if task is not None and (reason := self.state.why_not_accepting()):
+            raise not_ready(reason)
+        if headers is None:
+            headers = Headers.read(request, self.limits)
+        options = headers.options(context.account, started, self.limits)
+        if task is not None:
+            context.priority = PRIORITIES[options.priority]
+            self.state.admit(options)
+        return Exchange(self.state, self.limits, request, context, headers, options, started)
+
+    async def respond(self, exchange: Exchange, value: Any, num_bytes: int, *, is_quick: bool) -> Response:
+        """The response to a body that is parsed already, and had `num_bytes`."""
+        exchange.context.received(num_bytes)
+        if is_quick:
+            return await self._handle(exchange, *self._choose(exchange, value, num_bytes))
+        choosing = partial(self._choose, exchange, value, num_bytes)
+        return await self._handle(exchange, *await self.state.pipeline.threads.run(exchange.options, choosing))
 
     async def _respond(self, exchange: Exchange, data: Body) -> Response:
         num_bytes = len(data)
@@ -129,7 +152,10 @@ class Endpoint:
             return await self._handle(exchange, *parsed)
 
     def _parse(self, exchange: Exchange, data: Body) -> tuple[Call, int, BaseModel]:
-        value = parse_json(data, self.max_values)
+        return self._choose(exchange, parse_json(data, self.max_values), len(data))
+
+    def _choose(self, exchange: Exchange, value: Any, num_bytes: int) -> tuple[Call, int, BaseModel]:
+        """The call that a body is for, and its wire model."""
         offer = self.offers[0]
         is_own = self.own_fields and isinstance(value, dict) and value.keys() <= self.own_fields
         if len(self.offers) > 1 and not is_own:
@@ -138,7 +164,7 @@ class Endpoint:
             exchange.context.error_body = offer.protocol.error_body
         model = offer.call.body
         assert isinstance(model, type), "only a call with a model is parsed"
-        return offer.call, len(data), validate(value, model, self.limits)
+        return offer.call, num_bytes, validate(value, model, self.limits)
 
     async def _handle(self, exchange: Exchange, call: Call, num_bytes: int, body: Any) -> Response:
         exchange.num_bytes = num_bytes
@@ -155,16 +181,24 @@ def _models_of(exchange: Exchange) -> Models:
     return models if named is None else {name: models[name] for name in names_of(models, named)}
 
 
-def routes(
+Endpoints = dict[str, dict[str, Endpoint]]
+"""The endpoints by path and method."""
+
+
+def endpoints_of(
     table: Table, state: ServiceState, limits: Server, clock: Callable[[], float] = time.monotonic
-) -> list[PlainRoute]:
-    """One route per path, those without parameters first."""
-    by_path: dict[str, dict[str, Endpoint]] = {}
+) -> Endpoints:
+    by_path: Endpoints = {}
     for (method, path), offers in table.items():
         largest = max((offer.call.max_values or max_values)(limits) for offer in offers)
         own = offers[0].call.body if not offers[0].protocol.has_prefix else None
         own_fields = frozenset(own.model_fields) if isinstance(own, type) else frozenset()
         by_path.setdefault(path, {})[method] = Endpoint(state, limits, clock, offers, largest, own_fields)
+    return by_path
+
+
+def routes(by_path: Endpoints) -> list[PlainRoute]:
+    """One route per path, those without parameters first."""
     ordered = sorted(by_path.items(), key=lambda item: "{" in item[0])
     return [PlainRoute(path, _by_method(endpoints), methods=list(endpoints)) for path, endpoints in ordered]
 

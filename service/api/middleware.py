@@ -142,7 +142,7 @@ def error_response(error: Exception, context: RequestContext, body: ErrorBody | 
 
     `body` is the shape of a protocol's errors.
     """
-    ours = _as_service_error(error)
+    ours = as_service_error(error)
     context.code = ours.code
     response = error_answer(ours, context.request_id, body)
     if isinstance(error, HTTPException):
@@ -150,7 +150,8 @@ def error_response(error: Exception, context: RequestContext, body: ErrorBody | 
     return response
 
 
-def _as_service_error(error: Exception) -> ServiceError:
+def as_service_error(error: Exception) -> ServiceError:
+    """The error that a client receives. One that is neither ours nor the router's is logged."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, HTTPException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from service.api.label_set_versions import LabelSetVersions
@@ -28,6 +29,11 @@ class ServiceState(Protocol):
     @property
     def label_sets(self) -> LabelSetVersions | None:
         """None if this server keeps none."""
+        ...
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Set when the service begins to stop: work of many parts ends after the parts that have begun."""
         ...
 
     @property

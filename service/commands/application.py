@@ -65,7 +65,7 @@ class Application:
 
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
         self.failure: StartupError | None = None
-        self.is_stopping = False
+        self.stopping = asyncio.Event()
         self.is_closed = False
         self._url = ""
         self._on_failure: Callable[[], None] = lambda: None
@@ -290,7 +290,7 @@ class Application:
     # ServiceState
 
     def why_not_ready(self) -> str | None:
-        return STOPPING if self.is_stopping else self.why_not_accepting()
+        return STOPPING if self.stopping.is_set() else self.why_not_accepting()
 
     def why_not_alive(self) -> str | None:
         return self._pool.why_not_alive() if self._pool else None

@@ -26,8 +26,8 @@ CHECK_TICKS = 10
 class Drainable(Protocol):
     """The service behind the server, as far as stopping it goes."""
 
-    is_stopping: bool
-    """Readiness is gone; requests are still answered."""
+    stopping: asyncio.Event
+    """Set when the drain begins: readiness is gone; requests are still answered."""
     is_closed: bool
     """New requests are refused."""
 
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first SIGTERM or SIGINT drains; a second SIGINT ends at once, a second SIGTERM changes nothing."""
-        if self._loop is not None and not self._application.is_stopping:
+        if self._loop is not None and not self._application.stopping.is_set():
             self._loop.call_soon_threadsafe(self._drain)
         elif sig == signal.SIGINT:
             # uvicorn logs the lifespan that it cancels as a failure.
@@ -106,7 +106,7 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         """First readiness goes and every response is the last on its connection, then new requests are refused."""
         assert self._loop is not None, "a signal is handled after startup only"
-        self._application.is_stopping = True
+        self._application.stopping.set()
         self._shared.is_closing = True
         for connection in cast("set[HttpProtocol]", self.server_state.connections):
             connection.close_after_answer()

@@ -170,6 +170,8 @@ class Service:
     reason: list[str]
     memory: MemoryBudget
     versions: LabelSetVersions | None
+    stopping: asyncio.Event
+    key_store: KeyStore | None
 
     async def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         return await self.client.post(path, json=body, headers=headers)
@@ -188,6 +190,7 @@ class FakeState:
     tracer: Tracer = NO_TRACER
     label_sets: LabelSetVersions | None = None
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(2**28))
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def why_not_ready(self) -> str | None:
         return self.reason[0] if self.reason else None
@@ -231,5 +234,5 @@ async def running(
         app = create_app(state, settings or Server(), security or Security(), key_store=key_store, clock=clock)
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield Service(submit, metrics, app, client, reason, state.memory, versions)
+            yield Service(submit, metrics, app, client, reason, state.memory, versions, state.stopping, key_store)
         await preparation.stop()
