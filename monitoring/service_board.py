@@ -219,6 +219,19 @@ CALLERS = Section(
             width=8,
         ),
         lines(
+            "Bulk lines by result",
+            "Lines of bulk requests per second, and how many bulk requests are in progress.",
+            Query(rate("bulk_lines_total", by="result"), "{{result}}"),
+            Query(total(select("bulk_streams")), "requests in progress"),
+        ),
+        lines(
+            "Bulk requests by end",
+            "Bulk requests that end per second; all but complete ones say with which line to go on.",
+            Query(rate("bulk_ends_total", by="reason"), "{{reason}}"),
+            unit="reqps",
+            stacked=True,
+        ),
+        lines(
             "Connections",
             "Open connections. Each takes a little memory, also when idle.",
             Query(total(select("connections"), "instance"), "{{instance}}"),

@@ -27,6 +27,7 @@ ServiceError
 ├── Unavailable               503 unavailable, retryable: starting, draining, no replica
 │   ├── TooManyConnections    503 too_many_connections, retryable
 │   ├── StorageUnavailable    503 storage_unavailable, retryable: what is stored cannot be read or written
+│   ├── RepliesUnread         503 replies_unread, retryable: replies of a bulk request wait, and their file is full
 │   ├── MemoryFull            503 memory_full, retryable: other requests in progress use all memory for requests
 │   ├── ReplicaLost           503 replica_lost, retryable
 │   └── OutOfMemory           503 out_of_memory, retryable: this row does not fit into the device's memory
@@ -210,6 +211,10 @@ class TooManyConnections(Unavailable):
 
 class StorageUnavailable(Unavailable):
     code = "storage_unavailable"
+
+
+class RepliesUnread(Unavailable):
+    code = "replies_unread"
 
 
 class MemoryFull(Unavailable):

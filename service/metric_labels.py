@@ -29,6 +29,8 @@ LossReason = Literal["killed", "oom", "hang", "exit", "crash", "wrong", "start"]
 CanaryResult = Literal["ok", "wrong"]
 PreparationResult = Literal["kept", "failed", "cancelled"]
 
+LineResult = Literal["answered", "failed"]
+
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
 REFUSAL_REASONS: tuple[RefusalReason, ...] = get_args(RefusalReason)
@@ -42,6 +44,18 @@ TASKS_WITH_DECISIONS = ("classify",)
 PREPARATION_RESULTS: tuple[PreparationResult, ...] = get_args(PreparationResult)
 LABEL_GROUPS = ("scored", "read")
 METHODS: tuple[UsedMethod, ...] = get_args(UsedMethod)
+LINE_RESULTS: tuple[LineResult, ...] = get_args(LineResult)
+BULK_ENDS = (
+    "complete",
+    "disconnected",
+    "unavailable",
+    "replies_unread",
+    "request_timeout",
+    "malformed_request",
+    "unauthorized",
+    "forbidden",
+)
+"""How a bulk request ends: it is answered, its client has gone, or the code of the error with which it ends early."""
 MEMORY_KINDS = ("allocated", "total")
 REQUEST_MEMORY_KINDS = ("used", "budget")
 CODES = ("200", "400", "404", "408", "413", "415", "422", "429", "499", "500", "503", "504")

@@ -34,6 +34,7 @@ from service.metric_labels import (
     DropReason,
     EvictionReason,
     KeyRefusal,
+    LineResult,
     LossReason,
     PreparationResult,
     RefusalReason,
@@ -166,6 +167,11 @@ class Metrics(DeclaredMetrics):
             unit="seconds",
         )
         _create_series(self.label_set_vectors, known.PREPARATION_RESULTS)
+        self.bulk_streams = self._gauge("bulk_streams", "Bulk requests in progress.")
+        self.bulk_lines = self._counter("bulk_lines", "Lines of bulk requests, by result.", ("result",))
+        _create_series(self.bulk_lines, known.LINE_RESULTS)
+        self.bulk_ends = self._counter("bulk_ends", "Bulk requests finished, by how they ended.", ("reason",))
+        _create_series(self.bulk_ends, known.BULK_ENDS)
         self.connections = self._gauge("connections", "Open connections.")
         self.request_memory = self._gauge(
             "request_memory", "Memory of the requests in progress, as counted, and its budget.", ("kind",), "bytes"
@@ -259,6 +265,16 @@ class Metrics(DeclaredMetrics):
         self.label_set_vectors.labels(result).inc()
         if result == "kept":
             self.label_set_vectors_duration.observe(seconds)
+
+    def bulk_began(self) -> None:
+        self.bulk_streams.inc()
+
+    def bulk_answered(self, result: LineResult) -> None:
+        self.bulk_lines.labels(result).inc()
+
+    def bulk_ended(self, reason: str) -> None:
+        self.bulk_streams.dec()
+        self.bulk_ends.labels(reason).inc()
 
     # predictions
 

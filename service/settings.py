@@ -201,6 +201,19 @@ class Server(Section):
         description="Path of the fengshenbang protocol at the root, as `API_path` in upstream's configuration.",
         json_schema_extra={"metavar": "PATH"},
     )
+    max_bulk_streams: int = Field(
+        8, ge=1, description="Maximum number of bulk requests of a key at a time; above it: 429."
+    )
+    bulk_window: int = Field(
+        256, ge=1, description="Maximum number of lines of a bulk request that are computed at a time."
+    )
+    bulk_spool_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Maximum size of the file in the directory for temporary files that keeps the replies of a bulk "
+        "request for a client that sends all before it reads; above it the request ends with the line to resume from. "
+        "0: no file; such a client waits for ever.",
+    )
     drain_delay_s: float = Field(
         0.0, ge=0, description="Seconds after SIGTERM in which requests are still accepted, while /readyz is 503."
     )

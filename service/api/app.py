@@ -20,8 +20,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from service.api import call_docs, label_set_routes, openapi, operations, playground
+from service.api import bulk, call_docs, label_set_routes, openapi, operations, playground
 from service.api.auth import OPERATIONS, AccessTable, AuthMiddleware, KeyStore
+from service.api.bulk import BulkRoutes
 from service.api.dispatch import ErrorBodies, accesses, endpoints_of, routes, table_of
 from service.api.label_set_routes import LabelSetRoutes
 from service.api.lines import Lines
@@ -157,12 +158,13 @@ def create_app(
     endpoints = endpoints_of(table, state, server, clock)
     found, num_native = routes(endpoints), len(native.ROUTES)
     check_key = (lambda account: None) if key_store is None else key_store.check
-    app.state.lines = Lines(endpoints, state, server, check_key, clock)
+    app.state.lines = lines = Lines(endpoints, state, server, check_key, clock)
     app.router.routes[:0] = [  # a route is found by trying one after the other
         *found[:num_native],
         *OperationRoutes(state).routes(),
         *LoadRoutes(state.metrics).routes(),
         *LabelSetRoutes(state, server).routes(),
+        *BulkRoutes(state, server, lines).routes(),
         *found[num_native:],
         *(PlaygroundRoutes(about).routes() if server.playground else []),
     ]
@@ -188,6 +190,7 @@ def create_app(
         native.document(router, server)
         operations.document(router)
         label_set_routes.document(router, server)
+        bulk.document(router)
         call_docs.document(router, protocols, with_keys=key_store is not None)
         return router
 

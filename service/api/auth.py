@@ -154,6 +154,7 @@ class Access:
 
 
 STORED = "/v1/label-sets"
+BULK = "/v1/bulk"
 OPERATIONS = (
     *(Access("GET", path, OPEN) for path in sorted(PROBES)),
     Access("GET", "/metrics", METRICS),
@@ -163,6 +164,7 @@ OPERATIONS = (
     Access("GET", f"{STORED}/{{name}}", READERS),
     Access("PUT", f"{STORED}/{{name}}", ADMIN),
     Access("DELETE", f"{STORED}/{{name}}", ADMIN),
+    Access("POST", BULK, INFER),  # its lines count towards the limits, one by one
     *(Access("GET", path, ADMIN) for path in sorted(DOCS)),
     Access("GET", f"{DOCS_FILES}{{name}}", ADMIN),
 )

@@ -108,6 +108,15 @@ class Lines:
             logs.request_id.reset(tokens[0])
             trace.current.reset(tokens[1])
 
+    async def refuse(self, error: ServiceError, num_bytes: int, account: Account, request_id: str) -> LineReply:
+        """The reply to a line that was not kept, of so many bytes; it is charged. Raises what `answer` raises."""
+        await self._enter(account)
+        try:
+            RequestContext(request_id, 0.0, account=account).received(num_bytes)
+        finally:
+            account.leave()
+        return LineReply(None, status=error.status, error=error, request_id=request_id)
+
     async def _enter(self, account: Account) -> None:
         self._check_key(account)
         while refusal := account.refusal():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
@@ -36,9 +36,27 @@ BODY_ERROR = "erlangshen.body_error"
 """In the state of a request's scope: set by the connection when the rest of the body will not come, to the reason."""
 GONE = "erlangshen.gone"
 """In the state, too: a future that the connection resolves when the client has disconnected."""
+STREAM = "erlangshen.stream"
+"""In the state: the connection, as a `BodyStream`."""
 BYTES_PER_TOKEN = 1024
 """Of a body and of a reply: as many bytes are charged as one token. Only a request far from the usual pays for them."""
 STARTING_RETRY_S = 5.0
+
+
+class BodyStream(Protocol):
+    """The connection of a request whose body is read in parts of any number, while its response is written."""
+
+    def begin_stream(self) -> None:
+        """Lifts the limits on the body as a whole: its time, and its memory. The reader has limits on each part."""
+        ...
+
+    def took(self) -> None:
+        """The reader has taken what has arrived, and counts its memory from now on."""
+        ...
+
+    def end_stream(self) -> None:
+        """The response ends before the body: it is the last on its connection."""
+        ...
 
 
 @dataclass(slots=True)

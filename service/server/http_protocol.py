@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with limits: on time, on bytes, on pipelined requests, and on how long a drain may take.
 
 A connection waits for one thing at a time: a head, a body, or, between two requests, the next head; each has a time
-limit. A body that breaks off is reported to the route that reads it (`request.read_body`); everything else that is
+limit. A body that is read in parts of any number (`BodyStream`) has them for its parts, in its reader. A body that
+breaks off is reported to the route that reads it (`request.read_body`); everything else that is
 wrong with a connection is answered here.
 
 This file alone uses internals of uvicorn: `HttpToolsProtocol` with `_start_asgi_task`, `_should_upgrade`,
@@ -24,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.memory import SMALL_BYTES, MemoryBudget, memory_full
 from service.api.problems import problem
-from service.api.request import BODY_ERROR, GONE
+from service.api.request import BODY_ERROR, GONE, STREAM
 from service.errors import (
     HeadersTooLarge,
     HostNotAllowed,
@@ -146,6 +147,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_incomplete = False
         self._has_head = False
         """Header lines that come from now on are trailers."""
+        self._is_streaming = False
+        """The body of the current request is read in parts."""
+        self._received_at = 0.0
+        """Of a body that is read in parts: the loop's time of its last bytes."""
         self._is_reserved = False
         """Above the limit of connections: for RESERVED_PATHS only."""
         self._linger_until = 0.0
@@ -153,9 +158,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether bytes of a response have not left yet, or the first request of a new connection may be on its way."""
+        """Whether bytes of a response have not left yet, or the client of a stream is still to read them, or the first
+        request of a new connection may be on its way."""
         is_new = self._running is None and self.loop.time() - self._shared.idle.get(self, 0.0) < MIN_IDLE_S
-        return is_new or bool(self.transport.get_write_buffer_size())
+        is_needed = self._is_streaming and self._linger_until > 0.0
+        return is_new or is_needed or bool(self.transport.get_write_buffer_size())
 
     # opening and closing
 
@@ -199,6 +206,22 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.keep_alive = False
 
+    # a body that is read in parts: `BodyStream`
+
+    def begin_stream(self) -> None:
+        self._is_streaming = True
+        self._received_at = self.loop.time()
+        self._await_next()
+        self.took()
+
+    def took(self) -> None:
+        unread = len(self._running.body) if self._running is not None else 0
+        self._give_back(max(0, self._num_held - unread))
+
+    def end_stream(self) -> None:
+        if self._running is not None:
+            self._running.keep_alive = False
+
     # reading
 
     def data_received(self, data: bytes) -> None:
@@ -206,7 +229,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._rearm_linger()
             return
         self._shared.idle.pop(self, None)
-        if not self._shared.memory.take(len(data), self._num_held):
+        if self._is_streaming:  # what is not read of it is little: reading stops there
+            self._received_at = self.loop.time()
+            self._shared.memory.add(len(data))
+        elif not self._shared.memory.take(len(data), self._num_held):
             self._refuse(memory_full())
             return
         self._num_held += len(data)
@@ -303,6 +329,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        self._is_streaming = False
+        cycle.scope["state"][STREAM] = self
         cycle.scope["state"][GONE] = self._gone = self.loop.create_future()
         cycle.transport = self._writer = ResponseWriter(self.transport, self._close_after_response)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
@@ -339,7 +367,9 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self.cycle is None or self.cycle.response_complete:
             self._await("head", self._limits.header_timeout_s, self._head_is_late)
-        elif self.cycle.more_body and not self.pipeline:  # else reading is paused on this side
+        elif (
+            self.cycle.more_body and not self.pipeline and not self._is_streaming
+        ):  # else reading is paused on this side
             self._await("body", self._limits.body_timeout_s, self._body_is_late)
         else:
             self._awaited = None
@@ -461,6 +491,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._sending = None
 
     def _reader_is_late(self) -> None:
+        """A client that is still sending a body in parts may read its response afterwards."""
+        left_s = self._received_at + self._limits.send_timeout_s - self.loop.time() if self._is_streaming else 0.0
+        if left_s > 0.0:
+            self._sending = self.loop.call_later(left_s, self._reader_is_late)
+            return
         self._shared.metrics.connection_refused("slow_reader")
         self.transport.abort()
 

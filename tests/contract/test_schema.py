@@ -60,6 +60,7 @@ def models() -> tuple[TextModel, ...]:
 def run(app: Any) -> Found:
     config = SchemathesisConfig.from_dict(SETTINGS)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
+    schema = schema.exclude(path="/v1/bulk")  # which has the errors of its lines in its reply
     answers: dict[str, int] = {}
     wrong: list[str] = []
     for event in from_schema(schema).execute():

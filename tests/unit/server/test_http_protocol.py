@@ -596,6 +596,87 @@ async def test_a_client_that_does_not_read_is_aborted() -> None:
         assert found.refused("slow_reader") == 1
 
 
+BULK = b"POST /v1/bulk HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+LINE = b"%x\r\n%s\r\n" % (1024, b"x" * 1023 + b"\n")
+
+
+async def settle() -> None:
+    """Lets the tasks of a request go on until they wait for the client."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def test_a_body_in_lines_has_no_timer_of_its_own(peer: Peer) -> None:
+    peer.send(BULK + LINE)
+    await settle()
+    assert b"malformed_body" in peer.transport.written
+    assert peer.loop.running == []
+    peer.send(LINE)
+    assert peer.loop.running == []
+
+
+async def test_a_body_in_lines_may_be_of_any_length() -> None:
+    async with serving() as found:
+        peer = found.connect()
+        peer.send(BULK)
+        for _ in range(50):
+            peer.send(LINE)
+            await settle()
+            assert found.service.memory.used < 3 * len(LINE)
+        peer.send(b"0\r\n\r\n")
+        await settle()
+        assert peer.transport.written.count(b"malformed_body") == 50
+        assert peer.transport.written.endswith(b"0\r\n\r\n")
+        assert peer.loop.running == [75]
+        peer.send(post())
+        assert (await peer.answered(2))[1] == (200, "")
+        assert peer.loop.running == [75]
+
+
+async def test_a_client_that_sends_a_body_in_lines_may_read_afterwards() -> None:
+    async with serving() as found:
+        peer = found.connect()
+        peer.send(BULK + LINE)
+        await settle()
+        peer.connection.pause_writing()
+        assert peer.loop.running == [60]
+        peer.loop.now = 50
+        peer.send(LINE)
+        peer.loop.now = 60
+        peer.loop.fire()
+        assert peer.loop.running[-1] == 50, "from the last bytes on"
+        assert not peer.transport.was_aborted
+        peer.loop.now = 110
+        peer.loop.fire()
+        assert peer.transport.was_aborted
+
+
+async def test_a_body_in_lines_that_ends_early_is_read_to_its_end() -> None:
+    async with serving() as found:
+        peer = found.connect()
+        peer.transport.can_end = True
+        peer.send(BULK + LINE)
+        await settle()
+        found.service.stopping.set()
+        await settle()
+        assert b'{"start_line":2,"error":' in peer.transport.written
+        assert (peer.transport.is_open, peer.connection.is_busy) == (True, True)
+        peer.send(LINE)
+        peer.loop.fire()
+        assert not peer.transport.is_open
+
+
+async def test_a_disconnect_cancels_the_lines_of_the_client() -> None:
+    async with serving(submit := FakeSubmit(gate=asyncio.Event())) as found:
+        peer = found.connect()
+        line = b'{"url": "/v1/embed", "body": {"inputs": "a"}}\n'
+        peer.send(BULK + b"%x\r\n%s\r\n" % (len(line), line))
+        await submit.arrived.wait()
+        peer.lose()
+        await asyncio.gather(*found.state.tasks)
+        assert (submit.num_cancelled, peer.loop.running, found.service.memory.used) == (1, [], 0)
+
+
 async def test_a_closing_connection_that_does_not_read_is_aborted(peer: Peer) -> None:
     peer.send(post(b"Connection: close"))
     await peer.answered()
