@@ -156,12 +156,17 @@ class BulkStream:
             is_watched = GONE in self._request.scope.get("state", {})
             return await (unless_gone(self._request, answering) if is_watched else answering)
         finally:
-            tasks = [reading, stopping, *(line.task for line in self._work)]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            stopping.cancel()
+            await self._cancel(reading)
             await outbox.close()
             self._hold(-self._num_held)
+
+    async def _cancel(self, reading: asyncio.Task[None]) -> None:
+        """Reads and computes no more."""
+        tasks = [reading, *(line.task for line in self._work)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # reading
 
@@ -200,6 +205,7 @@ class BulkStream:
             reply = await self._reply(number, data)
             text = reply_line(number, reply)
             if self._num_held + len(text) > self._limits.max_body_bytes and self._work[0].number != number:
+                del reply, text  # while it waits
                 while self._work[0].number != number:
                     await self._change.wait()
                 reply = await self._reply(number, data)
@@ -228,8 +234,7 @@ class BulkStream:
     async def _answer(self, reading: asyncio.Task[None], outbox: Outbox, sender: _Sender) -> ServiceError | None:
         """Returns the error with which the request ends early."""
         error = await self._pass_on(reading, outbox)
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        await self._cancel(reading)
         await self._finish(outbox, error)
         await sender.end()
         return error

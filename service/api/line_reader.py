@@ -36,15 +36,17 @@ class LineReader:
         number, start, is_too_long = 1, bytearray(), False
         while not self.is_complete:
             *complete, rest = (await self.read()).split(b"\n")
+            if complete:
+                self._left_s = self.timeout_s
+            if number + len(complete) < first:  # quickly past lines that are skipped
+                number += len(complete)
+                continue
             for part in complete:
                 if number >= first:
                     too_long = is_too_long or len(start) + len(part) > self.max_bytes
                     yield number, None if too_long else _text(number, start, part)
                 number, is_too_long = number + 1, False
                 start.clear()
-                self._left_s = self.timeout_s
-            if number < first:
-                continue
             if is_too_long or len(start) + len(rest) > self.max_bytes:
                 is_too_long = True
                 start.clear()

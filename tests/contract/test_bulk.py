@@ -42,6 +42,11 @@ async def replies(service: Service, content: Any, query: str = "") -> list[dict[
     return [json.loads(line) for line in response.content.splitlines()]
 
 
+async def pieces(content: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
 async def test_every_line_is_answered_with_its_number_and_id(service: Service) -> None:
     content = lines(LINE | {"custom_id": "a"}, LINE, LINE | {"custom_id": {"b": [1]}})
     found = await replies(service, content)
@@ -92,11 +97,6 @@ async def test_a_byte_order_mark_is_left_out(service: Service) -> None:
     assert "response" in reply
 
 
-async def pieces(content: bytes, size: int) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), size):
-        yield content[start : start + size]
-
-
 @pytest.mark.parametrize("size", [1, 7, 64])
 async def test_lines_arrive_in_any_pieces(size: int) -> None:
     async with running(settings=SMALL) as service:
@@ -110,6 +110,13 @@ async def test_a_request_goes_on_with_a_line(service: Service) -> None:
     found = await replies(service, lines(*[LINE | {"custom_id": index} for index in range(1, 6)]), "?start_line=4")
     assert [(one["line"], one["custom_id"]) for one in found] == [(4, 4), (5, 5)]
     assert len(service.submit.calls) == 2
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_skipped_lines_may_arrive_in_any_pieces(service: Service, size: int) -> None:
+    content = lines(*[LINE | {"custom_id": index} for index in range(1, 21)])
+    found = await replies(service, pieces(content, size), "?start_line=19")
+    assert [(one["line"], one["custom_id"]) for one in found] == [(19, 19), (20, 20)]
 
 
 @pytest.mark.parametrize("query", ["?start_line=0", "?start_line=x", "?start_line=", "?start=2"])
