@@ -81,6 +81,19 @@ METHODS = Section(
             Query(increase("label_set_vectors_total", 'result="failed"', window="$__rate_interval"), "failed"),
         ),
         lines(
+            "Batch jobs",
+            "Lines of batch jobs answered per second by result, and the jobs that are being worked on.",
+            Query(rate("batch_job_lines_total", by="result"), "lines {{result}}"),
+            Query(total(select("batch_jobs_running")), "jobs running"),
+            Query(increase("batch_jobs_total", 'status="failed"', window="$__rate_interval"), "jobs failed"),
+        ),
+        lines(
+            "Stored files",
+            "Size of the files and batch jobs of all keys on the disk.",
+            Query(f"max({select('stored_files_bytes')})", "bytes"),
+            unit="bytes",
+        ),
+        lines(
             "Time of a preparation",
             "Mean seconds until the vectors of a list of labels were kept.",
             Query(mean("label_set_vectors_duration_seconds"), "seconds"),

@@ -28,6 +28,8 @@ ReplicaState = Literal["starting", "loading", "ready", "restarting", "stopped"]
 LossReason = Literal["killed", "oom", "hang", "exit", "crash", "wrong", "start"]
 CanaryResult = Literal["ok", "wrong"]
 PreparationResult = Literal["kept", "failed", "cancelled"]
+BatchOutcome = Literal["completed", "failed", "expired", "cancelled"]
+BatchLineResult = Literal["completed", "failed"]
 
 LineResult = Literal["answered", "failed"]
 
@@ -42,6 +44,8 @@ CANARY_RESULTS: tuple[CanaryResult, ...] = get_args(CanaryResult)
 TASKS_WITH_METHODS = ("classify", "similarity")
 TASKS_WITH_DECISIONS = ("classify",)
 PREPARATION_RESULTS: tuple[PreparationResult, ...] = get_args(PreparationResult)
+BATCH_OUTCOMES: tuple[BatchOutcome, ...] = get_args(BatchOutcome)
+BATCH_LINE_RESULTS: tuple[BatchLineResult, ...] = get_args(BatchLineResult)
 LABEL_GROUPS = ("scored", "read")
 METHODS: tuple[UsedMethod, ...] = get_args(UsedMethod)
 LINE_RESULTS: tuple[LineResult, ...] = get_args(LineResult)

@@ -119,6 +119,7 @@ class Metrics(DeclaredMetrics):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
         self._declare_requests()
+        self._declare_batch_jobs()
         self._declare_keys()
         self._declare_predictions()
         self._declare_batching()
@@ -275,6 +276,27 @@ class Metrics(DeclaredMetrics):
     def bulk_ended(self, reason: str) -> None:
         self.bulk_streams.dec()
         self.bulk_ends.labels(reason).inc()
+
+    # files and batch jobs
+
+    def _declare_batch_jobs(self) -> None:
+        self.batch_jobs_running = self._gauge("batch_jobs_running", "Batch jobs that are being worked on.")
+        self.batch_jobs = self._counter("batch_jobs", "Batch jobs that have ended, by status.", ("status",))
+        _create_series(self.batch_jobs, known.BATCH_OUTCOMES)
+        self.batch_job_lines = self._counter(
+            "batch_job_lines", "Lines of batch jobs that were answered, by result.", ("result",)
+        )
+        _create_series(self.batch_job_lines, known.BATCH_LINE_RESULTS)
+        self.stored_file_bytes = self._gauge(
+            "stored_files", "Size of the files and batch jobs of all keys, once a minute.", unit="bytes"
+        )
+
+    def batch_lines_done(self, num_completed: int, num_failed: int) -> None:
+        for result, number in zip(known.BATCH_LINE_RESULTS, (num_completed, num_failed), strict=True):
+            self.batch_job_lines.labels(result).inc(number)
+
+    def batch_ended(self, status: str) -> None:
+        self.batch_jobs.labels(status).inc()
 
     # predictions
 

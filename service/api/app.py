@@ -7,8 +7,8 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from service.api import bulk, call_docs, label_set_routes, openapi, operations, playground
 from service.api.auth import OPERATIONS, AccessTable, AuthMiddleware, KeyStore
+from service.api.batch_runner import BatchRunner, accounts_of
 from service.api.bulk import BulkRoutes
 from service.api.dispatch import ErrorBodies, accesses, endpoints_of, routes, table_of
 from service.api.label_set_routes import LabelSetRoutes
@@ -30,7 +31,7 @@ from service.api.load import LoadRoutes
 from service.api.middleware import RequestMiddleware, error_response
 from service.api.operations import OperationRoutes
 from service.api.playground import PlaygroundRoutes
-from service.api.protocols import native
+from service.api.protocols import native, openai
 from service.api.protocols.registry import enabled
 from service.api.request import PREFIX_KEY, PRIORITY_HEADER, TIMEOUT_HEADER, DirectRoutes, PlainRoute, context_of
 from service.api.schemas import LabelSetBody
@@ -130,15 +131,21 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
     """The HTTP application. `clock` is that of the pipeline's deadlines. Without a `key_store` no key is needed."""
+
     # FastAPI's own /docs loads its scripts from the internet; this class brings them along. FastAPI's own telemetry
     # would look for OpenTelemetry at every request, and count and trace a second time.
+    @asynccontextmanager
+    async def with_batches(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app) if lifespan else nullcontext(), runner.running() if runner else nullcontext():
+            yield
+
     app = FastAPIOffline(
         title="Erlangshen Service",
         version=VERSION,
         description=_ABOUT,
         docs_url=None,
         redoc_url=None,
-        lifespan=lifespan,
+        lifespan=with_batches,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -159,6 +166,10 @@ def create_app(
     found, num_native = routes(endpoints), len(native.ROUTES)
     check_key = (lambda account: None) if key_store is None else key_store.check
     app.state.lines = lines = Lines(endpoints, state, server, check_key, clock)
+    runner = None
+    if openai.PROTOCOL in protocols and state.batches is not None:
+        runner = BatchRunner(state.batches, lines, state, server, openai.error_body, accounts_of(key_store))
+    app.state.batch_runner = runner
     app.router.routes[:0] = [  # a route is found by trying one after the other
         *found[:num_native],
         *OperationRoutes(state).routes(),

@@ -61,6 +61,11 @@ class KeyStore:
                 found = account
         return found
 
+    def named(self, name: str) -> Account | None:
+        """The account of that name, for work that outlives the process which checked its key."""
+        self._reload_if_changed()
+        return self._accounts.get(name)
+
     def check(self, account: Account) -> None:
         """For work that outlives the check of its request: raises Unauthorized once the key is revoked, and Forbidden
         once it may not infer."""

@@ -11,6 +11,7 @@ from service.api.schemas import ModelsReply
 from service.domain import RequestOptions
 from service.metrics import Metrics
 from service.pipeline import Pipeline
+from service.stores.batches import BatchStore
 from service.tracing.trace import Tracer
 
 
@@ -34,6 +35,11 @@ class ServiceState(Protocol):
     @property
     def stopping(self) -> asyncio.Event:
         """Set when the service begins to stop: work of many parts ends after the parts that have begun."""
+        ...
+
+    @property
+    def batches(self) -> BatchStore | None:
+        """Batches and their files; None if this server keeps none."""
         ...
 
     @property

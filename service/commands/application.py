@@ -39,6 +39,9 @@ from service.replicas.replica import RestartPolicy
 from service.replicas.runner import Load, load_engine
 from service.settings import VERSION, Settings
 from service.settings_sources import weight_cache_folder
+from service.stores.batches import BatchStore
+from service.stores.files import FileStore, Quotas
+from service.stores.records import Records
 from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.calibration import Calibration, read_calibration, read_own_calibration
 from service.tasks.registry import TASKS, names_of, tasks_of
@@ -121,6 +124,7 @@ class Application:
         self._preparation = LabelPreparation(self._batcher.submit, self._request_threads, self.metrics)
         stored = open_label_sets(settings)
         self.label_sets = None if stored is None else LabelSetVersions(stored, self.pipeline, self._preparation)
+        self.batches = open_batches(settings)
         self.metrics.declare([spec.name for spec in self._specs], replica_names(self._devices), list(TASKS))
         self.metrics.canary_interval.set(settings.replicas.canary_interval_s)
         self.metrics.declare_build(version=VERSION, python=platform.python_version())
@@ -400,6 +404,28 @@ def open_label_sets(settings: Settings) -> LabelSets[LabelSetBody] | None:
     except ServiceError as error:
         raise SettingError(f"storage.data_dir: {storage.data_dir}: {error.detail}") from None
     return label_sets
+
+
+def open_batches(settings: Settings) -> BatchStore | None:
+    """None without a folder, or if it can only be read, as label sets may be."""
+    storage = settings.storage
+    if storage.data_dir is None:
+        return None
+    records = Records(storage.data_dir / "batches")
+    try:
+        records.open()
+    except ServiceError as error:
+        logger.warning("files and batches are off", extra={"folder": str(records.folder), "reason": error.detail})
+        return None
+    quotas = Quotas(
+        max_file_bytes=storage.max_file_bytes,
+        max_files=storage.max_files,
+        max_key_bytes=storage.max_files_bytes,
+        max_bytes=storage.max_all_files_bytes,
+        max_lines=storage.max_batch_lines,
+        expiry_s=storage.file_expiry_s,
+    )
+    return BatchStore(FileStore(records, quotas))
 
 
 async def run_in_daemon_thread(call: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from tests.support.servers import Server, serving
 
 LIMITED = ("openai", "huggingface", "cohere", "triton", "chat", "mcp", "label_studio")
 """Keys that may send one request a second; one for each client, so that their retries are counted apart."""
-NAMES = ("app", "boss", "prometheus", *LIMITED)
+NAMES = ("app", "other", "boss", "prometheus", *LIMITED)
 SCOPES = {"boss": ["admin"], "prometheus": ["metrics"]}
 
 SLOW_MS = 300_000

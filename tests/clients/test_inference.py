@@ -11,7 +11,8 @@ from tests.clients.serving import Served, secret, serving_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 CLIENTS = ("openai", "huggingface", "cohere")
-CHECKS = [(client, check) for client in CLIENTS for check in checks_of(f"{client}_calls")]
+SCRIPTS = (*CLIENTS, "openai_batch")
+CHECKS = [(script, check) for script in SCRIPTS for check in checks_of(f"{script}_calls")]
 Outcomes = Mapping[str, Mapping[str, str]]
 
 
@@ -23,15 +24,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def outcomes(served: Served) -> Outcomes:
+    secrets = {"KEY": secret("app"), "OTHER": secret("other")}
     return {
-        client: run_checks("inference", f"{client}_calls", URL=served.url, KEY=secret("app"), LIMITED=secret(client))
-        for client in CLIENTS
+        script: run_checks(
+            "inference", f"{script}_calls", URL=served.url, LIMITED=secret(script.removesuffix("_batch")), **secrets
+        )
+        for script in SCRIPTS
     }
 
 
-@pytest.mark.parametrize(("client", "check"), CHECKS, ids=lambda value: value.removeprefix("check_"))
-def test_a_call_of_a_client_works(outcomes: Outcomes, client: str, check: str) -> None:
-    assert outcomes[client][check] == PASSED, outcomes[client][check]
+@pytest.mark.parametrize(("script", "check"), CHECKS, ids=lambda value: value.removeprefix("check_"))
+def test_a_call_of_a_client_works(outcomes: Outcomes, script: str, check: str) -> None:
+    assert outcomes[script][check] == PASSED, outcomes[script][check]
 
 
 @pytest.mark.parametrize("client", CLIENTS)

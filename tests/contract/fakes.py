@@ -43,6 +43,7 @@ from service.label_sets import LabelSets
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.settings import Security, Server
+from service.stores.batches import BatchStore
 from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.registry import TASKS
 from service.tasks.text_model import TextModel, pair
@@ -189,6 +190,7 @@ class FakeState:
     admit: Callable[[RequestOptions], None]
     tracer: Tracer = NO_TRACER
     label_sets: LabelSetVersions | None = None
+    batches: BatchStore | None = None
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(2**28))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -216,6 +218,7 @@ async def running(
     security: Security | None = None,
     label_sets: LabelSets[LabelSetBody] | None = None,
     small: int = SMALL,
+    batches: BatchStore | None = None,
 ) -> AsyncIterator[Service]:
     """Runs the application. `keys` are by name; with None, requests need no key."""
     served = {model.name: model for model in models or (text_model(),)}
@@ -229,7 +232,7 @@ async def running(
         versions = None
         if label_sets is not None:
             versions = LabelSetVersions(label_sets, pipeline, preparation, clock=clock, small=small)
-        state = FakeState(pipeline, metrics, reason, info, alive, admit, label_sets=versions)
+        state = FakeState(pipeline, metrics, reason, info, alive, admit, label_sets=versions, batches=batches)
         key_store = None if keys is None else KeyStore(dict(keys), None, metrics, clock)
         app = create_app(state, settings or Server(), security or Security(), key_store=key_store, clock=clock)
         transport = httpx.ASGITransport(app=app)

@@ -1,6 +1,7 @@
 """OpenAI: embeddings, models, and moderations from a stored label set.
 
-Chat completions for choices are in `openai_chat`. Its own server refuses unknown fields, and so does this one.
+Chat completions for choices are in `chat`, files and batches in `openai_files` and `openai_batches`. Its own server
+refuses unknown fields, and so does this one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from service.api.auth import READERS
 from service.api.calls import Call, Protocol
 from service.api.exchange import Exchange, json_response, renamed, server_timing
 from service.api.field_types import Strings, TextsOrIds, Wire
-from service.api.protocols import chat
+from service.api.protocols import chat, openai_batches, openai_files
 from service.api.protocols.common import DESCRIBE_MODEL
 from service.api.protocols.vectors import embed_query, max_values, vectors_of, written
 from service.errors import RateLimited, ServiceError
@@ -145,6 +146,8 @@ CALLS: tuple[Call, ...] = (
     ),
     Call("GET", "/v1/models", models, scopes=READERS, summary="Models"),
     DESCRIBE_MODEL,
+    *openai_files.CALLS,
+    *openai_batches.CALLS,
 )
 
 PROTOCOL = Protocol("openai", "OpenAI", CALLS, error_body)
