@@ -69,6 +69,8 @@ def _extra(path: str, calls: list[Call], with_keys: bool) -> dict[str, Any]:
         examples = {call.summary: {"value": call.example} for call in calls if call.example is not None}
         content = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}, "examples": examples}
         extra["requestBody"] = {"required": True, "content": {"application/json": content}}
+    elif calls[0].content is not None:
+        extra["requestBody"] = {"required": True, "content": calls[0].content}
     elif any(call.body is not None for call in calls):
         extra["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
     return extra

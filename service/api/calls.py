@@ -36,7 +36,7 @@ class Call:
     The path is served below the protocol's prefix, and at the `roots`; with None only there. `claims` is by default
     whether a body has all required fields of its model, which `wants` describes. A handler that `narrows` calls
     `Exchange.narrow` itself, with what the body says about deadline and priority. `summary` and `example` are for the
-    OpenAPI document.
+    OpenAPI document, and `content` for one whose handler reads the body: its schemas by media type.
     """
 
     method: Literal["GET", "POST", "DELETE", "PUT"]
@@ -53,6 +53,7 @@ class Call:
     is_limited: bool = True
     summary: str = ""
     example: Mapping[str, Any] | None = None
+    content: Mapping[str, Any] | None = None
 
     @property
     def counts(self) -> bool:

@@ -116,7 +116,6 @@ CALLS: tuple[Call, ...] = (
         body=BatchRequest,
         roots=(_BATCHES,),
         summary="Answer the lines of a file in the background",
-        example={"input_file_id": "file-abc123", "endpoint": "/v1/embeddings", "completion_window": "24h"},
     ),
     Call("GET", _BATCHES, list_batches, roots=(_BATCHES,), summary="Batches of this key"),
     Call("GET", _ONE, read_batch, roots=(_ONE,), summary="A batch, and how far it is"),

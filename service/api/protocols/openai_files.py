@@ -186,8 +186,26 @@ def _shown(file: StoredFile) -> dict[str, Any]:
 
 _FILES, _ONE, _CONTENT = "/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content"
 
+_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": [PURPOSE]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": MIN_EXPIRY_S, "maximum": MAX_EXPIRY_S},
+    },
+}
+
 CALLS: tuple[Call, ...] = (
-    Call("POST", _FILES, create_file, roots=(_FILES,), summary="Upload the input of a batch"),
+    Call(
+        "POST",
+        _FILES,
+        create_file,
+        roots=(_FILES,),
+        summary="Upload the input of a batch",
+        content={"multipart/form-data": {"schema": _FORM}},
+    ),
     Call("GET", _FILES, list_files, roots=(_FILES,), summary="Files of this key"),
     Call("GET", _ONE, read_file, roots=(_ONE,), summary="A file, without its content"),
     Call("GET", _CONTENT, read_content, roots=(_CONTENT,), summary="Content of a file"),
