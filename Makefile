@@ -41,7 +41,7 @@ BUNDLE := dist/erlangshen-service-$(VERSION)
 MODELS ?=
 IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test test-all lint format unit mini bench bench-peers image image-run bundle release pin-images check-deploy dashboards check-monitoring audit sbom lock clean
+.PHONY: help serve test test-all lint format unit mini claims bench bench-peers image image-run bundle release pin-images check-deploy dashboards check-monitoring audit sbom lock clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -74,6 +74,9 @@ mini: $(VENV)/train.stamp ## train the model that ships: make mini DATA=FOLDER O
 		--recipe service/tools/training/recipes/mini.toml --output "$(OUT)/first"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
 		--recipe service/tools/training/recipes/mini-polish.toml --model "$(OUT)/first" --output "$(OUT)"
+
+claims: $(VENV)/train.stamp ## reproduce the model cards on a GPU; elsewhere print the commands: make claims DATA=FOLDER
+	$(BIN)/python -m benchmarks.claims $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 bench: $(VENV)/bench.stamp ## load test a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
 	$(BIN)/python -m service bench --url "$(URL)" $(if $(DATA),--texts "$(DATA)") $(ARGS)

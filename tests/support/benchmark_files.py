@@ -12,7 +12,7 @@ NEWS = ("news_car", "news_game", "news_story")
 RELATIONS = ("contradiction", "neutral", "entailment")
 DISCIPLINES = ("哲学", "法学", "数学")
 APPS = {0: "打车", 10: "社区服务", 99: "银行"}
-IDIOMS = ["一心一意", "三心二意", "不三不四", "万水千山"]
+IDIOMS = ["一心一意", "三心二意", "不三不四", "万水千山", "人山人海"]
 WORDS = ("天气很好", "不好看", "我在学校", "今天下雨")
 
 
@@ -47,8 +47,13 @@ def _wsc(index: int) -> Record:
     return {"id": index, "target": target, "label": ("false", "true")[index % 2], "text": f"学生和他{text(index)}"}
 
 
+def idioms(index: int) -> list[str]:
+    """Four candidates, in an order of their own."""
+    return [*IDIOMS[index % 5 :], *IDIOMS[: index % 5]][:4]
+
+
 def _few_chid(index: int) -> Record:
-    return {"id": index, "candidates": IDIOMS, "content": f"{text(index)}他#idiom#，走了。", "answer": index % 4}
+    return {"id": index, "candidates": idioms(index), "content": f"{text(index)}他#idiom#，走了。", "answer": index % 4}
 
 
 def _eprstmt(index: int) -> Record:
@@ -128,8 +133,12 @@ def _write_chid(folder: Path, size: int) -> None:
     for stem, count in (("train", size), ("dev", size // 2), ("test1.1", 4)):
         numbers = range(start, start + 2 * count)
         tags = [f"#idiom{number:06}#" for number in numbers]
-        contents = ([f"他{one}，走了。我也{two}。"] for one, two in zip(tags[::2], tags[1::2], strict=True))
-        _write_lines(folder / f"{stem}.json", ({"candidates": IDIOMS, "content": content} for content in contents))
+        lines = enumerate(zip(tags[::2], tags[1::2], strict=True), start=start)
+        records = (
+            {"candidates": idioms(index), "content": [f"{text(index)}他{one}，走了。我也{two}。"]}
+            for index, (one, two) in lines
+        )
+        _write_lines(folder / f"{stem}.json", records)
         if not stem.startswith("test"):
             _write_text(folder / f"{stem}_answer.json", json.dumps({tag: index % 4 for index, tag in enumerate(tags)}))
         start += 2 * count
@@ -139,7 +148,11 @@ def _write_c3(folder: Path, size: int) -> None:
     for stem in ("m-train", "d-train", "m-dev", "d-dev", "test1.1"):
         content = []
         for index in range(size if "train" in stem else 4):
-            question: Record = {"question": "天气怎么样？", "choice": ["很好", "不好", "下雨"], "id": f"{stem}-{index}"}
+            question: Record = {
+                "question": "天气怎么样？",
+                "choice": ["很好", "不好", f"下雨{index}天"],
+                "id": f"{stem}-{index}",
+            }
             if not stem.startswith("test"):
                 question["answer"] = question["choice"][index % 3]
             content.append([[text(index + len(stem))], [question], str(index)])
