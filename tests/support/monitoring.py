@@ -141,8 +141,8 @@ def monitored(folder: Path, *flags: str) -> Iterator[Stack]:
         stack.callback(server.stop)
         server.start(START_S)
         for name, command in _commands(folder, ports).items():
-            stack.enter_context(_process(folder / f"{name}.log", command))
-            _until_answers(f"http://127.0.0.1:{ports[name]}/-/ready", folder / f"{name}.log")
+            stack.enter_context(run_process(folder / f"{name}.log", command))
+            until_answers(f"http://127.0.0.1:{ports[name]}/-/ready", folder / f"{name}.log")
         yield Stack(server, *(f"http://127.0.0.1:{port}" for port in ports.values()), folder)
 
 
@@ -240,7 +240,7 @@ def _commands(folder: Path, ports: Mapping[str, int]) -> dict[str, Sequence[str]
 
 
 @contextmanager
-def _process(log: Path, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def run_process(log: Path, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT) as process:
         try:
             yield process
@@ -249,7 +249,7 @@ def _process(log: Path, command: Sequence[str]) -> Iterator[subprocess.Popen[byt
             process.wait()
 
 
-def _until_answers(url: str, log: Path) -> None:
+def until_answers(url: str, log: Path) -> None:
     until = time.monotonic() + START_S
     while True:
         try:
