@@ -31,7 +31,8 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Sources of a build that are named on the command line or in the environment (docs/deployment.md); PIP_CONF and CA are files.
 BUILD_ARGS := PYTHON_IMAGE PIP_INDEX_URL TORCH_BUILD TORCH_INDEX TORCH_LINKS APT_MIRROR
 SOURCES = $(foreach name,$(BUILD_ARGS),$(if $(filter command environment,$(origin $(name))),--build-arg $(name)="$($(name))")) \
-	$(if $(PIP_CONF),--secret id=pip_conf,src="$(PIP_CONF)") $(if $(CA),--secret id=ca,src="$(CA)")
+	$(if $(PIP_CONF),--secret id=pip_conf$(comma)src="$(PIP_CONF)") $(if $(CA),--secret id=ca$(comma)src="$(CA)")
+comma := ,
 # `make release` builds these.
 VARIANTS ?= cpu cuda
 # Of this commit: the version on its tag, else with the commit. `make image` tags an image with it, too.

@@ -103,3 +103,19 @@ def test_every_command_has_a_file() -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == VERSION
+
+
+def test_an_image_is_built_from_the_sources_that_are_named() -> None:
+    names = {"PIP_INDEX_URL": "https://pip.example/simple", "TORCH_BUILD": "cu126", "APT_MIRROR": "http://apt.example"}
+    output = dry_run("image", *(f"{name}={value}" for name, value in names.items()), "CA=ca.pem", "PIP_CONF=pip.conf")
+    for name, value in names.items():
+        assert f'--build-arg {name}="{value}"' in output
+    assert '--secret id=ca,src="ca.pem"' in output
+    assert '--secret id=pip_conf,src="pip.conf"' in output
+
+
+def test_an_image_leaves_out_the_sources_that_are_not_named() -> None:
+    """The build of torch that `make serve` takes on this machine says nothing about an image."""
+    output = dry_run("image", "VARIANT=cuda")
+    assert "TORCH" not in output
+    assert "--secret" not in output
