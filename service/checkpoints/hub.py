@@ -24,6 +24,9 @@ from service.checkpoints.repository import SMALL_FILES, WEIGHTS
 from service.checkpoints.sentence_modules import MODULES_FILE, list_modules
 from service.errors import CheckpointError
 
+_ABANDONED_S = 60.0
+"""Ends the question that `answer_within` no longer waits for."""
+
 
 def fetch(
     repo: str,
@@ -66,18 +69,19 @@ class _Repository:
 
     @property
     def cache(self) -> Path:
-        base = (self.cache_dir or Path(constants.HF_HUB_CACHE)).expanduser()
+        base = (self.cache_dir or Path(constants.HF_HUB_CACHE)).expanduser().resolve()
         return base / f"models--{self.repo.replace('/', '--')}"
 
     def update(self, answer_s: float) -> Path:
         api = HfApi(endpoint=self.endpoint.url, token=self.token)
         info = endpoints.answer_within(
-            answer_s, lambda: api.model_info(self.repo, revision=self.revision, timeout=answer_s)
+            answer_s, lambda: api.model_info(self.repo, revision=self.revision, timeout=_ABANDONED_S)
         )
         if info.sha is None:
             raise ValueError("the answer names no commit")
-        repository.write_ref(self.cache, self.branch, info.sha)
         folder = self._download(info.sha)
+        # After the download: while it is unfinished, the cache still has what the branch was before.
+        repository.write_ref(self.cache, self.branch, info.sha)
         if missing := self.list_lacking(folder):
             held = [each.rfilename for each in info.siblings or ()]
             raise CheckpointError(repository.describe_lack(self.name, missing, held))

@@ -97,7 +97,7 @@ class _Repository:
 
     @property
     def cache(self) -> Path:
-        base = (self.cache_dir or Path(constants.HF_HUB_CACHE)).expanduser()
+        base = (self.cache_dir or Path(constants.HF_HUB_CACHE)).expanduser().resolve()
         return base / "modelscope" / f"models--{self.repo.replace('/', '--')}"
 
     @property
@@ -109,9 +109,10 @@ class _Repository:
         extra = {"repo": self.name, "commit": listing.commit}
         logger.info("revision resolved", extra=extra)
         folder = self.cache / "snapshots" / listing.commit
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.cache / ".lock"), _open_client(self) as client:
-            _download(self, client, listing, folder)
+        if not folder.is_dir() or self.list_lacking(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.cache / ".lock"), _open_client(self) as client:
+                _download(self, client, listing, folder)
         repository.write_ref(self.cache, self.branch, listing.commit)
         if missing := self.list_lacking(folder):
             raise CheckpointError(repository.describe_lack(self.name, missing, [file.path for file in listing.files]))

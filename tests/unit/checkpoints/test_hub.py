@@ -148,6 +148,15 @@ def test_resolve_uses_the_cache_when_offline(hub_server: Hub, tmp_path: Path, mo
     assert resolve(parse_spec(REPO), cache_dir=cache).path == checkpoint.path
 
 
+def test_the_folder_is_absolute_also_where_the_cache_is_not(
+    hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = hub.fetch(REPO, cache_dir=Path("cache"), endpoint=hub_server.url)
+    assert path.is_absolute()
+    assert hub.fetch(REPO, cache_dir=Path("cache"), offline=True) == path
+
+
 def test_fetch_uses_the_cache_when_the_hub_is_unreachable(hub_server: Hub, tmp_path: Path) -> None:
     path = hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
     assert hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint="http://127.0.0.1:9") == path
@@ -345,25 +354,25 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "ANSWER_S", 0.05)
+def wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repository, "ANSWER_S", 0.05)
     monkeypatch.setattr(repository, "FIRST_ANSWER_S", 0.05)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_hub_that_does_not_answer_leaves_what_the_cache_has(hub_server: Hub, tmp_path: Path, silent: str) -> None:
+def test_a_hub_that_does_not_answer_leaves_what_the_cache_has(
+    hub_server: Hub, tmp_path: Path, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = hub.fetch(REPO, cache_dir=tmp_path, endpoint=hub_server.url)
+    wait_briefly(monkeypatch)
     assert hub.fetch(REPO, cache_dir=tmp_path, endpoint=silent) == path
 
 
-@pytest.mark.usefixtures("impatient")
 def test_the_error_of_a_hub_that_does_not_answer_names_endpoint_variable_and_ways_out(
     tmp_path: Path, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", silent)
+    wait_briefly(monkeypatch)
     with pytest.raises(CheckpointError) as caught:
         hub.fetch(REPO, cache_dir=tmp_path)
     for words in (f"{silent} (HF_ENDPOINT)", "no answer within 0.05 s", "ms://ORG/NAME", "give the folder"):

@@ -266,3 +266,27 @@ def test_the_hub_of_a_source_is_its_own_or_that_of_the_setting(text: str, source
 def test_a_source_of_modelscope_has_two_parts(text: str) -> None:
     with pytest.raises(SettingError, match="wanted ms://ORG/NAME or ms://ORG/NAME@REVISION"):
         parse_spec(text)
+
+
+def test_an_update_that_fails_leaves_what_the_branch_was(
+    server: ModelScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = modelscope.fetch(REPO, cache_dir=tmp_path / "cache")
+    server.latest = {"Id": "f" * 40}
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(modelscope, "_receive", fail)
+    assert modelscope.fetch(REPO, cache_dir=tmp_path / "cache") == path
+    assert modelscope.fetch(REPO, cache_dir=tmp_path / "cache", offline=True) == path
+
+
+def test_the_folder_is_absolute_also_where_the_cache_is_not(
+    server: ModelScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker process has another working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = modelscope.fetch(REPO, cache_dir=Path("cache"))
+    assert path.is_absolute()
+    assert modelscope.fetch(REPO, cache_dir=Path("cache"), offline=True) == path
