@@ -137,18 +137,15 @@ class Lines:
         num_paid = 0
         while True:
             context = RequestContext(request_id, time.perf_counter(), account=account, num_paid=num_paid)
-            try:
-                reply = await self._attempt(data, context)
-            except ServiceError as refusal:  # for now
-                num_paid = context.num_paid
-                await self._wait(min(MAX_WAIT_S, refusal.retry_after_s or MAX_WAIT_S))
-                self._check_key(account)
-            else:
+            reply = await self._attempt(data, context)
+            if reply.error is None or not _may_pass(reply.error):
                 self._count(context, reply)
                 return reply
+            num_paid = context.num_paid
+            await self._wait(min(MAX_WAIT_S, reply.error.retry_after_s or MAX_WAIT_S))
+            self._check_key(account)
 
     async def _attempt(self, data: Body, context: RequestContext) -> LineReply:
-        """Raises the error of a line that has to wait."""
         context.received(len(data))
         reply = partial(LineReply, request_id=context.request_id)
         quick, custom_id = is_quick(data), None
@@ -159,9 +156,7 @@ class Lines:
                 line = validate(value, LineRequest, self._limits)
                 response = await self._respond(line, len(data), context, quick=quick)
         except Exception as error:  # noqa: BLE001 - the outermost handler of a line, as the middleware of a request
-            ours = as_service_error(error)
-            if _may_pass(ours):
-                raise ours from None
+            ours = _bare(as_service_error(error))
             return reply(custom_id, status=ours.status, error=ours, num_tokens=context.tokens or 0)
         return reply(custom_id, bytes(response.body), response.status_code, num_tokens=context.tokens or 0)
 
@@ -216,6 +211,12 @@ def _is_open(path: str, endpoint: Endpoint) -> bool:
 def _may_pass(error: ServiceError) -> bool:
     """Whether the line is computed later: all refusals, but no loss that the line may have caused itself."""
     return isinstance(error, QueueFull | DeadlineUnreachable | MemoryFull) or type(error) is Unavailable
+
+
+def _bare(error: ServiceError) -> ServiceError:
+    """The error without its traceback, which would keep the line in memory until a garbage collection."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def _parse_object(data: Body, max_values: int) -> dict[str, Any]:

@@ -78,6 +78,12 @@ async def test_an_invalid_line_has_the_error_of_its_request(service: Service, li
     assert (error.code, says in error.detail) == (code, True), error.detail
 
 
+async def test_the_error_of_a_line_does_not_keep_the_line_in_memory(service: Service) -> None:
+    error = (await answer(service, b"{")).error
+    assert error is not None
+    assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
+
+
 async def test_an_invalid_line_keeps_its_id(service: Service) -> None:
     assert (await answer(service, {"custom_id": [1, 2], "url": "/v1/classify"})).custom_id == [1, 2]
 
