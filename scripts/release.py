@@ -33,6 +33,8 @@ PLACES = {
 """Where the version stands, as <>, by the files; the groups are what stays around it."""
 _NUMBER = re.compile(r"\d+\.\d+\.\d+(?:rc\d+)?")
 _UNRELEASED = "## [Unreleased]"
+BUILD_TYPE = "urn:erlangshen-service:make-release:1"
+"""What the provenance calls this way of building: `make image` with these arguments, of this commit."""
 SBOM = "/usr/share/doc/erlangshen-service/sbom.cdx.json"
 
 
@@ -122,7 +124,7 @@ def provenance(image: str, archive: Path, commit: str, arguments: dict[str, str]
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
             "buildDefinition": {
-                "buildType": "https://slsa.dev/container-based-build/v0.1?draft",
+                "buildType": BUILD_TYPE,
                 "externalParameters": {"dockerfile": "Dockerfile", "arguments": arguments},
                 "resolvedDependencies": [
                     {"name": "source", "digest": {"gitCommit": commit}},
@@ -130,7 +132,10 @@ def provenance(image: str, archive: Path, commit: str, arguments: dict[str, str]
                 ],
             },
             "runDetails": {
-                "builder": {"id": f"make release on {platform.system()} {platform.machine()}"},
+                "builder": {
+                    "id": f"{BUILD_TYPE}:builder",
+                    "version": {"platform": f"{platform.system()} {platform.machine()}"},
+                },
                 "metadata": {"startedOn": _stamp(started), "finishedOn": _stamp(datetime.now(UTC))},
             },
         },
