@@ -115,12 +115,11 @@ def _train_suite(args: Namespace) -> int:
 
     quieten()
 
-    def train_one(one: Namespace) -> dict[str, Any] | None:
+    def train_one(one: Namespace) -> dict[str, Any]:
         session = prepare(make_request(one), one.seed, only_config=one.dry_run)
         _print_session(session)
         if one.dry_run:
-            _print_plan(session)
-            return None
+            return {"plan": _show_plan(session)}
         return {"form": session.problem.form, **_run_one(session, one)}
 
     return train_suite(args, train_one)
@@ -186,11 +185,17 @@ def _values_line(session: Session) -> str:
     return "hyper-parameters: " + ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
 
 
-def _print_plan(session: Session) -> int:
+def _show_plan(session: Session) -> dict[str, Any]:
+    """Prints the plan on stderr."""
     from service.tools.training.plan import make_plan, plan_lines
 
     plan = make_plan(session)
     print("\n".join(plan_lines(plan)), file=sys.stderr)
+    return plan
+
+
+def _print_plan(session: Session) -> int:
+    plan = _show_plan(session)
     print(json.dumps(plan, ensure_ascii=False, indent=2))
     return 0 if any(way["fits"] for way in plan["ways"]) else 1
 

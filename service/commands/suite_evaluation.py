@@ -266,21 +266,24 @@ async def _ask(
 ) -> tuple[list[Asked], list[Answer]]:
     """The examples as they were sent, and the answers to them."""
     info = own_head(await client.served(), client.model)
-    asked, is_head = put(examples, info, _wording(subject, task, policy, args))
+    asked, is_head = put(examples, info, choose_wording(subject, task, policy, args))
     method = policy.get("method") if not is_head else None
     answers = await client.evaluate([one.sent for one in asked], lambda _: None, Ask(head=is_head, method=method))
     flag, decide = DECODERS.get(base_name(task), ("", None))
     return asked, decide(answers) if decide is not None and getattr(args, flag) else answers
 
 
-def _wording(subject: Subject, task: str, policy: Mapping[str, str], args: Namespace) -> Wording:
-    """The one that the model was trained with, if this service has trained it."""
+def choose_wording(subject: Subject, task: str, policy: Mapping[str, str], args: Namespace) -> Wording:
+    """The one that the model was trained with, if this service has trained it on this task."""
+    names = (subject.model or "mini").split(",")
     if subject.folder is not None and (subject.folder / RUN_FILE).is_file():
-        run = json.loads((subject.folder / RUN_FILE).read_text(encoding="utf-8"))
-        return Wording.model_validate(run["identity"]["wording"])
+        identity = json.loads((subject.folder / RUN_FILE).read_text(encoding="utf-8"))["identity"]
+        trained_on, _, _ = identity["data"]["source"].rpartition("/")  # TASK/train
+        if base_name(trained_on) == base_name(task):
+            return Wording.model_validate(identity["wording"])
+        names = [identity["model"]["source"]]
     wanted = policy.get("wording", args.wording)
-    profile = profile_of(*(subject.model or "mini").split(",")) if wanted == "auto" else wanted
-    return wording_of(task, profile)
+    return wording_of(task, profile_of(*names) if wanted == "auto" else wanted)
 
 
 async def _submit(client: EvaluationClient, subject: Subject, suite: Suite, task: str, args: Namespace) -> Path:

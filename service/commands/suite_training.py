@@ -26,8 +26,8 @@ class PlannedRun:
     folder: str
 
 
-TrainOne = Callable[[Namespace], dict[str, Any] | None]
-"""Trains one run by its flags, and returns its result with the form; or prints its plan, and returns None."""
+TrainOne = Callable[[Namespace], dict[str, Any]]
+"""Trains one run by its flags, and returns its result with the form; with --dry-run only its plan."""
 
 
 def train_suite(args: Namespace, train_one: TrainOne) -> int:
@@ -52,12 +52,12 @@ def train_suite(args: Namespace, train_one: TrainOne) -> int:
             problems[run.task] = error.detail
             print(f"{run.task}: not trained: {error.detail}", file=sys.stderr, flush=True)
             continue
-        if found is not None:
-            done.append(asdict(run) | found)
+        done.append(asdict(run) | found)
+        if not args.dry_run:
             _write(args.output, args.suite, args.model, done)
-    if not done and not args.dry_run:
+    if not done:
         raise StartupError("; ".join(f"{task}: {problem}" for task, problem in problems.items()))
-    scores = [score_of(suite, run) for run in done]
+    scores = [score_of(suite, run) for run in done if "plan" not in run]
     rows = summarize(suite, scores, against_card=args.against is not None)
     if rows:
         print("\n".join(table_lines(rows)), file=sys.stderr)

@@ -35,15 +35,18 @@ def put(examples: Sequence[Example], info: dict[str, Any] | None, wording: Wordi
     first = examples[0]
     if labels and set(labels) == set(first.forms.labels):
         return [Asked(one, as_head(one), one.options) for one in examples], True
+    if first.grade is not None and info is not None and not labels:  # a regression returns the grade
+        return [Asked(one, replace(one, task="classify"), ()) for one in examples], True
     is_zero_shot = info is None or bool(info.get("zero_shot"))
     if first.task == "classify" and labels and (set(first.options) & set(labels) or not is_zero_shot):
         all_labels = tuple(dict.fromkeys((*labels, *first.options)))
         own = [with_options(one, all_labels) for one in examples]
         return [Asked(one, each, each.options) for one, each in zip(examples, own, strict=True)], True
     arranged = [wording.arrange(one) for one in examples]
-    return [
+    asked = [
         Asked(one, sendable(wording.word(each)), each.options) for one, each in zip(examples, arranged, strict=True)
-    ], info is not None and first.task == "classify" and not is_zero_shot
+    ]
+    return asked, first.task == "classify" and not is_zero_shot
 
 
 def sendable(example: Example) -> Example:

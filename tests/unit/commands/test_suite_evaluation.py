@@ -12,12 +12,13 @@ import httpx
 import pytest
 
 from service.commands.evaluate import add_arguments, run
-from service.commands.suite_evaluation import Subject, evaluate_suite, measured_sets
+from service.commands.suite_evaluation import Subject, choose_wording, evaluate_suite, measured_sets
 from service.errors import SettingError
 from service.tools.data.registry import load
 from service.tools.data.report import key_of
 from service.tools.evaluation import EvaluationError
 from service.tools.suites import suites
+from service.tools.training.wordings import Wording, wording_of
 from tests.support.benchmark_files import write_benchmarks
 
 ZERO_SHOT = {"name": "mini", "source": "mini", "kind": "masked-lm", "labels": []}
@@ -200,3 +201,33 @@ def test_flags_of_suites_need_a_suite(data: Path, flag: str, capsys: pytest.Capt
 def test_a_file_without_answers_cannot_be_measured(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fewclue/csl", "--data", str(data), "--split", "board", "--url", "http://127.0.0.1:1"]) == 2
     assert "fewclue/csl/board: has no answers; evaluate --suite NAME --submit DIR" in capsys.readouterr().err
+
+
+def trained_on(folder: Path, source: str, start: str, wording: dict[str, Any]) -> Subject:
+    identity = {"data": {"source": source}, "model": {"source": start}, "wording": wording}
+    (folder / "run.json").write_text(json.dumps({"identity": identity}))
+    return Subject(("clue/tnews",), str(folder), folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "start", "expected"),
+    [
+        ("clue/tnews/train", "mini", Wording(question="哪一类？")),
+        ("clue/csl/train", "mini", wording_of("clue/tnews", "mini")),
+        ("clue/csl/train", "unimc", wording_of("clue/tnews", "upstream")),
+    ],
+)
+def test_a_trained_model_is_asked_as_it_was_trained_on_this_task(
+    data: Path, tmp_path: Path, source: str, start: str, expected: Wording
+) -> None:
+    subject = trained_on(tmp_path, source, start, {"question": "哪一类？"})
+    args = parse(data, "--suite", "clue")
+    assert choose_wording(subject, "clue/tnews", {}, args) == expected
+
+
+async def test_a_regression_of_pairs_is_asked_for_its_number(data: Path) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    model = {"name": "sts", "source": "sts", "kind": "sequence-classification", "labels": []}
+    await evaluate_suite(parse(data, "--suite", "semantic-matching", "sts-b-graded"), server(seen, model))
+    path, body = seen[0]
+    assert (path, set(body["inputs"][0])) == ("/v1/classify", {"text", "text_pair"})

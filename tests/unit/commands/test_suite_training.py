@@ -90,3 +90,11 @@ def test_nothing_to_train_is_an_error(tmp_path: Path) -> None:
 def test_a_suite_without_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"use evaluate --suite zeroclue$"):
         train_suite(parse(tmp_path, "--suite", "zeroclue"), trained)
+
+
+def test_plans_are_printed_together_and_nothing_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = parse(tmp_path, "--suite", "clue", "--dry-run")
+    assert train_suite(args, lambda one: {"plan": {"steps": 7}}) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [run["plan"]["steps"] for run in printed["runs"]] == [7] * 9
+    assert not (tmp_path / "suite.json").exists()
