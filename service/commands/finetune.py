@@ -250,7 +250,9 @@ def _run_one(session: Session, args: Namespace) -> dict[str, Any]:
         if run_file.result is not None and (output / weights).is_file():
             print(f"{output}: this run is finished; --overwrite trains again", file=sys.stderr)
             return run_file.result
-        require_disk(output, disk_bytes(session.load.num_parameters, session.load.num_trained))
+        saves_adapter = session.request.save_adapter
+        disk = disk_bytes(session.load.num_parameters, session.load.num_trained, saves_adapter=saves_adapter)
+        require_disk(output, disk)
         run_file.about["command"] = sys.argv[1:]
         run_file.write()
         trained = train(_with_best_rate(run, args), output, run_file)

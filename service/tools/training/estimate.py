@@ -131,10 +131,11 @@ def checkpoint_bytes(num_trained: int) -> int:
     return (WEIGHT + OPTIMIZER) * num_trained
 
 
-def disk_bytes(num_parameters: int, num_trained: int) -> int:
+def disk_bytes(num_parameters: int, num_trained: int, *, saves_adapter: bool = False) -> int:
     """Two whole checkpoints, one that is being written, the weights of the best one, and the model in half precision,
-    old and new."""
-    return 3 * checkpoint_bytes(num_trained) + WEIGHT * num_trained + 2 * HALF_COPY * num_parameters
+    or the adapter alone, old and new."""
+    written = WEIGHT * num_trained if saves_adapter else HALF_COPY * num_parameters
+    return 3 * checkpoint_bytes(num_trained) + WEIGHT * num_trained + 2 * written
 
 
 def describe_bytes(number: float) -> str:

@@ -73,7 +73,8 @@ def _way(
     work = flops(replace(load, length=mean), values.batch_size * num_steps)
     evaluations = num_steps // interval(values, num_steps) * min(MAX_DEV, len(session.data.dev)) + len(session.data.dev)
     forward = flops(replace(load, length=mean, is_frozen=True, use_checkpointing=False), evaluations)
-    disk = disk_bytes(load.num_parameters, load.num_trained)
+    saves_adapter = session.request.save_adapter and name not in ("full", "checkpointed")
+    disk = disk_bytes(load.num_parameters, load.num_trained, saves_adapter=saves_adapter)
     is_room = disk <= machine.free_disk(session.request.output)
     return {
         "way": name,

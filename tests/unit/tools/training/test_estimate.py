@@ -46,6 +46,8 @@ def test_full_training_needs_about_30_gigabytes() -> None:
 
 def test_lora_needs_less_states_and_disk() -> None:
     adapted = replace(FULL, num_trained=lora_parameters(LARGE, 8))
+    saved = disk_bytes(adapted.num_parameters, adapted.num_trained, saves_adapter=True)
+    assert saved < disk_bytes(adapted.num_parameters, adapted.num_trained) / 5
     assert memory(adapted).states < 0.01 * memory(FULL).states
     assert disk_bytes(FULL.num_parameters, adapted.num_trained) < 0.15 * disk_bytes(
         FULL.num_parameters, FULL.num_trained
