@@ -47,6 +47,7 @@ def computed(checkpoint: Checkpoint, folder: Path, rows: Sequence[Encoding]) -> 
 def test_the_logits_of_an_adapted_classifier(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", kind="sequence-classification", num_labels=3, **SMALL)
     checkpoint = export(make_adapter(tmp_path / "news", base), tmp_path / "out")
+    assert str(Path(cli.__file__).parent).encode() not in (tmp_path / "out" / "model.onnx").read_bytes()
     rows = CLASSIFY.encode(TextModel.load(checkpoint), ClassifyQuery(tuple(Text(text) for text in TEXTS)))
     for some in (rows, rows[:1]):
         ours, theirs = computed(checkpoint, tmp_path / "out", some)

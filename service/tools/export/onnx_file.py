@@ -120,6 +120,8 @@ def _write(checkpoint: Checkpoint, yes_no: tuple[int, int] | None, file: Path) -
             opset_version=OPSET,
             verbose=False,
         )
+        for node in program.model.graph.all_nodes():  # stacks, with the paths of this machine
+            node.metadata_props.clear()
         program.save(str(file), external_data=is_large)
 
 
