@@ -21,7 +21,7 @@ _NUM_NUMBERS = 16
 _HEADS = ("classifier.", "qa_outputs.", "pooler.")
 _NEW_LAYER = ": where it was new when the adapter was trained, it must be in modules_to_save"
 _TOLERANCE = 0.01
-"""Of the largest number: the same weights in bfloat16 differ by 0.4 %, after a short training by more than this."""
+"""Of the largest number of a tensor: the same weights rounded to bfloat16 differ by at most 0.4 %."""
 
 
 def merge_adapter(checkpoint: Checkpoint, files: TensorFiles, adapted: TensorFiles) -> None:
