@@ -53,7 +53,7 @@ serve: $(VENV)/serve.stamp ## install the packages for serving and start the ser
 
 test: lint unit ## install all packages, lint, and run the tests, as CI does
 
-test-all: lint ## the same with the slow tests: training runs, benchmarks in miniature
+test-all: lint ## the same with the slow tests: training runs, benchmarks in miniature, the playground in chromium where installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 lint: $(VENV)/dev.stamp ## run ruff, mypy --strict and import-linter

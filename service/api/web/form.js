@@ -35,7 +35,7 @@ export function makeForm(form, task, values, context, changed) {
 
   function block(field) {
     const word = say(field.word ?? field.name);
-    const note = h("p", { class: "problem", id: `problem-${field.name}`, hidden: true });
+    const note = h("p", { class: "problem", lang: "en", id: `problem-${field.name}`, hidden: true });
     if (field.kind === "labels") {
       const editor = labelsEditor(values, context, changed);
       controls[field.name] = { find: editor.control, note };

@@ -29,10 +29,15 @@ function decided({ label, score, scores, decision, chosen, calibrated }) {
   const badge = decision && h("p", { class: `badge ${decision}` }, names, calibrated ? ` · ${say("calibrated")}` : "");
   const rows = scores.map((one) => [translated(one.label), one.score, one.parents?.map((parent) => parent.label).join(" › ")]);
   const marked = scores.map((one, at) => ((chosen ?? [label]).includes(one.label) ? at : -1));
-  return [verdict(translated(label), score), badge, bars(rows, ...marked)];
+  // The label for none of them has no score of its own: `score` is that of the best label. That of a regression, which
+  // decides nothing, is any number.
+  const isScored = decision !== null && scores.some((one) => one.label === label);
+  return [verdict(translated(label), isScored ? score : null), badge, bars(rows, ...marked)];
 }
 
-const verdict = (text, score) => h("p", { class: "verdict" }, h("strong", {}, text), h("span", { class: "muted" }, percent(score)));
+function verdict(text, score) {
+  return h("p", { class: "verdict" }, h("strong", {}, text), score !== null && h("span", { class: "muted" }, percent(score)));
+}
 
 /** `rows` are [label, score, small print]; `best` are the numbers of those to set off, by default the highest. */
 function bars(rows, ...best) {
