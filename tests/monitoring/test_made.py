@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -171,6 +172,24 @@ def test_metrics_and_panels_named_in_runbooks_exist() -> None:
     assert set(re.findall(r"\*([A-Z][^*\n]+)\*", page)) <= titles | {board.title.split(" / ")[1] for board in BOARDS}
     for name in set(re.findall(r"erlangshen_\w+", page)):
         assert name in ENTRIES, name
+
+
+def test_commands_of_runbooks_work_as_pasted() -> None:
+    """They name the namespace, read the logs of all pods or of the one concerned, and are correct shell."""
+    page = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    inline = [one for one in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL)) if " " in one]
+    commands = [line for block in blocks for line in block.splitlines()] + inline
+    kubectl = [call for one in commands for call in re.findall(r"kubectl [^|)]+", one)]
+    assert len(kubectl) > 15
+    for call in kubectl:
+        assert '-n "$NS"' in call or call.startswith("kubectl cordon"), call
+        if " logs " in call:
+            assert '"$POD"' in call or '-l "$APP" --prefix --tail=-1' in call, call
+    assert any("--previous" in call for call in kubectl)
+    assert not re.search(r"deploy/erlangshen|pod/|POD\b(?!\")(?!=)", "\n".join(kubectl))
+    script = "\n".join([*blocks, *(one for one in inline if one.startswith("kubectl"))])
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True, capture_output=True)
 
 
 def test_kubernetes_rules_equal_the_prometheus_rules() -> None:

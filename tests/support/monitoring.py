@@ -307,6 +307,7 @@ class Variables:
     over: str = "10s"
     before: str = "10s"
     low: str = "0.6"
+    namespace: str = ".*"
 
     def fill(self, expr: str) -> str:
         named = {
@@ -316,6 +317,7 @@ class Variables:
             "over": self.over,
             "before": self.before,
             "low": self.low,
+            "namespace": self.namespace,
         }
         return re.sub(r"\$(\w+)", lambda found: named.get(found[1], ".*"), expr)
 
