@@ -85,8 +85,6 @@ def _without_secrets(text: str, robot: Robot) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = False
-
     def server_bind(self) -> None:
         """Without the name of this host, for which HTTPServer may wait for DNS."""
         TCPServer.server_bind(self)
