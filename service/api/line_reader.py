@@ -69,7 +69,7 @@ class LineReader:
             async with asyncio.timeout(self._left_s):
                 message = await self.request.receive()
         except TimeoutError:
-            raise RequestTimeout(f"a line took longer than {self.timeout_s:g} s to arrive") from None
+            raise RequestTimeout(f"a part of the body took longer than {self.timeout_s:g} s to arrive") from None
         self._left_s -= loop.time() - began
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -80,6 +80,16 @@ class LineReader:
             raise error
         data: bytes = message.get("body", b"")
         return data
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The bytes as they arrive; each `max_bytes` of them may take `timeout_s`. Raises what `read` raises."""
+        num_bytes = 0
+        while not self.is_complete:
+            piece = await self.read()
+            num_bytes += len(piece)
+            if num_bytes >= self.max_bytes:
+                num_bytes, self._left_s = 0, self.timeout_s
+            yield piece
 
     async def discard(self) -> None:
         """Reads to the end, and drops what it reads: a client that sends all first reads only then."""

@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from service.api.calls import Call
 from service.api.exchange import Exchange, json_response
+from service.api.line_reader import LineReader, stream_of
 from service.api.multipart import FormReader
-from service.api.request import BODY_ERROR
 from service.domain import RequestOptions
 from service.errors import BodyTooLarge, InvalidRequest, StoredFileNotFound, UnsupportedEncoding
 from service.stores.batches import BatchStore
@@ -58,7 +57,7 @@ async def create_file(exchange: Exchange, body: None) -> Response:
     upload = await stored(exchange, partial(files.upload, exchange.context.account.name))
     try:
         pending = bytearray()
-        async for piece in _pieces(exchange.request):
+        async for piece in _pieces(exchange):
             pending += form.feed(piece)
             if len(pending) >= WRITE_BYTES:
                 await stored(exchange, partial(upload.write, bytes(pending)))
@@ -75,17 +74,19 @@ async def create_file(exchange: Exchange, body: None) -> Response:
         await stored(exchange, upload.drop)
 
 
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises RequestTimeout, MalformedRequest, ClientDisconnect."""
-    is_complete = False
-    while not is_complete:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        yield message.get("body", b"")
-        is_complete = not message.get("more_body", False)
-        if not is_complete and (error := request.scope.get("state", {}).get(BODY_ERROR)):
-            raise error
+async def _pieces(exchange: Exchange) -> AsyncIterator[bytes]:
+    """The body as it comes, of any size. Raises RequestTimeout, MalformedRequest, ClientDisconnect, MemoryFull."""
+    reader = LineReader(exchange.request, WRITE_BYTES, exchange.limits.body_timeout_s)
+    connection = stream_of(exchange.request)
+    if connection is not None:
+        connection.begin_stream()
+    try:
+        with exchange.state.memory.reserved(2 * WRITE_BYTES):
+            async for piece in reader.pieces():
+                yield piece
+    finally:
+        if connection is not None and not reader.is_complete:
+            connection.end_stream()
 
 
 def _checked(fields: Mapping[str, str]) -> int | None:
