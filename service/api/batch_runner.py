@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
@@ -31,8 +31,6 @@ from service.settings import Server
 from service.stores.batches import ANSWER, ERROR, Batch, BatchStore, Journal, Outcome
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 NUM_IN_WORK = 32
 """Lines of all batches that are being answered at a time."""
@@ -108,7 +106,8 @@ class BatchRunner:
             yield
         finally:
             self._state.stopping.set()
-            await asyncio.gather(polling, *self._running.values(), return_exceptions=True)
+            await polling  # which may start a batch until then
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     async def _poll(self) -> None:
         while not self._state.stopping.is_set():
@@ -243,6 +242,9 @@ class BatchRunner:
     async def _answer_rest(self, work: _Work) -> Ending | None:
         looked_at = float("-inf")
         while True:
+            if self._state.stopping.is_set():
+                await self._finish_started(work)
+                return None
             if self._clock() - looked_at >= SAVE_S:
                 looked_at = self._clock()
                 ending = await asyncio.to_thread(self._look, work)
@@ -259,9 +261,6 @@ class BatchRunner:
                 return None
             except ServiceError as error:  # the key was revoked
                 return Ending("failed", error)
-            if self._state.stopping.is_set():
-                await self._finish_started(work)
-                return None
 
     async def _fill(self, work: _Work) -> None:
         """Starts lines up to this batch's share of those in work."""

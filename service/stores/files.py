@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from service.errors import BodyTooLarge, QuotaExceeded, StoredFileNotFound
-from service.stores.records import OPEN_MODE, PART, RECORD, Records, sync_folder
+from service.stores.records import FOLDER_MODE, OPEN_MODE, PART, RECORD, Records, sync_folder
 
 DATA = ".data"
 ID = "file-"
@@ -60,7 +60,7 @@ class Upload:
         self._num_unchecked = 0
         self._part = store.records.file(owner, id, PART)
         with store.records.storing():
-            self._part.parent.mkdir(mode=0o700, exist_ok=True)
+            self._part.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
             descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, OPEN_MODE)
             self._file: BinaryIO = os.fdopen(descriptor, "wb")
 
