@@ -208,7 +208,9 @@ async def _measure_task(
     for fold, examples in sets:
         report = report_of([answer_of[_key(example)] for example in examples])
         value = round(100 * report[suite.tasks[task].metric], 2)
-        score = Score(task, value, report["examples"], form, fold, subject.seed, tuple(report["warnings"]))
+        refused = [f"{count} inputs were refused: {reason}" for reason, count in report["refused"].items()]
+        warnings = (*report["warnings"], *refused)
+        score = Score(task, value, report["examples"], form, fold, subject.seed, warnings)
         results.scores.append(score)
         where = f" fold {fold}" if fold is not None else ""
         print(f"{task}{where}: {value:.2f} of {report['examples']}", file=sys.stderr, flush=True)

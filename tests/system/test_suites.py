@@ -63,7 +63,8 @@ def test_the_runs_of_a_suite_are_served_measured_and_handed_in(folders: tuple[Pa
     code, served = run("evaluate", *task, "--model", output, "--against", "card")
     assert code == 0
     assert [one["fold"] for one in served["runs"]] == list("01234")
-    assert served["table"][0]["mean"] == pytest.approx(printed["table"][0]["mean"])
+    # Weights are stored in half precision: of 20 answers of a model that has hardly learned, one may turn.
+    assert served["table"][0]["mean"] == pytest.approx(printed["table"][0]["mean"], abs=100 / 20)
 
     code, submitted = run("evaluate", *task, "--model", output, "--submit", tmp_path / "hand-in")
     assert code == 0
