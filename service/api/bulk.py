@@ -1,8 +1,8 @@
 """`POST /v1/bulk`: requests in lines and replies in lines, in the same order, at the lowest priority.
 
-Lines are read, computed and answered at the same time, and a bounded number of them at any: a client that does not read
-stops the reading of its request, and of any amount of lines the memory is the same. A request that ends early says
-in its last line with which line to go on.
+Lines are read, computed and answered at the same time, a bounded number of them: a client that does not read its
+replies stops the reading of its request, and the memory does not depend on the number of lines. A request that ends
+early says in its last line with which line to go on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from fastapi import APIRouter
@@ -31,6 +31,7 @@ from service.api.problems import problem
 from service.api.request import GONE, Headers, PlainRoute, RequestContext, context_of, not_ready, unless_gone
 from service.api.state import ServiceState
 from service.errors import BodyTooLarge, InvalidRequest, RateLimited, ServiceError, Unavailable, UnsupportedEncoding
+from service.metric_labels import LineResult
 from service.settings import Server
 
 logger = logging.getLogger("service.access")
@@ -199,8 +200,11 @@ class BulkStream:
     # computing
 
     async def _compute(self, number: int, data: bytes | None) -> bytes:
-        """The line of the reply. One for which there is no room before its turn is computed again when it comes: there
-        is no other bound for what lines with small replies are followed by."""
+        """The line of the reply.
+
+        Small replies do not tell how large those of later lines are, and many lines are computed at a time. A reply for
+        which there is no room before its turn is dropped, and computed again in its turn.
+        """
         try:
             reply = await self._reply(number, data)
             text = reply_line(number, reply)
@@ -216,7 +220,7 @@ class BulkStream:
         self._hold(len(text))
         self._reply_bytes = max(len(text), self._reply_bytes - self._reply_bytes // 64)
         self._window = min(self._window + 1, self._limits.bulk_window)
-        result: Any = "failed" if reply.error else "answered"
+        result: LineResult = "failed" if reply.error else "answered"
         self._counts.update({result: 1, "tokens": reply.num_tokens})
         self._state.metrics.bulk_answered(result)
         return text
