@@ -242,8 +242,8 @@ class Models(Section):
     specs: Names = Field(
         (),
         description="Model to serve: a directory, or a hub id with an optional @revision (ms:// before it for "
-        "ModelScope); NAME= sets its name in requests; +base=SOURCE names the base of a LoRA adapter. Default: `mini` and "
-        "`e5-small`, the models that ship with the service.",
+        "ModelScope); NAME= sets its name in requests; +base=SOURCE names the base of a LoRA adapter. Default: `mini` "
+        "and `e5-small`, the models that ship with the service.",
         json_schema_extra={"flag": "--model", "metavar": "[NAME=]SOURCE"},
     )
     labels: LabelTable = Field(
