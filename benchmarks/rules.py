@@ -162,7 +162,8 @@ def recorded_series(rules: Sequence[Rule], models: int) -> list[str]:
 
 def write_blocks(series: Sequence[str], folder: Path, days: float, step: float) -> int:
     """A file for each block: promtool reads its file once for every block. Returns the number of samples."""
-    start, chance, totals = END - round(days * 86400), random.Random(0), defaultdict(float)
+    start, chance = END - round(days * 86400), random.Random(0)
+    totals: defaultdict[str, float] = defaultdict(float)
     grouped: dict[str, list[str]] = defaultdict(list)
     for one in series:
         grouped[one.partition("{")[0]].append(one)
