@@ -24,10 +24,10 @@ from service.api.schemas import ClassifyRequest, LabelSetBody
 from service.api.state import ServiceState
 from service.domain import RANKS, Priority, RequestOptions, Timing, TokenScores
 from service.errors import ServiceError
-from service.label_sets import LabelSet
 from service.pipeline import Answer, Encoded
 from service.settings import Server
 from service.slices import between_slices
+from service.stores.label_sets import LabelSet
 from service.tasks.classify_query import ClassifyQuery
 from service.tasks.registry import TASKS, names_of
 

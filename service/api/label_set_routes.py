@@ -21,8 +21,8 @@ from service.api.schemas import LabelSetBody, LabelSetReply, LabelSetsReply
 from service.api.state import ServiceState
 from service.domain import RequestOptions
 from service.errors import LabelSetNotFound
-from service.label_sets import LabelSet
 from service.settings import Server
+from service.stores.label_sets import LabelSet
 from service.tasks.hierarchy import tree_of
 
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from service.api.schemas import ClassifyRequest, LabelSetBody
 from service.domain import RequestOptions
 from service.errors import DeadlineExceeded, InvalidRequest, LabelSetNotFound, ModelNotFound
 from service.label_preparation import LabelPreparation, Preparation
-from service.label_sets import LabelSet, LabelSets
 from service.pipeline import Pipeline
+from service.stores.label_sets import LabelSet, LabelSets
 from service.tasks.classification import CLASSIFY
 from service.tasks.classify_query import ClassifyQuery
 from service.tasks.registry import route

@@ -31,7 +31,6 @@ from service.checkpoints.files import read_ahead
 from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
 from service.errors import ServiceError, SettingError, StartupError
 from service.label_preparation import LabelPreparation
-from service.label_sets import LabelSets
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.replicas.pool import Pool, replica_names
@@ -41,6 +40,7 @@ from service.settings import VERSION, Settings
 from service.settings_sources import weight_cache_folder
 from service.stores.batches import BatchStore
 from service.stores.files import FileStore, Quotas
+from service.stores.label_sets import LabelSets
 from service.stores.records import Records
 from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.calibration import Calibration, read_calibration, read_own_calibration

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from service.errors import BatchHasEnded, BatchNotFound, QuotaExceeded
+from service.stores.disk import open_private, write_all
 from service.stores.files import FileStore
-from service.stores.records import RECORD, open_private, write_all
+from service.stores.records import RECORD
 
 Status = Literal["validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled"]
 Outcome = Literal["completed", "failed", "expired", "cancelled"]
@@ -238,7 +239,7 @@ class BatchStore:
         return None if record is None else Batch(**record)
 
     def _write(self, batch: Batch) -> None:
-        self._records.write(batch.owner, batch.id, asdict(batch))
+        self._records.write_record(batch.owner, batch.id, asdict(batch))
 
     def _journal(self, batch: Batch) -> Path:
         return self._records.file(batch.owner, batch.id, JOURNAL)

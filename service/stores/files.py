@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from service.errors import BodyTooLarge, QuotaExceeded, StoredFileNotFound
-from service.stores.records import FOLDER_MODE, OPEN_MODE, PART, RECORD, Records, sync_folder
+from service.stores.disk import FOLDER_MODE, OPEN_MODE, PART, sync_folder
+from service.stores.records import RECORD, Records
 
 DATA = ".data"
 ID = "file-"
@@ -97,7 +98,7 @@ class Upload:
             self._file.close()
             self._part.replace(store.path(kept))
             sync_folder(self._part.parent)
-        store.records.write(self._owner, self.id, asdict(kept))
+        store.records.write_record(self._owner, self.id, asdict(kept))
         return kept
 
     def drop(self) -> None:

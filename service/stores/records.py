@@ -1,45 +1,40 @@
 """Small JSON records on disk, in a folder of each owner, with files of their own next to them.
 
-A write is atomic, and on the disk when it returns. Several processes may share the folder: one lock serves all changes
-that have to see each other. Everything is readable by the server's user only.
+One lock serves all changes that have to see each other.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from service.errors import StorageFull, StorageUnavailable
+from service.stores.disk import FOLDER_MODE, Disk
 
 logger = logging.getLogger(__name__)
 
-RECORD, PART = ".json", ".part"
-OPEN_MODE, FOLDER_MODE = 0o600, 0o700
+RECORD = ".json"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _OWNER = "@"
 """Before an owner's name in that of its folder: a key may be called `..`, and without keys the name is empty."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Records:
-    """The records in a folder. Every method reads or writes the disk, and raises StorageFull or StorageUnavailable."""
+class Records(Disk):
+    """The records in a folder. Every method reads or writes the disk."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder, "files and batches")
 
     def open(self) -> None:
         """Creates the folder. Raises StorageUnavailable if it cannot be written."""
+        self.make_folder()
         with self.storing():
-            self.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -88,62 +83,14 @@ class Records:
             return None
         return record
 
-    def write(self, owner: str, id: str, record: dict[str, Any]) -> None:
-        part = self.file(owner, f".{id}", PART)
-        try:
-            with self.storing():
-                part.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
-                with open_private(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
-                    write_all(descriptor, orjson.dumps(record))
-                    os.fsync(descriptor)
-                part.replace(self.file(owner, id, RECORD))
-                sync_folder(part.parent)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
+    def write_record(self, owner: str, id: str, record: dict[str, Any]) -> None:
+        file = self.file(owner, id, RECORD)
+        with self.storing():
+            file.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        self.write(file, orjson.dumps(record))
 
     def remove(self, owner: str, id: str, *suffixes: str) -> None:
         """Removes a record first, then the files next to it: what remains after a kill is swept."""
         with self.storing():
             for suffix in (RECORD, *suffixes):
                 self.file(owner, id, suffix).unlink(missing_ok=True)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Only one of all processes and threads is here at a time."""
-        with self.storing(), open_private(self.folder / ".lock", os.O_RDWR | os.O_CREAT) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-
-    @contextmanager
-    def storing(self) -> Iterator[None]:
-        """Makes an OSError one for clients."""
-        try:
-            yield
-        except OSError as error:
-            logger.error("storage failed", extra={"folder": str(self.folder), "reason": error.strerror})
-            if error.errno in _FULL:
-                raise StorageFull("the disk that keeps files and batches is full; nothing was changed") from None
-            raise StorageUnavailable(f"files and batches cannot be read or written: {error.strerror}") from None
-
-
-@contextmanager
-def open_private(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor of a file that only this user may read."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC, OPEN_MODE)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:  # a write may end early, as at a limit of the file's size
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def sync_folder(folder: Path) -> None:
-    with open_private(folder, os.O_RDONLY) as descriptor:
-        os.fsync(descriptor)

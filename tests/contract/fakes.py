@@ -39,11 +39,11 @@ from service.domain import (
     TopTokens,
 )
 from service.label_preparation import LabelPreparation
-from service.label_sets import LabelSets
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.settings import Security, Server
 from service.stores.batches import BatchStore
+from service.stores.label_sets import LabelSets
 from service.tasks.blend import SHIPPED_BLEND, Blend
 from service.tasks.registry import TASKS
 from service.tasks.text_model import TextModel, pair

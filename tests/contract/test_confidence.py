@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from service.api.schemas import LabelSetBody
-from service.label_sets import LabelSets
 from service.settings import Server
+from service.stores.label_sets import LabelSets
 from service.tasks.calibration import Calibration, Entry, label_digest
 from tests.contract.fakes import Service, running, text_model
 from tests.fakes import value

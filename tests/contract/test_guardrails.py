@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.api.schemas import LabelSetBody
-from service.label_sets import LabelSets
 from service.settings import Server
+from service.stores.label_sets import LabelSets
 from tests.contract.fakes import Service, running
 
 LITELLM = "/beta/litellm_basic_guardrail_api"

@@ -16,8 +16,8 @@ from service.api.schemas import LabelSetBody
 from service.batching.jobs import RequestResult
 from service.domain import RANKS, Encoding, RequestOptions
 from service.errors import ReplicaLost
-from service.label_sets import LabelSets
 from service.settings import Server
+from service.stores.label_sets import LabelSets
 from tests.contract.fakes import Service, output_of, running, served_by_both
 from tests.fakes import value
 from tests.support.servers import until

@@ -12,8 +12,8 @@ import pytest
 from service.api.accounts import Key, hash_of
 from service.api.protocols.label_studio_webhook import with_example
 from service.api.schemas import LabelSetBody
-from service.label_sets import LabelSets
 from service.settings import Server
+from service.stores.label_sets import LabelSets
 from tests.contract.fakes import Service, running
 
 CONFIG = """

@@ -14,8 +14,8 @@ import pytest
 from service.api.accounts import Key, hash_of
 from service.api.schemas import LabelSetBody
 from service.errors import QueueFull
-from service.label_sets import LabelSets
 from service.settings import Server
+from service.stores.label_sets import LabelSets
 from tests.contract.fakes import HIDDEN, FakeSubmit, Service, running
 from tests.contract.protocols import both, choice, recorded
 

@@ -19,8 +19,8 @@ from service.api.protocols.registry import PROTOCOLS
 from service.api.schemas import LabelSetBody
 from service.domain import RANKS, RequestOptions
 from service.errors import QueueFull
-from service.label_sets import LabelSets
 from service.settings import Server
+from service.stores.label_sets import LabelSets
 from tests.contract.fakes import FakeSubmit, running
 from tests.contract.protocols import both, classifier, reader
 from tests.fakes import FakeClock

@@ -15,8 +15,8 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 
 from service.api.schemas import LabelSetBody
-from service.label_sets import LabelSets
 from service.settings import Server
+from service.stores.label_sets import LabelSets
 from service.tasks.text_model import TextModel
 from service.tasks.tokenizer import SPECIAL, build_tokenizer
 from tests.contract.fakes import running, text_model

@@ -25,8 +25,8 @@ from service.api.protocols.label_config import Control, LabelConfig, read_config
 from service.api.protocols.label_studio_webhook import StudioEvent, name_of, webhook
 from service.api.schemas import LabelSetBody
 from service.errors import InvalidRequest, LabelSetNotFound, ServiceError
-from service.label_sets import LabelSet
 from service.pipeline import Answer
+from service.stores.label_sets import LabelSet
 
 IS_CHOSEN = 0.5
 """Least score of a choice where several may be chosen."""

@@ -20,7 +20,7 @@ from service.api.label_set_routes import enabled
 from service.api.protocols.label_config import Control, LabelConfig, read_config
 from service.api.schemas import LabelSetBody
 from service.errors import InvalidRequest, LabelSetNotFound, PreconditionFailed, StorageUnavailable
-from service.label_sets import LabelSet, LabelSets
+from service.stores.label_sets import LabelSet, LabelSets
 
 ADDED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 REMOVED = ("ANNOTATION_DELETED",)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import BodyTooLarge, QuotaExceeded, StorageFull, StorageUnavailable, StoredFileNotFound
-from service.stores import files, records
+from service.stores import disk, files
 from service.stores.files import ORPHAN_S
 from service.stores.records import Records
 from tests.fakes import FakeClock
@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(descriptor: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records, "write_all", fail)
+    monkeypatch.setattr(disk, "write_all", fail)
     with pytest.raises(StorageFull):
         put(store)
     assert [each.id for each in store.all("a")] == [kept.id]

@@ -1,21 +1,18 @@
 """Named label sets: one JSON file each, in a folder that several processes may share.
 
-A write is atomic, exclusive between processes, and on the disk when it returns: a kill, a full disk or a second writer
-leave the old version or the new one, never a part. A file that is damaged is renamed, and never served.
+A file that is damaged is renamed, and never served.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import re
 import time
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -28,9 +25,8 @@ from service.errors import (
     LabelSetNotFound,
     PreconditionFailed,
     QuotaExceeded,
-    StorageFull,
-    StorageUnavailable,
 )
+from service.stores.disk import PART, Disk, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +37,6 @@ MAX_NAME_BYTES = 64
 MAX_BYTES = 64 * 2**20
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?")
 _SUFFIX = ".json"
-_LOCK = ".lock"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 V = TypeVar("V")
 Stamp = tuple[int, int, int]
@@ -90,6 +84,7 @@ class LabelSets(Generic[V]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
+        self._disk = Disk(folder, "the label sets")
         self._parse = parse
         self._max_sets = max_sets
         self._max_labels = max_labels
@@ -102,14 +97,14 @@ class LabelSets(Generic[V]):
 
         Raises StorageUnavailable if the folder can be neither created nor read.
         """
-        with self._storing():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._disk.make_folder()
+        with self._disk.storing():
             next(self._folder.iterdir(), None)
         if not os.access(self._folder, os.W_OK):
             logger.info("label sets are read-only", extra={"folder": str(self._folder)})
             return
-        with self._locked():
-            for part in self._folder.glob(".*.part"):
+        with self._disk.locked():
+            for part in self._folder.glob(f".*{PART}"):
                 part.unlink(missing_ok=True)
 
     def recent(self, name: str) -> LabelSet[V] | None:
@@ -127,7 +122,7 @@ class LabelSets(Generic[V]):
 
     def all(self) -> list[LabelSet[V]]:
         """All sets by name; damaged ones are left out."""
-        with self._storing():
+        with self._disk.storing():
             files = [file for file in self._folder.glob(f"*{_SUFFIX}") if not file.name.startswith(".")]
         found = [self._read(_name_of(file)) for file in sorted(files)]
         return [each for each in found if each is not None]
@@ -145,26 +140,29 @@ class LabelSets(Generic[V]):
         """
         check_name(name)
         value = self._parse(content)
-        with self._locked():
+        with self._disk.locked():
             current = self._read(name)
             _check_match(name, current, if_match)
             written = LabelSet(name, current.version + 1 if current else 1, owner, num_labels, content, value)
             record = _record(written)
             self._check_quota(name, owner, num_labels, len(record))
-            self._write(written, record)
+            file = self._file(name)
+            self._disk.write(file, record)
+            with self._disk.storing():
+                self._kept[name] = _Kept(_read_stamp(file), self._clock(), written)
         return written
 
     def delete(self, name: str, if_match: str | None = None) -> None:
         """Raises LabelSetNotFound, PreconditionFailed, StorageUnavailable."""
         check_name(name)
-        with self._locked():
+        with self._disk.locked():
             current = self._read(name)
             if current is None:
                 raise self._not_found(name)
             _check_match(name, current, if_match)
-            with self._storing():
+            with self._disk.storing():
                 self._file(name).unlink(missing_ok=True)
-                self._sync_folder()
+                sync_folder(self._folder)
             self._kept.pop(name, None)
 
     # files
@@ -174,7 +172,7 @@ class LabelSets(Generic[V]):
 
     def _read(self, name: str) -> LabelSet[V] | None:
         file, now = self._file(name), self._clock()
-        with self._storing():
+        with self._disk.storing():
             stamp = _read_stamp(file)
             kept = self._kept.get(name)
             if kept is None or kept.stamp != stamp:
@@ -204,56 +202,6 @@ class LabelSets(Generic[V]):
         with suppress(OSError):
             file.rename(aside)
         logger.error("damaged label set set aside", extra={"file": str(aside), "reason": reason})
-
-    def _write(self, written: LabelSet[V], record: bytes) -> None:
-        file = self._file(written.name)
-        part = file.with_name(f".{file.name}.part")
-        try:
-            with self._storing():
-                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                try:
-                    _write_all(descriptor, record)
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-                part.replace(file)
-                self._sync_folder()
-                self._kept[written.name] = _Kept(_read_stamp(file), self._clock(), written)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
-
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Only one writer at a time, of all processes that share the folder."""
-        with self._storing():
-            descriptor = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            with self._storing():
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _storing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            logger.error("label sets: storage failed", extra={"folder": str(self._folder), "reason": error.strerror})
-            if error.errno in _FULL:
-                raise StorageFull("the disk that keeps the label sets is full; nothing was changed") from None
-            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise StorageUnavailable("the label sets are read-only on this server") from None
-            raise StorageUnavailable(f"the label sets cannot be read or written: {error.strerror}") from None
 
     # checks
 
@@ -328,12 +276,6 @@ def _checksum(record: dict[str, Any]) -> int:
 
 def _name_of(file: Path) -> str:
     return unquote(file.name.removesuffix(_SUFFIX))
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:  # a write may end early, as at a limit of the file's size
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _read_stamp(file: Path) -> Stamp | None:

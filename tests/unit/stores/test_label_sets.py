@@ -22,7 +22,7 @@ from service.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from service.label_sets import CHECK_INTERVAL_S, LabelSets
+from service.stores.label_sets import CHECK_INTERVAL_S, LabelSets
 from tests.fakes import FakeClock
 
 
@@ -183,7 +183,7 @@ def test_writers_at_the_same_time_lose_no_version(tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from service.label_sets import LabelSets
+from service.stores.label_sets import LabelSets
 store = LabelSets(Path(sys.argv[1]), lambda content: content["labels"], max_sets=10, max_labels=10**6)
 store.open()
 labels = [f"label {index}" for index in range(2000)]
