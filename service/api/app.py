@@ -132,13 +132,13 @@ def create_app(
 ) -> FastAPI:
     """The HTTP application. `clock` is that of the pipeline's deadlines. Without a `key_store` no key is needed."""
 
-    # FastAPI's own /docs loads its scripts from the internet; this class brings them along. FastAPI's own telemetry
-    # would look for OpenTelemetry at every request, and count and trace a second time.
     @asynccontextmanager
     async def with_batches(app: FastAPI) -> AsyncIterator[None]:
         async with lifespan(app) if lifespan else nullcontext(), runner.running() if runner else nullcontext():
             yield
 
+    # FastAPI's own /docs loads its scripts from the internet; this class brings them along. FastAPI's own telemetry
+    # would look for OpenTelemetry at every request, and count and trace a second time.
     app = FastAPIOffline(
         title="Erlangshen Service",
         version=VERSION,
