@@ -13,7 +13,7 @@ from service.api.accounts import hash_of
 from tests.checkpoints import make_checkpoint
 from tests.support.servers import Server, serving
 
-LIMITED = ("openai", "huggingface", "cohere", "triton", "chat", "mcp", "label_studio")
+LIMITED = ("openai", "huggingface", "cohere", "triton", "kserve", "chat", "retrieval", "mcp", "label_studio")
 """Keys that may send one request a second; one for each client, so that their retries are counted apart."""
 NAMES = ("app", "other", "boss", "prometheus", *LIMITED)
 SCOPES = {"boss": ["admin"], "prometheus": ["metrics"]}

@@ -1,4 +1,5 @@
-"""Clients of Triton, chat, the Model Context Protocol and Label Studio against a server, each in its own process."""
+"""Clients of Triton, KServe, chat, retrieval, the Model Context Protocol and Label Studio against a server, each in its
+own process."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ from tests.clients.environments import PASSED, checks_of, run_checks
 from tests.clients.serving import Served, secret, serving_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
-GROUPS = {"triton": "triton", "chat": "chat", "mcp": "mcp", "label_studio": "label-studio"}
+GROUPS = {
+    "triton": "triton",
+    "kserve": "kserve",
+    "chat": "chat",
+    "retrieval": "retrieval",
+    "mcp": "mcp",
+    "label_studio": "label-studio",
+}
 """The environment of each client."""
 CHECKS = [(client, check) for client in GROUPS for check in checks_of(f"{client}_calls")]
 Outcomes = Mapping[str, Mapping[str, str]]
@@ -38,6 +46,6 @@ def test_a_call_of_a_client_works(outcomes: Outcomes, client: str, check: str) -
     assert outcomes[client][check] == PASSED, outcomes[client][check]
 
 
-@pytest.mark.parametrize("client", ["triton", "chat", "mcp"])
+@pytest.mark.parametrize("client", ["triton", "chat", "retrieval", "mcp"])
 def test_the_limited_key_was_refused(served: Served, outcomes: Outcomes, client: str) -> None:
     assert served.num_refused(client) >= 1

@@ -192,6 +192,7 @@ async def test_predict_names_the_field_at_fault(service: Service, request_body: 
 
 async def test_models_of_v1_are_listed_below_the_prefix(service: Service) -> None:
     assert (await service.client.get("/kserve/v1/models")).json() == {"models": ["mini"]}
+    assert (await service.client.get("/kserve/")).json() == {"status": "alive"}
 
 
 async def test_several_models_with_a_head_have_tasks_of_their_own() -> None:

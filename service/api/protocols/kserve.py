@@ -10,14 +10,14 @@ from typing import Any
 from pydantic import Field
 from starlette.responses import Response
 
-from service.api.auth import READERS
+from service.api.auth import OPEN, READERS
 from service.api.calls import Call, Protocol
 from service.api.exchange import Exchange, json_response, results_json, server_timing
 from service.api.field_types import Lenient
 from service.api.native_bodies import answer_request, read_body
 from service.api.protocols import open_inference
 from service.api.protocols.common import DESCRIBE_MODEL
-from service.api.protocols.open_inference import find_model
+from service.api.protocols.open_inference import check_alive, find_model
 from service.errors import InvalidRequest, ServiceError
 from service.pipeline import Answer
 
@@ -53,6 +53,12 @@ def _write(answer: Answer[Any], is_large: bool) -> Response:
     return json_response({"predictions": results_json(answer.results, is_large)}, server_timing(answer.timing))
 
 
+async def alive(exchange: Exchange, _: None) -> Response:
+    """Liveness of v1: `GET /` below the prefix. At the root, that is the playground's."""
+    check_alive(exchange)
+    return json_response({"status": "alive"})
+
+
 async def list_models(exchange: Exchange, _: None) -> Response:
     """`GET /v1/models`."""
     return json_response({"models": list(exchange.state.pipeline.models)})
@@ -68,6 +74,7 @@ PROTOCOL = Protocol(
     "KServe v1, Open Inference Protocol v2",
     (
         *open_inference.CALLS,
+        Call("GET", "/", alive, scopes=OPEN, summary="Liveness"),
         Call("GET", "/v1/models", list_models, scopes=READERS, summary="The names of the served models"),
         DESCRIBE_MODEL,
         Call(

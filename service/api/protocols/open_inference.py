@@ -364,9 +364,14 @@ async def ready(exchange: Exchange, _: None) -> Response:
 
 async def live(exchange: Exchange, _: None) -> Response:
     """`GET /v2/health/live`."""
+    check_alive(exchange)
+    return json_response({"live": True})
+
+
+def check_alive(exchange: Exchange) -> None:
+    """Raises Unavailable."""
     if reason := exchange.state.why_not_alive():
         raise Unavailable(f"not alive: {reason}")
-    return json_response({"live": True})
 
 
 async def describe_server(exchange: Exchange, _: None) -> Response:
