@@ -420,20 +420,28 @@ class Security(Section):
 
 
 class Tracing(Section):
-    """Tracing with OpenTelemetry; off without an endpoint."""
+    """Tracing with OpenTelemetry; off without an endpoint here or in OpenTelemetry's own environment variables."""
 
     endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
-        description="URL of an OTLP/HTTP collector, such as http://localhost:4318; default: no tracing. Requires the "
+        description="URL of an OpenTelemetry collector: http://localhost:4318 for OTLP over HTTP, or "
+        "http://localhost:4317 for OTLP over gRPC. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`, or no tracing. Requires the "
         "packages in requirements/tracing.txt.",
         json_schema_extra={"flag": "--tracing-endpoint", "metavar": "URL"},
     )
-    sample_ratio: float = Field(
-        1.0,
+    protocol: Literal["grpc", "http/protobuf"] | None = Field(
+        None,
+        description="Protocol of the collector: grpc or http/protobuf. Default: `OTEL_EXPORTER_OTLP_PROTOCOL`, else "
+        "http/protobuf.",
+        json_schema_extra={"flag": "--tracing-protocol"},
+    )
+    sample_ratio: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="Fraction of requests to trace; a request with a `traceparent` header follows its sampled flag.",
+        description="Fraction of requests to trace; a request with a `traceparent` header follows its sampled flag. "
+        "Default: `OTEL_TRACES_SAMPLER`, else all.",
         json_schema_extra={"flag": "--tracing-sample-ratio"},
     )
 

@@ -57,7 +57,9 @@ class RequestMiddleware:
         given_id = headers.get("x-request-id", "")
         request_id = given_id if _VALID_ID.fullmatch(given_id) else logs.new_request_id()
         is_traced = self._tracer.is_enabled and scope["path"] not in _QUIET_PATHS
-        context = RequestContext(request_id, self._clock(), self._tracer.begin(headers) if is_traced else NO_TRACE)
+        context = RequestContext(
+            request_id, self._clock(), self._tracer.begin(headers, scope) if is_traced else NO_TRACE
+        )
         is_head = scope["method"] == "HEAD"
         inner = {**scope, CONTEXT_KEY: context, "method": "GET" if is_head else scope["method"]}
         token = logs.request_id.set(request_id)

@@ -74,7 +74,9 @@ class Application:
         self._on_failure: Callable[[], None] = lambda: None
         self.metrics = Metrics(new_registry())
         tracing = settings.tracing
-        self.tracer = open_tracer(tracing.endpoint, sample_ratio=tracing.sample_ratio, version=VERSION)
+        self.tracer = open_tracer(
+            tracing.endpoint, protocol=tracing.protocol, sample_ratio=tracing.sample_ratio, version=VERSION
+        )
         self._settings = settings
         self._weight_cache = weight_cache_folder(settings.models.weight_cache_dir)
         self._load = load or partial(

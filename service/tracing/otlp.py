@@ -1,4 +1,4 @@
-"""Sends requests and batches as OpenTelemetry spans to a collector, by OTLP over HTTP.
+"""Sends requests and batches as OpenTelemetry spans to a collector, by OTLP over HTTP or gRPC.
 
 A request is a span with one child per stage. A batch computes rows of several requests, so it has a trace of its own:
 its span links to the requests, and each of these has a child that links to the batch. Attribute names follow
@@ -7,53 +7,74 @@ OpenTelemetry's HTTP conventions; all other attributes are named `erlangshen.*`.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 from threading import Thread
+from typing import Any
 
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http import Compression as HttpCompression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
     ALWAYS_ON,
     ParentBased,
     Sampler,
     SamplingResult,
     TraceIdRatioBased,
 )
+from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes, AttributeValue
 
 from service.tracing import trace
+from service.tracing.environment import Export
+from service.tracing.http_attributes import known_methods, request_attributes, span_name
 from service.tracing.trace import BatchTrace, Fields, Trace
 
+logger = logging.getLogger(__name__)
+
 SERVICE_NAME = "erlangshen-service"
-EXPORT_TIMEOUT_S = 5.0
 CLOSE_S = 3.0
 """Longest wait for the collector when the service stops."""
 
 MAX_LINKS = 1024
 """Limit on the links of a span. OpenTelemetry's default of 128 is less than the requests that one batch can hold."""
 
-_STANDARD = {
-    "method": "http.request.method",
-    "route": "http.route",
-    "status": "http.response.status_code",
-    "client": "client.address",
+_STANDARD = {"route": "http.route", "status": "http.response.status_code"}
+_SET_AT_START = {"method", "client"}
+"""Fields of the access log that `request_attributes` has set in another form."""
+_SAMPLERS: dict[str, Callable[[float], Sampler]] = {
+    "always_on": lambda ratio: ALWAYS_ON,
+    "always_off": lambda ratio: ALWAYS_OFF,
+    "traceidratio": TraceIdRatioBased,
+    "parentbased_always_on": lambda ratio: ParentBased(ALWAYS_ON),
+    "parentbased_always_off": lambda ratio: ParentBased(ALWAYS_OFF),
+    "parentbased_traceidratio": lambda ratio: ParentBased(TraceIdRatioBased(ratio)),
 }
+_DEFAULT_SAMPLER = "parentbased_always_on"
 
 
 class RequestTrace:
     """The span of one request; implements `Trace`."""
 
-    def __init__(self, span: Span, start: Callable[..., Span], clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, span: Span, start: Callable[..., Span], clock_ns: Callable[[], int], known: Collection[str]
+    ) -> None:
         self._span = span
         self._start = start
         self._clock_ns = clock_ns
+        self._known_methods = known
         context = span.get_span_context()
         self.is_sampled = context.trace_flags.sampled
         self.ids = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
@@ -76,7 +97,8 @@ class RequestTrace:
     def end(self, fields: Fields) -> None:
         trace.current.set(trace.NO_TRACE)
         if self.is_sampled:
-            self._span.update_name(f"{fields['method']} {fields.get('route', '')}".rstrip())
+            route = fields.get("route")
+            self._span.update_name(span_name(str(fields["method"]), str(route or ""), self._known_methods))
             self._span.set_attributes(_attributes(fields))
             if isinstance(status := fields["status"], int) and status >= 500:
                 self._span.set_attribute("error.type", str(fields.get("code", status)))
@@ -93,32 +115,38 @@ class OtlpTracer:
         self,
         processor: SpanProcessor,
         *,
-        sample_ratio: float = 1.0,
+        sample_ratio: float | None = None,
         version: str = "",
         clock_ns: Callable[[], int] = time.time_ns,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
-        defaults = Resource({"service.name": SERVICE_NAME, "service.version": version})
+        """Without `sample_ratio`, the variables of OpenTelemetry in `environ` choose the sampler."""
+        named = OTELResourceDetector().detect().attributes
+        defaults = {"service.name": SERVICE_NAME, "service.version": version}
         self._provider = TracerProvider(
-            sampler=BatchSampler(ParentBased(TraceIdRatioBased(sample_ratio))),
-            resource=defaults.merge(OTELResourceDetector().detect()),  # OTEL_SERVICE_NAME and the like take precedence
+            sampler=SpanSampler(make_sampler(sample_ratio, environ)),
+            # The detectors' attributes yield to these, so those that a variable names are left out.
+            resource=Resource.create({name: value for name, value in defaults.items() if name not in named}),
             shutdown_on_exit=False,
             span_limits=SpanLimits(max_links=MAX_LINKS),
         )
         self._provider.add_span_processor(processor)
-        self._start = self._provider.get_tracer("service", version).start_span
-        self._propagator = TraceContextTextMapPropagator()
+        self._start = self._provider.get_tracer("service", version, schema_url=Schemas.V1_44_0.value).start_span
+        self._propagator = make_propagator(environ.get("OTEL_PROPAGATORS", ""))
+        self._known_methods = known_methods(environ)
         self._clock_ns = clock_ns
 
     @classmethod
-    def sending_to(cls, endpoint: str, *, sample_ratio: float, version: str) -> OtlpTracer:
-        url = f"{endpoint.rstrip('/')}/v1/traces"
-        exporter = OTLPSpanExporter(url, timeout=EXPORT_TIMEOUT_S)
-        return cls(BatchSpanProcessor(exporter), sample_ratio=sample_ratio, version=version)
+    def sending(cls, export: Export, *, sample_ratio: float | None, version: str) -> OtlpTracer:
+        """Raises ModuleNotFoundError if the packages of the export's protocol are not installed."""
+        return cls(BatchSpanProcessor(make_exporter(export)), sample_ratio=sample_ratio, version=version)
 
-    def begin(self, headers: Mapping[str, str]) -> Trace:
+    def begin(self, headers: Mapping[str, str], scope: Mapping[str, Any]) -> Trace:
         context = self._propagator.extract(headers, Context())
         span = self._start("request", context, kind=SpanKind.SERVER, start_time=self._clock_ns())
-        request_trace = RequestTrace(span, self._start, self._clock_ns)
+        request_trace = RequestTrace(span, self._start, self._clock_ns, self._known_methods)
+        if request_trace.is_sampled:
+            span.set_attributes(request_attributes(scope, headers, self._known_methods))
         trace.current.set(request_trace)
         return request_trace
 
@@ -152,9 +180,11 @@ class OtlpTracer:
         closing.join(CLOSE_S)
 
 
-class BatchSampler(Sampler):
-    """Samples every batch, because a batch has a span only if it links to a sampled request; other spans use
-    `requests`."""
+class SpanSampler(Sampler):
+    """Samples requests by `requests`, the spans inside of one as that request, and every batch.
+
+    A batch has a span only if it links to a sampled request.
+    """
 
     def __init__(self, requests: Sampler) -> None:
         self._requests = requests
@@ -169,12 +199,78 @@ class BatchSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        is_batch = links and not otel.get_current_span(parent_context).get_span_context().is_valid
-        sampler = ALWAYS_ON if is_batch else self._requests
+        parent = otel.get_current_span(parent_context).get_span_context()
+        if parent.is_valid and not parent.is_remote:
+            sampler: Sampler = ALWAYS_ON if parent.trace_flags.sampled else ALWAYS_OFF
+        else:
+            sampler = ALWAYS_ON if links else self._requests
         return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
-        return f"BatchSampler({self._requests.get_description()})"
+        return f"SpanSampler({self._requests.get_description()})"
+
+
+def make_exporter(export: Export) -> SpanExporter:
+    """The exporter reads headers and certificates from OpenTelemetry's variables."""
+    if export.protocol == "http/protobuf":
+        compression = HttpCompression(export.compression)
+        return OTLPSpanExporter(export.endpoint, timeout=export.timeout_s, compression=compression)
+    # Only here, because grpc is large.
+    from grpc import Compression
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
+
+    return GrpcSpanExporter(
+        export.endpoint,
+        # The scheme decides before OTEL_EXPORTER_OTLP_INSECURE, which is for an endpoint without one.
+        insecure=True if export.endpoint.startswith("http://") else None,
+        timeout=export.timeout_s,
+        compression=Compression.Gzip if export.compression == "gzip" else Compression.NoCompression,
+    )
+
+
+def make_sampler(ratio: float | None, environ: Mapping[str, str]) -> Sampler:
+    """A sampler of `ratio` that follows the client's decision; without one, that of OTEL_TRACES_SAMPLER.
+
+    An invalid variable is logged and replaced by its default, as the specification wants it.
+    """
+    if ratio is not None:
+        return ParentBased(TraceIdRatioBased(ratio))
+    name = environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() or _DEFAULT_SAMPLER
+    if name not in _SAMPLERS:
+        _warn_invalid("OTEL_TRACES_SAMPLER", name, f"one of {', '.join(_SAMPLERS)}", _DEFAULT_SAMPLER)
+        name = _DEFAULT_SAMPLER
+    argument = environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
+    if not name.endswith("traceidratio") or not argument:
+        return _SAMPLERS[name](1.0)
+    try:
+        return _SAMPLERS[name](float(argument))
+    except ValueError:  # no number, or none between 0 and 1
+        _warn_invalid("OTEL_TRACES_SAMPLER_ARG", argument, "a number from 0 to 1", "1")
+        return _SAMPLERS[name](1.0)
+
+
+def make_propagator(names: str) -> TextMapPropagator:
+    """The propagators with these comma-separated names; W3C Trace Context without any.
+
+    Those that are not installed are logged and left out. Baggage is read by nothing in this service.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or ["tracecontext"]
+    if "none" in wanted:
+        return CompositePropagator([])
+    found: list[TextMapPropagator] = []
+    for name in dict.fromkeys(wanted):
+        if name == "tracecontext":
+            found.append(TraceContextTextMapPropagator())
+        elif entries := list(entry_points(group="opentelemetry_propagator", name=name)):
+            found.append(entries[0].load()())
+        else:
+            wish = f"an installed propagator; opentelemetry-propagator-{name} may be the package"
+            _warn_invalid("OTEL_PROPAGATORS", name, wish, "nothing for it")
+    return CompositePropagator(found)
+
+
+def _warn_invalid(variable: str, value: str, wanted: str, taken: str) -> None:
+    logger.warning("invalid variable", extra={"variable": variable, "value": value, "wanted": wanted, "taken": taken})
 
 
 def _parent(span: Span) -> Context:
@@ -189,5 +285,5 @@ def _attributes(fields: Fields) -> dict[str, AttributeValue]:
     return {
         _STANDARD.get(name, f"erlangshen.{name}"): value
         for name, value in fields.items()
-        if isinstance(value, str | bool | int | float)
+        if isinstance(value, str | bool | int | float) and name not in _SET_AT_START
     }

@@ -6,12 +6,16 @@ the null objects in this file take its place, and nothing is measured or stored.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from service.errors import SettingError
+from service.tracing.environment import ExportProtocol, resolve_export
+
+logger = logging.getLogger(__name__)
 
 Fields = Mapping[str, object]
 """Attributes of a request or batch, named as in the log: numbers and names, never a user's text."""
@@ -63,8 +67,8 @@ class Tracer(Protocol):
     is_enabled: bool
     """False: nothing is sent, so callers can skip collecting."""
 
-    def begin(self, headers: Mapping[str, str]) -> Trace:
-        """Starts the trace of a request; it is the `current` one until it ends."""
+    def begin(self, headers: Mapping[str, str], scope: Mapping[str, Any]) -> Trace:
+        """Starts the trace of the request with this ASGI scope; it is the `current` one until it ends."""
         ...
 
     def batch(self, batch: BatchTrace, waiting: Iterable[tuple[Trace, float]]) -> None:
@@ -100,7 +104,7 @@ class NoTracer:
 
     is_enabled = False
 
-    def begin(self, headers: Mapping[str, str]) -> Trace:
+    def begin(self, headers: Mapping[str, str], scope: Mapping[str, Any]) -> Trace:
         return NO_TRACE
 
     def batch(self, batch: BatchTrace, waiting: Iterable[tuple[Trace, float]]) -> None:
@@ -113,17 +117,27 @@ class NoTracer:
 NO_TRACER = NoTracer()
 
 
-def open_tracer(endpoint: str | None, *, sample_ratio: float, version: str) -> Tracer:
-    """A tracer that sends to the OTLP/HTTP `endpoint`; the null tracer without one.
+def open_tracer(
+    endpoint: str | None, *, protocol: ExportProtocol | None, sample_ratio: float | None, version: str
+) -> Tracer:
+    """A tracer that sends to `endpoint`, or as OpenTelemetry's variables say; the null tracer if neither asks for one.
 
     Raises:
-        SettingError: OpenTelemetry is not installed.
+        SettingError: a variable has an unsupported value, or OpenTelemetry is not installed and `endpoint` needs it.
     """
-    if not endpoint:
+    export = resolve_export(endpoint, protocol)
+    if export is None:
         return NO_TRACER
     try:
         from service.tracing.otlp import OtlpTracer
+
+        tracer = OtlpTracer.sending(export, sample_ratio=sample_ratio, version=version)
     except ModuleNotFoundError as error:
-        message = f"tracing.endpoint: {error.name} is not installed; pip install -r requirements/tracing.txt"
-        raise SettingError(message) from None
-    return OtlpTracer.sending_to(endpoint, sample_ratio=sample_ratio, version=version)
+        missing = f"{error.name} is not installed; pip install -r requirements/tracing.txt"
+        if export.is_ours:
+            raise SettingError(f"tracing.endpoint: {missing}") from None
+        # The variables are often set for all pods of a cluster: the service starts as it did without them.
+        logger.warning("no tracing, although OpenTelemetry's variables ask for it", extra={"reason": missing})
+        return NO_TRACER
+    logger.info("tracing", extra={"protocol": export.protocol, "collector": export.target})
+    return tracer

@@ -1,22 +1,17 @@
-"""Tracing of a real server: spans sent to a fake OTLP/HTTP collector."""
+"""Tracing of a real server: spans sent to collectors in this process."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
-from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from tests.support.collectors import Collector, collecting, collecting_by_grpc
 from tests.system.test_serve import Running, serving, until
 
 pytestmark = pytest.mark.system
@@ -24,49 +19,6 @@ pytestmark = pytest.mark.system
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SECRET = "秘密的菜很好吃"
 NUM_CLIENTS = 8
-
-
-@dataclass
-class Collector:
-    """The requests posted to /v1/traces."""
-
-    requests: list[ExportTraceServiceRequest] = field(default_factory=list)
-    url: str = ""
-
-    def spans(self) -> list[Span]:
-        parts = [part for request in tuple(self.requests) for part in request.resource_spans]
-        return [span for part in parts for scope in part.scope_spans for span in scope.spans]
-
-    def of(self, trace: str) -> list[Span]:
-        return [span for span in self.spans() if span.trace_id.hex() == trace]
-
-
-@contextmanager
-def collecting() -> Iterator[Collector]:
-    collector = Collector()
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            is_ours = self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
-            if is_ours:
-                collector.requests.append(ExportTraceServiceRequest.FromString(body))
-            self.send_response(200 if is_ours else 404)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """No-op: keeps the test's output clean."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        collector.url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            yield collector
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +108,25 @@ def test_pending_spans_are_sent_at_shutdown() -> None:
         running.process.terminate()
         assert running.process.wait(30) == 0
         assert "POST /v1/classify" in {span.name for span in collector.spans()}
+
+
+@pytest.mark.slow
+def test_spans_are_sent_by_grpc_as_the_standard_variables_say() -> None:
+    with collecting_by_grpc() as collector:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+        with serving("--model", "mini", **variables) as running:
+            classify(running, traceparent=f"00-{TRACE}-{PARENT}-01")
+            running.process.terminate()
+            assert running.process.wait(30) == 0
+        names = sorted(span.name for span in collector.of(TRACE))
+        assert names == ["POST /v1/classify", "batch", "queue", "tokenize"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_server_without_its_collector_stops_in_time(protocol: str) -> None:
+    flags = ("--tracing-endpoint", "http://127.0.0.1:9", "--tracing-protocol", protocol)
+    with serving("--model", "mini", *flags) as running:
+        assert classify(running).status_code == 200
+        running.process.terminate()
+        assert running.process.wait(15) == 0

@@ -60,6 +60,8 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "security.tls_cert": ("/x", Path("/x")),
     "security.tls_key": ("/x", Path("/x")),
     "tracing.endpoint": ("http://localhost:4318", "http://localhost:4318"),
+    "tracing.protocol": ("grpc", "grpc"),
+    "tracing.sample_ratio": ("0.5", 0.5),
 }
 
 

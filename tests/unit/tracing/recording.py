@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.tracing import trace
 from service.tracing.trace import BatchTrace, Fields, Trace
@@ -31,7 +32,7 @@ class RecordingTracer:
     traces: list[RecordedTrace] = field(default_factory=list)
     batches: list[tuple[BatchTrace, list[tuple[Trace, float]]]] = field(default_factory=list)
 
-    def begin(self, headers: Mapping[str, str]) -> RecordedTrace:
+    def begin(self, headers: Mapping[str, str], scope: Mapping[str, Any]) -> RecordedTrace:
         new = RecordedTrace()
         self.traces.append(new)
         trace.current.set(new)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import version
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -16,6 +18,15 @@ from service.tracing.otlp import MAX_LINKS, OtlpTracer
 from service.tracing.trace import NO_TRACE, BatchTrace, Trace
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SCOPE = {
+    "method": "POST",
+    "scheme": "http",
+    "path": "/v1/classify",
+    "raw_path": b"/v1/classify",
+    "http_version": "1.1",
+    "client": ("10.0.0.7", 4711),
+    "server": ("10.0.0.1", 8000),
+}
 FIELDS = {"method": "POST", "route": "/v1/classify", "status": 200, "model": "mini", "duration_ms": 1.5}
 S = 10**9
 
@@ -33,13 +44,17 @@ class Clock:
 class TracerBench:
     """A tracer, its clock, and the spans that it has sent."""
 
-    def __init__(self, sample_ratio: float = 1.0) -> None:
+    def __init__(self, sample_ratio: float | None = None, environ: Mapping[str, str] | None = None) -> None:
         self.clock, self._sent = Clock(), InMemorySpanExporter()
         processor = SimpleSpanProcessor(self._sent)
-        self.tracer = OtlpTracer(processor, sample_ratio=sample_ratio, version="1.2", clock_ns=self.clock)
+        self.tracer = OtlpTracer(
+            processor, sample_ratio=sample_ratio, version="1.2", clock_ns=self.clock, environ=environ or {}
+        )
 
-    def begin(self, traceparent: str = "") -> Trace:
-        return self.tracer.begin({"traceparent": traceparent} if traceparent else {})
+    def begin(self, traceparent: str = "", **headers: str) -> Trace:
+        if traceparent:
+            headers["traceparent"] = traceparent
+        return self.tracer.begin(headers, SCOPE)
 
     def batch(self, *requests: Trace, error: str = "", submitted_s: float = 2.0) -> None:
         """A batch taken 1 s ago and computed in 0.5 s."""
@@ -77,7 +92,7 @@ def links(span: ReadableSpan) -> list[int]:
 
 def test_a_request_is_a_server_span_with_the_access_log_fields() -> None:
     bench = TracerBench()
-    request = bench.begin()
+    request = bench.begin(host="nlp.example:8000")
     bench.clock.now += 3 * S
     request.end(FIELDS)
     [span] = bench.sent()
@@ -85,13 +100,48 @@ def test_a_request_is_a_server_span_with_the_access_log_fields() -> None:
     assert times(span) == (0, 3 * S)
     assert dict(span.attributes or {}) == {
         "http.request.method": "POST",
+        "url.scheme": "http",
+        "url.path": "/v1/classify",
+        "network.protocol.version": "1.1",
+        "client.address": "10.0.0.7",
+        "server.address": "nlp.example",
+        "server.port": 8000,
         "http.route": "/v1/classify",
         "http.response.status_code": 200,
         "erlangshen.model": "mini",
         "erlangshen.duration_ms": 1.5,
     }
     assert span.status.status_code is StatusCode.UNSET
-    assert dict(span.resource.attributes) == {"service.name": "erlangshen-service", "service.version": "1.2"}
+
+
+def test_the_resource_names_the_service_its_instance_and_the_sdk() -> None:
+    bench = TracerBench()
+    bench.begin().end(FIELDS)
+    attributes = dict(bench.sent()[0].resource.attributes)
+    assert uuid.UUID(str(attributes.pop("service.instance.id"))).version == 4
+    assert attributes.pop("telemetry.sdk.version") == version("opentelemetry-sdk")
+    assert attributes == {
+        "service.name": "erlangshen-service",
+        "service.version": "1.2",
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.name": "opentelemetry",
+    }
+
+
+def test_an_unknown_method_is_other_in_the_attributes_and_http_in_the_name() -> None:
+    bench = TracerBench()
+    bench.tracer.begin({}, {**SCOPE, "method": "PURGE"}).end({**FIELDS, "method": "PURGE"})
+    [span] = bench.sent()
+    assert span.name == "HTTP /v1/classify"
+    found = span.attributes or {}
+    assert (found["http.request.method"], found["http.request.method_original"]) == ("_OTHER", "PURGE")
+
+
+def test_the_variable_of_known_methods_replaces_the_list() -> None:
+    bench = TracerBench(environ={"OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS": "PURGE, GET"})
+    bench.tracer.begin({}, {**SCOPE, "method": "PURGE"}).end({**FIELDS, "method": "PURGE"})
+    bench.begin().end(FIELDS)
+    assert [span.name for span in bench.sent()] == ["PURGE /v1/classify", "HTTP /v1/classify"]
 
 
 def test_a_request_without_a_route_is_named_by_its_method() -> None:
@@ -253,5 +303,79 @@ def test_otel_variables_set_the_resource_attributes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
     bench = TracerBench()
     bench.begin().end(FIELDS)
-    attributes = json.loads(bench.sent()[0].resource.to_json())["attributes"]
-    assert attributes == {"service.name": "mine", "service.version": "1.2", "deployment.environment": "test"}
+    attributes = bench.sent()[0].resource.attributes
+    assert attributes["service.name"] == "mine"
+    assert attributes["service.version"] == "1.2"
+    assert attributes["deployment.environment"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "argument", "new", "continued", "refused"),
+    [
+        ("", "", 1, 1, 0),
+        ("always_on", "", 1, 1, 1),
+        ("always_off", "", 0, 0, 0),
+        ("traceidratio", "0", 0, 0, 0),
+        ("traceidratio", "", 1, 1, 1),
+        ("parentbased_always_on", "", 1, 1, 0),
+        ("parentbased_always_off", "", 0, 1, 0),
+        ("parentbased_traceidratio", "0", 0, 1, 0),
+    ],
+)
+def test_the_variable_of_the_sampler_chooses_the_requests(
+    sampler: str, argument: str, new: int, continued: int, refused: int
+) -> None:
+    for traceparent, num_spans in (
+        ("", new),
+        (f"00-{TRACE}-{SPAN}-01", continued),
+        (f"00-{TRACE}-{SPAN}-00", refused),
+    ):
+        bench = TracerBench(environ={"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": argument})
+        bench.begin(traceparent).end(FIELDS)
+        assert len(bench.sent()) == num_spans
+
+
+def test_the_ratio_of_the_settings_overrides_the_variable() -> None:
+    bench = TracerBench(0.0, {"OTEL_TRACES_SAMPLER": "always_on"})
+    bench.begin().end(FIELDS)
+    assert bench.sent() == []
+
+
+def test_the_spans_of_a_batch_are_sampled_with_their_request_whatever_the_ratio_says_of_them() -> None:
+    bench = TracerBench(environ={"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.5"})
+    for _ in range(20):
+        bench.batch(bench.begin())
+    batches = [span for span in bench.sent() if span.name == "batch" and span.parent is None]
+    assert 0 < len(batches) < 20
+    for name in ("replica", "queue"):
+        assert len([span for span in bench.sent() if span.name == name]) == len(batches)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"OTEL_TRACES_SAMPLER": "xray"}, "OTEL_TRACES_SAMPLER"),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "half"}, "OTEL_TRACES_SAMPLER_ARG"),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"}, "OTEL_TRACES_SAMPLER_ARG"),
+        ({"OTEL_PROPAGATORS": "tracecontext,pigeon"}, "OTEL_PROPAGATORS"),
+    ],
+)
+def test_an_invalid_variable_is_logged_and_replaced_by_its_default(
+    variables: dict[str, str], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = TracerBench(environ=variables)
+    bench.begin(f"00-{TRACE}-{SPAN}-01").end(FIELDS)
+    assert len(bench.sent()) == 1
+    [line] = caplog.records
+    assert vars(line)["variable"] == name
+
+
+@pytest.mark.parametrize(
+    ("names", "is_continued"), [("", True), ("baggage,tracecontext", True), ("baggage", False), ("none", False)]
+)
+def test_the_variable_of_propagators_decides_whether_the_trace_of_the_client_continues(
+    names: str, is_continued: bool
+) -> None:
+    bench = TracerBench(environ={"OTEL_PROPAGATORS": names})
+    bench.begin(f"00-{TRACE}-{SPAN}-01").end(FIELDS)
+    assert (bench.sent()[0].parent is not None) == is_continued
