@@ -1,4 +1,4 @@
-"""Capacity planning: the fewest replicas whose simulated latencies stay below a target.
+"""Capacity planning: the fewest replicas for a load, and the greatest load for some replicas.
 
 The speed of a model is the cost model that a server has fitted, or a benchmark has measured. A discrete-event
 simulation of the queue gives the latencies of a number of replicas under Poisson arrivals.
@@ -11,9 +11,10 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from heapq import heappop, heappush
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -40,6 +41,12 @@ FRONT_BUSY = 0.7
 
 IDLE = 0.02
 """Below this utilisation more replicas do not lower the latency."""
+
+ROUNDING = 1e-9
+"""Of utilisations: a rate that was computed from a number of replicas gives this number again."""
+
+RATE_STEP = 0.01
+"""Relative precision of the greatest rate; the simulation's own is no better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,7 @@ def read_speeds(path: Path) -> list[Speed]:
     ]
 
 
-def choose_speed(speeds: Iterable[Speed], model: str | None) -> Speed:
+def choose_speed(speeds: Iterable[Speed], model: str | None = None) -> Speed:
     """The speed of this model, or the first one. Raises ValueError if there is none."""
     known = list(speeds)
     for speed in known:
@@ -113,17 +120,35 @@ def choose_speed(speeds: Iterable[Speed], model: str | None) -> Speed:
     raise ValueError(f"no speed of model {model!r}; measured: {', '.join(speed.model for speed in known)}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Traffic:
-    """Poisson arrivals of requests of `rows` rows; the rows' numbers of tokens are taken from `lengths` in turn."""
+    """Poisson arrivals of requests, which are taken from `requests` in turn: the tokens of each row of a request."""
 
     requests_per_s: float
-    rows: int
-    lengths: Sequence[int]
+    requests: Sequence[Sequence[int]]
+
+    @classmethod
+    def alike(cls, requests_per_s: float, rows: int, lengths: Sequence[int]) -> Traffic:
+        """Requests of `rows` rows; the rows' numbers of tokens are taken from `lengths` in turn."""
+        endless = cycle(lengths)
+        return cls(requests_per_s, [[next(endless) for _ in range(rows)] for _ in lengths])
+
+    def at(self, requests_per_s: float) -> Traffic:
+        return replace(self, requests_per_s=requests_per_s)
+
+    @cached_property
+    def row_lengths(self) -> Sequence[int]:
+        """The tokens of all rows, in rising order."""
+        return sorted(chain.from_iterable(self.requests))
 
     @property
     def row_tokens(self) -> float:
-        return sum(self.lengths) / len(self.lengths)
+        return sum(self.row_lengths) / len(self.row_lengths)
+
+    @property
+    def rows(self) -> float:
+        """Mean rows of a request."""
+        return len(self.row_lengths) / len(self.requests)
 
     @property
     def tokens_per_s(self) -> float:
@@ -201,11 +226,12 @@ def simulate(speed: Speed, traffic: Traffic, replicas: int, num_requests: int, s
     return latencies[len(latencies) // 10 :]
 
 
-def _arrivals(traffic: Traffic, num_requests: int, rng: random.Random) -> Iterator[tuple[_Request, list[int]]]:
-    now, lengths = 0.0, cycle(traffic.lengths)
+def _arrivals(traffic: Traffic, num_requests: int, rng: random.Random) -> Iterator[tuple[_Request, Sequence[int]]]:
+    now, requests = 0.0, cycle(traffic.requests)
     for _ in range(num_requests):
         now += rng.expovariate(traffic.requests_per_s)
-        yield _Request(now, traffic.rows), [next(lengths) for _ in range(traffic.rows)]
+        rows = next(requests)
+        yield _Request(now, len(rows)), rows
 
 
 def _settle(batch: list[tuple[_Request, int]], now: float) -> Iterator[float]:
@@ -213,6 +239,14 @@ def _settle(batch: list[tuple[_Request, int]], now: float) -> Iterator[float]:
         request.num_missing -= 1
         if not request.num_missing:
             yield now - request.arrived_s
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """95 % of the requests within `p95_s`, and replicas that compute for at most the share `max_used` of the time."""
+
+    p95_s: float
+    max_used: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +259,8 @@ class Point:
     p95: float | None = None
     p99: float | None = None
 
-    def meets(self, p95_s: float) -> bool:
-        return self.p95 is not None and self.p95 <= p95_s
+    def meets(self, target: Target) -> bool:
+        return self.p95 is not None and self.p95 <= target.p95_s and self.used <= target.max_used + ROUNDING
 
 
 def simulate_point(speed: Speed, traffic: Traffic, replicas: int) -> Point:
@@ -237,28 +271,53 @@ def simulate_point(speed: Speed, traffic: Traffic, replicas: int) -> Point:
     return Point(replicas, used, *(cuts[share - 1] + FRONT_S for share in (50, 95, 99)))
 
 
-def find_fewest(speed: Speed, traffic: Traffic, p95_s: float) -> Point:
-    """The fewest replicas that meet `p95_s`; if no number does, a point that does not."""
-    least = max(1, math.ceil(traffic.tokens_per_s / speed.tokens_per_s(traffic.row_tokens)))
+def find_fewest(speed: Speed, traffic: Traffic, target: Target) -> Point:
+    """The fewest replicas that meet `target`; if no number does, a point that does not."""
+    needed = traffic.tokens_per_s / speed.tokens_per_s(traffic.row_tokens) / target.max_used
+    least = max(1, math.ceil(needed - ROUNDING))
     too_few = least - 1
     best = simulate_point(speed, traffic, least)
-    if min_p95_s(speed, traffic) > p95_s:
+    if min_p95_s(speed, traffic) > target.p95_s:
         return best
-    while not best.meets(p95_s) and best.used > IDLE:
+    while not best.meets(target) and best.used > IDLE:
         too_few = best.replicas
         best = simulate_point(speed, traffic, 2 * best.replicas)
-    while best.meets(p95_s) and best.replicas - too_few > 1:
+    while best.meets(target) and best.replicas - too_few > 1:
         middle = simulate_point(speed, traffic, (too_few + best.replicas) // 2)
-        if middle.meets(p95_s):
+        if middle.meets(target):
             best = middle
         else:
             too_few = middle.replicas
     return best
 
 
+def find_most(speed: Speed, traffic: Traffic, replicas: int, target: Target) -> float:
+    """The greatest rate of requests like those of `traffic` with which `replicas` meet `target`; 0 if none does.
+
+    The inverse of `find_fewest`, by the same simulation: at this rate it returns at most `replicas`.
+    """
+    if min_p95_s(speed, traffic) > target.p95_s:
+        return 0.0
+    full = replicas * speed.tokens_per_s(traffic.row_tokens) / (traffic.rows * traffic.row_tokens)
+
+    def is_met(rate: float) -> bool:
+        return simulate_point(speed, traffic.at(rate), replicas).meets(target)
+
+    least, most = 0.0, full * target.max_used
+    if is_met(most):
+        return most
+    while most - least > RATE_STEP * most and most > IDLE * full:
+        middle = (least + most) / 2
+        if is_met(middle):
+            least = middle
+        else:
+            most = middle
+    return least
+
+
 def min_p95_s(speed: Speed, traffic: Traffic) -> float:
     """A lower bound with any number of replicas: the 95th percentile of row lengths, alone in its batch."""
-    long = sorted(traffic.lengths)[len(traffic.lengths) * 95 // 100]
+    long = traffic.row_lengths[len(traffic.row_lengths) * 95 // 100]
     return speed.cost.of(long, 1) + FRONT_S
 
 

@@ -1,4 +1,4 @@
-"""`python -m service plan` with speeds from a file and from a server, and its errors."""
+"""`python -m service plan` with speeds from a file, a server and a data sheet, both questions, and its errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from service.commands import plan
+from service.tools.data_sheets import count_weights, estimate_speed
 
 SPEED = {
     "model": "m",
@@ -29,6 +30,12 @@ erlangshen_predicted_cost_seconds{model="m",of="batch"} 0.001
 erlangshen_predicted_cost_seconds{model="m",of="token"} 0.0001
 erlangshen_predicted_cost_seconds{model="m",of="row"} 0.0
 """
+COUNTS = """erlangshen_request_inputs_count{task="embed"} 10.0
+erlangshen_request_inputs_sum{task="embed"} 10.0
+erlangshen_request_inputs_bucket{task="embed",le="1.0"} 10.0
+erlangshen_request_inputs_bucket{task="embed",le="+Inf"} 10.0
+erlangshen_input_tokens_total{task="embed",model="m"} 500.0
+"""
 TARGET = ("--rate", "300", "--tokens", "fixed:50", "--p95-ms", "100")
 
 
@@ -40,13 +47,16 @@ def speeds(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def server(key: str) -> Iterator[str]:
+def server(key: str, page: str = PAGE) -> Iterator[str]:
+    shape = {"num_layers": 8, "hidden_size": 1000, "ffn_size": 4000}
+    answers = {"/metrics": page, "/v1/models": json.dumps({"models": [{"name": "m", **shape}]})}
+
     class Metrics(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            is_authorized = self.path == "/metrics" and self.headers["authorization"] == f"Bearer {key}"
+            is_authorized = self.path in answers and self.headers["authorization"] == f"Bearer {key}"
             self.send_response(200 if is_authorized else 401)
             self.end_headers()
-            self.wfile.write(PAGE.encode() if is_authorized else b"")
+            self.wfile.write(answers[self.path].encode() if is_authorized else b"")
 
         def log_message(self, format: str, *args: Any) -> None:
             """No-op: keeps the test's output clean."""
@@ -95,8 +105,103 @@ def test_a_missing_file_or_server_is_an_error(tmp_path: Path, capsys: pytest.Cap
     assert "error: http://127.0.0.1:1: " in capsys.readouterr().err
 
 
+def test_the_requests_are_those_that_the_server_has_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, out = tmp_path / "metrics.txt", tmp_path / "out.json"
+    page.write_text(PAGE + COUNTS)
+    assert plan.run(["--metrics", str(page), "--rate", "300", "--p95-ms", "100", "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "requests: as counted by the server, 50 tokens of m each" in text
+    assert "embed             100.0%" in text
+    report = json.loads(out.read_text())
+    assert report["replicas"] == 2
+    assert report["wish"]["mean_row_tokens"] == pytest.approx(50, rel=0.02)
+    assert report["wish"]["mix"]["tasks"]["embed"]["inputs_per_request"] == 1
+
+
+def test_flags_that_describe_requests_replace_those_that_were_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "metrics.txt"
+    page.write_text(PAGE + COUNTS)
+    assert plan.run(["--metrics", str(page), *TARGET]) == 0
+    assert "requests: 1 x fixed:50 tokens (mean 50)\n" in capsys.readouterr().out
+
+
+def test_a_server_without_requests_is_planned_for_the_usual_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "metrics.txt"
+    page.write_text(PAGE)
+    assert plan.run(["--metrics", str(page), "--rate", "1"]) == 0
+    assert "lognormal:31:152 tokens (mean 49); the server has counted none yet" in capsys.readouterr().out
+
+
+def test_plan_answers_the_inverse_question(speeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--speeds", str(speeds), "--tokens", "fixed:50", "--p95-ms", "100")
+    limit = ("--max-used", "0.5")
+    assert plan.run([*flags, *limit, "--replicas", "2", "--json", str(tmp_path / "out.json")]) == 0
+    # Full batches of 500 tokens take 0.051 s.
+    text = capsys.readouterr().out
+    assert "rate: 196.1 requests/s, 9,804 tokens/s; while one replica is lost or updated: 98.04 requests/s" in text
+    rate = json.loads((tmp_path / "out.json").read_text())["requests_per_s"]
+    assert plan.run([*flags, *limit, "--rate", str(rate)]) == 0
+    assert "replicas: 2; with one spare" in capsys.readouterr().out
+
+
+def test_a_target_that_no_rate_meets_is_reported(speeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.run(["--speeds", str(speeds), "--replicas", "4", "--tokens", "fixed:100", "--p95-ms", "5"]) == 1
+    assert "no rate is low enough" in capsys.readouterr().out
+
+
+def test_the_data_sheet_of_a_gpu_is_marked_as_an_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.run(["--device", "a100", "--model", "1.3B", "--replicas", "1", "--max-used", "0.5"]) == 0
+    text = capsys.readouterr().out
+    # 2 * 24 * 12 * 2048^2 operations of 0.6 * 312 TFLOP/s.
+    assert "1.3B on A100 by its data sheet in bfloat16: 1.55 ms a batch, 12.9 µs a token" in text
+    assert "an estimate, not a measurement" in text
+
+
+def test_a_data_sheet_takes_the_shape_of_a_model_that_the_server_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("secret")
+    flags = ("--device", "L4", "--replicas", "1", "--max-used", "0.5", "--key-file", str(key_file))
+    with server("secret", PAGE + COUNTS) as url:
+        assert plan.run(["--url", url, *flags]) == 0
+        # 2 * 8 * (4 * 1000^2 + 2 * 1000 * 4000) operations of 0.6 * 121 TFLOP/s.
+        text = capsys.readouterr().out
+        assert "m on L4 by its data sheet in bfloat16: 0.64 ms a batch, 2.64 µs a token" in text
+        assert "50 tokens of m each" in text
+        assert plan.run(["--url", url, "--model", "other", *flags]) == 2
+        assert "the server has no model 'other'" in capsys.readouterr().err
+
+
+def test_a_data_sheet_without_the_shape_of_a_model_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.run(["--device", "A100", "--replicas", "4"]) == 2
+    assert "--model: wanted 110M, 330M, 1.3B, or --url of a server" in capsys.readouterr().err
+
+
+def test_a_data_sheet_says_nothing_about_a_small_model() -> None:
+    with pytest.raises(ValueError, match="too small for an estimate"):
+        estimate_speed("mini", count_weights(4, 256, 1024), "A100")
+
+
+def test_the_two_questions_exclude_each_other() -> None:
+    with pytest.raises(SystemExit) as exited:
+        plan.parse_args(["--rate", "1", "--replicas", "1"])
+    assert exited.value.code == 2
+
+
 @pytest.mark.parametrize(
-    "flags", [["--url", "localhost:8000"], ["--key-file", "none/key"], ["--json", "none/out.json"]]
+    "flags",
+    [
+        ["--url", "localhost:8000"],
+        ["--max-used", "1.5"],
+        ["--device", "abacus"],
+        ["--key-file", "none/key"],
+        ["--json", "none/out.json"],
+    ],
 )
 def test_invalid_flags_are_refused(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as exited:

@@ -1,4 +1,4 @@
-"""Speeds from a metrics page and from a file; latencies and numbers of replicas from the simulation."""
+"""Speeds from a metrics page and from a file; latencies, numbers of replicas and rates from the simulation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from service.tools.capacity import (
     FRONT_S,
     IDLE,
     Speed,
+    Target,
     Traffic,
     choose_speed,
     find_fewest,
+    find_most,
     neighbours,
     num_fronts,
     parse_speeds,
@@ -79,7 +81,7 @@ def speed(batch: float = 0.0, token: float = 0.0, row: float = 0.0, budget: int 
 
 
 def traffic(rate: float, rows: int = 1, tokens: int = 10) -> Traffic:
-    return Traffic(rate, rows, [tokens])
+    return Traffic.alike(rate, rows, [tokens])
 
 
 def test_a_request_alone_takes_as_long_as_its_batch() -> None:
@@ -117,7 +119,7 @@ def test_a_simulation_is_determined_by_its_seed() -> None:
 def test_a_point_beyond_capacity_has_no_latencies() -> None:
     there = simulate_point(speed(token=0.001), traffic(110), 1)
     assert there.used == pytest.approx(1.1)
-    assert (there.p50, there.meets(99.0)) == (None, False)
+    assert (there.p50, there.meets(Target(99.0))) == (None, False)
 
 
 def test_latencies_include_the_time_of_the_http_process() -> None:
@@ -128,28 +130,55 @@ def test_latencies_include_the_time_of_the_http_process() -> None:
 def test_find_fewest_returns_the_smallest_number_that_meets_the_target() -> None:
     # A replica computes 100 requests/s. The rate needs ten replicas, the latency target needs more.
     fast, load = speed(token=0.001), traffic(950)
-    best = find_fewest(fast, load, 0.05)
-    assert best.meets(0.05)
+    best = find_fewest(fast, load, Target(0.05))
+    assert best.meets(Target(0.05))
     assert best.replicas >= 10
     before, same, after = neighbours(fast, load, best)
-    assert not before.meets(0.05)
+    assert not before.meets(Target(0.05))
     assert same == best
     assert (before.replicas, after.replicas) == (best.replicas - 1, best.replicas + 1)
 
 
 def test_neighbours_of_one_replica_have_no_smaller_number() -> None:
-    best = find_fewest(speed(token=1e-6), traffic(10), 1.0)
+    best = find_fewest(speed(token=1e-6), traffic(10), Target(1.0))
     assert best.replicas == 1
     assert [one.replicas for one in neighbours(speed(token=1e-6), traffic(10), best)] == [1, 2]
 
 
 def test_find_fewest_ends_when_no_number_meets_the_target() -> None:
-    alone = find_fewest(speed(batch=0.5), traffic(10), 0.1)
-    assert not alone.meets(0.1)
+    alone = find_fewest(speed(batch=0.5), traffic(10), Target(0.1))
+    assert not alone.meets(Target(0.1))
     # Most rows are in time, but half of the requests have one that is late.
-    mixed = find_fewest(speed(token=0.001, budget=2000), Traffic(1.0, 50, [1] * 99 + [1000]), 0.5)
-    assert not mixed.meets(0.5)
+    mixed = find_fewest(speed(token=0.001, budget=2000), Traffic.alike(1.0, 50, [1] * 99 + [1000]), Target(0.5))
+    assert not mixed.meets(Target(0.5))
     assert mixed.used <= IDLE
+
+
+def test_requests_of_several_kinds_are_taken_in_turn() -> None:
+    mixed = Traffic(1e-6, [[10], [10, 30]])
+    assert (mixed.rows, mixed.row_tokens, mixed.tokens_per_s) == pytest.approx((1.5, 50 / 3, 25e-6))
+    assert simulate(speed(token=0.01, budget=5), mixed, 1, 10) == pytest.approx([0.4, *[0.1, 0.4] * 4])
+
+
+@pytest.mark.parametrize("target", [Target(0.05), Target(1.0, max_used=0.7)], ids=["latency", "utilisation"])
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_the_greatest_rate_needs_the_replicas_that_it_was_computed_for(replicas: int, target: Target) -> None:
+    fast, load = speed(batch=0.002, token=0.001, budget=200), traffic(1.0)
+    rate = find_most(fast, load, replicas, target)
+    assert find_fewest(fast, load.at(rate), target).replicas == replicas
+    assert find_fewest(fast, load.at(1.05 * rate), target).replicas == replicas + 1
+
+
+def test_the_greatest_rate_of_a_limited_utilisation_is_its_share_of_full_batches() -> None:
+    # A replica computes 100 requests/s.
+    assert find_most(speed(token=0.001), traffic(1.0), 2, Target(1.0, max_used=0.5)) == pytest.approx(100)
+
+
+def test_no_rate_meets_a_target_below_the_time_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_most(speed(batch=0.5), traffic(1.0), 8, Target(0.1)) == 0
+    # Half of the requests have a row that is late.
+    monkeypatch.setattr("service.tools.capacity.NUM_REQUESTS", 500)
+    assert find_most(speed(token=0.001, budget=2000), Traffic.alike(1.0, 50, [1] * 99 + [1000]), 8, Target(0.5)) == 0
 
 
 def test_num_fronts_grows_with_the_request_rate() -> None:
