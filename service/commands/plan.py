@@ -57,13 +57,13 @@ class Load:
 
 def run(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    source = args.metrics or args.speeds or args.url or args.device
+    sources = [str(each) for each in (args.metrics or args.url, args.speeds or args.device) if each]
     try:
         page = read_page(args)
         speed = read_speed(args, page)
         load = make_load(args, page, speed.model)
     except (OSError, ValueError, httpx.HTTPError) as error:
-        print(f"error: {source}: {error}", file=sys.stderr)
+        print(f"error: {', '.join(sources)}: {error}", file=sys.stderr)
         return 2
     target = Target(args.p95_ms / 1000, args.max_used)
     lines, found = plan_rate(args, speed, load, target) if args.replicas else plan_replicas(args, speed, load, target)

@@ -75,15 +75,14 @@ def resolve_export(
     if variables.flag("OTEL_SDK_DISABLED") or not (endpoint or variables.want_tracing()):
         return None
     protocol = protocol or variables.protocol()
+    ours = _join(endpoint) if endpoint and protocol != "grpc" else endpoint
+    url = ours or variables.endpoint(protocol)
+    if protocol == "grpc" and "@" in url:
+        # The SDK would look it up as part of the host, and log it with each failure.
+        raise SettingError("gRPC takes no user and password in its URL; put a key into OTEL_EXPORTER_OTLP_HEADERS")
     variables.check_headers()
     variables.check_files()
-    return Export(
-        protocol,
-        _join(endpoint) if endpoint and protocol != "grpc" else endpoint or variables.endpoint(protocol),
-        variables.timeout_s(),
-        variables.compression(protocol),
-        bool(endpoint),
-    )
+    return Export(protocol, url, variables.timeout_s(), variables.compression(protocol), is_ours=bool(endpoint))
 
 
 class _Variables:

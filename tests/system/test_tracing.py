@@ -47,6 +47,14 @@ def test_a_request_is_traced_from_the_client_to_the_replica(server: Running, col
     spans = {span.name: span for span in collector.of(TRACE)}
     root = spans["POST /v1/classify"]
     assert (root.span_id.hex(), root.parent_span_id.hex(), root.kind) == (root_id, PARENT, Span.SPAN_KIND_SERVER)
+    said = {one.key: one.value for one in root.attributes}
+    assert (said["url.scheme"].string_value, said["url.path"].string_value) == ("http", "/v1/classify")
+    assert (said["server.address"].string_value, said["server.port"].int_value) == (
+        "127.0.0.1",
+        httpx.URL(server.url).port,
+    )
+    assert said["user_agent.original"].string_value.startswith("python-httpx/")
+    assert {"client.address", "network.protocol.version", "http.request.method", "http.route"} <= said.keys()
     stages = [spans[name] for name in ("tokenize", "queue", "batch")]
     assert {stage.parent_span_id for stage in stages} == {root.span_id}
     ends = [time for stage in stages for time in (stage.start_time_unix_nano, stage.end_time_unix_nano)]

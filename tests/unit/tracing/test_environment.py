@@ -126,6 +126,12 @@ def test_invalid_headers_are_an_error_without_their_value(headers: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_a_password_in_the_url_is_an_error_for_grpc_without_its_value() -> None:
+    with pytest.raises(SettingError, match="put a key into OTEL_EXPORTER_OTLP_HEADERS") as caught:
+        resolve_export("http://me:s3cret@collector:4317", "grpc", {})
+    assert "s3cret" not in str(caught.value)
+
+
 def test_headers_in_url_encoding_are_accepted() -> None:
     assert resolve_with_url(OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20abc==,x-tenant = mine")
 
