@@ -234,6 +234,13 @@ REPLICAS = Section(
             colors={"ok": GREEN, "wrong": RED},
         ),
         lines(
+            "Kernels left out",
+            "Kernels that the self-test of a replica found wrong or failing: slower ones serve in their place. "
+            "0 is normal; the log names each one (kernel left out).",
+            Query(total(select("kernels_left_out"), by="kind"), "{{kind}}"),
+            width=8,
+        ),
+        lines(
             "Retried and failed rows",
             "Rows per second that went back to the queue after a loss, rows whose forward pass failed, and forward "
             "passes that ran out of memory.",

@@ -182,6 +182,30 @@ class Memory:
     total: int
 
 
+KernelKind = Literal["linear", "attention", "compiled", "graph"]
+"""What the self-test of an engine checks: linear maps, attention backends, compiled functions, CUDA graphs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One kernel, compared with a plain reference when the engine was loaded.
+
+    `distance` is the relative distance from the reference, None where the kernel raised an error. `seconds` are those
+    of the attention of a typical batch where it was measured, else those of the check. `reason` says why the kernel is
+    left out; it is empty for one that may serve.
+    """
+
+    kind: KernelKind
+    name: str
+    distance: float | None
+    seconds: float
+    reason: str = ""
+
+    @property
+    def is_sound(self) -> bool:
+        return not self.reason
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One measured forward."""

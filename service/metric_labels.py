@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from service.domain import KernelKind
+
 NO_MODEL = "none"
 """The `model` label of a request that was refused before a model was chosen."""
 OTHER_LABEL = "other"
@@ -60,6 +62,7 @@ BULK_ENDS = (
     "forbidden",
 )
 """How a bulk request ends: it is answered, its client has gone, or the code of the error with which it ends early."""
+KERNEL_KINDS: tuple[KernelKind, ...] = get_args(KernelKind)
 MEMORY_KINDS = ("allocated", "total")
 REQUEST_MEMORY_KINDS = ("used", "budget")
 CODES = ("200", "400", "404", "408", "413", "415", "422", "429", "499", "500", "503", "504")

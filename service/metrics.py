@@ -26,7 +26,7 @@ from prometheus_client import (
 )
 
 from service import metric_labels as known
-from service.domain import Memory, Timing
+from service.domain import KernelKind, Memory, Timing
 from service.metric_labels import (
     CacheName,
     CanaryResult,
@@ -518,6 +518,11 @@ class Metrics(DeclaredMetrics):
         self.canary_interval = self._gauge(
             "canary_interval", "Seconds between two canary checks; 0: no checks.", unit="seconds"
         )
+        self.kernels_left_out = self._gauge(
+            "kernels_left_out",
+            "Kernels that the self-test of a replica found wrong or failing, and that it does not use.",
+            ("replica", "model", "kind"),
+        )
         self.replica_device_memory = self._gauge(
             "replica_device_memory",
             "GPU: memory used by all processes, and its size; CPU: memory of the worker process, and its limit.",
@@ -564,6 +569,7 @@ class Metrics(DeclaredMetrics):
             _create_series(by_replica, replicas)
         _create_series(self.replica_losses, replicas, known.LOSS_REASONS)
         _create_series(self.canary_runs, replicas, known.CANARY_RESULTS)
+        _create_series(self.kernels_left_out, replicas, models, known.KERNEL_KINDS)
         _create_series(self.replica_device_memory, replicas, known.MEMORY_KINDS)
         _create_series(self.replica_state, replicas, known.REPLICA_STATES)
 
@@ -590,6 +596,11 @@ class Metrics(DeclaredMetrics):
 
     def canary_ran(self, replica: str, result: CanaryResult) -> None:
         self.canary_runs.labels(replica, result).inc()
+
+    def kernels_are_left_out(self, replica: str, model: str, kinds: Sequence[KernelKind]) -> None:
+        """`kinds` has one entry for each kernel that the replica's current process does not use."""
+        for kind in known.KERNEL_KINDS:
+            self.kernels_left_out.labels(replica, model, kind).set(kinds.count(kind))
 
     def replica_holds(self, replica: str, *, device: str, precisions: dict[str, str], memory_bytes: int) -> None:
         """`precisions` maps a model to its precision on this replica."""

@@ -16,7 +16,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from service.checkpoints.checkpoint import Checkpoint, Shape
-from service.domain import Cls, Encoding, Memory, Output, Step
+from service.domain import Check, Cls, Encoding, Memory, Output, Step
 from service.errors import CheckpointError, OutOfMemory
 from service.metrics import Metrics
 from service.replicas.runner import Progress
@@ -97,6 +97,7 @@ class FakeEngine:
         return [row(3, 4)]
 
     has_found_damage = False
+    checks: tuple[Check, ...] = ()
 
     def replace_damaged_weights(self) -> bool:
         return False
@@ -142,6 +143,13 @@ def load_fake(checkpoint: Checkpoint, *, device: str, precision: str, progress: 
     for done in range(0, 101, 50):
         progress(done, 100)
     return FakeEngine(checkpoint.path)
+
+
+def load_without_int8(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:
+    """An engine whose self-test has left out a kernel."""
+    engine = FakeEngine(checkpoint.path)
+    engine.checks = (Check("linear", "int8", 0.5, 0.0, "differs"), Check("attention", "sdpa", 0.0, 0.0))
+    return engine
 
 
 def load_and_stop_once(checkpoint: Checkpoint, *, device: str, precision: str, progress: Progress) -> FakeEngine:

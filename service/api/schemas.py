@@ -654,6 +654,9 @@ class ReplicaInfo(BaseModel):
     device: str
     threads: int = Field(description="CPU threads for computing.")
     state: str = Field(description="starting, loading, ready, restarting or stopped.")
+    left_out: list[str] = Field(
+        default=[], description="Kernels that failed the self-test and are not used, as `model: kind name`."
+    )
 
 
 class ModelsReply(BaseModel):

@@ -313,10 +313,17 @@ class Application:
 
     def models(self) -> ModelsReply:
         states = self._pool.states() if self._pool else dict.fromkeys(replica_names(self._devices), "starting")
+        left_out = self._pool.left_out() if self._pool else {}
         return ModelsReply(
             models=[self._model_info(checkpoint) for checkpoint in tuple(self._checkpoints)],
             replicas=[
-                ReplicaInfo(name=name, device=device, threads=self._threads, state=states[name])
+                ReplicaInfo(
+                    name=name,
+                    device=device,
+                    threads=self._threads,
+                    state=states[name],
+                    left_out=left_out.get(name, []),
+                )
                 for name, device in zip(replica_names(self._devices), self._devices, strict=True)
             ],
         )

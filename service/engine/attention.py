@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from service.domain import Check
 from service.engine import attention_backends
 from service.engine.packing import Layout, bucket
+from service.engine.self_test import check_attention, first_line
 from service.errors import SettingError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,10 @@ def _has_varlen(config: AttentionConfig) -> bool:
     return attention_backends.varlen_runs_on(config.device, config.dtype, config.head_size)
 
 
+AUTO, PLAIN = "auto", "plain"
+
 BACKENDS: dict[str, Backend] = {
+    PLAIN: Backend(attention_backends.prepare_plain, runs_on=lambda config: True),
     "sdpa": Backend(attention_backends.prepare_sdpa, runs_on=lambda config: True),
     "flex": Backend(attention_backends.prepare_flex, runs_on=lambda config: True),
     "varlen": Backend(split_by_mask(attention_backends.prepare_varlen, attention_backends.prepare_sdpa), _has_varlen),
@@ -73,19 +78,58 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def choose(name: str, config: AttentionConfig, num_layers: int = 1) -> tuple[str, Prepare]:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The backend that serves, and what was found of every one that could have."""
+
+    name: str
+    prepare: Prepare
+    checks: tuple[Check, ...]
+
+
+def choose(name: str, config: AttentionConfig, num_layers: int = 1) -> Choice:
     """The backend of this name. `auto` is the fastest one on a GPU, by measurement, and sdpa on a CPU.
 
-    Raises SettingError when the backend does not support the configuration.
+    Each is first compared with the plain one. Those that differ or fail are left out, and the plain one serves where
+    none is left. Raises SettingError when the backend that is named does not support the configuration or is left out,
+    or when the plain one differs.
     """
     attention_backends.disable_cudnn()
     fitting = {each: backend for each, backend in BACKENDS.items() if backend.runs_on(config)}
-    if name == "auto":
-        name = _measure_fastest(config, fitting, num_layers) if config.device.type == "cuda" else "sdpa"
-    if name not in fitting:
+    if name not in (AUTO, *fitting):
         wanted = ", ".join(fitting)
         raise SettingError(f"attention backend {name!r} does not run on {config.device}; wanted auto, {wanted}")
-    return name, fitting[name].prepare
+    candidates = _candidates(config, fitting) if name == AUTO else [name]
+    checks = [_check(each, config) for each in candidates]
+    sound = {check.name: fitting[check.name] for check in checks if check.is_sound}
+    if name == AUTO and not sound:
+        checks.append(_check(PLAIN, config))
+        sound = {PLAIN: fitting[PLAIN]} if checks[-1].is_sound else {}
+    if not sound:
+        raise SettingError(f"{config.device} computes attention wrongly, also in {checks[-1].name}; see the log")
+    if len(sound) > 1:
+        seconds = _measure(config, sound, num_layers)
+        checks = [_with_time(check, seconds) if check.is_sound else check for check in checks]
+        name = min(seconds, key=seconds.__getitem__)
+    else:
+        [name] = sound
+    return Choice(name, sound[name].prepare, tuple(checks))
+
+
+def _candidates(config: AttentionConfig, fitting: Mapping[str, Backend]) -> list[str]:
+    return [each for each in fitting if each != PLAIN] if config.device.type == "cuda" else ["sdpa"]
+
+
+def _check(name: str, config: AttentionConfig) -> Check:
+    return check_attention(
+        name, BACKENDS[name].prepare, config.device, config.dtype, (config.num_heads, config.head_size)
+    )
+
+
+def _with_time(check: Check, seconds: Mapping[str, float]) -> Check:
+    if check.name in seconds:
+        return replace(check, seconds=seconds[check.name])
+    return replace(check, reason="failed on the typical batch")
 
 
 _PLAIN, _CHOICES = range(16, 144, 4), range(24, 120, 12)
@@ -100,11 +144,11 @@ NUM_TRIALS = 5
 """The number of measurements of each backend; the shortest time counts."""
 
 
-def _measure_fastest(config: AttentionConfig, fitting: Mapping[str, Backend], num_layers: int) -> str:
+def _measure(config: AttentionConfig, fitting: Mapping[str, Backend], num_layers: int) -> dict[str, float]:
     sizes = (TYPICAL.num_tokens, 3, config.num_heads, config.head_size)
     qkv = torch.randn(sizes, device=config.device, dtype=config.dtype)
     runs = {name: partial(trial, backend.prepare, qkv, num_layers) for name, backend in fitting.items()}
-    return fastest(runs)
+    return measure(runs)
 
 
 @torch.inference_mode()
@@ -117,26 +161,22 @@ def trial(prepare: Prepare, qkv: Tensor, num_layers: int) -> None:
         torch.cuda.synchronize(qkv.device)
 
 
-def fastest(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> str:
-    """The name of the backend that takes the least time; SettingError when all of them fail."""
+def measure(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+    """The seconds of each backend, without those that fail; SettingError when all of them fail."""
     seconds: dict[str, float] = {}
     for name, run in runs.items():
         try:
             run()  # compiles kernels, which does not count
             seconds[name] = min(_seconds(run, clock) for _ in range(NUM_TRIALS))
         except Exception as error:  # noqa: BLE001 - a missing compiler or kernel must not stop the service
-            logger.warning("attention backend failed", extra={"attention": name, "reason": _first_line(error)})
+            logger.warning("attention backend failed", extra={"attention": name, "reason": first_line(error)})
     if not seconds:
         raise SettingError("every attention backend failed on this device; see the warnings in the log")
     logger.info("attention measured", extra={name: round(1000 * each, 3) for name, each in seconds.items()})
-    return min(seconds, key=seconds.__getitem__)
+    return seconds
 
 
 def _seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
     started = clock()
     run()
     return clock() - started
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

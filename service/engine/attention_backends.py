@@ -1,5 +1,6 @@
 """The attention backends over packed rows.
 
+- plain: two products and a softmax in float32 per group of rows. The reference, and the last resort. Runs anywhere.
 - sdpa: torch's scaled dot product, one call per group of rows with one length and one mask. Runs anywhere.
 - dense: all rows in one call under one mask; for CUDA graphs.
 - flex: FlexAttention, all rows in one compiled kernel with a block mask. On a CPU, a reference of it.
@@ -49,6 +50,25 @@ def disable_cudnn() -> None:
     Source: check_prefer_cudnn_attention in torch's sdp_utils.cpp, and the cache of its MHA.cpp.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def prepare_plain(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    groups = make_groups(layout, device, torch.float32)
+
+    def attend(qkv: Tensor) -> Tensor:
+        num_tokens, _, num_heads, head_size = qkv.shape
+        context = qkv.new_zeros(num_tokens, num_heads, head_size)
+        for group in groups:
+            rows = qkv[group.start : group.end].float().view(group.num_rows, group.length, 3, num_heads, head_size)
+            query, key, value = rows.permute(2, 0, 3, 1, 4)
+            scores = query @ key.transpose(-1, -2) * head_size**-0.5
+            if group.mask is not None:
+                scores += group.mask
+            out = scores.softmax(-1) @ value
+            context[group.start : group.end] = out.transpose(1, 2).reshape(-1, num_heads, head_size).to(qkv.dtype)
+        return context.view(num_tokens, num_heads * head_size)
+
+    return attend
 
 
 def prepare_sdpa(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

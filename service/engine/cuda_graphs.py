@@ -8,7 +8,7 @@ tokens. The recorder is a parameter, so that everything else runs without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
+from service.domain import Check
 from service.engine.attention_backends import added_mask, dense
 from service.engine.device import to_device
 from service.engine.encoder import encode
 from service.engine.packing import Layout
+from service.engine.self_test import compare
 from service.engine.weights import Weights
 
 Forward = Callable[[Tensor, Tensor], Tensor]
@@ -28,6 +30,9 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 Call = Callable[[], Tensor]
 Record = Callable[[Call], Call]
 """Records a call; the returned function repeats its work on the same buffers."""
+
+Compute = Callable[[Tensor, Layout], Tensor]
+"""From ids, segment ids and positions [3, tokens] and their rows to hidden states, without a graph."""
 
 BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 
@@ -57,6 +62,7 @@ class Graphs:
         self._device = device
         self._buckets = sorted(buckets)
         self._graphs: dict[int, _Graph] = {}
+        self._failures: dict[int, Exception] = {}
 
     @property
     def is_wanted(self) -> bool:
@@ -65,11 +71,39 @@ class Graphs:
     def record(self) -> None:
         """Records the graphs that are missing. Nothing else may use the GPU meanwhile.
 
-        The largest one comes first, because the others share its memory.
+        The largest one comes first, because the others share its memory. One that cannot be recorded is left out.
         """
         for bucket in reversed(self._buckets):
-            if bucket not in self._graphs:
-                self._graphs[bucket] = self._record_bucket(bucket)
+            if bucket not in self._graphs and bucket not in self._failures:
+                try:
+                    self._graphs[bucket] = self._record_bucket(bucket)
+                except Exception as error:  # noqa: BLE001 - larger batches are computed without graphs, too
+                    self._failures[bucket] = error
+
+    def check(self, compute: Compute, make_batch: Callable[[int], tuple[Tensor, Layout]], limit: float) -> list[Check]:
+        """Compares each graph with `compute` on the batch that `make_batch` makes of a number of tokens.
+
+        A graph that differs by more than `limit` is left out: its batches are computed without one.
+        """
+        checks = [self._check_bucket(bucket, compute, make_batch, limit) for bucket in self._buckets]
+        for bucket, check in zip(self._buckets, checks, strict=True):
+            if not check.is_sound:
+                self._graphs.pop(bucket, None)
+        return checks
+
+    def _check_bucket(
+        self, bucket: int, compute: Compute, make_batch: Callable[[int], tuple[Tensor, Layout]], limit: float
+    ) -> Check:
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            if bucket in self._failures:
+                raise self._failures[bucket]
+            tokens, layout = make_batch(bucket)
+            replayed = self.run(tokens, layout)
+            assert replayed is not None, "it was recorded"
+            end = layout.offsets[-1]  # the padding is never read
+            yield replayed[:end], compute(tokens, layout)[:end]
+
+        return compare("graph", str(bucket), pairs, limit)
 
     def run(self, tokens: Tensor, layout: Layout) -> Tensor | None:
         """The hidden states [bucket, hidden], valid until the next run; None when the batch is too large."""

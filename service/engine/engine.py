@@ -17,6 +17,7 @@ from service.checkpoints.checked_file import DamagedFile
 from service.checkpoints.checkpoint import Checkpoint, Shape
 from service.checkpoints.converted import form_of
 from service.domain import (
+    Check,
     Cls,
     Encoding,
     Labels,
@@ -31,7 +32,7 @@ from service.domain import (
     TokenScores,
     TopTokens,
 )
-from service.engine import attention, calibration, device, linear, packing, readouts
+from service.engine import arithmetic, attention, calibration, device, packing, readouts
 from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.encoder import encode
@@ -50,6 +51,10 @@ _WARM_UP_BLOCKS = ((1, 2), (2, 3))
 # Lengths of choice rows. Compiled kernels distinguish up to 128 tokens from more, and multiples of 128 from the rest.
 _GPU_WARM_UP_LENGTHS = ((32,), (128,), (128, 128), (128, 128, 64))
 
+_GRAPH_LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.2, "fp8": 0.2}
+"""Largest distances between a graph and the same rows without one, by precision: their attention kernels round
+differently, and all layers add to it."""
+
 _CANARY_TOKENS = 4
 """Few are enough: every weight of the encoder contributes to each token."""
 
@@ -66,6 +71,7 @@ class Engine:
         precision: str,
         backend: str = "auto",
         loader: WeightLoader | None = None,
+        checks: Sequence[Check] = (),
     ) -> None:
         self.checkpoint = checkpoint
         self.device = device
@@ -73,7 +79,10 @@ class Engine:
         shape = checkpoint.shape
         config = attention.AttentionConfig(device, weights.words.dtype, shape.num_heads, shape.head_size)
         with device_guard(device):
-            self.backend, self._prepare_attention = attention.choose(backend, config, shape.num_layers)
+            chosen = attention.choose(backend, config, shape.num_layers)
+        self.backend, self._prepare_attention = chosen.name, chosen.prepare
+        self._checks = (*checks, *chosen.checks)
+        self._graph_checks: Sequence[Check] = ()
         self._loader = loader
         self._use(weights)
         self._launching = Lock()
@@ -99,17 +108,25 @@ class Engine:
 
         `weight_cache` is the folder of converted weights; None turns the cache off.
 
-        Raises SettingError for a device, precision, quantization or backend that is not available, CheckpointError
-        for weights that are missing, damaged or of another model.
+        What fails the self-test is replaced: `precision` and `checks` of the engine say by what. Raises SettingError
+        for a device, precision, quantization or backend that is not available, CheckpointError for weights that are
+        missing, damaged or of another model.
         """
         target = resolve_device(device)
-        resolved = resolve_precision(precision, target)
-        dtype = DTYPES[resolved]
-        weight_format = WeightFormat(target, dtype, linear.choose(target, dtype, quantization))
-        form = form_of(target.type, resolved, quantization)
+        chosen = arithmetic.choose(checkpoint.shape, target, resolve_precision(precision, target), quantization)
+        weight_format = WeightFormat(target, DTYPES[chosen.precision], chosen.linear_class)
+        form = form_of(target.type, chosen.precision, chosen.quantization)
         loader = WeightLoader(checkpoint, weight_format, progress or (lambda done, total: None), weight_cache, form)
-        resolved = resolved if quantization == "none" else quantization
-        engine = cls(checkpoint, loader.load(), device=target, precision=resolved, backend=backend, loader=loader)
+        resolved = chosen.precision if chosen.quantization == "none" else chosen.quantization
+        engine = cls(
+            checkpoint,
+            loader.load(),
+            device=target,
+            precision=resolved,
+            backend=backend,
+            loader=loader,
+            checks=chosen.checks,
+        )
         fields = {"model": checkpoint.name, "device": str(target), "precision": resolved, "attention": engine.backend}
         logger.info("model loaded", extra=fields)
         return engine
@@ -117,6 +134,11 @@ class Engine:
     @property
     def shape(self) -> Shape:
         return self.checkpoint.shape
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What the self-test found; those of CUDA graphs are there after `warm_up`."""
+        return (*self._checks, *self._graph_checks)
 
     @property
     def has_found_damage(self) -> bool:
@@ -223,8 +245,12 @@ class Engine:
         """The final hidden states of the packed tokens, [at least tokens, hidden]."""
         if (hidden := self._graphs.run(packed.tokens, packed.layout)) is not None:
             return hidden
-        attend = self._prepare_attention(packed.layout, self.device, self.weights.words.dtype)
-        return encode(self.weights, self.shape, packed.tokens, attend)
+        return self._compute(packed.tokens, packed.layout)
+
+    def _compute(self, tokens: Tensor, layout: packing.Layout) -> Tensor:
+        """The hidden states without a graph."""
+        attend = self._prepare_attention(layout, self.device, self.weights.words.dtype)
+        return encode(self.weights, self.shape, tokens, attend)
 
     @torch.inference_mode()
     def _warm_up_gpu(self, rows: list[Encoding]) -> list[Output]:
@@ -235,7 +261,18 @@ class Engine:
             outputs += self.run([replace(row, blocks=_WARM_UP_BLOCKS) for row in blank])
         with device_guard(self.device):
             self._graphs.record()
+            self._graph_checks = self._graphs.check(self._compute, self._graph_batch, _GRAPH_LIMITS[self.precision])
         return outputs + self.run(rows)
+
+    def _graph_batch(self, num_tokens: int) -> tuple[Tensor, packing.Layout]:
+        """Rows with known ids, the last ones with blocks, of `num_tokens` in all."""
+        length = min(16, self.shape.max_positions)
+        ids = np.linspace(0, self.shape.vocab_size - 1, length).astype(np.int32)
+        blank = replace(_blank_row(self.checkpoint.name, length, Cls()), ids=ids)
+        masked = replace(blank, blocks=_WARM_UP_BLOCKS)
+        num_rows = num_tokens // length
+        packed = packing.pack([masked if row % 2 else blank for row in range(num_rows)], self.device)
+        return packed.tokens, packed.layout
 
     def _warm_up_rows(self) -> list[Encoding]:
         first, *others = self._readouts()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -18,7 +18,7 @@ from torch import Tensor
 from service.domain import Quantization
 from service.engine import ops, torch_private
 from service.engine.device import check_capability, int8_weight_limit
-from service.engine.ops import UINT8_ZERO, Gelu, Norm, quantize_channels, quantize_tokens
+from service.engine.ops import UINT8_ZERO, Fused, Gelu, Norm, quantize_channels, quantize_tokens
 from service.errors import SettingError
 
 
@@ -27,6 +27,8 @@ class Linear(ABC):
 
     __slots__ = ()
 
+    compiled: ClassVar[tuple[Fused[Any, Any], ...]] = ()
+    """The compiled functions that the map calls on a GPU."""
     weight: Tensor
     """In the layout of the subclass: only the map itself can use it."""
     bias: Tensor
@@ -131,6 +133,8 @@ class OneDnnInt8(Linear):
 class Cuda(Plain):
     """A GPU, in the precision of the weights: torch's own linear, with fused GELU and norm."""
 
+    compiled = (ops.add_norm_fused,)
+
     def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
         # cuBLAS has the approximation by tanh only, and computes it with fewer digits than float32 has.
         if approximate == "tanh" and hidden.dtype == torch.bfloat16 and hidden.is_cuda:
@@ -149,6 +153,7 @@ MIN_INT_MM_TOKENS = 17
 class CudaInt8(Linear):
     """A GPU: 8-bit weights with a scale per output channel, 8-bit inputs with a scale per token, 32-bit sums."""
 
+    compiled = (ops.quantize_fused, ops.rescale, ops.rescale_gelu, ops.rescale_add_norm_fused)
     weight: Tensor  # [out, in] int8
     scales: Tensor  # [out] float32
     bias: Tensor
@@ -182,6 +187,7 @@ class CudaFp8(Linear):
     The kernel applies the scales. Its results are bfloat16 for every type of `hidden`.
     """
 
+    compiled = (ops.quantize_fused, ops.add_norm_fused)
     weight: Tensor  # [out, in] float8_e4m3fn
     scales: Tensor  # [1, out] float32
     bias: Tensor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, wraps
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -95,63 +94,71 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """Compiles the function for calls whose first argument is on a GPU."""
+class Fused(Generic[P, R]):
+    """The function, compiled for calls whose first argument is on a GPU.
 
-    @cache
-    def kernels() -> Callable[P, R]:
-        made: Callable[P, R] = compiled(function)  # the second number of tokens makes this dimension a variable
-        return made
+    Where `is_left_out` is set, it runs as it is written, kernel by kernel: in this process, for every model.
+    """
 
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def __init__(self, function: Callable[P, R]) -> None:
+        self.name = function.__name__.strip("_")
+        self.is_left_out = False
+        self._function = function
+        self._kernels: Callable[P, R] | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         first: Any = args[0]
-        if not first.is_cuda:
-            return function(*args, **kwargs)
-        run = kernels()
+        if self.is_left_out or not is_compiled_for(first):
+            return self._function(*args, **kwargs)
+        if self._kernels is None:
+            self._kernels = compiled(self._function)  # the second number of tokens makes this dimension a variable
         torch_private.mark_static(first, 1)  # there are few widths, and each is worth a kernel of its own
-        return run(*args, **kwargs)
+        return self._kernels(*args, **kwargs)
 
-    return call
+
+def is_compiled_for(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def add_norm(product: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """The sum, and the layer norm of the sum."""
-    return _add_norm(product, residual, norm.weight, norm.bias, norm.eps)
+    return add_norm_fused(product, residual, norm.weight, norm.bias, norm.eps)
 
 
 def rescale_add_norm(
     sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor, residual: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor]:
     """As `add_norm`, for the 32-bit sums of an 8-bit product."""
-    return _rescale_add_norm(sums, tokens, channels, bias, residual, norm.weight, norm.bias, norm.eps)
+    return rescale_add_norm_fused(sums, tokens, channels, bias, residual, norm.weight, norm.bias, norm.eps)
 
 
-@fused
+@Fused
 def quantize_fused(hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes [tokens, in] and scales [tokens, 1]."""
     return quantize_signed(hidden, dtype)
 
 
-@fused
+@Fused
 def rescale(sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor) -> Tensor:
     """The int32 sums of an 8-bit product [tokens, out] times the scales [tokens, 1] and [out]; in the type of bias."""
     return _rescaled(sums, tokens, channels, bias).to(bias.dtype)
 
 
-@fused
+@Fused
 def rescale_gelu(sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor, gelu: Gelu) -> Tensor:
     return F.gelu(_rescaled(sums, tokens, channels, bias), approximate=gelu).to(bias.dtype)
 
 
-@fused
-def _add_norm(product: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+@Fused
+def add_norm_fused(
+    product: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     total = product + residual
     return total, F.layer_norm(total, weight.shape, weight, bias, eps)
 
 
-@fused
-def _rescale_add_norm(
+@Fused
+def rescale_add_norm_fused(
     sums: Tensor,
     tokens: Tensor,
     channels: Tensor,

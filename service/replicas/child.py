@@ -97,7 +97,8 @@ def _serve(pipe: Pipe, spec: Spec) -> int:
     precisions = {name: engine.precision for name, engine in engines.items()}
     has_found_damage = any(engine.has_found_damage for engine in engines.values())
     memory_bytes = host.process_memory().allocated
-    pipe.send(Ready(precisions, memory_bytes, canary.answers, device_memory(engines), has_found_damage))
+    left_out = {name: tuple(check for check in engine.checks if not check.is_sound) for name, engine in engines.items()}
+    pipe.send(Ready(precisions, memory_bytes, canary.answers, device_memory(engines), has_found_damage, left_out))
     gc.freeze()  # libraries and engines need not be scanned again by a collection during a batch
     batches: SimpleQueue[Prepared | None] = SimpleQueue()
     watch = WeightsWatch(engines, partial(batches.put, None))

@@ -112,6 +112,15 @@ class Pool:
         """The precision of this model: one, or several where the replicas differ; empty until it is loaded."""
         return sorted({replica.precisions[model] for replica in self._replicas if model in replica.precisions})
 
+    def left_out(self) -> dict[str, list[str]]:
+        """By replica, the kernels that failed its self-test, as "model: kind name"."""
+        return {
+            replica.name: [
+                f"{model}: {each.kind} {each.name}" for model, checks in replica.left_out.items() for each in checks
+            ]
+            for replica in self._replicas
+        }
+
     def pids(self) -> dict[str, int]:
         """Process ids of the running worker processes, by replica."""
         return {replica.name: replica.pid for replica in self._replicas if replica.pid is not None}

@@ -11,8 +11,8 @@ import math
 import pickle
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, get_args
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.checkpoints.checkpoint import Checkpoint
-from service.domain import Encoding, Failure, IdArray, Memory, Output, Readout, Step
+from service.domain import Check, Encoding, Failure, IdArray, Memory, Output, Readout, Step
 from service.errors import StartupError
 from service.replicas.canary import Answers
 from service.replicas.runner import Load
@@ -71,7 +71,8 @@ class Loading:
 class Ready:
     """To the parent, once: ready for batches. `precisions` are by model name, `answers` those of the canary.
 
-    `has_found_damage` says that the cached weights were damaged; they were replaced.
+    `has_found_damage` says that the cached weights were damaged; they were replaced. `left_out` are the kernels of each
+    model that failed its self-test.
     """
 
     precisions: dict[str, str]
@@ -79,6 +80,7 @@ class Ready:
     answers: Answers
     device_memory: Memory
     has_found_damage: bool = False
+    left_out: Mapping[str, tuple[Check, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

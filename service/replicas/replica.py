@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from service.batching.batch import Replica as BatchRunner
-from service.domain import Step
+from service.domain import Check, Step
 from service.errors import StartupError
 from service.host import OomKills
 from service.metric_labels import LossReason, ReplicaState
@@ -89,7 +89,8 @@ class RestartPolicy:
 class Replica:
     """Keeps a worker process running, one after the other.
 
-    `state`, `pid`, `precisions` (by model name, empty until loaded) and `last_loss` describe the current one.
+    `state`, `pid`, `precisions` and `left_out` (by model name, empty until loaded) and `last_loss` describe the current
+    one.
     `num_failures` counts losses in a row; a process that served steadily resets it.
     """
 
@@ -111,6 +112,7 @@ class Replica:
         self.state: ReplicaState = "stopped"
         self.pid: int | None = None
         self.precisions: dict[str, str] = {}
+        self.left_out: Mapping[str, tuple[Check, ...]] = {}
         self.last_loss: LossReason | None = None
         self.num_failures = 0
         self._served_since: float | None = None
@@ -236,12 +238,15 @@ class Replica:
 
     def _on_ready(self, ready: Ready) -> None:
         self.precisions = ready.precisions
+        self.left_out = ready.left_out
         self._served_since = self._policy.clock()
         self._set_state("ready")
         self._metrics.replica_holds(
             self.name, device=self._spec.device, precisions=ready.precisions, memory_bytes=ready.memory_bytes
         )
         self._metrics.device_memory(self.name, ready.device_memory)
+        for model, checks in ready.left_out.items():
+            self._metrics.kernels_are_left_out(self.name, model, [check.kind for check in checks])
         extra = {"replica": self.name, "pid": self.pid, "memory_bytes": ready.memory_bytes, **ready.precisions}
         logger.info("replica ready", extra=extra)
 

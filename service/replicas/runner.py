@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.checkpoints.checkpoint import Checkpoint
-from service.domain import Encoding, Memory, Output, Quantization, Step
+from service.domain import Check, Encoding, Memory, Output, Quantization, Step
 
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in all."""
@@ -24,6 +24,11 @@ class Runner(Protocol):
     def precision(self) -> str: ...
 
     def warm_up(self) -> None: ...
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What the self-test found of each kernel that it tried; complete after `warm_up`."""
+        ...
 
     def profile(self) -> Iterator[Step]:
         """Measures forwards of many sizes, one per step; OutOfMemory when one does not fit."""

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from service.checkpoints.checkpoint import Checkpoint
-from service.domain import Encoding, Memory, Output, Step, TokenScores
+from service.domain import Check, Encoding, Memory, Output, Step, TokenScores
 from service.replicas.runner import Progress, Runner, load_engine
 
 Order = Literal["raise", "nan", "exit", "abort", "eat", "nan for good", "wrong for good", "little room"]
@@ -106,6 +106,7 @@ class NullEngine:
         return [Encoding("", nothing, nothing, nothing, TokenScores((0,), (0,)))]
 
     has_found_damage = False
+    checks: tuple[Check, ...] = ()
 
     def replace_damaged_weights(self) -> bool:
         return False

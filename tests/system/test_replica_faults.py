@@ -34,6 +34,7 @@ from tests.fakes import (
     SEGFAULT,
     SILENT_BREAK,
     load_and_stop_once,
+    load_without_int8,
     load_wrong_after_first,
     row,
     value,
@@ -163,6 +164,13 @@ async def test_a_row_that_fails_in_the_forward_fails_alone(tmp_path: Path, bad: 
         assert service.losses() == {}, "the replica keeps running"
         assert value(service.metrics, "failed_rows_total", model="m") == 2
         assert value(service.metrics, "canary_runs_total", replica="cpu", result="ok") == 1
+
+
+async def test_kernels_that_failed_the_self_test_are_counted_and_named(tmp_path: Path) -> None:
+    async with running(compose(tmp_path, load=load_without_int8)) as service:
+        assert value(service.metrics, "kernels_left_out", replica="cpu", model="m", kind="linear") == 1
+        assert value(service.metrics, "kernels_left_out", replica="cpu", model="m", kind="attention") == 0
+        assert service.pool.left_out() == {"cpu": ["m: linear int8"]}
 
 
 async def test_a_batch_out_of_memory_is_halved_and_later_batches_are_smaller(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
+from service.domain import Check
 from service.engine import attention_backends
-from service.engine.attention import TYPICAL, AttentionConfig, choose, fastest, split_by_mask, trial
+from service.engine.attention import TYPICAL, AttentionConfig, choose, measure, split_by_mask, trial
 from service.engine.attention_backends import added_mask, dense, prepare_sdpa
 from service.engine.packing import Layout
 from service.errors import SettingError
@@ -153,29 +154,29 @@ def run_for(clock: FakeClock, *seconds: float) -> Callable[[], None]:
     return run
 
 
-def test_fastest_ignores_the_time_of_the_first_run() -> None:
+def test_measure_ignores_the_time_of_the_first_run() -> None:
     clock = FakeClock()
     runs = {"slow": run_for(clock, 3), "compiled": run_for(clock, 60, 1), "steady": run_for(clock, 2)}
-    assert fastest(runs, clock) == "compiled"
+    assert measure(runs, clock) == {"slow": 3, "compiled": 1, "steady": 2}
 
 
-def test_fastest_ignores_one_slow_run() -> None:
+def test_measure_ignores_one_slow_run() -> None:
     clock = FakeClock()
-    assert fastest({"a": run_for(clock, 1, 9, 1), "b": run_for(clock, 2)}, clock) == "a"
+    assert measure({"a": run_for(clock, 1, 9, 1), "b": run_for(clock, 2)}, clock) == {"a": 1, "b": 2}
 
 
-def test_fastest_skips_and_logs_a_backend_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_measure_skips_and_logs_a_backend_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise RuntimeError("no compiler\nand a long story")
 
     clock = FakeClock()
     with caplog.at_level(logging.INFO):
-        assert fastest({"broken": fail, "slow": run_for(clock, 3)}, clock) == "slow"
+        assert measure({"broken": fail, "slow": run_for(clock, 3)}, clock) == {"slow": 3}
     [warning, measured] = caplog.records
     assert (warning.__dict__["attention"], warning.__dict__["reason"]) == ("broken", "no compiler")
     assert measured.__dict__["slow"] == 3000
     with pytest.raises(SettingError, match="every attention backend failed"):
-        fastest({"broken": fail}, clock)
+        measure({"broken": fail}, clock)
 
 
 def test_trial_runs_every_layer_of_a_typical_batch() -> None:
@@ -192,9 +193,9 @@ def test_trial_runs_every_layer_of_a_typical_batch() -> None:
 
 
 def test_a_cpu_uses_sdpa_and_refuses_varlen() -> None:
-    assert choose("auto", CONFIG)[0] == "sdpa"
-    assert choose("flex", CONFIG)[0] == "flex"
-    with pytest.raises(SettingError, match="'varlen' does not run on cpu; wanted auto, sdpa, flex"):
+    assert choose("auto", CONFIG).name == "sdpa"
+    assert choose("flex", CONFIG).name == "flex"
+    with pytest.raises(SettingError, match="'varlen' does not run on cpu; wanted auto, plain, sdpa, flex"):
         choose("varlen", CONFIG)
 
 
@@ -208,14 +209,17 @@ def test_choose_disables_cudnn_attention(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_gpu_uses_the_fastest_backend_that_supports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def last(runs: dict[str, object]) -> str:
+    def last(runs: dict[str, object]) -> dict[str, float]:
         seen.extend(runs)
-        return seen[-1]
+        return {name: 1.0 / number for number, name in enumerate(runs, start=1)}
 
-    monkeypatch.setattr("service.engine.attention.fastest", last)
+    monkeypatch.setattr("service.engine.attention.measure", last)
+    monkeypatch.setattr("service.engine.attention.check_attention", lambda name, *_: Check("attention", name, 0.0, 0.0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: torch.empty(0))
-    assert choose("auto", AttentionConfig(GPU, torch.bfloat16, 8, 256))[0] == "varlen+flex"
+    chosen = choose("auto", AttentionConfig(GPU, torch.bfloat16, 8, 256))
+    assert chosen.name == "varlen+flex"
+    assert {check.name: check.seconds for check in chosen.checks}["flex"] == 0.5
     assert seen == ["sdpa", "flex", "varlen", "varlen+flex"]
     seen.clear()
     choose("auto", AttentionConfig(GPU, torch.float32, 8, 256))

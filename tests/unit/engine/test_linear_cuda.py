@@ -96,7 +96,7 @@ def test_fused_compiles_only_for_tensors_on_a_gpu(monkeypatch: pytest.MonkeyPatc
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", fake_compile)
     monkeypatch.setattr("service.engine.torch_private.mark_static", lambda tensor, dimension: None)
-    called = ops.fused(lambda first: "as written")
+    called = ops.Fused(lambda first: "as written")
     assert [called(torch.ones(1)), called(OnGpu()), called(OnGpu())] == ["as written", "compiled", "compiled"]
     assert len(compiled) == 1
 
