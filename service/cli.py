@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "serve models over HTTP (the default command)",
     "blend": "fit how a choice model and an embedding model count together",
     "bench": "send load to a running server and measure its speed",
+    "doctor": "check hardware, libraries and kernels, and say what to change",
     "evaluate": "measure a model on labelled data",
     "export": "write a model as a folder or as ONNX, or upload it to a hub",
     "fetch": "download the models and exit",

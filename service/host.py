@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import mmap
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -194,6 +195,12 @@ def cuda_of_driver(driver: str = DRIVER) -> tuple[int, int] | None:
     return version.value // 1000, version.value % 1000 // 10
 
 
+def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The version of the NVIDIA driver, such as 550.54.15; None without one, or where the file is not mounted."""
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", read_text(path))
+    return found[1] if found else None
+
+
 _ARITHMETIC = ("avx", "amx", "fma", "sse", "asimd", "sve", "sme", "bf16", "i8mm")
 """Prefixes of the CPU features that affect matrix products."""
 
@@ -205,6 +212,12 @@ def cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     listed = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return frozenset(each for each in listed.split() if each.startswith(_ARITHMETIC))
+
+
+def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
+    """The model of the CPU; empty where it is not listed, as on Arm."""
+    lines = read_text(path).splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,9 @@ from service.domain import Memory
 from service.host import (
     RESERVED_FILES,
     cpu_features,
+    cpu_name,
     cuda_of_driver,
+    driver_version,
     fit_connections,
     num_cores,
     num_cuda_devices,
@@ -236,3 +238,14 @@ def test_memory_that_may_not_become_executable_is_noticed() -> None:
     if refused != "0":
         pytest.skip("this kernel has no PR_SET_MDWE")
     assert (before, after) == ("True", "False")
+
+
+def test_the_driver_and_the_cpu_are_named_as_the_system_lists_them(tmp_path: Path) -> None:
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version: 12.2.0\n"
+    )
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A CPU @ 2.0 GHz\nmodel name\t: another\n")
+    assert driver_version(tmp_path / "version") == "550.54.15"
+    assert cpu_name(tmp_path / "cpuinfo") == "A CPU @ 2.0 GHz"
+    assert driver_version(tmp_path / "missing") is None
+    assert cpu_name(tmp_path / "missing") == ""
