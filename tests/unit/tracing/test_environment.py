@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from opentelemetry import environment_variables as api_variables
+from opentelemetry.sdk import environment_variables as sdk_variables
 
 from service.errors import SettingError
 from service.tracing.environment import TIMEOUT_S, Export, resolve_export
+from service.tracing.http_attributes import KNOWN_METHODS_VARIABLE
 
 URL = "http://collector:4318"
 GENERAL = "OTEL_EXPORTER_OTLP_"
@@ -150,3 +154,11 @@ def test_a_value_that_is_likely_a_mistake_is_logged(
     assert resolve(**{f"{GENERAL}ENDPOINT": URL} | variables)
     [line] = caplog.records
     assert vars(line)["variable"] == name
+
+
+def test_the_page_names_the_variables_that_are_read_and_none_that_does_not_exist() -> None:
+    root = Path(__file__).parents[3]
+    documented = set(re.findall(r"`(OTEL_\w+)`", (root / "docs/tracing.md").read_text(encoding="utf-8")))
+    assert documented <= {*vars(sdk_variables), *vars(api_variables), KNOWN_METHODS_VARIABLE}
+    code = "".join(file.read_text(encoding="utf-8") for file in (root / "service/tracing").glob("*.py"))
+    assert set(re.findall(r'"(OTEL_[A-Z_]+)"', code)) <= documented
