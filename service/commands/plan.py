@@ -35,7 +35,7 @@ from service.tools.capacity import (
     simulate_point,
 )
 from service.tools.data_sheets import DATA_SHEETS, ENCODER_WEIGHTS, MODEL_USE, count_weights, estimate_speed
-from service.tools.traffic_mix import Mix, read_mix
+from service.tools.traffic_mix import Mix, find_busiest, read_mix, weigh_tokens
 
 TIMEOUT_S = 10.0
 NUM_LENGTHS = 4096
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         page = read_page(args)
         speed = read_speed(args, page)
-        load = make_load(args, page, speed.model)
+        load = make_load(args, page, speed)
     except (OSError, ValueError, httpx.HTTPError) as error:
         print(f"error: {', '.join(sources)}: {error}", file=sys.stderr)
         return 2
@@ -98,7 +98,9 @@ def read_speed(args: Namespace, page: str | None) -> Speed:
         return choose_speed(read_speeds(args.speeds), args.model)
     if args.device:
         return estimate_speed(*find_weights(args), args.device)
-    return choose_speed(parse_speeds(page or ""), args.model)
+    speeds = parse_speeds(page or "")
+    busiest = None if args.model else find_busiest(page or "", speeds)
+    return busiest or choose_speed(speeds, args.model)
 
 
 def find_weights(args: Namespace) -> tuple[str, int]:
@@ -113,11 +115,11 @@ def find_weights(args: Namespace) -> tuple[str, int]:
     raise ValueError(f"the server has no model {args.model!r}; --model may be {', '.join(ENCODER_WEIGHTS)}, too")
 
 
-def make_load(args: Namespace, page: str | None, model: str) -> Load:
+def make_load(args: Namespace, page: str | None, speed: Speed) -> Load:
     """The requests that the server has counted, unless flags describe others."""
     rate, rng = args.rate or 1.0, random.Random(args.seed)
     if page is not None and not (args.tokens or args.rows):
-        mix = find_mix(page, model)
+        mix = find_mix(page, speed)
         if mix is not None:
             return Load(mix.traffic(rate, NUM_LENGTHS, SPREAD, rng), list(describe_mix(mix)), {"mix": mix_report(mix)})
     shape, rows = args.tokens or SPREAD, args.rows or 1
@@ -128,11 +130,15 @@ def make_load(args: Namespace, page: str | None, model: str) -> Load:
     return Load(traffic, about, {"rows": rows, "tokens": shape.text})
 
 
-def find_mix(page: str, model: str) -> Mix | None:
-    """The mix of this model; of the first one that has read something, where the page is another server's."""
-    speeds = [speed.model for speed in parse_speeds(page)]
-    names = [model] if model in speeds else speeds
-    return next((mix for name in names if (mix := read_mix(page, name))), None)
+def find_mix(page: str, speed: Speed) -> Mix | None:
+    """The mix in tokens of this speed's model; in those of the busiest one, where the page is another server's."""
+    speeds = parse_speeds(page)
+    if speed in speeds:
+        return read_mix(page, speed.model, weigh_tokens(speed, speeds))
+    if speed.model in [one.model for one in speeds]:
+        return read_mix(page, speed.model)
+    busiest = find_busiest(page, speeds)
+    return read_mix(page, busiest.model) if busiest else None
 
 
 def describe_mix(mix: Mix) -> Iterator[str]:
@@ -142,8 +148,10 @@ def describe_mix(mix: Mix) -> Iterator[str]:
         share = one.num_requests / mix.num_requests
         inputs = f"{one.inputs_per_request:6.1f} {one.inputs_at(0.5):6.0f} {one.inputs_at(0.95):6.0f}"
         yield f"  {one.task:16} {share:7.1%} {one.tokens_per_request:8.0f}         {inputs}"
-    if mix.other_models:
-        yield f"  the work of other models comes on top: {', '.join(mix.other_models)}"
+    for name, weight in mix.weights.items():
+        yield f"  a token of {name} is counted as {weight:.3g} of {mix.model}"
+    if mix.not_counted:
+        yield f"  the work of other models comes on top: {', '.join(mix.not_counted)}"
 
 
 def mix_report(mix: Mix) -> dict[str, Any]:
@@ -157,7 +165,9 @@ def mix_report(mix: Mix) -> dict[str, Any]:
         }
         for one in mix.tasks
     }
-    return {"model": mix.model, "tokens_per_request": round(mix.tokens_per_request, 1), "tasks": tasks}
+    weights = {name: round(weight, 4) for name, weight in mix.weights.items()}
+    counted = {"token_weights": weights, "not_counted": list(mix.not_counted)}
+    return {"model": mix.model, "tokens_per_request": round(mix.tokens_per_request, 1), "tasks": tasks, **counted}
 
 
 def plan_replicas(args: Namespace, speed: Speed, load: Load, target: Target) -> tuple[list[str], dict[str, Any]]:
@@ -280,7 +290,7 @@ def parse_args(argv: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help=f"the model to plan for (default: the first); with --device also {', '.join(ENCODER_WEIGHTS)}",
+        help=f"the model to plan for (default: the busiest one); with --device also {', '.join(ENCODER_WEIGHTS)}",
     )
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("--rate", type=above_zero, metavar="R", help="requests per second: how many replicas?")

@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from service.tools.bench.server_metrics import parse_samples
 from service.tools.bench.texts import MAX_CHARACTERS, Lengths
-from service.tools.capacity import Traffic
+from service.tools.capacity import Speed, Traffic
 
 MAX_ROW_TOKENS = MAX_CHARACTERS
 """Of a simulated row: inputs with more tokens consist of several rows."""
+
+ROW_TOKENS = 50.0
+"""Of the rows of full batches by which the speeds of two models are compared."""
 
 Bucket = tuple[float, float]
 """Upper bound, and the number of observations up to it."""
@@ -26,8 +29,7 @@ Bucket = tuple[float, float]
 
 @dataclass(slots=True)
 class TaskTraffic:
-    """Requests to a task that were answered, lines of bulk requests among them, and the tokens that one model has read
-    for them."""
+    """Requests to a task that were answered, also lines of bulk requests, and the tokens that were read for them."""
 
     task: str = ""
     num_requests: float = 0.0
@@ -54,12 +56,14 @@ class TaskTraffic:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What one model reads: the tasks by their numbers of requests, most frequent first."""
+    """What a server reads, in tokens of one model: the tasks by their numbers of requests, most frequent first."""
 
     model: str
     tasks: Sequence[TaskTraffic]
-    other_models: Sequence[str] = ()
-    """Models that have read tokens, too: their work comes on top."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Tokens of `model` for which a token of another model counts."""
+    not_counted: Sequence[str] = ()
+    """Models that have read tokens, too, whose speed is not known."""
 
     @property
     def num_requests(self) -> float:
@@ -79,14 +83,32 @@ class Mix:
         return Traffic(requests_per_s, requests)
 
 
-def read_mix(page: str, model: str) -> Mix | None:
-    """The mix of `model`; None if no request that it has read tokens for was answered.
+def find_busiest(page: str, speeds: Iterable[Speed]) -> Speed | None:
+    """The speed of the model that its tokens have kept busy for the longest time; None if no model has read any."""
+    tokens: defaultdict[str, float] = defaultdict(float)
+    for sample in parse_samples(page):
+        if sample.name == "erlangshen_input_tokens_total":
+            tokens[sample.labels["model"]] += sample.value
+    busy = [speed for speed in speeds if tokens[speed.model]]
+    return max(busy, key=lambda speed: tokens[speed.model] / speed.tokens_per_s(ROW_TOKENS), default=None)
+
+
+def weigh_tokens(speed: Speed, others: Iterable[Speed]) -> dict[str, float]:
+    """Tokens of the model of `speed` that take as long as one token of another model, in full batches."""
+    own = speed.tokens_per_s(ROW_TOKENS)
+    return {other.model: own / other.tokens_per_s(ROW_TOKENS) for other in others if other.model != speed.model}
+
+
+def read_mix(page: str, model: str, weights: Mapping[str, float] | None = None) -> Mix | None:
+    """The mix in tokens of `model`, of which a token of each model in `weights` counts as some; None if no request with
+    such tokens was answered.
 
     Raises:
         ValueError: the page is not in Prometheus' text format.
     """
     tasks: defaultdict[str, TaskTraffic] = defaultdict(TaskTraffic)
-    others = set()
+    counted = {**(weights or {}), model: 1.0}
+    weighed, not_counted = set(), set()
     for sample in parse_samples(page):
         labels = sample.labels
         match sample.name:
@@ -94,10 +116,11 @@ def read_mix(page: str, model: str) -> Mix | None:
                 tasks[labels["task"]].num_requests = sample.value
             case "erlangshen_request_inputs_sum":
                 tasks[labels["task"]].num_inputs = sample.value
-            case "erlangshen_input_tokens_total" if labels["model"] == model:
-                tasks[labels["task"]].num_tokens += sample.value
+            case "erlangshen_input_tokens_total" if sample.value and labels["model"] in counted:
+                tasks[labels["task"]].num_tokens += sample.value * counted[labels["model"]]
+                weighed.add(labels["model"])
             case "erlangshen_input_tokens_total" if sample.value:
-                others.add(labels["model"])
+                not_counted.add(labels["model"])
             case "erlangshen_request_inputs_bucket":
                 tasks[labels["task"]].buckets[float(labels["le"])] = sample.value
     for name, one in tasks.items():
@@ -105,7 +128,8 @@ def read_mix(page: str, model: str) -> Mix | None:
     read = [one for one in tasks.values() if one.num_requests and one.num_tokens]
     if not read:
         return None
-    return Mix(model, sorted(read, key=lambda one: -one.num_requests), sorted(others))
+    tasks_by_size = sorted(read, key=lambda one: -one.num_requests)
+    return Mix(model, tasks_by_size, {name: counted[name] for name in sorted(weighed - {model})}, sorted(not_counted))
 
 
 def quantile(buckets: Sequence[Bucket], share: float) -> float:

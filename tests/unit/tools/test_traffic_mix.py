@@ -7,9 +7,19 @@ import random
 import pytest
 from prometheus_client import generate_latest
 
+from service.batching.latency_model import Cost
 from service.domain import Timing
 from service.tools.bench.texts import Lengths
-from service.tools.traffic_mix import MAX_ROW_TOKENS, Mix, TaskTraffic, quantile, read_mix
+from service.tools.capacity import Speed
+from service.tools.traffic_mix import (
+    MAX_ROW_TOKENS,
+    Mix,
+    TaskTraffic,
+    find_busiest,
+    quantile,
+    read_mix,
+    weigh_tokens,
+)
 from tests.fakes import make_metrics
 
 SPREAD = Lengths.parse("lognormal:31:152")
@@ -27,6 +37,10 @@ def page() -> str:
     return generate_latest(metrics.registry).decode()
 
 
+def speed(model: str, token_s: float) -> Speed:
+    return Speed(model, "cpu", "float32", Cost(0.0, token_s, 0.0), 500)
+
+
 def read(model: str) -> Mix:
     mix = read_mix(page(), model)
     assert mix is not None
@@ -38,7 +52,34 @@ def test_the_tasks_of_a_mix_have_requests_inputs_and_tokens() -> None:
     found = [(one.task, one.num_requests, one.inputs_per_request, one.tokens_per_request) for one in mix.tasks]
     assert found == [("classify", 100, 1, 40), ("embed", 25, 8, 400)]
     assert mix.tokens_per_request == pytest.approx((100 * 40 + 25 * 400) / 125)
-    assert mix.other_models == ["n"]
+    assert mix.not_counted == ["n"]
+
+
+def test_tokens_of_another_model_are_counted_by_their_time() -> None:
+    slow, fast = speed("n", 0.004), speed("m", 0.001)
+    weights = weigh_tokens(fast, [fast, slow])
+    assert weights == pytest.approx({"n": 4})
+    mix = read_mix(page(), "m", weights)
+    assert mix is not None
+    assert (mix.weights, mix.not_counted) == (pytest.approx({"n": 4}), [])
+    assert mix.tasks[1].tokens_per_request == pytest.approx(400 + 4 * 7 / 25)
+
+
+def test_a_replica_carries_as_many_requests_in_tokens_of_either_model() -> None:
+    slow, fast = speed("n", 0.004), speed("m", 0.001)
+    rates = []
+    for one, other in ((fast, slow), (slow, fast)):
+        mix = read_mix(page(), one.model, weigh_tokens(one, [other]))
+        assert mix is not None
+        rates.append(one.tokens_per_s(50) / mix.tokens_per_request)
+    assert rates[0] == pytest.approx(rates[1])
+
+
+def test_the_busiest_model_is_the_one_whose_tokens_took_the_longest_time() -> None:
+    # 14,000 tokens of m, 7 of n.
+    assert find_busiest(page(), [speed("n", 1.0), speed("m", 0.001)]) == speed("m", 0.001)
+    assert find_busiest(page(), [speed("n", 10.0), speed("m", 0.001)]) == speed("n", 10.0)
+    assert find_busiest(page(), [speed("unknown", 1.0)]) is None
 
 
 def test_a_model_without_requests_has_no_mix() -> None:
