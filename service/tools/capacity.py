@@ -109,7 +109,7 @@ def read_speeds(path: Path) -> list[Speed]:
     ]
 
 
-def choose_speed(speeds: Iterable[Speed], model: str | None = None) -> Speed:
+def choose_speed(speeds: Iterable[Speed], model: str | None) -> Speed:
     """The speed of this model, or the first one. Raises ValueError if there is none."""
     known = list(speeds)
     for speed in known:
