@@ -59,7 +59,8 @@ def choose(shape: Shape, device: torch.device, precision: str, quantization: Qua
         checks += found
         if found[-1].is_sound:
             return replace(each, checks=tuple(checks))
-    raise SettingError(f"{device} computes wrong numbers, also in {checks[-1].name}; see the log, and replace it")
+    last = checks[-1]
+    raise SettingError(f"{device} computes wrong numbers, also in {last.name}: {last.reason}; replace the device")
 
 
 def _candidates(device: torch.device, precision: str, quantization: Quantization) -> list[Arithmetic]:

@@ -106,7 +106,8 @@ def choose(name: str, config: AttentionConfig, num_layers: int = 1) -> Choice:
         checks.append(_check(PLAIN, config))
         sound = {PLAIN: fitting[PLAIN]} if checks[-1].is_sound else {}
     if not sound:
-        raise SettingError(f"{config.device} computes attention wrongly, also in {checks[-1].name}; see the log")
+        last = checks[-1]
+        raise SettingError(f"{config.device} computes attention wrongly, also in {last.name}: {last.reason}")
     if len(sound) > 1:
         seconds = _measure(config, sound, num_layers)
         checks = [_with_time(check, seconds) if check.is_sound else check for check in checks]
