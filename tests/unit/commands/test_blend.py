@@ -146,9 +146,10 @@ def test_data_that_cannot_be_fitted_to_is_refused(
 async def test_sets_that_are_not_blended_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "fewclue" / "cluewsc"
     folder.mkdir(parents=True)
-    target = {"span1_text": "小明", "span2_text": "他"}
+    target = {"span1_index": 0, "span2_text": "他", "span2_index": 4}
     rows = [
-        {"text": "甲", "label": "true", "target": target | {"span1_text": f"小{name}"}} for name in "甲乙丙丁戊己庚辛"
+        {"text": f"小{name}看见他", "label": "true", "target": target | {"span1_text": f"小{name}"}}
+        for name in "甲乙丙丁戊己庚辛"
     ]
     write(folder / "dev_few_all.json", rows)
     with pytest.raises(DatasetError, match="cluewsc: each text has its own labels"):
