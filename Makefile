@@ -42,7 +42,7 @@ BUNDLE := dist/erlangshen-service-$(VERSION)
 MODELS ?=
 IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test test-all lint format unit mini claims bench bench-peers image image-run bundle release pin-images check-deploy dashboards check-monitoring audit sbom lock clean
+.PHONY: help serve test test-all lint format unit mini claims gpu bench bench-peers image image-run bundle release pin-images check-deploy dashboards check-monitoring audit sbom lock clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -78,6 +78,10 @@ mini: $(VENV)/train.stamp ## train the model that ships: make mini DATA=FOLDER O
 
 claims: $(VENV)/train.stamp ## reproduce the model cards on a GPU; elsewhere print the commands: make claims DATA=FOLDER
 	$(BIN)/python -m benchmarks.claims $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+# Installs nothing: a machine that is lent for minutes has torch for its driver. The last part may take two minutes.
+gpu: ## measure a GPU in ten minutes, with the torch that is there; one file for each part: make gpu OUT=DIR
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --folder "$(if $(filter file,$(origin OUT)),runs/gpu,$(OUT))" --limit-s 460 $(ARGS)
 
 bench: $(VENV)/bench.stamp ## load test a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
 	$(BIN)/python -m service bench --url "$(URL)" $(if $(DATA),--texts "$(DATA)") $(ARGS)

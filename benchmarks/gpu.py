@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu                       # one GPU, some minutes
     python -m benchmarks.gpu --device cpu --tiny   # checks that all parts run; the numbers mean nothing
+    make gpu OUT=DIR                               # ten minutes at most; a file for each part as soon as it is there
 
 Parts: parity (every backend, graphs and quantised maps against our own float32 on the CPU), attention (backends side by
 side), full batches (128-token rows of the 1.3B shape against a bare bf16 product; memory), latency (32 tokens, with and
@@ -33,9 +34,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, about, parser_of
-from benchmarks.engine.models import LARGE, SHAPES, TINY, make_engine, rows
-from benchmarks.http import rates
-from benchmarks.http.rates import engine_rows_per_s
+from benchmarks.engine.models import LARGE, SHAPES, TINY, engine_rows_per_s, make_engine, rows
 from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
 from service.engine.attention import BACKENDS, TYPICAL, AttentionConfig, Backend, trial
@@ -47,6 +46,8 @@ METHOD = (
 )
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 CPU = torch.device("cpu")
+NO_GPU = 3
+"""The exit status where there is none."""
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
 PARITY_LENGTHS = (1, 2, 17, 17, 64, 100, 255, 512)
 ROW_TOKENS = 128
@@ -272,6 +273,8 @@ def restart(setting: Setting) -> Figures:
 
 def over_http(setting: Setting) -> Figures:
     """Rows per second of batched requests, and their share of the engine's: see `benchmarks.http.rates`."""
+    from benchmarks.http import rates  # needs the packages of a server and a client; the other parts do not
+
     flags = ["--device", str(setting.device), "--shape", "1.3B", "--rounds", "5", "--seconds", "8"]
     if setting.shape == TINY:
         flags[2:] = ["--shape", "tiny", "--rounds", "2", "--seconds", "2"]
@@ -280,14 +283,15 @@ def over_http(setting: Setting) -> Figures:
 
 PARTS: dict[str, Callable[[Setting], Figures]] = {
     "parity": parity,
-    "attention": attention,
     "full_batches": full_batches,
     "latency": latency,
-    "quantized": quantized,
     "overlap": overlap,
+    "quantized": quantized,
     "over_http": over_http,
     "restart": restart,
+    "attention": attention,
 }
+"""In the order in which they are measured: the first ones count most where the time ends."""
 
 
 def run_part(name: str, part: Callable[[Setting], Figures], setting: Setting) -> Figures:
@@ -307,6 +311,12 @@ def run_part(name: str, part: Callable[[Setting], Figures], setting: Setting) ->
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     device, is_tiny = torch.device(arguments.device), arguments.tiny
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(
+            f"error: torch {torch.__version__} finds no GPU on this machine; `python -m service doctor` says why",
+            file=sys.stderr,
+        )
+        return NO_GPU
     setting = Setting(
         device=device,
         shape=TINY if is_tiny else LARGE,
@@ -317,12 +327,34 @@ def main(argv: Sequence[str]) -> int:
     if arguments.warm_up:
         make_engine(setting.shape, device).warm_up()
         return 0
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    print(f"{name}, torch {torch.__version__}")
-    wanted = arguments.parts.split(",") if arguments.parts else PARTS
-    figures = {part: run_part(part, PARTS[part], setting) for part in wanted}
-    arguments.machine = name
-    document = {
+    arguments.machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    print(f"{arguments.machine}, torch {torch.__version__}")
+    wanted = arguments.parts.split(",") if arguments.parts else list(PARTS)
+    figures = measure(wanted, arguments, argv, setting)
+    if not arguments.folder:
+        name = re.sub(r"[^a-z0-9]+", "_", arguments.machine.lower())
+        write(arguments.output / f"gpu_{name}.json", describe(figures, arguments, argv, setting))
+    return int(any("failed" in part for part in figures.values()))
+
+
+def measure(wanted: Sequence[str], arguments: argparse.Namespace, argv: Sequence[str], setting: Setting) -> Figures:
+    """The figures of each part. With a folder, each is written to a file of its own before the next one starts."""
+    started = time.perf_counter()
+    figures: Figures = {}
+    for number, part in enumerate(wanted, start=1):
+        if time.perf_counter() - started > arguments.limit_s:
+            figures[part] = {"failed": f"not started: {arguments.limit_s:g} s were over"}
+        else:
+            figures[part] = run_part(part, PARTS[part], setting)
+        if arguments.folder:
+            file = arguments.folder / f"{number}_{part}.json"
+            write(file, describe({part: figures[part]}, arguments, argv, setting))
+    return figures
+
+
+def describe(figures: Figures, arguments: argparse.Namespace, argv: Sequence[str], setting: Setting) -> dict[str, Any]:
+    """The document of some parts, with what they were measured on."""
+    return {
         "what": "the engine, and the service around it, random weights, on one GPU: " + ", ".join(figures),
         **about(arguments, argv, "torch", method=METHOD, precision="bfloat16 unless named"),
         "times": setting.times,
@@ -331,11 +363,12 @@ def main(argv: Sequence[str]) -> int:
         "hidden_size": setting.shape.hidden_size,
         "figures": figures,
     }
-    file = arguments.output / f"gpu_{re.sub(r'[^a-z0-9]+', '_', name.lower())}.json"
+
+
+def write(file: Path, document: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(f"\nwritten: {file}")
-    return int(any("failed" in part for part in figures.values()))
+    print(f"\nwritten: {file}", flush=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -346,6 +379,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--times", type=int, default=20, help="runs of each measurement")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--folder", type=Path, help="write one file for each part into this folder instead")
+    parser.add_argument(
+        "--limit-s", type=float, default=float("inf"), help="start no part after this time (default: none)"
+    )
     parser.add_argument("--warm-up", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

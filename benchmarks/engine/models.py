@@ -6,9 +6,10 @@ import json
 import random
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,3 +208,18 @@ def write_checkpoint(folder: Path, shape: Shape, file_format: FileFormat = "bin"
     else:
         save_file(tensors, file)
     return file
+
+
+def engine_rows_per_s(engine: Engine, rows: Sequence[Encoding], batch_rows: int, seconds: float) -> float:
+    """In batches of `batch_rows`, each prepared before the one ahead of it is finished."""
+    endless = cycle(rows)
+    batches = iter(lambda: list(islice(endless, batch_rows)), [])
+    finish, num_batches = engine.prepare(next(batches)), 0
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        following = engine.prepare(next(batches))
+        finish()
+        finish, num_batches = following, num_batches + 1
+    elapsed = time.perf_counter() - started
+    finish()
+    return num_batches * batch_rows / elapsed

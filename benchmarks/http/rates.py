@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +26,7 @@ import torch
 import uvloop
 
 from benchmarks.common import PATIENT, about, parser_of, save
-from benchmarks.engine.models import SHAPES, write_checkpoint
+from benchmarks.engine.models import SHAPES, engine_rows_per_s, write_checkpoint
 from benchmarks.http.load import LABELS, bodies_of, closed_loop, make_texts
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding
@@ -119,21 +118,6 @@ def _turn(
         batch_rows=batches["mean_rows"],
         front_cpu_share=requests_per_s * found["parent_cpu_ms"] / 1000,
     )
-
-
-def engine_rows_per_s(engine: Engine, rows: Sequence[Encoding], batch_rows: int, seconds: float) -> float:
-    """In batches of `batch_rows`, each prepared before the one ahead of it is finished."""
-    endless = cycle(rows)
-    batches = iter(lambda: list(islice(endless, batch_rows)), [])
-    finish, num_batches = engine.prepare(next(batches)), 0
-    started = time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        following = engine.prepare(next(batches))
-        finish()
-        finish, num_batches = following, num_batches + 1
-    elapsed = time.perf_counter() - started
-    finish()
-    return num_batches * batch_rows / elapsed
 
 
 def _totals(server: Server) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 from benchmarks import gpu
 from benchmarks.gpu import Figures, Setting
@@ -52,3 +53,29 @@ def test_a_part_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest
     assert status == 1
     assert figures["latency"] == {"failed": "RuntimeError: no such kernel"}
     assert figures["full_batches"]["tokens"] == 1024
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_machine_without_a_gpu_has_an_exit_status_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--folder", str(tmp_path)]) == gpu.NO_GPU
+    assert "finds no GPU on this machine" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_part_has_a_file_of_its_own_and_no_part_starts_after_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_something(setting: Setting) -> Figures:
+        return {"tokens": 7}
+
+    monkeypatch.setitem(gpu.PARTS, "latency", measure_something)
+    flags = ["--device", "cpu", "--tiny", "--parts", "latency,restart", "--folder", str(tmp_path)]
+    assert gpu.main([*flags, "--limit-s", "-1"]) == 1
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["1_latency.json", "2_restart.json"]
+    assert json.loads(files[1].read_text())["figures"]["restart"]["failed"].startswith("not started")
+    monkeypatch.setitem(gpu.PARTS, "restart", measure_something)
+    assert gpu.main(flags) == 0
+    assert json.loads(files[1].read_text())["figures"] == {"restart": {"tokens": 7}}
