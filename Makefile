@@ -79,7 +79,7 @@ mini: $(VENV)/train.stamp ## train the model that ships: make mini DATA=FOLDER O
 claims: $(VENV)/train.stamp ## reproduce the model cards on a GPU; elsewhere print the commands: make claims DATA=FOLDER
 	$(BIN)/python -m benchmarks.claims $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-# Installs nothing: a machine that is lent for minutes has torch for its driver. The last part may take two minutes.
+# Installs nothing, for a machine that is rented for minutes. The part that starts last may take two of them.
 gpu: ## measure a GPU in ten minutes, with the torch that is there; one file for each part: make gpu OUT=DIR
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --folder "$(if $(filter file,$(origin OUT)),runs/gpu,$(OUT))" --limit-s 460 $(ARGS)
 
