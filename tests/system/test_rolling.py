@@ -9,10 +9,10 @@ import pytest
 from tests.support.clients import RIGHT, counted, questions
 from tests.support.proxies import STEPS, behind, is_installed
 
-pytestmark = [pytest.mark.anyio, pytest.mark.system]
+pytestmark = [pytest.mark.anyio, pytest.mark.system, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("proxy", ["nginx", pytest.param("haproxy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
 async def test_no_request_is_lost_in_a_rolling_restart_or_a_kill(tmp_path: Path, proxy: str) -> None:
     if not is_installed(proxy):
         pytest.skip(f"{proxy} is not installed")
