@@ -100,10 +100,15 @@ def _examine_model(name: str, spec: ModelSpec, device: str, settings: Settings) 
         report |= {"family": checkpoint.family, "kind": checkpoint.kind, "shape": asdict(checkpoint.shape)}
         return report | _load(checkpoint, device, settings)
     except ServiceError as error:
-        return report | {"failed": redact(error.detail)}
+        return report | {"failed": _anonymous(redact(error.detail), spec, name)}
     except Exception as error:  # whatever it is, the rest of the report helps to find it
         logger.exception("model could not be examined", extra={"device": device})
-        return report | {"failed": redact(f"{type(error).__name__}: {error}")}
+        return report | {"failed": _anonymous(redact(f"{type(error).__name__}: {error}"), spec, name)}
+
+
+def _anonymous(text: str, spec: ModelSpec, name: str) -> str:
+    """The text with the public name of a model in place of the user's and of its source."""
+    return re.sub(rf"(?<!\w)(?:{re.escape(spec.source)}|{re.escape(spec.name)})(?!\w)", name, text)
 
 
 def _load(checkpoint: Checkpoint, device: str, settings: Settings) -> Report:

@@ -96,6 +96,14 @@ def test_a_model_that_cannot_be_loaded_is_reported_with_the_others(
     assert "model 1 on cpu cannot be loaded: <path>: no such directory" in report["advice"]
 
 
+def test_a_model_of_a_hub_is_not_named_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--offline", "--cache-dir", str(tmp_path), "--model", "mine=secret-org/secret-name"]
+    code, report = examine(capsys, *flags)
+    assert code == 1
+    assert "not in the cache, and offline mode is on" in report["models"][0]["failed"]
+    assert "secret" not in json.dumps(report)
+
+
 def test_a_kernel_that_fails_the_self_test_is_reported(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
