@@ -13,6 +13,7 @@ from langchain_openai import ChatOpenAI
 from litellm.exceptions import GuardrailRaisedException
 from litellm.proxy.guardrails.guardrail_hooks.generic_guardrail_api.generic_guardrail_api import GenericGuardrailAPI
 from pydantic import BaseModel, Field
+from refusals import refused
 
 URL, KEY, LIMITED = os.environ["URL"], os.environ["KEY"], os.environ["LIMITED"]
 TEXT = "这家餐厅的菜很好吃，服务也周到。"
@@ -40,14 +41,6 @@ class Review(BaseModel):
 
 def client(path="/openai/v1", key=KEY, **more):
     return openai.OpenAI(base_url=URL + path, api_key=key, **{"max_retries": 0, **more})
-
-
-def refused(kind, call):
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"wanted {kind.__name__}")
 
 
 def check_parse_fills_in_a_model():

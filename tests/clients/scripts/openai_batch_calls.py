@@ -5,6 +5,7 @@ import os
 import time
 
 import openai
+from refusals import refused
 
 URL, KEY, LIMITED, OTHER = (os.environ[name] for name in ("URL", "KEY", "LIMITED", "OTHER"))
 MODEL = "e5-small"
@@ -14,14 +15,6 @@ WAIT_S = 300
 
 def client(path="/openai/v1", key=KEY, **more):
     return openai.OpenAI(base_url=URL + path, api_key=key, max_retries=0, **more)
-
-
-def refused(kind, call):
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"wanted {kind.__name__}")
 
 
 def request(index, body=None, url="/v1/embeddings"):

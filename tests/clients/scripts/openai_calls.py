@@ -3,6 +3,7 @@
 import os
 
 import openai
+from refusals import refused
 
 URL, KEY, LIMITED = os.environ["URL"], os.environ["KEY"], os.environ["LIMITED"]
 MODEL = "e5-small"
@@ -11,14 +12,6 @@ TEXT = "今天天气怎么样？"
 
 def client(path="/openai/v1", key=KEY, **more):
     return openai.OpenAI(base_url=URL + path, api_key=key, max_retries=0, **more)
-
-
-def refused(kind, call):
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"wanted {kind.__name__}")
 
 
 def norm(vector):

@@ -11,6 +11,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 from openai import RateLimitError
+from refusals import refused
 
 URL, KEY, LIMITED = os.environ["URL"], os.environ["KEY"], os.environ["LIMITED"]
 PATIENCE_S = 300
@@ -62,14 +63,6 @@ def check_llama_index_reranks_at_the_prefix_and_the_root():
         assert {each.node.text for each in found} == set(DOCUMENTS)
         assert found[0].score >= found[1].score
         assert len(llama_reranker(path, top_n=1).postprocess_nodes(nodes(DOCUMENTS), QueryBundle(QUERY))) == 1
-
-
-def refused(kind, call):
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"wanted {kind.__name__}")
 
 
 def check_langchain_takes_no_url_but_a_client():

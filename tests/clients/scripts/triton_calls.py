@@ -1,8 +1,10 @@
 """`tritonclient[http]`, synchronous and asynchronous, against a server: the Open Inference Protocol v2."""
 
 import os
+from functools import partial
 
 import numpy as np
+import refusals
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
@@ -12,6 +14,7 @@ HOST = URL.removeprefix("http://")
 PATIENCE_S = 300
 LABELS = ["好评", "差评"]
 TEXTS = ["这家餐厅的菜很好吃", "太难吃了，再也不来"]
+refused = partial(refusals.refused, InferenceServerException)
 
 
 def client(path="/kserve"):
@@ -39,14 +42,6 @@ def infer(model, path="/kserve", key=KEY, binary=True, outputs=None, more=None, 
 
 def texts_of(result, name):
     return [each.decode() if isinstance(each, bytes) else each for each in result.as_numpy(name).ravel()]
-
-
-def refused(call):
-    try:
-        call()
-    except InferenceServerException as error:
-        return error
-    raise AssertionError("wanted InferenceServerException")
 
 
 def check_health_and_metadata():
