@@ -20,13 +20,12 @@ from service.api.app import create_app
 from service.cli_args import add_setting_flags, settings_from
 from service.commands.application import Application
 from service.host import fit_connections
+from service.server.certificate import Certificate, check_certificate
 from service.server.http_protocol import ConnectionLimits, HttpProtocol
 from service.server.listener import bind, remove_socket, url_of
 from service.server.prefix import behind_proxies
 from service.server.security import (
-    Certificate,
     allowed_hosts,
-    check_certificate,
     make_key_store,
     make_reload,
     require_keys_or_loopback,

@@ -13,9 +13,9 @@ from typing import Protocol, cast
 import uvicorn
 
 from service.errors import TooManyConnections
+from service.server.certificate import Certificate
 from service.server.http_protocol import RESERVED_CONNECTIONS, ConnectionLimits, HttpProtocol
 from service.server.listener import Handshakes, Listener
-from service.server.security import Certificate
 
 logger = logging.getLogger(__name__)
 

@@ -50,6 +50,13 @@ async def working(
 
 
 @pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner saves all the time, and waits for no line that is in work."""
+    monkeypatch.setattr(batch_runner, "SAVE_S", 0.01)
+    monkeypatch.setattr(batch_runner, "GRACE_S", 0.01)
+
+
+@pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     async with working(store(tmp_path)) as service:
         yield service
@@ -343,9 +350,8 @@ async def test_cancel_stops_at_the_lines_in_work_and_keeps_their_answers(
     assert len(submit.calls) == batch_runner.NUM_IN_WORK
 
 
-async def test_cancel_does_not_wait_long_for_lines_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_runner, "SAVE_S", 0.01)
-    monkeypatch.setattr(batch_runner, "GRACE_S", 0.01)
+@pytest.mark.usefixtures("hurried")
+async def test_cancel_does_not_wait_long_for_lines_that_wait(tmp_path: Path) -> None:
     submit = FakeSubmit(error=QueueFull("full", retry_after_s=0.001))
     async with working(store(tmp_path), submit) as service:
         batch = await start(service, line("a"))
@@ -355,11 +361,8 @@ async def test_cancel_does_not_wait_long_for_lines_that_wait(tmp_path: Path, mon
     assert (done["status"], done["output_file_id"], done["error_file_id"]) == ("cancelled", None, None)
 
 
-async def test_lines_that_are_left_when_a_batch_expires_are_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_runner, "SAVE_S", 0.01)
-    monkeypatch.setattr(batch_runner, "GRACE_S", 0.01)
+@pytest.mark.usefixtures("hurried")
+async def test_lines_that_are_left_when_a_batch_expires_are_errors(tmp_path: Path) -> None:
     clock, submit = FakeClock(), FakeSubmit(error=QueueFull("full", retry_after_s=0.001))
     async with working(store(tmp_path, clock, expiry_s=10**6), submit) as service:
         batch = await start(service, *(line(str(number)) for number in range(50)))
@@ -372,9 +375,8 @@ async def test_lines_that_are_left_when_a_batch_expires_are_errors(
     assert {each["error"]["code"] for each in errors} == {"batch_expired"}
 
 
-async def test_a_batch_whose_file_is_deleted_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_runner, "SAVE_S", 0.01)
-    monkeypatch.setattr(batch_runner, "GRACE_S", 0.01)
+@pytest.mark.usefixtures("hurried")
+async def test_a_batch_whose_file_is_deleted_ends(tmp_path: Path) -> None:
     submit = FakeSubmit(error=QueueFull("full", retry_after_s=0.001))
     async with working(store(tmp_path), submit) as service:
         batch = await start(service, line("a"))

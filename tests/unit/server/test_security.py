@@ -16,11 +16,9 @@ from service.api.accounts import hash_of
 from service.cli import main
 from service.errors import SettingError
 from service.metrics import Metrics
-from service.server.certificate import expiry_of
+from service.server.certificate import Certificate, check_certificate, expiry_of
 from service.server.security import (
-    Certificate,
     allowed_hosts,
-    check_certificate,
     make_key_store,
     make_reload,
     require_keys_or_loopback,
