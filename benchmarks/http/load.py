@@ -17,7 +17,8 @@ from statistics import median
 import numpy as np
 import uvloop
 
-from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, resolve
+from service.checkpoints.spec import parse_spec
 from service.commands.models import SHIPPED, locate_shipped
 from service.tasks.text_model import TextModel
 from service.tools.bench.client import Client

@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -26,10 +26,10 @@ from service.checkpoints.adapter import (
 from service.checkpoints.files import config_file, has_config, read_json, tensor_names, weight_files
 from service.checkpoints.heads import Head, count_classes, describe_head
 from service.checkpoints.sentence_modules import EmbeddingSpec, Modules, describe_embedding, read_modules
+from service.checkpoints.spec import BASE_MARK, COMMIT, MODELSCOPE, ModelSpec, parse_spec
 from service.errors import CheckpointError, SettingError
 
 Family = Literal["megatron-bert", "bert", "xlm-roberta", "roberta"]
-HubName = Literal["huggingface", "modelscope"]
 Kind = Literal["masked-lm", "sequence-classification", "question-answering", "encoder"]
 
 _CLASS_PREFIXES: dict[str, Family] = {
@@ -88,26 +88,6 @@ _PURPOSES = {"similarity", "nli"}
 
 CHOICE_KEY = "erlangshen_choice"
 """The key in config.json for the labels that a choice model was fine-tuned for."""
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_ADDRESS = re.compile(r"(\w+)://(?P<host>[^/]*)/(?:models/)?(?P<repository>[^/]+/[^/?#@]+)?")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@.*)?", re.ASCII)
-MODELSCOPE, _HUGGING_FACE = "ms://", "hf://"
-"""What a source begins with that is a repository of one hub, whatever the setting."""
-_SPEC = "wanted SOURCE, NAME=SOURCE or NAME=SOURCE@REVISION"
-_BASE = "+base="
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A model as the user names it: NAME=SOURCE@REVISION. `base` is a source of the base of an adapter, and `hub` that
-    of a base without one."""
-
-    name: str
-    source: str
-    revision: str | None = None
-    base: str | None = None
-    hub: HubName = "huggingface"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +174,7 @@ class Checkpoint:
     @property
     def commit(self) -> str | None:
         """The commit of the hub repository, for a folder of the hub's cache."""
-        is_snapshot = self.folder.parent.name == "snapshots" and _COMMIT.fullmatch(self.folder.name)
+        is_snapshot = self.folder.parent.name == "snapshots" and COMMIT.fullmatch(self.folder.name)
         return self.folder.name if is_snapshot else None
 
     @property
@@ -205,82 +185,6 @@ class Checkpoint:
         path = self.folder
         is_by_repository = folders.repository_of(path) and folders.expand(self.source).resolve() != path
         return f"{path.parents[1]}@{self.revision or 'main'}" if is_by_repository else str(path)
-
-
-def parse_spec(text: str, hub: HubName = "huggingface") -> ModelSpec:
-    """Parses `SOURCE`, `NAME=SOURCE` or either with `@REVISION`; a source that is a directory may contain `@` and `=`.
-
-    `hub` is that of a source ORG/NAME without `ms://` or `hf://`. After an adapter, `+base=SOURCE` names its base.
-    Raises SettingError when a part is missing, or when a name cannot be a model's.
-    """
-    text = text.strip()
-    whole, base = _split_base(text)
-    if base is not None:
-        return replace(parse_spec(whole, hub), base=base)
-    if not text.isascii() and text.encode(errors="replace").decode() != text:
-        raise SettingError(f"model {text!a}: the path is not UTF-8; rename the folder, or make a link to it")
-    name, source = _split_name(text)
-    source = _with_hub(source, hub)
-    if (address := _ADDRESS.match(source)) and not source.startswith(MODELSCOPE):
-        is_file = address[1].lower() == "file"
-        wanted = shlex.quote(source.partition("//")[2]) if is_file else address["repository"] or "ORG/NAME"
-        if "modelscope" in address["host"].lower():
-            wanted = MODELSCOPE + wanted
-        raise SettingError(f"model: an address ({address[1]}://...); wanted a folder, or a hub id: --model {wanted}")
-    revision: str | None = None
-    if not folders.is_folder(source) and "@" in source:
-        before, _, after = source.rpartition("@")
-        if folders.is_folder(before) or not source.startswith(folders.LOCAL_MARKS):
-            source, revision = before, after
-    if not folders.is_local(source):
-        source = source.rstrip("/")
-    if not source or revision == "":
-        raise SettingError(f"model {text!r}: {_SPEC}")
-    own_hub: HubName = "modelscope" if source.startswith(MODELSCOPE) else hub
-    return ModelSpec(name or _own_name(text, source), source, revision, hub=own_hub)
-
-
-def _with_hub(source: str, hub: HubName) -> str:
-    """A repository of ModelScope begins with `ms://`, one of the Hugging Face hub with nothing."""
-    if source.startswith(MODELSCOPE) and not _REPOSITORY.fullmatch(source.removeprefix(MODELSCOPE)):
-        raise SettingError(f"model: {source!r}; wanted {MODELSCOPE}ORG/NAME or {MODELSCOPE}ORG/NAME@REVISION")
-    if source.startswith(_HUGGING_FACE):
-        return source.removeprefix(_HUGGING_FACE)
-    is_repository = not folders.is_local(source) and _REPOSITORY.fullmatch(source)
-    return MODELSCOPE + source if hub == "modelscope" and is_repository else source
-
-
-def _split_base(text: str) -> tuple[str, str | None]:
-    """The spec of an adapter, and the source of its base, None where there is none."""
-    name, _, source = text.partition("=")
-    is_path = folders.is_folder(text) or (not name.endswith(_BASE[:-1]) and folders.is_folder(source.strip()))
-    if _BASE not in text or is_path:
-        return text, None
-    whole, _, base = text.rpartition(_BASE)
-    if not base.strip():
-        raise SettingError(f"model {text!r}: wanted a folder or a hub id after {_BASE}")
-    return whole, base.strip()
-
-
-def _split_name(text: str) -> tuple[str, str]:
-    """The name, empty where there is none, and the source."""
-    name, equals, source = (part.strip() for part in text.partition("="))
-    is_path = folders.is_folder(text) and not folders.is_folder(source)
-    if not equals or is_path or name.startswith(folders.LOCAL_MARKS):
-        return "", text
-    if not name or not source:
-        raise SettingError(f"model {text!r}: {_SPEC}")
-    if reason := folders.why_no_name(name):
-        raise SettingError(f"model {text!r}: {name!r} cannot be a model's name: {reason}")
-    return name, source
-
-
-def _own_name(text: str, source: str) -> str:
-    name = folders.name_of(source)
-    if reason := folders.why_no_name(name):
-        line = shlex.quote(f"{folders.suggest_name(name)}={text}")
-        raise SettingError(f"model {text!r}: {name!r} cannot be a model's name: {reason}; give it one: --model {line}")
-    return name
 
 
 def resolve(
@@ -310,7 +214,7 @@ def resolve(
         base = _find_base(adapter, spec, locate)
         return describe(base, spec.name, spec.source, spec.revision, labels=labels, adapter=adapter)
     if spec.base is not None:
-        raise SettingError(f"model {spec.name}: {spec.source} is no adapter; leave out {_BASE}{spec.base}")
+        raise SettingError(f"model {spec.name}: {spec.source} is no adapter; leave out {BASE_MARK}{spec.base}")
     return describe(path, spec.name, spec.source, spec.revision, labels=labels)
 
 

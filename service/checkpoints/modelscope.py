@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from service.checkpoints import endpoints, repository
 from service.checkpoints.endpoints import Endpoint, describe_failure
-from service.checkpoints.repository import COMMIT, SMALL_FILES, WEIGHTS
+from service.checkpoints.repository import SMALL_FILES, WEIGHTS
 from service.checkpoints.sentence_modules import list_modules
+from service.checkpoints.spec import COMMIT
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +27,7 @@ from service.checkpoints.files import (
     succeeds,
 )
 from service.checkpoints.sentence_modules import MODULES_FILE, SETTINGS_FILE, TRANSFORMER_FILES, list_modules
+from service.checkpoints.spec import COMMIT
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ SMALL_FILES = (
 # One weights format is enough, so the second is requested only when the repository has no files of the first.
 WEIGHTS = ((*SAFETENSORS_FILES, "model-*-of-*.safetensors"), (*BIN_FILES, "pytorch_model-*-of-*.bin"))
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 _LISTED_FILES = 12
 
 

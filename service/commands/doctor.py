@@ -20,8 +20,9 @@ from functools import partial
 from typing import Any
 
 from service import host, logs
-from service.checkpoints.checkpoint import Checkpoint, ModelSpec
+from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.folders import SHIPPED
+from service.checkpoints.spec import ModelSpec
 from service.cli_args import add_setting_flags, settings_from
 from service.commands.models import fetch_checkpoint, parse_specs
 from service.domain import Check

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, resolve
+from service.checkpoints.spec import parse_spec
 from service.commands.models import locate_shipped
 from service.errors import SettingError
 

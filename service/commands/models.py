@@ -11,9 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 from service.api.openapi import EXAMPLES
-from service.checkpoints.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, resolve
 from service.checkpoints.folders import SHIPPED, is_folder
 from service.checkpoints.folders import locate_shipped as shipped_folder
+from service.checkpoints.spec import ModelSpec, parse_spec
 from service.errors import SettingError
 from service.replicas.protocol import Loading
 from service.settings import Models

@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from service.checkpoints.checkpoint import parse_spec, resolve
+from service.checkpoints.checkpoint import resolve
 from service.checkpoints.files import canonical_name
+from service.checkpoints.spec import parse_spec
 from service.domain import Labels
 from service.engine.engine import Engine
 from service.engine.weights import open_tensors

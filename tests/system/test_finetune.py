@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from service.checkpoints.checkpoint import describe, parse_spec, resolve
+from service.checkpoints.checkpoint import describe, resolve
+from service.checkpoints.spec import parse_spec
 from service.domain import Encoding, Labels
 from service.engine.engine import Engine
 from service.tasks.similarity import SIMILARITY, SimilarityQuery

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from service import cli
-from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, resolve
+from service.checkpoints.spec import parse_spec
 from service.domain import Encoding
 from service.engine.engine import Engine
 from service.tasks.classification import CLASSIFY

@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from service.checkpoints.adapter import BASE_KEY
-from service.checkpoints.checkpoint import Checkpoint, parse_spec
+from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from service.checkpoints.folders import is_local, is_shipped
+from service.checkpoints.spec import parse_spec
 from service.engine.adapters import numbers_of_base
 from service.engine.weights import open_tensors
 from service.errors import StartupError

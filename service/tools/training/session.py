@@ -12,7 +12,8 @@ from statistics import median
 from typing import Any, Literal
 
 from service.checkpoints import folders
-from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, resolve
+from service.checkpoints.spec import parse_spec
 from service.errors import InvalidRequest, SettingError
 from service.host import cpu_features, num_cuda_devices
 from service.settings import Models

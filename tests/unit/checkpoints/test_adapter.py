@@ -13,7 +13,8 @@ import torch
 
 from service.checkpoints import hub
 from service.checkpoints.adapter import read_adapter
-from service.checkpoints.checkpoint import Checkpoint, ModelSpec, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, resolve
+from service.checkpoints.spec import ModelSpec, parse_spec
 from service.errors import CheckpointError, SettingError
 from tests.adapters import edit_tensors, make_adapter
 from tests.checkpoints import make_checkpoint

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.checkpoints.checkpoint import ModelSpec, parse_spec, resolve
+from service.checkpoints.checkpoint import resolve
 from service.checkpoints.folders import find, name_of
+from service.checkpoints.spec import ModelSpec, parse_spec
 from service.errors import CheckpointError
 from tests.checkpoints import FileFormat, make_checkpoint
 

@@ -19,8 +19,9 @@ import torch
 from huggingface_hub import constants
 
 from service.checkpoints import endpoints, hub, repository
-from service.checkpoints.checkpoint import describe, parse_spec, resolve
+from service.checkpoints.checkpoint import describe, resolve
 from service.checkpoints.files import weight_files
+from service.checkpoints.spec import parse_spec
 from service.errors import CheckpointError
 from tests.checkpoints import FileFormat, make_checkpoint, write_weights
 from tests.sentence_folders import DenseOf, make_embedding_model, write_json

@@ -20,7 +20,8 @@ import pytest
 from huggingface_hub import constants
 
 from service.checkpoints import modelscope
-from service.checkpoints.checkpoint import parse_spec, resolve
+from service.checkpoints.checkpoint import resolve
+from service.checkpoints.spec import parse_spec
 from service.errors import CheckpointError, SettingError
 from tests.checkpoints import make_checkpoint
 from tests.sentence_folders import DenseOf, make_embedding_model

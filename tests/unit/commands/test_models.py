@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.checkpoints.checkpoint import ModelSpec
+from service.checkpoints.spec import ModelSpec
 from service.commands.models import parse_specs
 from service.errors import SettingError
 from service.settings_sources import load

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from service.checkpoints.adapter import BASE_KEY
-from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, resolve
+from service.checkpoints.spec import parse_spec
 from service.domain import Labels, Mean, TokenScores
 from service.engine.adapters import numbers_of_base
 from service.engine.engine import Engine

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from service.checkpoints.adapter import BASE_KEY
-from service.checkpoints.checkpoint import Checkpoint, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, resolve
 from service.checkpoints.folders import locate_shipped
+from service.checkpoints.spec import parse_spec
 from service.domain import Labels, Pooled
 from service.engine.engine import Engine
 from service.errors import SettingError

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from service.checkpoints.checkpoint import Checkpoint, describe, parse_spec, resolve
+from service.checkpoints.checkpoint import Checkpoint, describe, resolve
+from service.checkpoints.spec import parse_spec
 from service.domain import PoolingMode
 from service.errors import SettingError
 from service.tools.export.graph import inputs_of

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from service import cli
-from service.checkpoints.checkpoint import parse_spec, resolve
+from service.checkpoints.checkpoint import resolve
+from service.checkpoints.spec import parse_spec
 from service.errors import SettingError, StartupError
 from service.tools.export import publish
 from service.tools.export.publish import Upload, hide_tokens, plan_upload, upload
