@@ -8,6 +8,7 @@ are tokens wherever they are in a text, as in transformers.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from service.tasks.tokenizer_files import (
     read_added,
     special_names,
 )
+
+# The library's own threads would only hand a request's few words to another core, and compete with the replicas.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 YES, NO = "是", "非"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
