@@ -45,6 +45,7 @@ from service.metric_labels import (
 PREFIX = "erlangshen"
 
 M = TypeVar("M", Counter, Gauge, Histogram)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,11 @@ def _cache_series(metric: M) -> M:
 
 def _exposed_name(name: str, unit: str) -> str:
     return f"{PREFIX}_{name}_{unit}" if unit else f"{PREFIX}_{name}"
+
+
+def _tally(values: Sequence[T]) -> Iterable[tuple[T, int]]:
+    """Each value with its count. Most requests have one input, and a counter costs as much as the metric."""
+    return ((values[0], 1),) if len(values) == 1 else Tally(values).items()
 
 
 def _create_series(metric: Counter | Gauge | Histogram, *values: Sequence[str]) -> None:
@@ -229,7 +235,8 @@ class Metrics(DeclaredMetrics):
     def encoded(self, task: str, model: str, *, inputs: int, tokens: int, truncated: int) -> None:
         self.inputs.labels(task, model).inc(inputs)
         self.input_tokens.labels(task, model).inc(tokens)
-        self.truncated_inputs.labels(task).inc(truncated)
+        if truncated:
+            self.truncated_inputs.labels(task).inc(truncated)
 
     def tokenized(self, seconds: float) -> None:
         self.tokenize_duration.observe(seconds)
@@ -313,9 +320,9 @@ class Metrics(DeclaredMetrics):
         scores = self.prediction_score.labels(task, model)
         for _, score, _ in decisions:
             scores.observe(score)
-        for label, count in Tally(label for label, _, _ in decisions).items():
+        for label, count in _tally([label for label, _, _ in decisions]):
             self.predictions.labels(task, model, label or known.OTHER_LABEL).inc(count)
-        for decision, count in Tally(decision for _, _, decision in decisions if decision).items():
+        for decision, count in _tally([decision for _, _, decision in decisions if decision]):
             self.decisions.labels(task, model, decision).inc(count)
 
     def declare_predictions(self, task: str, model: str, labels: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from service.slices import between_slices
 from service.stores.label_sets import LabelSet
 from service.tasks.classify_query import ClassifyQuery
 from service.tasks.registry import TASKS, names_of
+from service.tasks.task import Task
 
 SLICE_ITEMS = 5000
 """Of a large reply, written at once: a few milliseconds."""
@@ -92,11 +93,15 @@ class Exchange:
         memory = self.state.memory
         with memory.reserved(num_reserved := memory_of(encoded)):
             advanced = await pipeline.advance(chosen, encoded, self.options)
+            if advanced is encoded:
+                return await self._compute(chosen, encoded, write)
             self.context.encoded(0, advanced.num_tokens - encoded.num_tokens)
-            encoded = advanced
-            with memory.reserved(memory_of(encoded) - num_reserved):
-                finish = partial(self._finish, write, encoded.is_reply_large)
-                written = await pipeline.compute(chosen, encoded, finish, self.options)
+            with memory.reserved(memory_of(advanced) - num_reserved):
+                return await self._compute(chosen, advanced, write)
+
+    async def _compute(self, task: Task[Any, Any], encoded: Encoded, write: Write[W]) -> W:
+        finish = partial(self._finish, write, encoded.is_reply_large)
+        written = await self.state.pipeline.compute(task, encoded, finish, self.options)
         self._count_labels(encoded)
         return written
 

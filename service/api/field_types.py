@@ -45,11 +45,6 @@ def _limits(info: ValidationInfo) -> Server:
     return info.context if isinstance(info.context, Server) else Server()
 
 
-def max_windows(info: ValidationInfo) -> int:
-    """The limit of the server that validates this request."""
-    return _limits(info).max_windows
-
-
 def _error(message: str) -> PydanticCustomError:
     # As context, not as the template, because a message may contain braces.
     return PydanticCustomError("invalid", "{message}", {"message": message})

@@ -55,7 +55,7 @@ async def answer_request(
         return rename(body.field(path)) if rename else body.field(path)
 
     try:
-        query = body.query()
+        query = body.query(exchange.limits.max_windows)
     except InvalidRequest as error:
         raise renamed_error(error, rename) from None
     return await exchange.answer(task, query, write, model=body.model, rename=path_in_request)

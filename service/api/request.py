@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from starlette.requests import ClientDisconnect, Request
@@ -186,7 +186,7 @@ class Headers:
         given = [ms for ms in (timeout_ms, self.timeout_ms) if ms is not None]
         rank = options.priority if priority is None else min(options.priority, RANKS[priority])
         deadline = started + min(given, default=limits.default_timeout_ms) / 1000
-        return replace(options, deadline=deadline, priority=rank)
+        return RequestOptions(deadline, rank, options.account, options.weight)
 
 
 def _timeout_ms(text: str, limits: Server) -> int:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, computed_field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, computed_field
 
 from service.api.field_types import (
     DEFAULT_TOP_K,
@@ -40,7 +41,6 @@ from service.api.field_types import (
     TopK,
     Wire,
     label_of,
-    max_windows,
 )
 from service.checkpoints.heads import Activation, LabelSource, ProblemType
 from service.checkpoints.sentence_modules import Similarity
@@ -83,8 +83,11 @@ class TaskRequest(Wire):
     )
 
     @abstractmethod
-    def query(self) -> Any:
-        """The query of this request."""
+    def query(self, max_windows: int = MAX_WINDOWS) -> Any:
+        """The query of this request; `max_windows` is the server's limit on the windows of a request.
+
+        Raises InvalidRequest.
+        """
 
     def field(self, path: str) -> str:
         """The path in this request of a field that a task's error names."""
@@ -120,23 +123,17 @@ class WindowedRequest(TaskRequest):
         "labels, `max` of choices and where labels are scored independently. `first`: only the first one is read.",
         examples=["mean"],
     )
-    _max_windows: int = PrivateAttr(default=MAX_WINDOWS)
-
-    @model_validator(mode="after")
-    def _take_limits(self, info: ValidationInfo) -> Self:
-        self._max_windows = max_windows(info)
-        return self
 
     @property
     def cut(self) -> Truncation:
         """How a row is cut: a window that does not fit, as a long second text may leave it no room, at its end."""
         return "right" if self.truncation == "window" else self.truncation
 
-    def windows(self) -> WindowOptions | None:
+    def windows(self, max_windows: int) -> WindowOptions | None:
         """Raises InvalidRequest."""
         if self.truncation == "window":
             stride = DEFAULT_STRIDE if self.stride is None else self.stride
-            return WindowOptions(stride, self.window_pooling, self._max_windows)
+            return WindowOptions(stride, self.window_pooling, max_windows)
         for name in ("stride", "window_pooling"):
             if getattr(self, name) is not None:
                 raise InvalidRequest.of(name, "requires truncation window")
@@ -282,8 +279,6 @@ class ClassifyRequest(WindowedRequest):
     min_score: Probability | None = _MIN_SCORE
     margin: Probability | None = _MARGIN
     none_label: Str | None = _NONE_LABEL
-    _label_set: LabelSetBody | None = PrivateAttr(None)
-    _temperature: float | None = PrivateAttr(None)
 
     def with_labels_of(self, label_set: LabelSetBody) -> ClassifyRequest:
         """This request with the labels of the set, and its other fields where the request does not have them."""
@@ -291,14 +286,13 @@ class ClassifyRequest(WindowedRequest):
             raise InvalidRequest.of("labels", "cannot be combined with label_set")
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
         names = set(_OF_LABEL_SET) - given - ({"margin"} if self.multi_label else set())
-        copy = self.model_copy(update={name: getattr(label_set, name) for name in names})
-        copy._label_set = label_set
-        copy._temperature = label_set.temperature if self._is_scored_as_set(given) else None
-        return copy
+        fields = dict(self) | {name: getattr(label_set, name) for name in names}
+        filled = _FilledRequest.model_construct(self.model_fields_set, **fields)
+        filled._label_set = label_set
+        filled._temperature = label_set.temperature if self._is_scored_as_set(given) else None
+        return filled
 
     def _labels(self) -> LabelList:
-        if self._label_set is not None:
-            return self._label_set.label_list
         return LabelList(tuple([label_of(each) for each in self.labels])) if self.labels else NO_LABELS
 
     def _is_scored_as_set(self, given: set[str]) -> bool:
@@ -306,7 +300,7 @@ class ClassifyRequest(WindowedRequest):
         changes = given & {"model", "method", "question", "hierarchy"}
         return not (changes or self.multi_label) and all(one.text_pair is None for one in self.inputs)
 
-    def query(self) -> ClassifyQuery:
+    def query(self, max_windows: int = MAX_WINDOWS) -> ClassifyQuery:
         labels = self._labels()
         for name in ("question", "multi_label", "hierarchy"):
             if getattr(self, name) and not labels:
@@ -326,12 +320,24 @@ class ClassifyRequest(WindowedRequest):
             is_alone=self.model is not None,
             hierarchy=self.hierarchy,
             rule=Rule(self.min_score, self.margin or 0.0, self.none_label),
-            temperature=self._temperature,
-            windows=self.windows(),
+            windows=self.windows(max_windows),
         )
 
+
+class _FilledRequest(ClassifyRequest):
+    """A request with what its label set has. Private attributes cost most of a small model, so others have none."""
+
+    _label_set: LabelSetBody = PrivateAttr()
+    _temperature: float | None = PrivateAttr(None)
+
+    def query(self, max_windows: int = MAX_WINDOWS) -> ClassifyQuery:
+        return replace(super().query(max_windows), temperature=self._temperature)
+
+    def _labels(self) -> LabelList:
+        return self._label_set.label_list
+
     def field(self, path: str) -> str:
-        return path if self._label_set is None or not path.startswith("labels") else f"label_set.{path}"
+        return f"label_set.{path}" if path.startswith("labels") else path
 
 
 def _check_one_prompt(prompt: str | None, prompt_name: str | None) -> None:
@@ -358,7 +364,7 @@ class SimilarityRequest(CutRequest):
         None, description="A text to put before each text, for an embedding model; empty: none.", examples=["query: "]
     )
 
-    def query(self) -> SimilarityQuery:
+    def query(self, max_windows: int = MAX_WINDOWS) -> SimilarityQuery:
         _check_one_prompt(self.prompt, self.prompt_name)
         return SimilarityQuery(
             pairs=self._pairs(),
@@ -414,7 +420,7 @@ class MrcRequest(WindowedRequest):
         None, description="Without choices: spans with a lower score are left out; default: 0."
     )
 
-    def query(self) -> MrcQuery:
+    def query(self, max_windows: int = MAX_WINDOWS) -> MrcQuery:
         given = {name: value for name in _OPTIONS_OF_SPANS if (value := getattr(self, name)) is not None}
         has_choices = self.inputs[0].choices is not None
         for index, one in enumerate(self.inputs):
@@ -428,11 +434,11 @@ class MrcRequest(WindowedRequest):
             raise InvalidRequest.of(name, "cannot be combined with choices")
         readings = tuple(Reading(one.passage, one.question, tuple(one.choices or ())) for one in self.inputs)
         if has_choices:
-            return MrcQuery(readings, self.cut, windows=self.windows())
+            return MrcQuery(readings, self.cut, windows=self.windows(max_windows))
         if self.window_pooling is not None:
             raise InvalidRequest.of("window_pooling", "requires choices")
         given |= {"stride": self.stride} if self.stride is not None else {}
-        return MrcQuery(readings, self.cut, SpanOptions(**given, max_windows=self._max_windows))
+        return MrcQuery(readings, self.cut, SpanOptions(**given, max_windows=max_windows))
 
 
 class NliRequest(CutRequest):
@@ -440,7 +446,7 @@ class NliRequest(CutRequest):
 
     inputs: Pairs = Field(description="Pairs of premise and hypothesis.")
 
-    def query(self) -> NliQuery:
+    def query(self, max_windows: int = MAX_WINDOWS) -> NliQuery:
         return NliQuery(tuple((premise, hypothesis) for premise, hypothesis in self.inputs), self.truncation)
 
 
@@ -450,7 +456,7 @@ class FillMaskRequest(CutRequest):
     inputs: MaskedStrings = Field(description="A text with `[MASK]`, or a list of such texts.")
     top_k: TopK = Field(5, description="Number of tokens to return for each `[MASK]`.")
 
-    def query(self) -> FillMaskQuery:
+    def query(self, max_windows: int = MAX_WINDOWS) -> FillMaskQuery:
         return FillMaskQuery(tuple(self.inputs), self.top_k, self.truncation)
 
 
@@ -481,7 +487,7 @@ class EmbedRequest(WindowedRequest):
         examples=["query: "],
     )
 
-    def query(self) -> EmbedQuery:
+    def query(self, max_windows: int = MAX_WINDOWS) -> EmbedQuery:
         _check_one_prompt(self.prompt, self.prompt_name)
         return EmbedQuery(
             inputs=tuple(self.inputs),
@@ -490,7 +496,7 @@ class EmbedRequest(WindowedRequest):
             prompt=self.prompt,
             prompt_name=self.prompt_name,
             truncation=self.cut,
-            windows=self.windows(),
+            windows=self.windows(max_windows),
         )
 
 

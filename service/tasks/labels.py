@@ -34,17 +34,17 @@ class LabelList:
     labels: tuple[Label, ...] = ()
     wording: tuple[str, ...] = ()
     """What a choice model reads instead of the labels' own options."""
+    names: tuple[str, ...] = field(init=False)
     trees: dict[str, Any] = field(init=False, default_factory=dict)
     """The hierarchies of the labels, by separator; see `hierarchy`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple([label.name for label in self.labels]))
 
     @classmethod
     def of(cls, names: Iterable[str], wording: Sequence[str] = ()) -> Self:
         """Labels without descriptions and examples."""
         return cls(tuple([Label(name) for name in names]), tuple(wording))
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        return tuple([label.name for label in self.labels])
 
     @cached_property
     def options(self) -> tuple[str, ...]:

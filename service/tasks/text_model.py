@@ -166,9 +166,11 @@ class TextModel:
             return self._read_starts(texts, max_tokens, self._piece_ends)
         limit = None if max_tokens is None else 2 * max_tokens
         kept = slice(-limit, None) if limit and from_end else slice(limit)
+        num_chars = SLICE_CHARS if max_tokens is None else min(2 * max_tokens, SLICE_CHARS)
+        if max(map(len, texts), default=0) <= num_chars:
+            return self._read(texts, kept)
         found: list[list[int]] = [[] for _ in texts]
         unread = {index: (0, len(text)) for index, text in enumerate(texts)}
-        num_chars = SLICE_CHARS if max_tokens is None else min(2 * max_tokens, SLICE_CHARS)
         while unread:
             spans = {index: self._slice(texts[index], *rest, num_chars, from_end) for index, rest in unread.items()}
             read = self._read([texts[index][start:end] for index, (start, end) in spans.items()], kept)
@@ -221,6 +223,8 @@ class TextModel:
 
     def _read(self, texts: Sequence[str], kept: slice) -> list[list[int]]:
         """The `kept` token ids of each text; SLICE_CHARS at most, or one text, in each call of the tokenizer."""
+        if sum(map(len, texts)) <= SLICE_CHARS:  # as of most requests
+            return [ids[kept] for ids in self._read_at_once(texts)]
         read: list[list[int]] = []
         while len(read) < len(texts):
             between_slices()

@@ -51,7 +51,8 @@ async def _answer(task: str, exchange: Exchange, body: schemas.TaskRequest) -> R
         label_set = schemas.LabelSetVersion(name=found.name, version=found.version)
         body = body.with_labels_of(found.value)
     write = partial(_write, task, label_set)
-    return await exchange.answer(task, body.query(), write, model=body.model, rename=body.field)
+    query = body.query(exchange.limits.max_windows)
+    return await exchange.answer(task, query, write, model=body.model, rename=body.field)
 
 
 def _write(task: str, label_set: schemas.LabelSetVersion | None, answer: Answer[Any], is_large: bool) -> Response:
