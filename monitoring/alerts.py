@@ -138,6 +138,15 @@ REPLICAS = [
         "15m",
     ),
     Alert(
+        "ErlangshenKernelLeftOut",
+        f"sum by ({REPLICA}, model, kind) (erlangshen_kernels_left_out) > 0",
+        "warning",
+        f"Replica {{{{ $labels.replica }}}} of {WHERE} runs {{{{ $labels.model }}}} without its fastest kernels",
+        "The self-test at load found {{ $value | humanize }} kernels ({{ $labels.kind }}) wrong or failing. The answers "
+        "are right, and slower.",
+        "10m",
+    ),
+    Alert(
         "ErlangshenRowsFailing",
         f"sum by ({INSTANCE}, model) (increase(erlangshen_failed_rows_total[10m])) > 0",
         "warning",

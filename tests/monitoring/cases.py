@@ -197,6 +197,8 @@ CASES = (
     Case("ErlangshenCanaryStopped", canary("0x60", interval=0), 60),
     Case("ErlangshenCanaryStopped", canary("0x60", interval=3600), 60),
     Case("ErlangshenCanaryStopped", canary("0x60", is_up=0), 60),
+    Case("ErlangshenKernelLeftOut", {f'erlangshen_kernels_left_out{{{CPU},kind="linear"}}': "1x20"}, 15, WARNING),
+    Case("ErlangshenKernelLeftOut", {f'erlangshen_kernels_left_out{{{CPU},kind="linear"}}': "0x20"}, 15),
     Case("ErlangshenRowsFailing", {f"erlangshen_failed_rows_total{{{MODEL}}}": "0x3 2x10"}, 5, WARNING),
     Case("ErlangshenRowsFailing", {f"erlangshen_failed_rows_total{{{MODEL}}}": "2x20"}, 5),
     Case("ErlangshenOutOfMemory", {f"erlangshen_out_of_memory_total{{{MODEL}}}": "0x3 1x10"}, 10, WARNING),
