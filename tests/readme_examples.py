@@ -22,7 +22,7 @@ import httpx
 
 ROOT = Path(__file__).parents[1]
 ENGLISH = (ROOT / "README.md", ROOT / "docs" / "tasks.md")
-CHINESE = tuple(page.with_suffix(".zh-CN.md") for page in ENGLISH)
+CHINESE = (ROOT / "README.zh-CN.md", ROOT / "docs" / "zh" / "tasks.md")
 ACCURACY_RESULT = ROOT / "benchmarks" / "results" / "accuracy_mini.json"
 MODEL_CARD = ROOT / "service" / "models" / "mini" / "README.md"
 WIDTH = 100
@@ -32,7 +32,7 @@ ANSWER = re.compile(r"<!-- answer:(?P<name>[\w-]+) -->\n(?:```json\n(?P<json>.*?
 ACCURACY = re.compile(r"(<!-- accuracy:begin -->\n).*?(<!-- accuracy:end -->)", re.DOTALL)
 ACCURACY_HEADS = {
     MODEL_CARD: ("data set", "examples", "accuracy", "95 % interval", "chance"),
-    ROOT / "docs" / "models.zh-CN.md": ("数据集", "样本数", "准确率", "95% 置信区间", "随机猜测"),
+    ROOT / "docs" / "zh" / "models.md": ("数据集", "样本数", "准确率", "95% 置信区间", "随机猜测"),
 }
 """The pages that show the accuracy of `mini`, and the head of the table there."""
 
