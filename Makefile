@@ -42,7 +42,7 @@ BUNDLE := dist/erlangshen-service-$(VERSION)
 MODELS ?=
 IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test test-all lint format unit mini claims gpu bench bench-peers image image-run bundle release pin-images check-deploy dashboards check-monitoring audit sbom lock clean
+.PHONY: help serve test test-all lint format unit mini claims gpu bench bench-peers image image-run bundle release pin-images check-deploy dashboards check-monitoring docs audit sbom lock clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -137,6 +137,10 @@ check-monitoring: $(VENV)/dev.stamp ## test dashboards and alerts with a real Pr
 	$(BIN)/python -m pytest tests/monitoring
 	$(BIN)/python -m benchmarks.dashboards $(ARGS)
 
+# --strict: a broken link or a page that is not in mkdocs.yml fails.
+docs: .docs/stamp ## build the documentation site in dist/site, for reading offline; ARGS="--site-dir DIR" elsewhere
+	NO_MKDOCS_2_WARNING=1 .docs/bin/python -m mkdocs build --strict $(ARGS)
+
 audit: .audit/stamp ## check the pinned packages for known vulnerabilities; fails when one cannot be checked
 	.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
 		$(addprefix -r ,$(SHIPPED)) $(ARGS)
@@ -148,13 +152,13 @@ sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of
 
 lock: .uv/stamp ## write requirements/lock/ again: run it after every change of a pin
 	$(COMPILE) --no-deps --no-emit-package torch --output-file requirements/lock/serve.txt requirements.txt
-	for name in train tuning export tracing bench audit uv; do \
+	for name in train tuning export tracing bench docs audit uv; do \
 		$(COMPILE) --no-deps --output-file requirements/lock/$$name.txt requirements/$$name.txt; done
 	sed '/^-r /d' requirements/dev.txt | $(COMPILE) --no-deps --output-file requirements/lock/dev.txt -
 	$(COMPILE) --output-file requirements/lock/deploy.txt requirements/deploy.txt
 	grep '^torch==' requirements.txt | $(COMPILE) --constraints requirements.txt --output-file requirements/lock/torch.txt -
 
-clean: ## remove caches and build output; keeps the environments (.venv .deploy .audit .peers .clients .uv)
+clean: ## remove caches and build output; keeps the environments (.venv .deploy .audit .peers .clients .docs .uv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find service tests benchmarks monitoring -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -188,6 +192,13 @@ $(VENV)/dev.stamp: $(DEV_LOCKS) $(VENV)/serve.stamp
 .deploy/stamp .audit/stamp .uv/stamp: .%/stamp: requirements/lock/%.txt
 	$(PYTHON) -m venv .$*
 	.$*/bin/$(INSTALL) $(BY_HASH) -r $<
+	touch $@
+
+# jieba is published as source alone. What builds it is in the lock file, too, and is installed before it.
+.docs/stamp: requirements/lock/docs.txt
+	$(PYTHON) -m venv .docs
+	sed '/^jieba==/,/[^\\]$$/d' $< | .docs/bin/$(INSTALL) $(BY_HASH) -r /dev/stdin
+	.docs/bin/$(INSTALL) $(BY_HASH) --no-binary jieba --no-build-isolation -r $<
 	touch $@
 
 $(BIN)/pip:

@@ -19,6 +19,8 @@ PEERS = ROOT / "benchmarks" / "peers" / "servers"
 """The compared servers run in their own environments with their own requirements."""
 CLIENTS = ROOT / "tests" / "clients" / "scripts"
 """They run in the environments of requirements/clients."""
+SITE = ROOT / "scripts" / "site_hooks.py"
+"""It runs in the environment of requirements/docs.txt."""
 TRAINING = [
     ROOT / "service" / "tools" / "training",
     ROOT / "service" / "tools" / "data" / "workbooks.py",
@@ -66,7 +68,7 @@ def imported(*paths: Path) -> dict[str, Path]:
 
 def sources(*folders: str) -> list[Path]:
     paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    return [path for path in paths if not any(path.is_relative_to(part) for part in (PEERS, CLIENTS))]
+    return [path for path in paths if not any(path.is_relative_to(part) for part in (PEERS, CLIENTS, SITE))]
 
 
 def is_training(path: Path) -> bool:

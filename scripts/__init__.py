@@ -1,0 +1,1 @@
+"""Commands of the Makefile, and the hooks of the documentation site."""
