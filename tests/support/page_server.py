@@ -1,0 +1,42 @@
+"""Starts `python -m service serve` for the blocks of a page, in the background, in place of their server before.
+
+`tests.support.pages` calls it with the flags of the block and names the port and the file for the process id.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from tests.support.pages import stop_server
+from tests.support.servers import POLL_S, START_S
+
+
+def main() -> None:
+    port, pid_file = os.environ["PAGE_PORT"], Path(os.environ["PAGE_PID_FILE"])
+    stop_server(pid_file)
+    log = pid_file.with_suffix(".log")
+    command = [sys.executable, "-m", "service", "serve", *sys.argv[1:], "--port", port]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    pid_file.write_text(str(process.pid))
+    end = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            urlopen(f"http://127.0.0.1:{port}/readyz").close()
+        except URLError:
+            time.sleep(POLL_S)
+        else:
+            return
+    if process.poll() is not None:
+        pid_file.unlink()
+    sys.exit(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
+
+
+if __name__ == "__main__":
+    main()
