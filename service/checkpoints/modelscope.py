@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +35,13 @@ BRANCH = "master"
 _READ_S = 60.0
 _ATTEMPTS = 5
 """To download one file; each one goes on where the last one broke off."""
+MAX_LISTED = 3000
+"""The hub lists at most so many files and folders in one answer. It does not say that it left some out, and ignores
+page numbers; what is left out is found only by listing a folder by itself."""
+_CUT = (
+    f"; the hub lists at most {MAX_LISTED} files of a folder, and this one has as many or more: "
+    "download the files by name and give the folder"
+)
 
 
 class _Refused(Exception):
@@ -49,10 +57,15 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """The files of a revision, and the commit behind it."""
+    """The files of a revision, and the commit behind it.
+
+    `is_whole` is false where it has the files of one folder only, and `is_cut` is true where even those may be more.
+    """
 
     commit: str
     files: tuple[_File, ...]
+    is_whole: bool = True
+    is_cut: bool = False
 
     def select(self, patterns: Sequence[str]) -> list[_File]:
         return [file for file in self.files if any(fnmatchcase(file.path, pattern) for pattern in patterns)]
@@ -116,7 +129,8 @@ class _Repository:
                 _download(self, client, listing, folder)
         repository.write_ref(self.cache, self.branch, listing.commit)
         if missing := self.list_lacking(folder):
-            raise CheckpointError(repository.describe_lack(self.name, missing, [file.path for file in listing.files]))
+            lack = repository.describe_lack(self.name, missing, [file.path for file in listing.files])
+            raise CheckpointError(lack + _CUT if listing.is_cut else lack)
         return folder
 
     def list_lacking(self, folder: Path) -> list[str]:
@@ -147,24 +161,43 @@ def _open_client(wanted: _Repository) -> httpx.Client:
 
 
 def _list_files(wanted: _Repository) -> _Listing:
+    """Every file, or where those are too many for one answer, the files that lie in no folder."""
     with _open_client(wanted) as client:
-        reply = client.get(f"{wanted.address}/repo/files", params={"Revision": wanted.branch, "Recursive": "True"})
-    data = _read_data(wanted, reply)
-    entries = [entry for entry in data.get("Files") or () if entry.get("Type") != "tree"]
-    files = tuple(
+        data = _ask_for_files(wanted, client, Revision=wanted.branch, Recursive="True")
+        entries = data.get("Files") or ()
+        if not (files := _read_files(entries)):
+            raise _Refused(f"{wanted.endpoint} lists no files of it")
+        is_whole = len(entries) < MAX_LISTED
+        commit = _find_commit(wanted, data, is_whole)
+        return _Listing(commit, files) if is_whole else _list_folder(wanted, client, commit)
+
+
+def _list_folder(wanted: _Repository, client: httpx.Client, commit: str, folder: str = "") -> _Listing:
+    """The files of a folder, without those of the folders in it; "" for those that lie in none."""
+    where = {"Root": folder} if folder else {}
+    data = _ask_for_files(wanted, client, Revision=commit, Recursive="False", **where)
+    entries = data.get("Files") or ()
+    return _Listing(commit, _read_files(entries), is_whole=False, is_cut=len(entries) >= MAX_LISTED)
+
+
+def _ask_for_files(wanted: _Repository, client: httpx.Client, **params: str) -> dict[str, Any]:
+    return _read_data(wanted, client.get(f"{wanted.address}/repo/files", params=params))
+
+
+def _read_files(entries: Iterable[dict[str, Any]]) -> tuple[_File, ...]:
+    return tuple(
         _File(str(entry["Path"]), entry.get("Size"), str(entry.get("Sha256") or "").lower() or None)
         for entry in entries
+        if entry.get("Type") != "tree"
     )
-    if not files:
-        raise _Refused(f"{wanted.endpoint} lists no files of it")
-    return _Listing(_find_commit(wanted, data, entries), files)
 
 
-def _find_commit(wanted: _Repository, data: dict[str, Any], entries: Sequence[dict[str, Any]]) -> str:
+def _find_commit(wanted: _Repository, data: dict[str, Any], is_whole: bool) -> str:
     """The commit of a listing.
 
     The hub names it shortened, and in full only at times; each file names the last commit that changed it, in full.
     """
+    entries = [entry for entry in data.get("Files") or () if entry.get("Type") != "tree"]
     if COMMIT.fullmatch(wanted.branch):
         return wanted.branch
     latest = data.get("LatestCommitter") or {}
@@ -178,7 +211,8 @@ def _find_commit(wanted: _Repository, data: dict[str, Any], entries: Sequence[di
     short = str(latest.get("ShortId") or "")
     named = [commit for commit in commits if short and commit.startswith(short)]
     # The latest commit of any file has the same files as a later one that only removed some.
-    if commit := next(iter(named), None) or max(commits, key=lambda each: commits[each], default=None):
+    latest_of_all = max(commits, key=lambda each: commits[each], default=None) if is_whole else None
+    if commit := next(iter(named), None) or latest_of_all:
         return commit
     raise _Refused(f"{wanted.endpoint} does not say which commit {wanted.branch} is; name one: @COMMIT")
 
@@ -202,11 +236,12 @@ def _download(wanted: _Repository, client: httpx.Client, listing: _Listing, fold
     _get_all(wanted, client, listing, listing.select(SMALL_FILES), folder)
     if wanted.only_description:
         return
-    paths = ["", *(f"{path}/" for _, path in list_modules(folder) if path)]
-    for path in paths:
-        _get_all(wanted, client, listing, listing.select([path + name for name in SMALL_FILES]), folder)
-        found = (listing.select([path + name for name in weights]) for weights in WEIGHTS)
-        _get_all(wanted, client, listing, next((files for files in found if files), []), folder)
+    for path in ("", *(path for _, path in list_modules(folder) if path)):
+        here = listing if listing.is_whole or not path else _list_folder(wanted, client, listing.commit, path)
+        prefix = f"{escape(path)}/" if path else ""
+        _get_all(wanted, client, here, here.select([prefix + name for name in SMALL_FILES]), folder)
+        found = (here.select([prefix + name for name in weights]) for weights in WEIGHTS)
+        _get_all(wanted, client, here, next((files for files in found if files), []), folder)
 
 
 def is_inside(path: str) -> bool:

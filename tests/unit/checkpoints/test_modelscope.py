@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,6 +43,7 @@ class ModelScope(ThreadingHTTPServer):
         self.tokens: set[str | None] = set()
         self.breaks_after: int | None = None
         self.redirect: str | None = None
+        self.max_listed = modelscope.MAX_LISTED
         super().__init__(("127.0.0.1", 0), Answer)
 
     @property
@@ -58,7 +59,10 @@ class Answer(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         self.server.tokens |= {self.headers.get("Authorization"), self.headers.get("Cookie")}
         if url.path == f"/api/v1/models/{REPO}/repo/files" and query["Revision"] in ("master", "v1", COMMIT):
-            data = {"Files": self._list(), "IsVisual": True, "LatestCommitter": self.server.latest}
+            root = self.server.folder / query.get("Root", "")
+            found = (root.rglob("*") if query["Recursive"] == "True" else root.iterdir()) if root.is_dir() else ()
+            files = self._list(found)[: self.server.max_listed]
+            data = {"Files": files, "IsVisual": True, "LatestCommitter": self.server.latest}
             self._send(200, json.dumps({"Code": 200, "Data": data, "Message": "", "Success": True}).encode())
         elif url.path == f"/api/v1/models/{REPO}/repo" and self.server.redirect:
             self.send_response(302)
@@ -73,7 +77,7 @@ class Answer(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """No-op: keeps the test's output clean."""
 
-    def _list(self) -> list[dict[str, Any]]:
+    def _list(self, found: Iterable[Path]) -> list[dict[str, Any]]:
         root = self.server.folder
         return [
             {
@@ -86,7 +90,7 @@ class Answer(BaseHTTPRequestHandler):
                 "Sha256": "" if file.is_dir() else hashlib.sha256(file.read_bytes()).hexdigest(),
                 "IsLFS": False,
             }
-            for file in sorted(root.rglob("*"))
+            for file in sorted(found)
         ]
 
     def _send_file(self, name: str, revision: str) -> None:
@@ -180,6 +184,46 @@ def test_the_files_of_modules_are_downloaded(server: ModelScope, tmp_path: Path)
     assert (path / "2_Dense" / "model.safetensors").is_file()
 
 
+def limit_listings(server: ModelScope, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """With `limit` entries in an answer, and a folder that comes first and has more files than that."""
+    monkeypatch.setattr(modelscope, "MAX_LISTED", limit)
+    server.max_listed = limit
+    (server.folder / "a_dataset").mkdir()
+    for number in range(limit):
+        (server.folder / "a_dataset" / str(number)).touch()
+
+
+def test_a_repository_of_more_files_than_one_answer_lists_is_downloaded(
+    server: ModelScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub leaves the others out without a mark, and ignores page numbers."""
+    server.folder = make_embedding_model(tmp_path / "embedder", pooling=("cls",), dense=[DenseOf(4)])
+    server.latest = {"Id": COMMIT}
+    limit_listings(server, monkeypatch, len(list(server.folder.iterdir())) + 2)
+    path = modelscope.fetch(REPO, cache_dir=tmp_path / "cache")
+    assert sorted(file.name for file in path.rglob("*.safetensors")) == ["model.safetensors", "model.safetensors"]
+    assert (path / "1_Pooling" / "config.json").is_file()
+    assert not (path / "a_dataset").exists()
+
+
+def test_the_error_of_a_folder_of_more_files_than_one_answer_lists_says_so(
+    server: ModelScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.latest = {"Id": COMMIT}
+    limit_listings(server, monkeypatch, 3)
+    with pytest.raises(CheckpointError, match=r"no weights .* the hub lists at most 3000 files of a folder"):
+        modelscope.fetch(REPO, cache_dir=tmp_path / "cache")
+
+
+def test_the_commit_is_not_guessed_from_a_part_of_the_files(
+    server: ModelScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.latest = {"ShortId": "11111111"}
+    limit_listings(server, monkeypatch, 3)
+    with pytest.raises(CheckpointError, match="does not say which commit master is; name one: @COMMIT"):
+        modelscope.fetch(REPO, cache_dir=tmp_path / "cache")
+
+
 def test_a_download_goes_on_where_it_broke_off(server: ModelScope, tmp_path: Path) -> None:
     path = modelscope.fetch(REPO, cache_dir=tmp_path / "cache", only_description=True)
     server.breaks_after = 1000
@@ -242,7 +286,7 @@ def test_the_error_without_cache_and_network_names_endpoint_and_variable(
 def test_a_server_that_is_not_modelscope_is_named_as_such(
     server: ModelScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Answer, "_list", lambda _: [])
+    monkeypatch.setattr(Answer, "_list", lambda *_: [])
     with pytest.raises(CheckpointError, match="lists no files"):
         modelscope.fetch(REPO, cache_dir=tmp_path / "cache")
 
