@@ -265,3 +265,26 @@ def open_closed_streams() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def correct_proxy_variables() -> None:
+    """Rewrites the values that httpx refuses, as its clients fail to start with them whatever their address.
+
+    `socks://`, which GNOME sets, is SOCKS 5. In NO_PROXY httpx 0.28 takes an IPv6 address only without brackets and
+    prefix; a network of them it could not match, so that is left out.
+    """
+    for name, value in list(os.environ.items()):
+        if name.lower() in ("all_proxy", "http_proxy", "https_proxy") and value.startswith("socks://"):
+            os.environ[name] = value.replace("socks", "socks5", 1)
+        elif name.lower() == "no_proxy" and ":" in value:
+            entries = [_plain_ipv6(entry.strip()) for entry in value.split(",")]
+            os.environ[name] = ",".join(entry for entry in entries if entry is not None)
+
+
+def _plain_ipv6(entry: str) -> str | None:
+    """The address of `[::1]` and `::1/128`, None for a larger network, and any other entry as it is."""
+    try:
+        network = ipaddress.IPv6Network(entry.replace("[", "").replace("]", ""), strict=False)
+    except ValueError:
+        return entry
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else None

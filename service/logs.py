@@ -32,7 +32,7 @@ MAX_KEPT_BYTES = 1 << 20
 """Of lines that stderr has not taken yet."""
 
 # They log every request and download, which the log lines of this service cover.
-_QUIET = ("httpx", "httpcore", "huggingface_hub", "filelock", "urllib3")
+_QUIET = ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "filelock", "urllib3")
 
 
 def new_request_id() -> str:

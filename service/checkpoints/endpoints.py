@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 
 T = TypeVar("T")
 
@@ -21,6 +22,13 @@ that drops packets would take minutes: 127 s for each address of the hub's name.
 FIRST_ANSWER_S = 15.0
 """The same where the cache has nothing to serve instead."""
 
+_TOKEN = re.compile(r"\b(hf|ms)[_-][A-Za-z0-9-]{8,}")
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
+_SHORTEST_TOKEN = 8
+"""What is shorter is no token, and would be found in other words."""
+_PASSWORD = re.compile(r"(?<=://)[^/\s'\"]*@")
+NOT_OWN = "is not the https address of the hub"
+"""Why an address gets no token."""
 _OWN_HOSTS = {"HF_ENDPOINT": ("huggingface.co", "hf.co"), "MODELSCOPE_ENDPOINT": ("modelscope.cn", "modelscope.ai")}
 
 
@@ -33,12 +41,14 @@ class Endpoint:
 
     @property
     def is_mirror(self) -> bool:
-        """Whether the address belongs to another host than the hub's own."""
-        host = urlsplit(self.url).hostname or ""
-        return not any(host == own or host.endswith(f".{own}") for own in _OWN_HOSTS[self.variable])
+        """Whether the address belongs to another host than the hub's own, or is read by others on the way."""
+        url = urlsplit(self.url)
+        host = url.hostname or ""
+        is_own = any(host == own or host.endswith(f".{own}") for own in _OWN_HOSTS[self.variable])
+        return not is_own or url.scheme != "https"
 
     def __str__(self) -> str:
-        return f"{_without_password(self.url)} ({self.variable})" if self.is_mirror else self.url
+        return f"{hide_secrets(self.url)} ({self.variable})" if self.is_mirror else self.url
 
 
 def hugging_face(url: str | None = None) -> Endpoint:
@@ -54,7 +64,8 @@ def modelscope(url: str | None = None) -> Endpoint:
 
 
 def modelscope_token() -> str | None:
-    return os.environ.get("MODELSCOPE_API_TOKEN") or None
+    """Without the line end that the file of a Secret often brings: HTTP has no such headers."""
+    return os.environ.get("MODELSCOPE_API_TOKEN", "").strip() or None
 
 
 def answer_within(seconds: float, ask: Callable[[], T]) -> T:
@@ -78,18 +89,25 @@ def answer_within(seconds: float, ask: Callable[[], T]) -> T:
 
 
 def describe_failure(error: Exception) -> str:
-    """The error in the library's own words, with the proxies of the environment where it may be due to them."""
+    """The first line of the error in the library's own words, without secrets, with what it may be due to: the proxies
+    of the environment, or a token."""
     text = str(error) if isinstance(error, TimeoutError) and str(error) else f"{type(error).__name__}: {error}"
+    text = hide_secrets(text.partition("\n")[0])
+    if isinstance(error, UnicodeEncodeError):
+        return f"{text}; HF_TOKEN or MODELSCOPE_API_TOKEN has a character that is none of a token's"
     found = ", ".join(f"{scheme.upper()}_PROXY" for scheme in getproxies() if scheme != "no")
     is_of_proxy = "proxy" in text.lower() or isinstance(error, (ImportError, TimeoutError))
     return f"{text}; the environment names a proxy ({found})" if found and is_of_proxy else text
 
 
+def hide_secrets(text: str) -> str:
+    """The text without the passwords of addresses, the tokens of this machine, and what looks like one."""
+    known = [os.environ.get(name, "").strip() for name in _TOKEN_VARIABLES] + [get_token() or ""]
+    for token in known:
+        text = text.replace(token, "***") if len(token) >= _SHORTEST_TOKEN else text
+    return _PASSWORD.sub("", _TOKEN.sub("***", text))
+
+
 def _complete(url: str) -> str:
     """With its scheme: `hf-mirror.com` is how people write it."""
     return (url if "://" in url else f"https://{url}").rstrip("/")
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if "@" in rest.partition("/")[0] else url

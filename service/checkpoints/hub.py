@@ -146,7 +146,7 @@ class _Repository:
     def describe_refusal(self, error: Exception) -> str | None:
         token = "HF_TOKEN"
         if self.token is False:
-            token = f"HF_TOKEN and --token-to-mirror: {self.endpoint} is a mirror"
+            token = f"HF_TOKEN and --token-to-mirror: {self.endpoint} {endpoints.NOT_OWN}"
         if isinstance(error, GatedRepoError):
             return f"the repository is gated; it needs {token} (or `hf auth login`)"
         if isinstance(error, RepositoryNotFoundError):

@@ -221,7 +221,7 @@ def _read_data(wanted: _Repository, reply: httpx.Response) -> dict[str, Any]:
     if reply.status_code in (401, 403, 404):
         token = "MODELSCOPE_API_TOKEN"
         if wanted.endpoint.is_mirror and wanted.token is None:
-            token += f" and --token-to-mirror: {wanted.endpoint} is a mirror"
+            token += f" and --token-to-mirror: {wanted.endpoint} {endpoints.NOT_OWN}"
         raise _Refused(f"{wanted.endpoint} has no such repository or revision (a private one needs {token})")
     reply.raise_for_status()
     body = reply.json()

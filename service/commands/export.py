@@ -45,6 +45,11 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="list the files that would be uploaded; needs no network and no token"
     )
+    parser.add_argument(
+        "--token-to-mirror",
+        action="store_true",
+        help="upload also where HF_ENDPOINT or MODELSCOPE_ENDPOINT is not the hub's own address, which gets your token",
+    )
     args = parser.parse_args(argv)
     _check_flags(args)
     checkpoint = resolve(locate_shipped(parse_spec(args.model)))
@@ -59,8 +64,8 @@ def _check_flags(args: Namespace) -> None:
         raise SettingError(f"--to {args.to}: needs --repo ORG/NAME")
     if not is_upload and args.output is None:
         raise SettingError(f"--to {args.to}: needs --output DIR")
-    unused = ("output", "precision") if is_upload else ("repo", "revision")
-    if found := [f"--{name}" for name in unused if getattr(args, name)]:
+    unused = ("output", "precision") if is_upload else ("repo", "revision", "token_to_mirror")
+    if found := [f"--{name.replace('_', '-')}" for name in unused if getattr(args, name)]:
         raise SettingError(f"{found[0]}: not with --to {args.to}")
     if args.dry_run and not is_upload:
         raise SettingError(f"--dry-run: not with --to {args.to}; it lists an upload")
@@ -100,4 +105,6 @@ def _upload(args: Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
         "revision": plan.revision,
         "files": [{"path": file.path, "bytes": file.num_bytes} for file in plan.files],
     }
-    return result | ({"dry_run": True} if args.dry_run else {"address": upload(plan)})
+    return result | (
+        {"dry_run": True} if args.dry_run else {"address": upload(plan, token_to_mirror=args.token_to_mirror)}
+    )

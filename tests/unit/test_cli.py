@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from io import BytesIO, TextIOWrapper
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from service import cli
 from service.errors import CheckpointError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -82,3 +86,13 @@ def test_chinese_is_printed_as_utf_8_to_an_ascii_terminal(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii", write_through=True))
     assert cli.main(["settings", "--labels", "a=好评,差评"]) == 0
     assert json.loads(written.getvalue())["models"]["labels"] == {"a": ["好评", "差评"]}
+
+
+def test_a_python_without_the_packages_is_answered_with_the_line_to_type() -> None:
+    command = [sys.executable, "-S", "-m", "service", "plan"]  # -S: without the packages of the environment
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 2
+    assert run.stderr == (
+        f"error: {sys.executable} has no package pydantic; with those that `make serve` installs: "
+        ".venv/bin/python -m service\n"
+    )

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.domain import Memory
 from service.host import (
     RESERVED_FILES,
+    correct_proxy_variables,
     cpu_features,
     cpu_name,
     cuda_of_driver,
@@ -249,3 +251,28 @@ def test_the_driver_and_the_cpu_are_named_as_the_system_lists_them(tmp_path: Pat
     assert cpu_name(tmp_path / "cpuinfo") == "A CPU @ 2.0 GHz"
     assert driver_version(tmp_path / "missing") is None
     assert cpu_name(tmp_path / "missing") == ""
+
+
+# proxies
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "corrected"),
+    [
+        ("ALL_PROXY", "socks://127.0.0.1:7890/", "socks5://127.0.0.1:7890/"),
+        ("https_proxy", "socks://u:p@proxy:1", "socks5://u:p@proxy:1"),
+        ("HTTPS_PROXY", "socks5h://proxy:1", "socks5h://proxy:1"),
+        ("NO_PROXY", "localhost, [::1],::1/128,fe80::/10,10.0.0.0/8,a:80", "localhost,::1,::1,10.0.0.0/8,a:80"),
+        ("no_proxy", "*.local", "*.local"),
+    ],
+)
+def test_variables_of_proxies_are_corrected_until_a_client_starts_with_them(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, corrected: str
+) -> None:
+    for each in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(each, raising=False)
+        monkeypatch.delenv(each.lower(), raising=False)
+    monkeypatch.setenv(name, value)
+    correct_proxy_variables()
+    assert os.environ[name] == corrected
+    httpx.Client().close()

@@ -80,6 +80,13 @@ def test_uvicorn_logs_warnings_through_the_same_handler(capsys: pytest.CaptureFi
     assert lines == ["lost", "ours"]
 
 
+def test_the_clients_of_the_hubs_log_no_addresses() -> None:
+    """An address may have a password, and that of a storage is signed."""
+    logs.configure("info", "json")
+    clients = ("httpx", "httpx2")
+    assert [name for name in clients if logging.getLogger(name).isEnabledFor(logging.INFO)] == []
+
+
 def test_auto_format_is_json_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("warning", "auto")
     logs.configure("warning", "auto")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from huggingface_hub import HfApi, get_token
 
+from service.checkpoints import endpoints
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import (
     ADAPTER_CONFIG,
@@ -51,8 +52,6 @@ _NAMES = frozenset(
 )
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_TOKEN = re.compile(r"\b(hf|ms)[_-][A-Za-z0-9-]{8,}")
-_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,18 +144,25 @@ def make_card(checkpoint: Checkpoint) -> str:
     return "\n".join(lines) + "\n"
 
 
-def upload(plan: Upload) -> str:
+def upload(plan: Upload, *, token_to_mirror: bool = False) -> str:
     """Creates the repository where there is none, uploads the files in one commit, and returns its address.
 
     Raises:
-        StartupError: the SDK is missing, or its reason, without any token.
+        StartupError: the SDK is missing, its address is a mirror's, which gets the token only with `token_to_mirror`,
+            or the SDK's reason, without any token.
     """
+    where = endpoints.hugging_face() if plan.target == "hub" else endpoints.modelscope()
+    if where.is_mirror and not token_to_mirror:
+        raise StartupError(
+            f"--to {plan.target}: {where} {endpoints.NOT_OWN}, and an upload sends it your token; unset "
+            f"{where.variable}, or add --token-to-mirror"
+        )
     send = {"hub": _to_hub, "modelscope": _to_modelscope}[plan.target]
     if plan.target == "modelscope" and find_spec(MODELSCOPE) is None:
         raise StartupError(f"--to modelscope needs {MODELSCOPE}: {INSTALL_MODELSCOPE}")
     with TemporaryDirectory(prefix="export-") as staged:
         _stage(plan.files, Path(staged))
-        return _without_tokens(lambda: send(plan, Path(staged)), plan)
+        return _without_tokens(lambda: send(plan, Path(staged), where.url), plan)
 
 
 def _stage(files: Iterable[PublishedFile], folder: Path) -> None:
@@ -173,10 +179,10 @@ def _stage(files: Iterable[PublishedFile], folder: Path) -> None:
             shutil.copyfile(file.source, target)
 
 
-def _to_hub(plan: Upload, folder: Path) -> str:
+def _to_hub(plan: Upload, folder: Path, endpoint: str) -> str:
     if get_token() is None:
         raise StartupError("--to hub: there is no token; log in with `hf auth login`, or set HF_TOKEN")
-    api = HfApi()
+    api = HfApi(endpoint=endpoint)
     api.create_repo(plan.repository, private=plan.is_private, exist_ok=True)
     if plan.revision != DEFAULT_REVISIONS["hub"]:
         api.create_branch(plan.repository, branch=plan.revision, exist_ok=True)
@@ -186,9 +192,9 @@ def _to_hub(plan: Upload, folder: Path) -> str:
     return str(found.commit_url)
 
 
-def _to_modelscope(plan: Upload, folder: Path) -> str:
+def _to_modelscope(plan: Upload, folder: Path, endpoint: str) -> str:
     sdk: Any = import_module(f"{MODELSCOPE}.api")
-    api = sdk.HubApi()
+    api = sdk.HubApi(endpoint=endpoint)  # by itself it reads more variables than the one that was checked
     if not api.repo_exists(plan.repository, "model"):
         api.create_repo(plan.repository, "model", visibility="private" if plan.is_private else "public")
     api.upload_folder(
@@ -203,16 +209,8 @@ def _without_tokens(send: Callable[[], str], plan: Upload) -> str:
     except StartupError:
         raise
     except Exception as error:  # noqa: BLE001 - the SDKs raise many; without the cause, which may hold a token
-        reason = hide_tokens(f"{type(error).__name__}: {error}")
+        reason = endpoints.hide_secrets(f"{type(error).__name__}: {error}")
         raise StartupError(
             f"--to {plan.target}: {plan.repository}: the upload failed ({reason}); the same command tries again, "
             "--dry-run lists what it would upload"
         ) from None
-
-
-def hide_tokens(text: str) -> str:
-    """The text without the tokens of this machine, and without what looks like one."""
-    known = [os.environ.get(name) for name in _TOKEN_VARIABLES] + [get_token()]
-    for token in filter(None, known):
-        text = text.replace(token, "***")
-    return _TOKEN.sub("***", text)

@@ -392,6 +392,19 @@ def test_an_endpoint_without_scheme_is_https(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_password_of_an_endpoint_is_not_shown() -> None:
     assert str(endpoints.hugging_face("https://me:secret@mirror.example")) == "https://mirror.example (HF_ENDPOINT)"
+    error = OSError("500 for url 'https://me:secret@mirror.example/api/models/a'\nmore on this")
+    assert endpoints.describe_failure(error) == "OSError: 500 for url 'https://mirror.example/api/models/a'"
+
+
+def test_what_looks_like_a_token_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret-of-mine\n")
+    text = "a hf_abcdefghijklmnop b ms-1234567890ab c secret-of-mine"
+    assert endpoints.hide_secrets(text) == "a *** b *** c ***"
+
+
+def test_a_token_that_no_header_can_carry_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = UnicodeEncodeError("ascii", "Bearer 密", 7, 8, "ordinal not in range(128)")
+    assert "HF_TOKEN or MODELSCOPE_API_TOKEN has a character" in endpoints.describe_failure(error)
 
 
 @pytest.mark.parametrize(("token_to_mirror", "seen"), [(False, None), (True, "Bearer hf_secret")])
@@ -405,9 +418,15 @@ def test_the_token_goes_to_a_mirror_only_where_asked(
 
 @pytest.mark.parametrize(
     ("url", "is_mirror"),
-    [("https://huggingface.co", False), ("https://x.hf.co", False), ("https://huggingface.co.evil.example", True)],
+    [
+        ("https://huggingface.co", False),
+        ("https://x.hf.co", False),
+        ("https://huggingface.co.evil.example", True),
+        ("https://huggingface.co@evil.example/", True),
+        ("http://huggingface.co", True),
+    ],
 )
-def test_a_mirror_is_any_other_host(url: str, is_mirror: bool) -> None:
+def test_a_mirror_is_any_other_host_and_any_address_without_tls(url: str, is_mirror: bool) -> None:
     assert endpoints.hugging_face(url).is_mirror is is_mirror
 
 

@@ -250,7 +250,7 @@ def test_a_listing_cannot_write_outside_of_the_cache(tmp_path: Path, name: str) 
 def test_the_token_goes_to_a_mirror_only_where_asked(
     server: ModelScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_to_mirror: bool, seen: set[str | None]
 ) -> None:
-    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "s")
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "s\n")  # as the file of a Secret has it
     modelscope.fetch(REPO, cache_dir=tmp_path / "cache", token_to_mirror=token_to_mirror)
     assert server.tokens == seen
 

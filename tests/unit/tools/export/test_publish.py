@@ -9,13 +9,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from service import cli
 from service.checkpoints.checkpoint import resolve
 from service.checkpoints.spec import parse_spec
 from service.errors import SettingError, StartupError
 from service.tools.export import publish
-from service.tools.export.publish import Upload, hide_tokens, plan_upload, upload
+from service.tools.export.publish import Upload, plan_upload, upload
 from tests.adapters import make_adapter
 from tests.checkpoints import make_checkpoint
 from tests.sentence_folders import make_embedding_model
@@ -102,8 +103,8 @@ class FakeHub:
 
     calls: list[tuple[Any, ...]]
 
-    def __init__(self) -> None:
-        type(self).calls = []
+    def __init__(self, endpoint: str) -> None:
+        type(self).calls = [("endpoint", endpoint)]
 
     def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> None:
         self.calls.append(("create", repo, private, exist_ok))
@@ -123,6 +124,7 @@ def test_the_hub_gets_the_listed_files_on_the_revision(run: Path, monkeypatch: p
     listed = plan(run, revision="v2")
     assert upload(listed) == "https://hub/commit/1"
     assert FakeHub.calls == [
+        ("endpoint", "https://huggingface.co"),
         ("create", "me/news", False, True),
         ("branch", "me/news", "v2", True),
         ("upload", "me/news", "v2", sorted(paths(listed))),
@@ -149,15 +151,30 @@ def test_an_upload_without_a_token_says_how_to_log_in(run: Path, monkeypatch: py
         upload(plan(run))
 
 
-def test_what_looks_like_a_token_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret-of-mine")
-    assert hide_tokens(f"a {TOKEN} b ms-1234567890ab c secret-of-mine") == "a *** b *** c ***"
+@pytest.mark.parametrize(("target", "variable"), [("hub", "HF_ENDPOINT"), ("modelscope", "MODELSCOPE_ENDPOINT")])
+def test_a_mirror_gets_an_upload_and_its_token_only_where_asked(
+    run: Path, monkeypatch: pytest.MonkeyPatch, target: publish.Target, variable: str
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hf-mirror.example")
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "https://ms-mirror.example")
+    monkeypatch.setattr(publish, "get_token", lambda: TOKEN)
+    monkeypatch.setattr(publish, "HfApi", FakeHub)
+    monkeypatch.setattr(publish, "find_spec", lambda name: name)
+    words = rf"-mirror\.example \({variable}\) is not the https address of the hub, .* unset {variable}, or add --token"
+    with pytest.raises(StartupError, match=words):
+        upload(plan(run, target))
+    if target == "hub":
+        upload(plan(run, target), token_to_mirror=True)
+        assert FakeHub.calls[0] == ("endpoint", "https://hf-mirror.example")
 
 
 def test_modelscope_gets_the_listed_files(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
 
     class FakeModelScope:
+        def __init__(self, endpoint: str) -> None:
+            calls.append(("endpoint", endpoint))
+
         def repo_exists(self, *arguments: str) -> bool:
             return False
 
@@ -174,6 +191,7 @@ def test_modelscope_gets_the_listed_files(run: Path, monkeypatch: pytest.MonkeyP
     listed = plan(run, "modelscope")
     assert upload(listed) == "https://modelscope.cn/models/me/news"
     assert calls == [
+        ("endpoint", "https://modelscope.cn"),
         ("create", "me/news", "model", "public"),
         ("upload", "me/news", "model", "master", sorted(paths(listed))),
     ]
@@ -192,6 +210,7 @@ def test_a_missing_sdk_names_the_line_that_installs_it(run: Path, monkeypatch: p
         (["--to", "hub", "--repo", "news"], "--repo news: wanted ORG/NAME"),
         (["--to", "onnx"], "--to onnx: needs --output DIR"),
         (["--to", "folder", "--output", "out", "--repo", "a/b"], "--repo: not with --to folder"),
+        (["--to", "onnx", "--output", "out", "--token-to-mirror"], "--token-to-mirror: not with --to onnx"),
         (["--to", "folder", "--output", "out", "--dry-run"], "--dry-run: not with --to folder"),
     ],
 )
