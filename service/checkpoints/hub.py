@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
@@ -16,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import disable_progress_bars
 
 from service.checkpoints import endpoints, repository
 from service.checkpoints.endpoints import Endpoint
@@ -23,6 +26,8 @@ from service.checkpoints.files import ADAPTER_CONFIG
 from service.checkpoints.repository import SMALL_FILES, WEIGHTS
 from service.checkpoints.sentence_modules import MODULES_FILE, list_modules
 from service.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 _ABANDONED_S = 60.0
 """Ends the question that `answer_within` no longer waits for."""
@@ -40,10 +45,12 @@ def fetch(
 ) -> Path:
     """The local folder of the files of the hub repository `repo`, after downloading the missing ones.
 
-    huggingface_hub draws progress bars, on a terminal only. Without a network, the files come from the cache. With
+    Progress bars are drawn on a terminal only. Without a network, the files come from the cache. With
     `only_description` they are the config and the tokenizer, without weights unless the cache has them. Raises
     CheckpointError when neither has them.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # huggingface_hub draws that of a whole snapshot everywhere
     where = endpoints.hugging_face(endpoint)
     token = False if where.is_mirror and not token_to_mirror else None
     return repository.fetch(_Repository(repo, revision, cache_dir, where, token, only_description), offline)
@@ -79,6 +86,7 @@ class _Repository:
         )
         if info.sha is None:
             raise ValueError("the answer names no commit")
+        logger.info("revision resolved", extra={"repo": self.name, "commit": info.sha})
         folder = self._download(info.sha)
         # After the download: while it is unfinished, the cache still has what the branch was before.
         repository.write_ref(self.cache, self.branch, info.sha)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import socket
 import threading
@@ -129,6 +130,16 @@ def test_only_the_needed_files_are_downloaded_and_then_cached(hub_server: Hub, t
     assert hub.fetch(REPO, "main", cache_dir=cache, endpoint=hub_server.url) == path
     assert hub.fetch(REPO, cache_dir=cache, offline=True) == path
     assert hub_server.served == []
+
+
+def test_a_download_logs_the_commit_and_draws_nothing_without_a_terminal(
+    hub_server: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "service")
+    hub.fetch(REPO, cache_dir=tmp_path / "cache", endpoint=hub_server.url)
+    [resolved] = [record for record in caplog.records if record.message == "revision resolved"]
+    assert vars(resolved)["commit"] == COMMIT
+    assert capfd.readouterr().err == ""
 
 
 def test_a_bin_is_downloaded_without_safetensors(hub_server: Hub, tmp_path: Path) -> None:
