@@ -130,7 +130,7 @@ check-deploy: $(VENV)/dev.stamp .deploy/stamp ## check the Dockerfile, Compose a
 	PATH="$(CURDIR)/.deploy/bin:$$PATH" $(if $(filter command,$(origin IMAGE)),ENGINE=$(ENGINE) ERLANGSHEN_IMAGE=$(IMAGE)) \
 		$(BIN)/python -m pytest tests/deploy $(ARGS)
 
-dashboards: $(VENV)/dev.stamp ## write the dashboards and alert rules from monitoring/
+dashboards: $(VENV)/monitoring.stamp ## write the dashboards and alert rules from monitoring/
 	$(BIN)/python -m monitoring
 
 check-monitoring: $(VENV)/dev.stamp ## test dashboards and alerts with a real Prometheus and Alertmanager (7 minutes)
@@ -152,7 +152,7 @@ sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of
 
 lock: .uv/stamp ## write requirements/lock/ again: run it after every change of a pin
 	$(COMPILE) --no-deps --no-emit-package torch --output-file requirements/lock/serve.txt requirements.txt
-	for name in train tuning export tracing bench docs audit uv; do \
+	for name in train tuning export tracing bench docs monitoring audit uv; do \
 		$(COMPILE) --no-deps --output-file requirements/lock/$$name.txt requirements/$$name.txt; done
 	sed '/^-r /d' requirements/dev.txt | $(COMPILE) --no-deps --output-file requirements/lock/dev.txt -
 	$(COMPILE) --output-file requirements/lock/deploy.txt requirements/deploy.txt
@@ -179,11 +179,11 @@ $(VENV)/serve.stamp: requirements/lock/serve.txt requirements.txt | $(BIN)/pip
 	$(BIN)/$(INSTALL) --only-binary :all: $(TORCH)
 	touch $@
 
-$(VENV)/train.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: requirements/lock/%.txt $(VENV)/serve.stamp
+$(VENV)/train.stamp $(VENV)/bench.stamp $(VENV)/monitoring.stamp: $(VENV)/%.stamp: requirements/lock/%.txt $(VENV)/serve.stamp
 	$(BIN)/$(INSTALL) $(BY_HASH) -r $<
 	touch $@
 
-DEV_LOCKS := $(patsubst %,requirements/lock/%.txt,train tracing bench dev)
+DEV_LOCKS := $(patsubst %,requirements/lock/%.txt,train tracing bench monitoring dev)
 $(VENV)/dev.stamp: $(DEV_LOCKS) $(VENV)/serve.stamp
 	$(BIN)/$(INSTALL) $(BY_HASH) $(addprefix -r ,$(DEV_LOCKS))
 	touch $@

@@ -39,6 +39,7 @@ from service.tools.traffic_mix import Mix, find_busiest, read_mix, weigh_tokens
 
 TIMEOUT_S = 10.0
 NUM_LENGTHS = 4096
+FEW_REQUESTS = 100
 DEFAULT_URL = "http://127.0.0.1:8000"
 SPREAD = Lengths.parse("lognormal:31:152")
 """Tokens of a row where nothing was measured, and the spread of rows about a measured mean."""
@@ -142,7 +143,10 @@ def find_mix(page: str, speed: Speed) -> Mix | None:
 
 
 def describe_mix(mix: Mix) -> Iterator[str]:
-    yield f"requests: as counted by the server, {mix.tokens_per_request:.0f} tokens of {mix.model} each"
+    counted = f"{mix.num_requests:,.0f} requests" if mix.num_requests > 1 else "1 request"
+    yield f"requests: as counted by the server ({counted}), {mix.tokens_per_request:.0f} tokens of {mix.model} each"
+    if mix.num_requests < FEW_REQUESTS:
+        yield "  few requests to plan by; let the server answer more first, or describe them with --tokens and --rows"
     yield "  task               share   tokens   inputs: mean    p50    p95"
     for one in mix.tasks:
         share = one.num_requests / mix.num_requests

@@ -110,7 +110,9 @@ def test_the_requests_are_those_that_the_server_has_counted(tmp_path: Path, caps
     page.write_text(PAGE + COUNTS)
     assert plan.run(["--metrics", str(page), "--rate", "300", "--p95-ms", "100", "--json", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "requests: as counted by the server, 50 tokens of m each" in text
+    assert (
+        "requests: as counted by the server (10 requests), 50 tokens of m each\n  few requests to plan by; let" in text
+    )
     assert "embed             100.0%" in text
     report = json.loads(out.read_text())
     assert report["replicas"] == 2

@@ -60,7 +60,13 @@ def test_torch_comes_from_one_index() -> None:
 
 @pytest.mark.parametrize(
     ("target", "installed"),
-    [("serve", []), ("mini", ["train"]), ("bench", ["bench"]), ("test", ["train", "tracing", "bench", "dev"])],
+    [
+        ("serve", []),
+        ("mini", ["train"]),
+        ("bench", ["bench"]),
+        ("dashboards", ["monitoring"]),
+        ("test", ["train", "tracing", "bench", "monitoring", "dev"]),
+    ],
 )
 def test_a_target_installs_no_more_than_it_needs(target: str, installed: list[str]) -> None:
     files = [file for command in installs(dry_run(target, "DATA=d")) for file in re.findall(r"-r (\S+)", command)]

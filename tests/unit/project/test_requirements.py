@@ -94,7 +94,8 @@ def with_dependencies(names: set[str], pinned: dict[str, str]) -> set[str]:
 
 SERVING = pins("requirements.txt")
 EXTRAS = {name: pins(f"requirements/{name}.txt") for name in ("train", "tracing", "bench")}
-ALL = SERVING | EXTRAS["train"] | EXTRAS["tracing"] | EXTRAS["bench"] | pins("requirements/dev.txt")
+MONITORING = pins("requirements/monitoring.txt")
+ALL = SERVING | EXTRAS["train"] | EXTRAS["tracing"] | EXTRAS["bench"] | MONITORING | pins("requirements/dev.txt")
 WITHOUT_TRAINING = [path for path in sources("service") if not is_training(path)]
 
 
@@ -103,9 +104,10 @@ WITHOUT_TRAINING = [path for path in sources("service") if not is_training(path)
     [
         (WITHOUT_TRAINING, SERVING | EXTRAS["tracing"] | EXTRAS["bench"]),
         (sources("service"), SERVING | EXTRAS["train"] | EXTRAS["tracing"] | EXTRAS["bench"]),
-        (sources("benchmarks", "monitoring", "scripts", "tests"), ALL),
+        (sources("monitoring"), SERVING | MONITORING),
+        (sources("benchmarks", "scripts", "tests"), ALL),
     ],
-    ids=["service without training", "service", "everything else"],
+    ids=["service without training", "service", "monitoring", "everything else"],
 )
 def test_every_imported_package_is_pinned(paths: list[Path], pinned: dict[str, str]) -> None:
     providers = packages_distributions()
