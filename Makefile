@@ -31,6 +31,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Sources of a build that are named on the command line or in the environment (docs/deployment.md); PIP_CONF and CA are files.
 BUILD_ARGS := PYTHON_IMAGE PIP_INDEX_URL TORCH_BUILD TORCH_INDEX TORCH_LINKS APT_MIRROR
 SOURCES = $(foreach name,$(BUILD_ARGS),$(if $(filter command environment,$(origin $(name))),--build-arg $(name)="$($(name))")) \
+	$(if $(findstring @,$(PIP_INDEX_URL)),$(error PIP_INDEX_URL has a password, which the history of the image would show: write it into a pip.conf, PIP_CONF=FILE)) \
 	$(if $(PIP_CONF),--secret id=pip_conf$(comma)src="$(PIP_CONF)") $(if $(CA),--secret id=ca$(comma)src="$(CA)")
 comma := ,
 # `make release` builds these.
@@ -169,7 +170,10 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' .uv/bin/uv pip compile --quiet -
 # Nothing is installed that no lock file lists, and nothing is built: the build tools of a source package have no hashes.
 INSTALL = python -m pip install --disable-pip-version-check
 DOWNLOAD = python -m pip download --quiet --disable-pip-version-check --dest $(BUNDLE)/wheels
-TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)$(addprefix +,$(TORCH_BUILD))"
+# Without a name for the build, torch's version alone would take the CPU build on a machine with a GPU.
+OTHER_BUILD = $(if $(and $(NVIDIA),$(filter %/cpu %/cpu/,$(TORCH_INDEX))),$(if $(TORCH_BUILD),,$(error \
+	TORCH_INDEX has torch for CPUs, and this machine has an NVIDIA driver: unset TORCH_INDEX, or name the build: TORCH_BUILD=cpu)))
+TORCH = $(OTHER_BUILD)$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)$(addprefix +,$(TORCH_BUILD))"
 BY_HASH := --require-hashes --no-deps --only-binary :all:
 
 # pip runs again only when a lock file is newer than its stamp.

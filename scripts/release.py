@@ -32,6 +32,7 @@ PLACES = {
 }
 """Where the version stands, as <>, by the files; the groups are what stays around it."""
 _NUMBER = re.compile(r"\d+\.\d+\.\d+(?:rc\d+)?")
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 _UNRELEASED = "## [Unreleased]"
 BUILD_TYPE = "urn:erlangshen-service:make-release:1"
 """What the provenance calls this way of building: `make image` with these arguments, of this commit."""
@@ -125,7 +126,10 @@ def provenance(image: str, archive: Path, commit: str, arguments: dict[str, str]
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"dockerfile": "Dockerfile", "arguments": arguments},
+                "externalParameters": {
+                    "dockerfile": "Dockerfile",
+                    "arguments": {name: _PASSWORD.sub("", value) for name, value in arguments.items()},
+                },
                 "resolvedDependencies": [
                     {"name": "source", "digest": {"gitCommit": commit}},
                     *({"name": file, "digest": {"sha256": digest(ROOT / file)}} for file in _inputs()),

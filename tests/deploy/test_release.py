@@ -103,10 +103,14 @@ def test_check_wants_the_tag_and_then_passes(project: Path) -> None:
 def test_provenance_names_the_commit_and_the_inputs_of_the_build(tmp_path: Path) -> None:
     archive = tmp_path / "image.tar"
     archive.write_bytes(b"image")
-    found = release.provenance("name:1", archive, "c" * 40, {"PIP_INDEX_URL": "u"}, datetime(2030, 1, 2, tzinfo=UTC))
+    arguments = {"PIP_INDEX_URL": "u", "TORCH_INDEX": "https://me:secret@mirror/whl/cpu"}
+    found = release.provenance("name:1", archive, "c" * 40, arguments, datetime(2030, 1, 2, tzinfo=UTC))
     assert found["subject"][0]["digest"]["sha256"] == release.digest(archive)
     build = found["predicate"]["buildDefinition"]
-    assert build["externalParameters"]["arguments"] == {"PIP_INDEX_URL": "u"}
+    assert build["externalParameters"]["arguments"] == {
+        "PIP_INDEX_URL": "u",
+        "TORCH_INDEX": "https://mirror/whl/cpu",
+    }
     assert {"name": "source", "digest": {"gitCommit": "c" * 40}} in build["resolvedDependencies"]
     inputs = {one["name"] for one in build["resolvedDependencies"]}
     assert inputs >= {"Dockerfile", "requirements/lock/serve.txt", "requirements/lock/torch.txt"}

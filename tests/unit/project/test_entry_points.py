@@ -58,6 +58,15 @@ def test_torch_comes_from_one_index() -> None:
     assert "extra-index" not in MAKEFILE
 
 
+def test_an_index_of_cpu_builds_is_refused_where_there_is_a_gpu_unless_that_build_is_named() -> None:
+    typed = ("serve", "NVIDIA=yes", "TORCH_INDEX=https://mirror/whl/cpu")
+    command = ["make", "--dry-run", "VENV=no-such-folder", *typed]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 2
+    assert "unset TORCH_INDEX, or name the build: TORCH_BUILD=cpu" in run.stderr
+    assert "+cpu" in dry_run(*typed, "TORCH_BUILD=cpu")
+
+
 @pytest.mark.parametrize(
     ("target", "installed"),
     [
@@ -71,6 +80,14 @@ def test_torch_comes_from_one_index() -> None:
 def test_a_target_installs_no_more_than_it_needs(target: str, installed: list[str]) -> None:
     files = [file for command in installs(dry_run(target, "DATA=d")) for file in re.findall(r"-r (\S+)", command)]
     assert files == [f"requirements/lock/{name}.txt" for name in ["serve", *installed]]
+
+
+def test_an_image_is_not_built_with_a_password_in_its_history() -> None:
+    command = ["make", "--dry-run", "image", "PIP_INDEX_URL=https://me:secret@mirror/simple"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert "PIP_CONF=FILE" in run.stderr
+    assert "--build-arg" not in run.stdout
+    assert "--build-arg PIP_INDEX_URL=" in dry_run("image", "PIP_INDEX_URL=https://mirror/simple")
 
 
 def test_make_test_lints_and_runs_the_tests() -> None:
