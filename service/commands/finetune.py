@@ -25,6 +25,7 @@ from service.settings_sources import load
 
 if TYPE_CHECKING:
     from service.tools.training.finetuning import Run
+    from service.tools.training.frozen import FrozenVectors
     from service.tools.training.session import Request, Session
 
 TRAINING_PACKAGES = ("transformers", "accelerate", "scipy")
@@ -96,13 +97,15 @@ def _finetune(args: Namespace, argv: Sequence[str]) -> int:
         _check_run(session, args)
         return launch(argv, args.devices)
     from service.tools.training.finetuning import quieten
+    from service.tools.training.frozen import FrozenVectors
 
     quieten()
+    vectors = FrozenVectors()
     results = {}
     for seed in seeds:
         if seed != seeds[0]:
             session = prepare(_of_seed(request, seed, args.seeds), seed)
-        results[seed] = _run_one(session, args)
+        results[seed] = _run_one(session, args, vectors)
     if is_first:
         _print_results(results, request, bool(args.seeds))
     return 0
@@ -111,16 +114,18 @@ def _finetune(args: Namespace, argv: Sequence[str]) -> int:
 def _train_suite(args: Namespace) -> int:
     from service.commands.suite_training import train_suite
     from service.tools.training.finetuning import quieten
+    from service.tools.training.frozen import FrozenVectors
     from service.tools.training.session import prepare
 
     quieten()
+    vectors = FrozenVectors()
 
     def train_one(one: Namespace) -> dict[str, Any]:
         session = prepare(make_request(one), one.seed, only_config=one.dry_run)
         _print_session(session)
         if one.dry_run:
             return {"plan": _show_plan(session)}
-        return {"form": session.problem.form, **_run_one(session, one)}
+        return {"form": session.problem.form, **_run_one(session, one, vectors)}
 
     return train_suite(args, train_one)
 
@@ -219,7 +224,7 @@ def _identity(session: Session, args: Namespace) -> dict[str, Any]:
     return session.identity() | ({"search": search} if search else {})
 
 
-def _run_one(session: Session, args: Namespace) -> dict[str, Any]:
+def _run_one(session: Session, args: Namespace, vectors: FrozenVectors) -> dict[str, Any]:
     from service.tools.training.estimate import disk_bytes
     from service.tools.training.finetuning import Run, train
     from service.tools.training.machine import require_disk
@@ -238,6 +243,7 @@ def _run_one(session: Session, args: Namespace) -> dict[str, Any]:
         session.load.use_checkpointing,
         output / "tensorboard" if find_spec("tensorboard") else None,
         session.data.test,
+        vectors,
     )
     if int(os.environ.get("RANK", "0")) > 0:
         found = None if args.overwrite else read_run(output)

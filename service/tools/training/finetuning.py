@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from service.tasks.tokenizer import NO, YES
 from service.tools.data.converters import Example
 from service.tools.training import adapters, resuming
 from service.tools.training.callbacks import KeepCheckpoints, Report
+from service.tools.training.frozen import FrozenVectors
 from service.tools.training.hyperparameters import ALL_LAYERS, Hyperparameters
 from service.tools.training.losses import IMBALANCED, Loss, class_weights, imbalance, positive_weights
 from service.tools.training.measures import measure
@@ -49,8 +50,6 @@ MAX_INTERVAL = 500
 MAX_DEV = 2000
 """Examples of the dev set in an evaluation during training; all of them count at the end."""
 DEFAULT_MAX_LENGTH = 128
-NUM_VECTORS = 32
-"""Rows in a batch of a frozen encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,8 @@ class Run:
     """Where TensorBoard's files go; None without it."""
     test: Sequence[Example] = ()
     """What the finished network is measured on besides the dev set."""
+    vectors: FrozenVectors = field(default_factory=FrozenVectors)
+    """Those of earlier runs, where the encoder is frozen."""
 
 
 @dataclass(slots=True)
@@ -208,7 +209,8 @@ def prepare(run: Run) -> Prepared:
     if problem.form == "head":
         whole = HeadNetwork(network, loss)
         if values.freeze == ALL_LAYERS:
-            _replace_by_vectors(whole, problem, [split for split in (train, dev, test) if len(split)])
+            splits = [split for split in (train, dev, test) if len(split)]
+            run.vectors.replace_rows(whole, problem, splits, run.start.path)
     else:
         width = max(train.num_options, dev.num_options, test.num_options)
         whole = ChoiceNetwork(network, loss, model.yes or 0, model.no or 0, width)
@@ -221,26 +223,6 @@ def resolve_max_length(run: Run, model: TextModel) -> int:
     if longest > model.max_length:
         raise SettingError(f"--max-length {longest}: {run.start.name} reads at most {model.max_length} tokens")
     return longest or choose_max_length(model, run.problem, run.train, DEFAULT_MAX_LENGTH)
-
-
-def _replace_by_vectors(network: HeadNetwork, problem: Problem, splits: Sequence[Samples]) -> None:
-    """Runs the frozen encoder once over all rows: each epoch reads its outputs."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    collate = Collator(problem)
-    network.to(device).eval()
-    for samples in splits:
-        order = np.argsort(samples.lengths, kind="stable")
-        found: list[Tensor] = [torch.empty(0)] * len(samples)
-        for start in range(0, len(order), NUM_VECTORS):
-            rows = order[start : start + NUM_VECTORS].tolist()
-            batch = collate([samples[index] for index in rows])
-            del batch["labels"]
-            with torch.inference_mode():
-                vectors = network.encode(**{name: tensor.to(device) for name, tensor in batch.items()})
-            for index, vector in zip(rows, vectors.float().cpu(), strict=True):
-                found[index] = vector.clone()
-        samples.with_vectors(torch.stack(found) if found else torch.empty(0))
-    network.train()
 
 
 def arguments_of(prepared: Prepared, output: Path, *, is_search: bool = False) -> TrainingArguments:
