@@ -14,12 +14,15 @@ from service import logs
 from service.api.app import create_app
 from service.cli_args import add_key, server_url
 from service.commands.application import Application
+from service.settings import Settings
 from service.settings_sources import load
 from service.tools.evaluation import EvaluationClient, open_client
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 IN_PROCESS = "http://in-process"
 POLL_S = 0.05
+LONGEST_WAIT_MS = 600_000
+"""Of a request to the server in this process: on a slow machine it is answered late instead of being refused."""
 
 
 def add_connection_flags(parser: ArgumentParser) -> None:
@@ -67,7 +70,7 @@ async def serve_in_process(models: Sequence[str]) -> AsyncIterator[httpx.AsyncBa
     Raises:
         StartupError: a model cannot be started.
     """
-    settings = load({"models.specs": list(models), "log.level": "warning"})
+    settings = settings_in_process(models)
     logs.configure(settings.log.level, settings.log.format)
     application = Application(settings)
     async with application.lifespan(None):
@@ -76,3 +79,9 @@ async def serve_in_process(models: Sequence[str]) -> AsyncIterator[httpx.AsyncBa
                 raise application.failure
             await asyncio.sleep(POLL_S)
         yield httpx.ASGITransport(create_app(application, settings.server))
+
+
+def settings_in_process(models: Sequence[str]) -> Settings:
+    """Those of `serve` in the environment, but no request is refused because others are computed before it."""
+    waits = ("server.default_timeout_ms", "server.max_timeout_ms", "batching.max_wait_ms")
+    return load({"models.specs": list(models), "log.level": "warning"} | dict.fromkeys(waits, LONGEST_WAIT_MS))

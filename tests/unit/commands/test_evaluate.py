@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.commands.connection import own_head
+from service.commands.connection import own_head, settings_in_process
 from service.commands.evaluate import add_arguments, evaluate, fit_to_labels, run, summary
 from service.tools.data.converters import Example
 from service.tools.evaluation import EvaluationError
@@ -277,3 +277,9 @@ def test_one_source_is_wanted(words: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         run(words)
     assert end.value.code == 2
+
+
+def test_a_slow_machine_is_measured_instead_of_being_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERLANGSHEN_BATCHING__MAX_WAIT_MS", "1000")
+    settings = settings_in_process(["mini"])
+    assert settings.server.default_timeout_ms == settings.batching.max_wait_ms == 600_000
