@@ -23,6 +23,7 @@ from service.commands.data_flags import FORMATS, add_field_flags, print_data, so
 from service.commands.suite_evaluation import add_suite_flags, evaluate_suite, print_suite, used_suite_flags
 from service.errors import DatasetError
 from service.tools.answer_files import write_bad_cases, write_predictions
+from service.tools.asking import returns_number
 from service.tools.confusion_picture import draw, has_matplotlib
 from service.tools.data.converters import Example
 from service.tools.data.own import OwnData
@@ -180,6 +181,8 @@ async def _choose_labels(
     """Whether the labels of the data are sent, or the model answers with its own; then the examples have those."""
     ask = Ask(threshold=args.threshold)
     if examples[0].task != "classify":
+        if examples[0].grade is not None and returns_number(own_head(await client.served(), client.model)):
+            return [replace(one, task="classify") for one in examples], replace(ask, head=True)
         return examples, ask
     if args.head is not None:
         return rename_options(examples, args.head) if args.head else examples, replace(ask, head=True)

@@ -35,7 +35,7 @@ def put(examples: Sequence[Example], info: dict[str, Any] | None, wording: Wordi
     first = examples[0]
     if labels and set(labels) == set(first.forms.labels):
         return [Asked(one, as_head(one), one.options) for one in examples], True
-    if first.grade is not None and info is not None and not labels:  # a regression returns the grade
+    if first.grade is not None and returns_number(info):
         return [Asked(one, replace(one, task="classify"), ()) for one in examples], True
     is_zero_shot = info is None or bool(info.get("zero_shot"))
     if first.task == "classify" and labels and (set(first.options) & set(labels) or not is_zero_shot):
@@ -47,6 +47,11 @@ def put(examples: Sequence[Example], info: dict[str, Any] | None, wording: Wordi
         Asked(one, sendable(wording.word(each)), each.options) for one, each in zip(examples, arranged, strict=True)
     ]
     return asked, first.task == "classify" and not is_zero_shot
+
+
+def returns_number(info: dict[str, Any] | None) -> bool:
+    """Whether a model grades texts: its head has one output, whose label, if it has one, is the name of the grade."""
+    return info is not None and (info.get("head") or {}).get("num_classes") == 1
 
 
 def sendable(example: Example) -> Example:

@@ -19,6 +19,7 @@ from service.tools.evaluation import EvaluationError
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 ZERO_SHOT = {"name": "mini", "source": "mini", "kind": "masked-lm", "labels": []}
+REGRESSION = {"kind": "sequence-classification", "num_classes": 1, "problem_type": "regression"}
 
 
 def server(label_of: Callable[[str], str], *served: dict[str, Any], keys: list[str] | None = None) -> Any:
@@ -283,3 +284,20 @@ def test_a_slow_machine_is_measured_instead_of_being_refused(monkeypatch: pytest
     monkeypatch.setenv("ERLANGSHEN_BATCHING__MAX_WAIT_MS", "1000")
     settings = settings_in_process(["mini"])
     assert settings.server.default_timeout_ms == settings.batching.max_wait_ms == 600_000
+
+
+async def test_a_regression_grades_pairs_as_a_classifier_of_one_output(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("sentence1,sentence2,score\n甲,乙,1.5\n甲,丙,2.5\n甲,丁,4.5\n", encoding="utf-8")
+    model = {"name": "sts", "source": "sts", "kind": REGRESSION["kind"], "labels": ["grade"], "head": REGRESSION}
+
+    def grade(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"models": [model], "replicas": []})
+        assert request.url.path == "/v1/classify"
+        texts = [one["text_pair"] for one in json.loads(request.content)["inputs"]]
+        results = [{"label": "grade", "score": "乙丙丁".index(text), "truncated": False} for text in texts]
+        return httpx.Response(200, json={"model": "sts", "results": results})
+
+    report = await evaluate(parse(str(file), "--score", "score"), httpx.MockTransport(grade))
+    assert report["spearman"] == pytest.approx(1.0)

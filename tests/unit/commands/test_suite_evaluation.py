@@ -23,6 +23,7 @@ from tests.support.benchmark_files import write_benchmarks
 
 ZERO_SHOT = {"name": "mini", "source": "mini", "kind": "masked-lm", "labels": []}
 HEAD = {"name": "csl", "source": "csl", "kind": "sequence-classification", "labels": ["不能概括", "可以概括"]}
+REGRESSION = {"kind": "sequence-classification", "num_classes": 1, "problem_type": "regression"}
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +226,10 @@ def test_a_trained_model_is_asked_as_it_was_trained_on_this_task(
     assert choose_wording(subject, "clue/tnews", {}, args) == expected
 
 
-async def test_a_regression_of_pairs_is_asked_for_its_number(data: Path) -> None:
+@pytest.mark.parametrize("labels", [[], ["grade"]], ids=["nameless", "named by finetune"])
+async def test_a_regression_of_pairs_is_asked_for_its_number(data: Path, labels: list[str]) -> None:
     seen: list[tuple[str, dict[str, Any]]] = []
-    model = {"name": "sts", "source": "sts", "kind": "sequence-classification", "labels": []}
+    model = {"name": "sts", "source": "sts", "kind": REGRESSION["kind"], "labels": labels, "head": REGRESSION}
     await evaluate_suite(parse(data, "--suite", "semantic-matching", "sts-b-graded"), server(seen, model))
     path, body = seen[0]
     assert (path, set(body["inputs"][0])) == ("/v1/classify", {"text", "text_pair"})
