@@ -16,6 +16,7 @@ from service.settings import VERSION
 COMMANDS = {
     "serve": "serve models over HTTP (the default command)",
     "blend": "fit how a choice model and an embedding model count together",
+    "batch": "answer every row of a corpus, here, at servers or on Ray",
     "bench": "send load to a running server and measure its speed",
     "doctor": "check hardware, libraries and kernels, and say what to change",
     "evaluate": "measure a model on labelled data",

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from zipfile import BadZipFile
 
@@ -17,7 +17,7 @@ DAMAGED = (BadZipFile, zlib.error, KeyError, ValueError, SyntaxError, EOFError, 
 """What openpyxl raises while it reads a file that is no workbook; a SyntaxError is one of XML."""
 
 
-def require(path: Path, package: str) -> DatasetError:
+def require(path: PurePath, package: str) -> DatasetError:
     """The error for a package that is not installed."""
     return DatasetError(
         f"{path}: {path.suffix} needs the package {package}: pip install {package}, or pip install -r "

@@ -25,6 +25,8 @@ TRAINING = [
     ROOT / "service" / "tools" / "training",
     ROOT / "service" / "tools" / "data" / "workbooks.py",
     ROOT / "service" / "tools" / "labelled_files.py",
+    ROOT / "service" / "tools" / "corpora" / "source.py",
+    ROOT / "service" / "tools" / "corpora" / "writers.py",
     ROOT / "service" / "commands" / "finetune.py",
 ]
 UNPINNED = re.compile(r"nvidia-|cuda-|triton")

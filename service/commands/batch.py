@@ -1,0 +1,184 @@
+"""`python -m service batch`: answers every row of a corpus, in this process, at servers, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import asdict
+from typing import Any
+
+from tqdm import tqdm
+
+from service import logs
+from service.api.app import create_app
+from service.cli_args import add_key, checked, list_of, server_url
+from service.commands.application import Application
+from service.commands.connection import POLL_S
+from service.errors import DatasetError, StartupError
+from service.settings_sources import load
+from service.tools.corpora.asking import PAIRS, TASKS, Ask, Columns
+from service.tools.corpora.bulk_client import BulkClient, HttpServer, InProcess
+from service.tools.corpora.job import Counts, Job
+from service.tools.corpora.source import FORMATS, SUFFIXES, format_of
+from service.tools.corpora.work import Work
+
+WATCH_S = 1.0
+WINDOW = 2048
+"""Lines of a part that are computed at a time, so that a large batch for a GPU finds enough rows in the queue."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    files = f"a path, or a URL that fsspec knows, as s3://BUCKET/FILE ({', '.join(SUFFIXES)})"
+    parser.add_argument("source", metavar="IN", help=f"the corpus: {files}")
+    parser.add_argument(
+        "out", metavar="OUT", help="the answers: the same, or without such a suffix a folder, which gets several files"
+    )
+    parser.add_argument("--task", choices=TASKS, required=True, help="what is asked of each row")
+    parser.add_argument("--labels", type=list_of(str.strip), metavar="A,B", help="the labels to choose from")
+    parser.add_argument(
+        "--body", type=body, default={}, metavar="JSON", help='more fields of each request, as {"top_k": 3}'
+    )
+    parser.add_argument(
+        "--model",
+        metavar="SOURCE",
+        help="start this model (a directory, a hub id, or mini) with the settings of `serve` in the environment; "
+        "several are separated by commas (default: those that ship). With --url: one of the servers' models",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--url", type=server_url, action="append", help="ask the server that runs here instead; may be repeated"
+    )
+    add_key(parser)
+    fields = parser.add_argument_group("columns of IN")
+    fields.add_argument("--text", default="text", metavar="COLUMN", help="the text, or the passage (%(default)s)")
+    fields.add_argument("--text-pair", metavar="COLUMN", help="the second text of a pair (of pairs: text_pair)")
+    fields.add_argument("--question-field", metavar="COLUMN", help="the question (of mrc: question)")
+    fields.add_argument("--choices", metavar="COLUMN", help="the labels or the choices of each row")
+    fields.add_argument("--separator", default="|", metavar="S", help="between them in a cell (%(default)s)")
+    fields.add_argument(
+        "--keep", type=list_of(str.strip), default=(), metavar="A,B", help="columns that are copied to OUT, as a key"
+    )
+    fields.add_argument("--encoding", default="utf-8", metavar="NAME", help="of JSON lines and CSV (%(default)s)")
+    parser.add_argument("--format", choices=FORMATS, help="of the files in a folder (default: jsonl)")
+    parser.add_argument("--overwrite", action="store_true", help="start again, whatever is there")
+
+
+@checked
+def body(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict) or "inputs" in value:
+        raise ArgumentTypeError("wanted a JSON object without inputs")
+    return value
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(
+        prog="python -m service batch",
+        description="Answer every row of a corpus. OUT has one row for each row of IN, in the same order; bad rows "
+        "have an error there, and are in OUT.bad.jsonl. The same command goes on where it was interrupted.",
+    )
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    print(json.dumps(batch(args), ensure_ascii=False, indent=2))
+    return 0
+
+
+def batch(args: Namespace) -> dict[str, Any]:
+    """Computes the job and returns a report.
+
+    Raises:
+        StartupError: IN cannot be read, OUT is there, or nothing can answer.
+    """
+    job = job_of(args)
+    with job.parts.locked():
+        if job.begin(overwrite=args.overwrite):
+            print(f"going on: {sum(span.end - span.first for span in job.parts.done())} rows are done", file=sys.stderr)
+        counts, seconds = asyncio.run(compute(job, args))
+        num_rows, num_failed = job.finish()
+    seconds = max(seconds, 1e-9)
+    return {
+        "source": job.source,
+        "out": job.out,
+        "task": job.ask.task,
+        "rows": num_rows,
+        "failed": num_failed,
+        "this_run": asdict(counts),
+        "seconds": round(seconds, 2),
+        "rows_per_s": round((counts.answered + counts.failed) / seconds, 1),
+        "tokens_per_s": round(counts.tokens / seconds, 1),
+    }
+
+
+def job_of(args: Namespace) -> Job:
+    """Raises DatasetError: the flags do not fit each other."""
+    columns = Columns(args.text, args.text_pair, args.question_field, args.choices, args.separator)
+    if args.task in PAIRS and columns.text_pair is None:
+        columns = Columns(args.text, "text_pair")
+    if args.task == "mrc" and columns.question is None:
+        columns = Columns(args.text, None, "question", args.choices, args.separator)
+    fields = dict(args.body)
+    if args.labels:
+        fields["labels"] = args.labels
+    if args.model is not None and args.url:
+        fields["model"] = args.model
+    suffix = format_of(args.out)
+    if suffix is not None and args.format not in (None, suffix):
+        raise DatasetError(f"--format {args.format}: {args.out} names another format")
+    return Job(
+        args.source,
+        Ask(args.task, columns, fields),
+        args.out,
+        suffix or args.format or "jsonl",
+        tuple(args.keep),
+        args.encoding,
+    )
+
+
+async def compute(job: Job, args: Namespace) -> tuple[Counts, float]:
+    """Computes the parts that are left; how many rows, and in how many seconds."""
+    source = job.opened
+    with closing(tqdm(total=source.size, unit=source.unit, unit_scale=True, disable=None)) as bar:
+        work = Work(job, lambda part: bar.update(part.size))
+        if args.url:
+            await work.run([HttpServer(url, args.key) for url in args.url])
+        else:
+            async with serve(args.model) as (client, application):
+                await _unless_dead(work.run([client]), application)
+    return work.counts, work.seconds
+
+
+@asynccontextmanager
+async def serve(models: str | None) -> AsyncIterator[tuple[BulkClient, Application]]:
+    """The whole service without a socket, on all devices.
+
+    Raises:
+        StartupError: a model cannot be started.
+    """
+    typed = {"models.specs": models.split(",")} if models else {}
+    settings = load({**typed, "log.level": "warning", "server.bulk_window": WINDOW})
+    logs.configure(settings.log.level, settings.log.format)
+    application = Application(settings)
+    async with application.lifespan(None):
+        while application.why_not_accepting() is not None:
+            if application.failure is not None:
+                raise application.failure
+            await asyncio.sleep(POLL_S)
+        yield InProcess(create_app(application, settings.server)), application
+
+
+async def _unless_dead(work: Coroutine[Any, Any, None], application: Application) -> None:
+    """Runs the work. Raises StartupError once every replica keeps crashing: its rows would wait for ever."""
+    working = asyncio.create_task(work)
+    try:
+        while not working.done():
+            await asyncio.wait([working], timeout=WATCH_S)
+            if reason := application.why_not_alive():
+                raise StartupError(f"{reason}; the same command goes on from here")
+        working.result()
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
