@@ -1,6 +1,7 @@
 """The engine: rate against transformers and bare matrix products, quantised, as served; start; memory.
 
     python -m benchmarks.engine cpu              # against transformers and the bare matrix products
+    python -m benchmarks.engine runtimes         # against ONNX Runtime and OpenVINO, at equal precision
     python -m benchmarks.engine quantization     # accuracy with int8 and fp8; accuracy of `mini` on all data sets
     python -m benchmarks.engine speed            # latency models of common shapes, for python -m service plan
     python -m benchmarks.engine served           # the 1.3B shape over HTTP, against transformers
@@ -17,4 +18,4 @@ from __future__ import annotations
 from benchmarks.common import dispatch
 
 if __name__ == "__main__":
-    dispatch("benchmarks.engine", __doc__, ("cpu", "quantization", "speed", "served", "start", "memory"))
+    dispatch("benchmarks.engine", __doc__, ("cpu", "runtimes", "quantization", "speed", "served", "start", "memory"))

@@ -24,16 +24,17 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.common import about, parser_of, save
+from benchmarks.common import about, auto_precision, parser_of, save
 from benchmarks.peers import processes
 from benchmarks.peers.peers import OUR_PYTHON, PEERS, Place, Server, ours
 from benchmarks.peers.processes import Running
 from benchmarks.peers.rounds import Kind, Measured, answers, make_texts, measure, summarize, table
+from service.checkpoints.checkpoint import describe
 from tests.support.servers import free_port
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 0.15}
 """How far a score may be from the first server's."""
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 LENGTHS, SEED = "lognormal:31:152", 1
 CHECKED_TEXTS = 8
 
@@ -59,8 +60,9 @@ class Entrant:
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     left_out: dict[str, str] = {}
-    mine = [Entrant(f"ours {precision}", ours(), OUR_PYTHON, precision) for precision in PRECISIONS]
-    peers = installed([peer for peer in PEERS if peer.name in args.peers], left_out)
+    precisions = args.precisions or [each for each in PRECISIONS if each != "bfloat16" or auto_precision() == each]
+    mine = [Entrant(f"ours {precision}", ours(), OUR_PYTHON, precision) for precision in precisions]
+    peers = installed([peer for peer in PEERS if peer.name in args.peers], precisions, left_out)
     if args.setup_only:
         return 1 if left_out else 0
     from benchmarks.peers.checkpoint import make_checkpoint  # imports torch and transformers
@@ -68,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
     model = make_checkpoint(processes.FOLDER.absolute() / "checkpoint")
     texts = make_texts(LENGTHS, args.requests, SEED)
     with ExitStack() as stack:
-        servers = [start(stack, entrant, model, args.threads) for entrant in (*mine, *peers)]
+        onnx = exported(peers, model, left_out)
+        servers = [start(stack, entrant, model, onnx, args.threads) for entrant in (*mine, *peers)]
         measured = uvloop.run(compare(servers, texts, len(mine), args, left_out))
     peers = [peer for peer in peers if peer.name not in left_out]
     levels = summarize(measured, {one.name: one.kind for one in mine}, {peer.name: peer.kind for peer in peers})
@@ -82,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         "texts": {"lengths_in_tokens": LENGTHS, "texts_in_a_pass": args.requests, "seed": SEED},
         "threads": args.threads,
         "rounds": args.rounds,
-        "ours": {"how": ours().how, "precisions": PRECISIONS},
+        "ours": {"how": ours().how, "precisions": precisions},
         "peers": {peer.name: peer.describe() for peer in peers},
         "left_out": left_out,
         "levels": levels,
@@ -93,23 +96,39 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def installed(peers: Sequence[Server], left_out: dict[str, str]) -> list[Entrant]:
-    """Those whose environments can be made, in each precision that they compute in."""
+def installed(peers: Sequence[Server], wanted: Sequence[str], left_out: dict[str, str]) -> list[Entrant]:
+    """Those whose environments can be made, in each precision that they compute in and that is wanted."""
     entrants = []
     for peer in peers:
         try:
-            python = processes.ensure(peer.name)
+            python = processes.ensure(peer.installed_as)
         except RuntimeError as error:
             left_out[peer.name] = str(error)
             continue
-        for precision in peer.precisions:
+        for precision in (each for each in peer.precisions if each in wanted):
             name = peer.name if precision == "float32" else f"{peer.name} {precision}"
             entrants.append(Entrant(name, peer, python, precision))
     return entrants
 
 
-def start(stack: ExitStack, entrant: Entrant, model: Path, threads: int) -> Running:
-    place = Place(entrant.python, model, free_port(), threads, entrant.precision)
+def exported(peers: list[Entrant], model: Path, left_out: dict[str, str]) -> Path | None:
+    """The model for the runtimes, where one is among the peers; without it they leave `peers`."""
+    wanted = [peer for peer in peers if peer.server.is_exported]
+    if not wanted:
+        return None
+    from benchmarks.peers.exported import export  # imports torch
+
+    try:
+        return export(describe(model, model.name), model, wanted[0].python, LENGTHS)
+    except RuntimeError as error:
+        for peer in wanted:
+            left_out[peer.name] = str(error)
+            peers.remove(peer)
+        return None
+
+
+def start(stack: ExitStack, entrant: Entrant, model: Path, onnx: Path | None, threads: int) -> Running:
+    place = Place(entrant.python, model, free_port(), threads, entrant.precision, onnx)
     running = Running(entrant.name, entrant.server, place)
     stack.callback(running.stop)
     return running
@@ -166,6 +185,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("peers", __doc__)
     names = [peer.name for peer in PEERS]
     parser.add_argument("--peers", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="default: those that this CPU computes in")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], help="default: 1 8 32")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--requests", type=int, default=96, help="texts in a pass (default: %(default)s)")

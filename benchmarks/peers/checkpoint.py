@@ -1,4 +1,5 @@
-"""The model that all servers serve: a MegatronBert classifier of random numbers, 6 layers, 384 wide, 21,128 words.
+"""The model that all servers serve: a MegatronBert classifier of random numbers, 6 layers, 384 wide, 21,128 words; and
+larger ones of the same kind.
 
 Its vocabulary has the size of the published Chinese ones and holds Unicode's ideographs. To a server it differs from a
 trained model in its answers only.
@@ -12,20 +13,21 @@ from pathlib import Path
 import torch
 from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
 
-from benchmarks.engine.models import vocabulary
+from benchmarks.engine.models import SHAPES, vocabulary
+from service.checkpoints.checkpoint import Shape
 
 VOCAB_SIZE = 21_128
 LABELS = ("财经", "体育", "娱乐", "科技")
 SEED = 7
 
 
-def make_checkpoint(folder: Path) -> Path:
+def make_checkpoint(folder: Path, shape: Shape = SHAPES["small"]) -> Path:
     """Writes the checkpoint where there is none; the same numbers every time."""
     if (folder / "done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    model = MegatronBertForSequenceClassification(_config())
+    model = MegatronBertForSequenceClassification(_config(shape))
     with torch.no_grad():
         model.classifier.weight.mul_(8)  # scores that differ: by rights, all labels would be about as likely
     model.save_pretrained(folder)
@@ -36,13 +38,13 @@ def make_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def _config() -> MegatronBertConfig:
+def _config(shape: Shape) -> MegatronBertConfig:
     return MegatronBertConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        intermediate_size=1536,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.ffn_size,
         hidden_act="gelu_new",
         initializer_range=0.05,
         id2label=dict(enumerate(LABELS)),

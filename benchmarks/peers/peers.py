@@ -25,6 +25,8 @@ class Place:
     port: int
     threads: int
     precision: str
+    onnx: Path | None = None
+    """The folder of the same model for the runtimes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,19 @@ class Server:
     body: Callable[[str], dict[str, Any]]
     read: Callable[[Reply], tuple[str, float]]
     packages: tuple[str, ...] = ()
-    """Packages whose versions are reported, in the environment of the server's name."""
+    """Packages whose versions are reported."""
+    environment_name: str = ""
+    """That of its requirements and its folder; empty for the server's own name."""
     environment: dict[str, str] = field(default_factory=dict)
     is_batching: bool = True
     precisions: tuple[str, ...] = ("float32",)
     """Those that it computes in."""
+    is_exported: bool = False
+    """Whether it reads the model as ONNX."""
+
+    @property
+    def installed_as(self) -> str:
+        return self.environment_name or self.name
 
     def request(self, text: str) -> bytes:
         return json.dumps(self.body(text), ensure_ascii=False).encode()
@@ -53,14 +63,17 @@ def _pair(reply: Reply) -> tuple[str, float]:
 
 
 def _ours(place: Place) -> Sequence[str | Path]:
-    flags = ["--threads", str(place.threads), "--precision", place.precision, "--log-level", "warning"]
-    return [place.python, "-m", "service", "serve", "--model", f"peer={place.model}", "--port", str(place.port), *flags]
+    is_quantized = place.precision == "int8"
+    precision, quantization = ("auto", "int8") if is_quantized else (place.precision, "none")
+    how = ["--threads", str(place.threads), "--precision", precision, "--quantization", quantization]
+    where = ["--model", f"peer={place.model}", "--port", str(place.port), "--log-level", "warning"]
+    return [place.python, "-m", "service", "serve", *where, *how]
 
 
 def ours() -> Server:
     return Server(
         name="ours",
-        how="python -m service serve, defaults but for threads and precision",
+        how="python -m service serve, defaults but for threads, precision and quantization",
         command=_ours,
         path="/v1/classify",
         body=lambda text: {"inputs": text},
@@ -87,6 +100,23 @@ def _bentoml(place: Place) -> Sequence[str | Path]:
     program = place.python.parent / "bentoml"
     where = ["--host", "127.0.0.1", "--port", str(place.port), "--working-dir", SERVERS]
     return [program, "serve", "bentoml_server:Classify", *where]
+
+
+def _runtime(runtime: str, title: str, rows: int, precisions: tuple[str, ...]) -> Server:
+    """Behind a plain FastAPI front: with one row at a time, or with batches of what waits."""
+    return Server(
+        name=runtime if rows == 1 else f"{runtime} batches",
+        how=f"FastAPI and {title}, " + ("one text at a time" if rows == 1 else f"padded batches of what waits, {rows}"),
+        command=_script("runtime", runtime, str(rows)),
+        path="/classify",
+        body=lambda text: {"text": text},
+        read=_pair,
+        packages=("fastapi", runtime, *(("nncf",) if runtime == "openvino" else ())),
+        environment_name="runtimes",
+        is_batching=rows > 1,
+        precisions=precisions,
+        is_exported=True,
+    )
 
 
 PEERS = (
@@ -140,6 +170,8 @@ PEERS = (
         is_batching=False,
         precisions=("float32", "bfloat16"),
     ),
+    *(_runtime("onnxruntime", "ONNX Runtime", rows, ("float32", "int8")) for rows in (1, 16)),
+    *(_runtime("openvino", "OpenVINO", rows, ("float32", "bfloat16", "int8")) for rows in (1, 16)),
 )
 
 

@@ -1,7 +1,7 @@
 """Peers as processes: an environment for each, started, suspended while another one is measured, ended.
 
-An environment is made when it is first needed and again when its requirements have changed. torch comes first and by
-its exact version, so that a build chosen by pip's own configuration is kept.
+An environment is made when it is first needed and again when its requirements have changed. torch, where it is needed,
+comes first and by its exact version, so that a build chosen by pip's own configuration is kept.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def ensure(name: str) -> Path:
         return python
     print(f"{name}: installing into {FOLDER / name}, minutes", file=sys.stderr)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    torch = next(line for line in requirements.read_text().splitlines() if line.startswith("torch=="))
-    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, torch], [*pip, "-r", str(requirements)]):
+    torch = [[*pip, line] for line in requirements.read_text().splitlines() if line.startswith("torch==")]
+    for command in ([sys.executable, "-m", "venv", str(folder)], *torch, [*pip, "-r", str(requirements)]):
         if (status := subprocess.run(command).returncode) != 0:
             raise RuntimeError(f"{name}: its environment cannot be made: {command[2]} ends with {status}")
     stamp.write_text(digest)
@@ -53,6 +53,18 @@ def versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def environment(threads: int) -> dict[str, str]:
+    """The variables of a process that computes with so many threads."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("ERLANGSHEN_")},
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
 class Running:
     """One server and all its children."""
 
@@ -65,20 +77,15 @@ class Running:
         self._process = self._start(server.command(place), place)
 
     def _start(self, command: Sequence[str | Path], place: Place) -> subprocess.Popen[bytes]:
-        threads = str(place.threads)
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("ERLANGSHEN_")},
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
+        variables = {
+            **environment(place.threads),
             "PEER_MODEL": str(place.model),
             "PEER_PRECISION": place.precision,
+            "PEER_ONNX": str(place.onnx),
             **self.server.environment,
         }
         with self.log.open("wb") as log:
-            return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     async def ready(self, text: str) -> None:
         """Returns when it has answered. RuntimeError when it ends or stays silent."""

@@ -112,19 +112,23 @@ async def answers(server: Running, texts: Sequence[str]) -> list[tuple[str, floa
 
 
 BEST = "best peer"
+BEST_EQUAL = "best peer in the same precision"
 BEST_BATCHING = "best batching peer"
 """Without the server that computes one text at a time, which competes only where padding costs most."""
 
 
+BITS = {"float32": 32, "bfloat16": 16, "int8": 8}
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Ours in float32 is compared with peers in float32, ours in fewer bits with all."""
+    """Ours is compared with peers that compute in as many bits or in more."""
 
     precision: str
     is_batching: bool = True
 
     def is_rival(self, peer: Kind) -> bool:
-        return self.precision != "float32" or peer.precision == "float32"
+        return BITS[peer.precision] >= BITS[self.precision]
 
 
 def summarize(
@@ -144,15 +148,19 @@ def _level(measured: Sequence[Measured], ours: Mapping[str, Kind], peers: Mappin
         "concurrency": measured[0].concurrency,
         "requests_per_s": {server: spread([rates[server] for rates in rounds]) for server in (*ours, *peers)},
         "ours_over": {
-            server: _over(server, rounds, {name: peer for name, peer in peers.items() if kind.is_rival(peer)})
+            server: _over(server, rounds, kind, {name: peer for name, peer in peers.items() if kind.is_rival(peer)})
             for server, kind in ours.items()
         },
     }
 
 
-def _over(server: str, rounds: Sequence[Mapping[str, float]], peers: Mapping[str, Kind]) -> dict[str, dict[str, float]]:
+def _over(
+    server: str, rounds: Sequence[Mapping[str, float]], kind: Kind, peers: Mapping[str, Kind]
+) -> dict[str, dict[str, float]]:
     """Ratios of one round each: what slows the machine for a while slows both."""
     rivals = {BEST: list(peers), BEST_BATCHING: [name for name, peer in peers.items() if peer.is_batching]}
+    if kind.precision != "float32":  # there it is the best of all
+        rivals[BEST_EQUAL] = [name for name, peer in peers.items() if peer.precision == kind.precision]
     rivals |= {name: [name] for name in peers}
     return {
         rival: spread([rates[server] / max(rates[name] for name in names) for rates in rounds])
@@ -171,7 +179,7 @@ def table(levels: Sequence[dict[str, Any]]) -> str:
     servers = levels[0]["requests_per_s"]
     lines = [head, *([name, *(f"{one['requests_per_s'][name]['median']:.1f}" for one in levels)] for name in servers)]
     for name, rivals in levels[0]["ours_over"].items():
-        for rival in (rival for rival in (BEST, BEST_BATCHING) if rival in rivals):
+        for rival in (rival for rival in (BEST, BEST_EQUAL, BEST_BATCHING) if rival in rivals):
             ratios = [one["ours_over"][name][rival] for one in levels]
             cells = [f"{one['median']:.2f} ({one['min']:.2f} to {one['max']:.2f})" for one in ratios]
             lines.append([f"{name} / {rival}", *cells])

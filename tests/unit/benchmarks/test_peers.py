@@ -17,6 +17,7 @@ from benchmarks.peers.processes import REQUIREMENTS, Running
 from benchmarks.peers.rounds import (
     BEST,
     BEST_BATCHING,
+    BEST_EQUAL,
     LEAST_PASSES,
     Kind,
     Measured,
@@ -55,6 +56,24 @@ def test_ours_in_float32_is_compared_with_float32_and_ours_in_bfloat16_with_all(
     (level,) = summarize(measured, mine, {"a": Kind("float32"), "a bf16": Kind("bfloat16")})
     best = {name: rivals[BEST]["median"] for name, rivals in level["ours_over"].items()}
     assert best == {"ours": 2.0, "ours bf16": 1.5}
+
+
+def test_ours_in_int8_is_also_compared_with_the_best_peer_in_int8() -> None:
+    rates = {"ours": 30, "a": 40, "a int8": 20, "b int8": 15}
+    measured = [Measured(0, server, 1, requests=rate, seconds=1.0) for server, rate in rates.items()]
+    peers = {"a": Kind("float32"), "a int8": Kind("int8"), "b int8": Kind("int8")}
+    (level,) = summarize(measured, {"ours": Kind("int8")}, peers)
+    over = level["ours_over"]["ours"]
+    assert (over[BEST]["median"], over[BEST_EQUAL]["median"]) == (0.75, 1.5)
+
+
+def test_a_peer_is_started_only_in_a_precision_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "ensure", Path)
+    entrants = installed([peer for peer in PEERS if peer.name == "openvino"], ("float32", "int8"), {})
+    assert [(entrant.name, entrant.python) for entrant in entrants] == [
+        ("openvino", Path("runtimes")),
+        ("openvino int8", Path("runtimes")),
+    ]
 
 
 def test_a_run_is_clocked_over_whole_passes_after_its_lead() -> None:
@@ -111,7 +130,8 @@ def test_a_peer_that_cannot_be_installed_is_left_out(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(processes, "ensure", ensure)
     left_out: dict[str, str] = {}
-    entrants = installed([peer for peer in PEERS if peer.name in ("litserve", "mosec", "naive")], left_out)
+    peers = [peer for peer in PEERS if peer.name in ("litserve", "mosec", "naive")]
+    entrants = installed(peers, ("float32", "bfloat16"), left_out)
     assert [entrant.name for entrant in entrants] == ["litserve", "naive", "naive bfloat16"]
     assert left_out == {"mosec": "no network"}
 
@@ -123,8 +143,8 @@ def test_every_text_is_in_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-def test_every_peer_is_pinned_torch_first(peer: Server) -> None:
-    lines = (REQUIREMENTS / f"{peer.name}.txt").read_text().splitlines()
+def test_every_peer_is_pinned_with_torch_first_where_it_needs_that(peer: Server) -> None:
+    lines = (REQUIREMENTS / f"{peer.installed_as}.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
-    assert pins[0].startswith("torch==")
     assert all("==" in pin for pin in pins)
+    assert peer.is_exported or pins[0].startswith("torch==")
