@@ -109,6 +109,10 @@ class Running:
     async def ask(self, body: bytes) -> Response:
         return await self.client.send("POST", self.server.path, body)
 
+    def cpu_s(self) -> float:
+        """CPU seconds of the server and its children so far."""
+        return sum(sum(each.cpu_times()[:2]) for each in self._tree())
+
     def suspend(self) -> None:
         _signal(self._tree(), psutil.Process.suspend)
 

@@ -36,6 +36,8 @@ class Measured:
     concurrency: int
     requests: int
     seconds: float
+    cpu_s: float = 0.0
+    """CPU seconds of the server, for each request."""
 
     @property
     def rate(self) -> float:
@@ -51,7 +53,8 @@ class Passes:
     min_seconds: float
     requests: int = 0
     seconds: float = 0.0
-    _num: int = 0
+    answers: int = 0
+    """All, those before and after the clock included."""
     _started: float = 0.0
 
     @property
@@ -59,10 +62,10 @@ class Passes:
         return self.requests > 0
 
     def answered(self, now: float) -> None:
-        self._num += 1
-        if self._num == self.lead:
+        self.answers += 1
+        if self.answers == self.lead:
             self._started = now
-        passes, rest = divmod(self._num - self.lead, self.texts)
+        passes, rest = divmod(self.answers - self.lead, self.texts)
         if self.is_over or rest or passes < LEAST_PASSES or now - self._started < self.min_seconds:
             return
         self.requests, self.seconds = passes * self.texts, now - self._started
@@ -85,9 +88,11 @@ async def measure(
             for server in (*servers[number % len(servers) :], *servers[: number % len(servers)]):
                 passes = Passes(max(LEAST_LEAD, 2 * concurrency), len(texts), min_seconds)
                 server.resume()
+                before = server.cpu_s()
                 await _run(server, texts, concurrency, passes)
+                cpu_s = (server.cpu_s() - before) / passes.answers
                 server.suspend()
-                yield Measured(number, server.name, concurrency, passes.requests, passes.seconds)
+                yield Measured(number, server.name, concurrency, passes.requests, passes.seconds, cpu_s)
 
 
 async def _run(server: Running, texts: Sequence[str], concurrency: int, passes: Passes) -> None:
@@ -140,13 +145,13 @@ def summarize(
 
 
 def _level(measured: Sequence[Measured], ours: Mapping[str, Kind], peers: Mapping[str, Kind]) -> dict[str, Any]:
-    rounds = [
-        {one.server: one.rate for one in measured if one.round == number}
-        for number in sorted({one.round for one in measured})
-    ]
+    numbers = sorted({one.round for one in measured})
+    rounds = [{one.server: one.rate for one in measured if one.round == number} for number in numbers]
+    cpu = [{one.server: 1000 * one.cpu_s for one in measured if one.round == number} for number in numbers]
     return {
         "concurrency": measured[0].concurrency,
         "requests_per_s": {server: spread([rates[server] for rates in rounds]) for server in (*ours, *peers)},
+        "cpu_ms_of_a_request": {server: spread([each[server] for each in cpu]) for server in (*ours, *peers)},
         "ours_over": {
             server: _over(server, rounds, kind, {name: peer for name, peer in peers.items() if kind.is_rival(peer)})
             for server, kind in ours.items()
@@ -174,14 +179,17 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(levels: Sequence[dict[str, Any]]) -> str:
-    """Median requests per second by server and concurrency, then ours over the best: median (least to most)."""
-    head = ["requests/s", *(f"c={level['concurrency']}" for level in levels)]
-    servers = levels[0]["requests_per_s"]
-    lines = [head, *([name, *(f"{one['requests_per_s'][name]['median']:.1f}" for one in levels)] for name in servers)]
+    """Median requests per second by server and concurrency, the CPU time of a request, then ours over the best: median
+    (least to most)."""
+    levels_of = [f"c={level['concurrency']}" for level in levels]
+    lines = []
+    for title, key in (("requests/s", "requests_per_s"), ("CPU ms of a request", "cpu_ms_of_a_request")):
+        lines.append([title, *levels_of])
+        lines += [[name, *(f"{one[key][name]['median']:.1f}" for one in levels)] for name in levels[0][key]]
     for name, rivals in levels[0]["ours_over"].items():
         for rival in (rival for rival in (BEST, BEST_EQUAL, BEST_BATCHING) if rival in rivals):
             ratios = [one["ours_over"][name][rival] for one in levels]
             cells = [f"{one['median']:.2f} ({one['min']:.2f} to {one['max']:.2f})" for one in ratios]
             lines.append([f"{name} / {rival}", *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max(len(line[column]) for line in lines) for column in range(1 + len(levels))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
