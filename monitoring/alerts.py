@@ -142,7 +142,7 @@ REPLICAS = [
         f"sum by ({REPLICA}, model, kind) (erlangshen_kernels_left_out) > 0",
         "warning",
         f"Replica {{{{ $labels.replica }}}} of {WHERE} runs {{{{ $labels.model }}}} without its fastest kernels",
-        "The self-test at load found {{ $value | humanize }} kernels ({{ $labels.kind }}) wrong or failing. The answers "
+        "The self-test at load found {{ $value | humanize }} kernels ({{ $labels.kind }}) wrong or failing. Answers "
         "are right, and slower.",
         "10m",
     ),
