@@ -21,13 +21,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from service.api import bulk, call_docs, label_set_routes, openapi, operations, playground
+from service.api import call_docs, label_set_routes, openapi, operations, playground
 from service.api.auth import OPERATIONS, AccessTable, AuthMiddleware, KeyStore
-from service.api.batch_runner import BatchRunner, accounts_of
-from service.api.bulk import BulkRoutes
 from service.api.dispatch import ErrorBodies, accesses, endpoints_of, routes, table_of
 from service.api.label_set_routes import LabelSetRoutes
-from service.api.lines import Lines
+from service.api.lines import bulk
+from service.api.lines.answers import Lines
+from service.api.lines.batch_runner import BatchRunner, accounts_of
+from service.api.lines.bulk import BulkRoutes
 from service.api.load import LoadRoutes
 from service.api.middleware import RequestMiddleware, error_response
 from service.api.operations import OperationRoutes

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api import batch_runner
 from service.api.accounts import Key, hash_of
-from service.api.batch_runner import BatchRunner
+from service.api.lines import batch_runner
+from service.api.lines.batch_runner import BatchRunner
 from service.batching.jobs import RequestResult
 from service.domain import DEFAULT_OPTIONS, RANKS, Encoding, RequestOptions
 from service.errors import QueueFull

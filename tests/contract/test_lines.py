@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.api.accounts import ANYONE, Account, Key, KeyPermissions, hash_of
-from service.api.lines import LineReply, Lines
+from service.api.lines.answers import LineReply, Lines
 from service.domain import RANKS, RequestOptions
 from service.errors import Forbidden, OutOfMemory, QueueFull, ReplicaLost, Unauthorized, Unavailable
 from service.settings import Server

@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response
 
 from service.api.calls import Call
 from service.api.exchange import Exchange, json_response
-from service.api.line_reader import LineReader, stream_of
+from service.api.lines.reader import LineReader, stream_of
 from service.api.multipart import FormReader
 from service.domain import RequestOptions
 from service.errors import BodyTooLarge, InvalidRequest, StoredFileNotFound, UnsupportedEncoding

@@ -23,10 +23,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api.auth import BULK
-from service.api.line_reader import LineReader, stream_of
-from service.api.lines import LineReply, Lines
+from service.api.lines.answers import LineReply, Lines
+from service.api.lines.outbox import Outbox, Spool
+from service.api.lines.reader import LineReader, stream_of
 from service.api.openapi import ERRORS, described_elsewhere
-from service.api.outbox import Outbox, Spool
 from service.api.problems import problem
 from service.api.request import GONE, Headers, PlainRoute, RequestContext, context_of, not_ready, unless_gone
 from service.api.state import ServiceState

@@ -20,8 +20,8 @@ import orjson
 
 from service.api.accounts import ANYONE, Account
 from service.api.auth import KeyStore
-from service.api.batch_input import InputFile, InputLimits
-from service.api.lines import LineReply, Lines
+from service.api.lines.answers import LineReply, Lines
+from service.api.lines.batch_input import InputFile, InputLimits
 from service.api.problems import ErrorBody
 from service.api.state import ServiceState
 from service.domain import RANKS, RequestOptions

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.api.batch_input import MAX_ERRORS, Checked, InputFile, InputLimits
+from service.api.lines.batch_input import MAX_ERRORS, Checked, InputFile, InputLimits
 
 LIMITS = InputLimits(max_lines=200, max_body_bytes=1000, max_values=100)
 ENDPOINT = "/v1/embeddings"

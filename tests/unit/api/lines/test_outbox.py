@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.api.outbox import CHUNK_BYTES, IN_MEMORY_BYTES, PATIENCE_S, Outbox, Spool
+from service.api.lines.outbox import CHUNK_BYTES, IN_MEMORY_BYTES, PATIENCE_S, Outbox, Spool
 from service.errors import RepliesUnread
 from tests.fakes import FakeClock
 from tests.support.servers import until
