@@ -267,18 +267,26 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
-def correct_proxy_variables() -> None:
-    """Rewrites the values that httpx refuses, as its clients fail to start with them whatever their address.
+_PROXY_VARIABLES = ("all_proxy", "http_proxy", "https_proxy", "grpc_proxy")
 
-    `socks://`, which GNOME sets, is SOCKS 5. In NO_PROXY httpx 0.28 takes an IPv6 address only without brackets and
-    prefix; a network of them it could not match, so that is left out.
+
+def correct_proxy_variables() -> None:
+    """Lets every HTTP client of this process work with the variables of proxies, and reach loopback without one.
+
+    httpx refuses some values, whatever the address: `socks://`, which GNOME sets, is SOCKS 5; in NO_PROXY it takes an
+    IPv6 address only without brackets and prefix, and a network of them, which it could not match, is left out.
     """
-    for name, value in list(os.environ.items()):
-        if name.lower() in ("all_proxy", "http_proxy", "https_proxy") and value.startswith("socks://"):
+    found = {name: value for name, value in os.environ.items() if name.lower() in _PROXY_VARIABLES and value}
+    for name, value in found.items():
+        if value.startswith("socks://"):
             os.environ[name] = value.replace("socks", "socks5", 1)
-        elif name.lower() == "no_proxy" and ":" in value:
-            entries = [_plain_ipv6(entry.strip()) for entry in value.split(",")]
-            os.environ[name] = ",".join(entry for entry in entries if entry is not None)
+    if not found:
+        return
+    excluded = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    entries = [entry for text in excluded.split(",") if text.strip() and (entry := _plain_ipv6(text.strip()))]
+    if "*" not in entries:
+        entries = list(dict.fromkeys((*entries, "localhost", "127.0.0.1", "::1")))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(entries)  # gRPC reads the first only
 
 
 def _plain_ipv6(entry: str) -> str | None:

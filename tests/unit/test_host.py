@@ -255,6 +255,18 @@ def test_the_driver_and_the_cpu_are_named_as_the_system_lists_them(tmp_path: Pat
 
 # proxies
 
+LOOPBACK = "localhost,127.0.0.1,::1"
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Without variables of proxies; those that a test sets or the code adds are gone after it."""
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "GRPC_PROXY", "NO_PROXY"):
+        for each in (name, name.lower()):
+            monkeypatch.setenv(each, "")
+            monkeypatch.delenv(each)
+    return monkeypatch
+
 
 @pytest.mark.parametrize(
     ("name", "value", "corrected"),
@@ -262,17 +274,35 @@ def test_the_driver_and_the_cpu_are_named_as_the_system_lists_them(tmp_path: Pat
         ("ALL_PROXY", "socks://127.0.0.1:7890/", "socks5://127.0.0.1:7890/"),
         ("https_proxy", "socks://u:p@proxy:1", "socks5://u:p@proxy:1"),
         ("HTTPS_PROXY", "socks5h://proxy:1", "socks5h://proxy:1"),
-        ("NO_PROXY", "localhost, [::1],::1/128,fe80::/10,10.0.0.0/8,a:80", "localhost,::1,::1,10.0.0.0/8,a:80"),
-        ("no_proxy", "*.local", "*.local"),
     ],
 )
-def test_variables_of_proxies_are_corrected_until_a_client_starts_with_them(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, corrected: str
+def test_the_scheme_of_a_socks_proxy_is_one_that_clients_know(
+    environment: pytest.MonkeyPatch, name: str, value: str, corrected: str
 ) -> None:
-    for each in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(each, raising=False)
-        monkeypatch.delenv(each.lower(), raising=False)
-    monkeypatch.setenv(name, value)
+    environment.setenv(name, value)
     correct_proxy_variables()
     assert os.environ[name] == corrected
     httpx.Client().close()
+
+
+@pytest.mark.parametrize(
+    ("excluded", "corrected"),
+    [
+        ("", LOOPBACK),
+        ("a.b, [::1],fe80::1/128,fe80::/10,10.0.0.0/8,c:80", "a.b,::1,fe80::1,10.0.0.0/8,c:80,localhost,127.0.0.1"),
+        ("*", "*"),
+    ],
+)
+def test_no_proxy_is_readable_for_clients_and_has_this_machine(
+    environment: pytest.MonkeyPatch, excluded: str, corrected: str
+) -> None:
+    environment.setenv("HTTP_PROXY", "http://proxy:1")
+    environment.setenv("NO_PROXY", excluded)
+    correct_proxy_variables()
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == corrected
+    httpx.Client().close()
+
+
+def test_without_a_proxy_no_variable_is_set(environment: pytest.MonkeyPatch) -> None:
+    correct_proxy_variables()
+    assert "no_proxy" not in os.environ
