@@ -7,8 +7,8 @@ Few-shot is `finetune --suite fewclue TASK --fold each --test held-out`, zero-sh
 each --held-out`, both of the same model. A fold trains on its train_F and chooses the checkpoint by its dev_F; both
 sides are measured on the same examples, dev_few_all without the texts of train_F and dev_F. The default model is
 `e5-small`, which was trained on none of FewCLUE, with a classifier on the frozen encoder (--form head); it reads a pair
-as one row. Words after `--` go to `finetune`. What is finished in the output is not repeated. A side that the model
-cannot do has the reason instead of numbers, and such a task counts for neither side.
+as one row. Words after `--` go to `finetune`. The reports of both sides stay in the output, and what is there is not
+repeated. A side that the model cannot do has the reason instead of numbers, and such a task counts for neither side.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.common import about, auto_precision, parser_of, save
 from service.tools.bench.provenance import redact_path
-from service.tools.data.registry import FOLDS, base_name
-from service.tools.suites import SUITE_FILE, suites
+from service.tools.data.registry import base_name
+from service.tools.suites import suites
 
 Values = dict[str, tuple[float, int]]
 """The accuracy in percent and the number of examples, by fold."""
@@ -47,9 +47,8 @@ def main(argv: Sequence[str]) -> int:
     train = [*words, "--form", arguments.form, *frozen, "--test", "held-out", "--output", str(arguments.output), *extra]
     found = {}
     for task in suites()["fewclue"].choose(arguments.tasks or None):
-        few = _few_shot(task, train, arguments.output)
         zero = _zero_shot(task, [*words, "--held-out"], arguments.output)
-        found[task] = compare(zero, few)
+        found[task] = compare(zero, _few_shot(task, train, arguments.output))
         print(f"{task}: {json.dumps({k: v for k, v in found[task].items() if k != 'folds'})}", flush=True)
     better = [task for task, one in found.items() if one.get("difference", 0) > 0]
     report = {
@@ -77,34 +76,31 @@ def _shown(words: Sequence[str]) -> str:
 
 def _few_shot(task: str, words: Sequence[str], output: Path) -> Values | str:
     """By fold, or why the model cannot be trained."""
-    problem = _run("finetune", "--suite", "fewclue", task, *words)
-    file = output / SUITE_FILE
-    runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
-    values = {
+    found = _report(output / f"few-shot-{base_name(task)}.json", "finetune", "--suite", "fewclue", task, *words)
+    if isinstance(found, str):
+        return found
+    return {
         run["fold"]: (round(100 * run["test"]["accuracy"], 2), run["examples"]["test"])
-        for run in runs
+        for run in found["runs"]
         if run["task"] == task
     }
-    return values if len(values) == len(FOLDS) - 1 else problem
 
 
 def _zero_shot(task: str, words: Sequence[str], output: Path) -> Values | str:
     """By fold, or why the model cannot do the task."""
-    file = output / f"zero-shot-{base_name(task)}.json"
-    problem = ""
-    if not file.is_file():
-        problem = _run("evaluate", "--suite", "fewclue", task, *words, "--json", str(file))
-    if not file.is_file():
-        return problem
-    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
-    return {run["fold"]: (run["value"], run["examples"]) for run in runs}
+    found = _report(output / f"zero-shot-{base_name(task)}.json", "evaluate", "--suite", "fewclue", task, *words)
+    return found if isinstance(found, str) else {run["fold"]: (run["value"], run["examples"]) for run in found["runs"]}
 
 
-def _run(*words: str) -> str:
-    """Runs `python -m service`; the last line of what it says on stderr, if it fails."""
-    done = subprocess.run([sys.executable, "-m", "service", *words], capture_output=True, text=True, check=False)
-    lines = done.stderr.strip().splitlines()
-    return lines[-1].removeprefix("error: ") if done.returncode and lines else ""
+def _report(file: Path, *words: str) -> dict[str, Any] | str:
+    """What `python -m service` prints, which is kept in the file; the last line that it says on stderr, if it fails."""
+    if not file.is_file():
+        done = subprocess.run([sys.executable, "-m", "service", *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].removeprefix("error: ")
+        file.write_text(done.stdout, encoding="utf-8")
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return report
 
 
 def compare(zero: Values | str, few: Values | str) -> dict[str, Any]:

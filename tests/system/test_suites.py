@@ -70,3 +70,13 @@ def test_the_runs_of_a_suite_are_served_measured_and_handed_in(folders: tuple[Pa
     assert code == 0
     names = [Path(file).name for file in submitted["files"]]
     assert names == [*(f"bustm_predict_{fold}.json" for fold in range(5)), "fewclue_predict.zip"]
+
+
+def test_a_regression_that_a_suite_has_trained_is_measured(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    data, start = folders
+    task = ("--suite", "semantic-matching", "sts-b-graded", "--data", data)
+    code, _ = run("finetune", *task, "--model", start, "--output", tmp_path / "runs", "--form", "head", *FLAGS)
+    assert code == 0
+    code, measured = run("evaluate", *task, "--model", tmp_path / "runs")
+    assert code == 0
+    assert [(row["metric"], row["form"]) for row in measured["table"]] == [("spearman", "head")]
