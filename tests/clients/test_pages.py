@@ -14,6 +14,7 @@ from tests.clients.serving import Served, secret, serving_all
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "docs" / "zh" / "clients.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"<!-- client:(?P<group>[\w-]+):(?P<name>[\w-]+) -->\n```python\n(?P<code>.*?)```\n", re.DOTALL)
 BLOCKS = [(match["group"], match["name"], match["code"]) for match in BLOCK.finditer(PAGE)]
 ADDRESS, KEY = "http://127.0.0.1:8000", "erl_..."
@@ -28,6 +29,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def test_every_block_of_code_is_one_that_is_run() -> None:
     assert PAGE.count("```python\n") == len(BLOCKS) > 0
     assert len({name for _, name, _ in BLOCKS}) == len(BLOCKS)
+
+
+def test_the_chinese_page_has_blocks_of_this_one() -> None:
+    blocks = [match[0] for match in BLOCK.finditer(CHINESE)]
+    assert CHINESE.count("```python\n") == len(blocks) > 0
+    assert [block for block in blocks if block not in PAGE] == []
 
 
 @pytest.mark.parametrize(("group", "name", "code"), BLOCKS, ids=[name for _, name, _ in BLOCKS])

@@ -22,6 +22,8 @@ from tests.support.servers import END_S, free_port
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GUIDES = {"claims", "clients", "deployment", "labels", "operations", "reliability"}
+"""Pages of docs/zh that are guides of their own. The others follow the English page of their name."""
 ADDRESS = "http://127.0.0.1:8000"
 RUN_S = 1800.0
 BLOCK = re.compile(
@@ -62,6 +64,10 @@ class Block:
     def is_refused(self) -> bool:
         """Whether it shows an error of the server."""
         return self.comment == "example:mistake"
+
+
+def is_translation(page: Path) -> bool:
+    return page.parent.name == "zh" and page.stem not in GUIDES
 
 
 def blocks_of(page: Path) -> list[Block]:

@@ -15,7 +15,7 @@ import pytest
 
 from service.api.accounts import hash_of
 from tests.checkpoints import make_checkpoint
-from tests.support.pages import PAGES, ROOT, Block, blocks_of, sandbox
+from tests.support.pages import PAGES, ROOT, Block, blocks_of, is_translation, sandbox
 from tests.support.servers import serving
 
 REVIEWS = [
@@ -30,10 +30,6 @@ REVIEWS = [
         ("服务员态度很差", "差评"),
     )
 ]
-
-
-def is_translation(page: Path) -> bool:
-    return page.parent.name == "zh" and "[English](../" in page.read_text(encoding="utf-8")
 
 
 def runnable(page: Path) -> list[Block]:
@@ -69,11 +65,12 @@ def give(folder: Path, page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with the models that ship, and one that finds answers in passages."""
+    """A server with the models that ship, a classifier, and a model that finds answers in passages."""
     folder = tmp_path_factory.mktemp("served")
+    make_checkpoint(folder / "tuned", kind="sequence-classification", id2label={0: "好评", 1: "差评"})
     make_checkpoint(folder / "reader", kind="question-answering")
-    models = [f"--model={model}" for model in ("mini", "e5-small", f"reader={folder / 'reader'}")]
-    with serving(*models, f"--data-dir={folder / 'data'}") as server:
+    models = ["mini", "e5-small", *(f"{name}={folder / name}" for name in ("tuned", "reader"))]
+    with serving(*(f"--model={model}" for model in models), f"--data-dir={folder / 'data'}") as server:
         yield server.url
 
 

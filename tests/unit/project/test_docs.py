@@ -12,15 +12,13 @@ import pytest
 
 from service.cli import COMMANDS
 from service.settings_sources import setting_rows
+from tests.support.pages import PAGES, is_translation
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = (".", "docs", "docs/zh", "benchmarks", "k8s", "service/models/*")
 DOCUMENTS = sorted(chain.from_iterable(ROOT.glob(f"{folder}/*.md") for folder in FOLDERS))
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
-GUIDES = {"deployment"}
-"""Pages of docs/zh that are guides of their own; the others follow the English page of their name."""
-CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
-TRANSLATED = [READMES, *((ROOT / "docs" / path.name, path) for path in CHINESE if path.stem not in GUIDES)]
+TRANSLATED = [READMES, *((ROOT / "docs" / page.name, page) for page in PAGES if is_translation(page))]
 STRUCTURE = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 ANCHOR = re.compile(r"\]\(((?:[^)#\s:]+\.md)?)#([^)\s]+)\)")
