@@ -9,7 +9,7 @@ import logging
 import platform
 import shlex
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
@@ -28,12 +28,14 @@ from service.batching.result_cache import ResultCache
 from service.checkpoints.checkpoint import Checkpoint, source_files
 from service.checkpoints.converted import files_to_read, form_of
 from service.checkpoints.files import read_ahead
+from service.commands.launching import devices_of, threads_of
 from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
 from service.errors import ServiceError, SettingError, StartupError
 from service.label_preparation import LabelPreparation
 from service.metrics import Metrics, new_registry
 from service.pipeline import Pipeline
 from service.replicas.pool import Pool, replica_names
+from service.replicas.process import Launched
 from service.replicas.replica import RestartPolicy
 from service.replicas.runner import Load, load_engine
 from service.settings import VERSION, Settings
@@ -63,10 +65,10 @@ class Application:
     """Implements the `ServiceState` of the HTTP layer and the `Drainable` of the server.
 
     Call `begin` once, and run the server inside `lifespan`. `failure` is set if the start failed. `load` replaces the
-    function with which worker processes load an engine.
+    function with which worker processes load an engine. `workers` have been launched for the first replicas.
     """
 
-    def __init__(self, settings: Settings, load: Load | None = None) -> None:
+    def __init__(self, settings: Settings, load: Load | None = None, workers: Sequence[Launched] = ()) -> None:
         self.failure: StartupError | None = None
         self.stopping = asyncio.Event()
         self.is_closed = False
@@ -87,8 +89,9 @@ class Application:
         self._calibration = read_calibration(settings.models.calibration) if settings.models.calibration else ()
         if not host.may_execute_written_memory():
             raise StartupError(NO_KERNELS)
-        self._devices = host.resolve_devices(settings.replicas.devices)
-        self._threads = settings.replicas.threads or max(1, host.num_cores() // len(self._devices))
+        self._devices = devices_of(settings.replicas)
+        self._threads = threads_of(settings.replicas, len(self._devices))
+        self._workers = workers
         self._checkpoints: list[Checkpoint] = []
         self._models: dict[str, TextModel] = {}
         self._pool: Pool | None = None
@@ -266,6 +269,7 @@ class Application:
             on_progress=make_progress(),
             on_profile=self._latency_models.calibrate,
             on_wrong_answer=self._distrust_results,
+            workers=self._workers,
         )
 
     def _distrust_results(self) -> None:

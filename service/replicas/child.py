@@ -1,7 +1,8 @@
 """The worker process: loads an engine per checkpoint on one device, then computes the batches that come down the pipe.
 
-Started as `python -m service.replicas.child FD PARENT_PID`; it never outlives its parent. A thread reads the pipe and
-prepares each batch while the one before computes: a GPU already has it then, a CPU finds it packed.
+Started as `python -m service.replicas.child FD PARENT_PID IMPORTS`; it never outlives its parent. IMPORTS, a module or
+nothing, is imported before the parent says what to load, as the parent may be busy until then. A thread reads the pipe
+and prepares each batch while the one before computes: a GPU already has it then, a CPU finds it packed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import NoReturn, Protocol
@@ -55,14 +58,20 @@ CHECK_SHARE = 0.25
 priority, because while it waits for a core it may hold the interpreter's lock, which batches need."""
 
 
-def main(fd: int, parent_pid: int) -> int:
+def main(fd: int, parent_pid: int, imports: str) -> int:
     # The parent handles Ctrl-C and signals to the whole group: it drains first, then stops its worker processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _exit_with(parent_pid)
     os.set_inheritable(fd, False)
     pipe = Pipe(fd)
-    spec = pipe.recv()
+    if imports:
+        with suppress(Exception):  # loading the models reports it
+            import_module(imports)
+    try:
+        spec = pipe.recv()
+    except EOFError:
+        return 1  # the parent has ended before it had models
     assert isinstance(spec, Spec), "the first message is the spec"
     spec.set_up_logs()
     try:
@@ -298,4 +307,4 @@ def compute(
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

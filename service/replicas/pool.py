@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import chain, islice, repeat
 
 from service.checkpoints.checkpoint import Checkpoint
 from service.host import OomKills
 from service.metric_labels import ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import ReferenceAnswers
+from service.replicas.process import Launched
 from service.replicas.protocol import Spec
 from service.replicas.replica import Feed, OnProfile, OnProgress, Replica, RestartPolicy
 from service.replicas.runner import Load, load_engine
@@ -24,6 +26,7 @@ class Pool:
 
     `load` and `set_up_logs` are called in the worker processes: they must be module functions, or partials of such.
     `on_wrong_answer` is called when a canary shows that a device computes wrong numbers, or weights were damaged.
+    `workers` are processes that were launched ahead, for the first replicas.
     """
 
     def __init__(
@@ -39,10 +42,12 @@ class Pool:
         on_progress: OnProgress = lambda replica, loading: None,
         on_profile: OnProfile = lambda replica, model, steps, fitting_tokens: None,
         on_wrong_answer: Callable[[], None] = lambda: None,
+        workers: Sequence[Launched] = (),
     ) -> None:
         self._policy = policy
         self._on_wrong_answer = on_wrong_answer
         self._reference_answers, oom_kills = ReferenceAnswers(), OomKills()
+        launched = islice(chain(workers, repeat(None)), len(devices))
         self._replicas = [
             Replica(
                 name,
@@ -55,8 +60,9 @@ class Pool:
                 on_profile=on_profile,
                 on_wrong_answer=on_wrong_answer,
                 on_damage=self._on_damage,
+                worker=worker,
             )
-            for name, device in zip(replica_names(devices), devices, strict=True)
+            for name, device, worker in zip(replica_names(devices), devices, launched, strict=True)
         ]
         self._keepers: list[asyncio.Task[None]] = []
 

@@ -94,9 +94,34 @@ def describe_exit(status: int, reason: LossReason) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
-def spawn(fd: int, threads: int) -> subprocess.Popen[bytes]:
-    """Starts a worker process that talks through the socket `fd`; it is killed when the calling thread ends."""
-    command = [sys.executable, "-m", "service.replicas.child", str(fd), str(os.getpid())]
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A worker process that waits for its spec, and our end of its pipe."""
+
+    process: subprocess.Popen[bytes]
+    pipe: socket.socket
+
+    def discard(self) -> None:
+        """Ends the process if it has not ended."""
+        self.pipe.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def launch(threads: int, imports: str = "") -> Launched:
+    """Starts a worker process; it is killed when the calling thread ends. It imports the module `imports` while it
+    waits for its spec. An OSError leaves nothing behind."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            return Launched(spawn(theirs.fileno(), threads, imports), ours)
+        except OSError:
+            ours.close()
+            raise
+
+
+def spawn(fd: int, threads: int, imports: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "service.replicas.child", str(fd), str(os.getpid()), imports]
     # A process group of its own: a terminal's Ctrl-C reaches the parent alone, even before the child can ignore it.
     # The root as working directory: the parent's own may be deleted while it runs.
     return subprocess.Popen(
@@ -157,7 +182,7 @@ class WorkerProcess(asyncio.Protocol):
     """One worker process, from its start to its exit. Lives on one event loop; `start` first, `stop` last.
 
     It is the `Replica` that the batcher feeds. `loss` is why it exited, once it has. `on_message` is called with its
-    messages other than answers.
+    messages other than answers. With `launched` that process is used, else `start` launches one.
     """
 
     def __init__(
@@ -169,9 +194,11 @@ class WorkerProcess(asyncio.Protocol):
         batch_timeout_s: BatchTimeout,
         on_message: OnMessage,
         oom_kills: OomKills,
+        launched: Launched | None = None,
     ) -> None:
         self.name = name
         self.loss: LossReason | None = None
+        self._launched = launched
         self._spec = spec
         self._threads = threads
         self._batch_timeout_s = batch_timeout_s
@@ -198,23 +225,19 @@ class WorkerProcess(asyncio.Protocol):
         except OSError as error:
             detail = f"{self._spec.device}: no process could be started: {error.strerror}"
             raise StartupError(detail) from error
-        self._has_exited.clear()
         self._send(self._spec)
 
     async def _open(self) -> None:
-        """Makes the pipe and the process at its other end. An OSError leaves neither."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=ours)
-            except OSError:
-                ours.close()
-                raise
-            try:
-                self._popen = spawn(theirs.fileno(), self._threads)
-            except OSError:
-                self._pipe.abort()
-                raise
+        """Connects the event loop with a process. An OSError leaves neither."""
+        launched = self._launched or launch(self._threads)
+        self._popen = launched.process
+        self._has_exited.clear()  # before the connection, which may be lost at once
+        try:
+            self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=launched.pipe)
+        except OSError:
+            launched.discard()
+            self._has_exited.set()
+            raise
 
     async def ready(self, timeout_s: float) -> Ready:
         """Waits until the models are loaded. StartupError (CheckpointError and so on) when they cannot be, or are not

@@ -17,7 +17,7 @@ from service.host import OomKills
 from service.metric_labels import LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.canary import ReferenceAnswers, WrongAnswer
-from service.replicas.process import WorkerProcess
+from service.replicas.process import Launched, WorkerProcess
 from service.replicas.protocol import Checked, Damaged, Loading, Profile, Ready, Spec
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class Replica:
         on_profile: OnProfile,
         on_wrong_answer: Callable[[], None],
         on_damage: Callable[[str], None],
+        worker: Launched | None = None,
     ) -> None:
         self.name = name
         self.state: ReplicaState = "stopped"
@@ -126,6 +127,7 @@ class Replica:
         self._on_profile = on_profile
         self._on_wrong_answer = on_wrong_answer
         self._on_damage = on_damage
+        self._launched = worker
         self._process: WorkerProcess | None = None
 
     @property
@@ -165,6 +167,7 @@ class Replica:
 
     async def _run_process(self, feed: Feed, started: asyncio.Future[None]) -> None:
         """Runs one process until it is lost. Raises StartupError if the first one cannot start."""
+        launched, self._launched = self._launched, None
         self._process = process = WorkerProcess(
             self.name,
             replace(self._spec, are_weights_suspect=self.last_loss in SUSPECT_LOSSES),
@@ -172,6 +175,7 @@ class Replica:
             batch_timeout_s=self._policy.batch_timeout_s,
             on_message=self._on_message,
             oom_kills=self._oom_kills,
+            launched=launched,
         )
         self._set_state("starting")
         try:

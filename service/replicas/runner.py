@@ -13,6 +13,9 @@ from typing import Protocol
 from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Check, Encoding, Memory, Output, Quantization, Step
 
+ENGINE_MODULE = "service.engine.engine"
+"""What `load_engine` imports, with torch."""
+
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in all."""
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from service.cli import COMMANDS
-from service.commands.serve import LAST_RESPONSES_S
+from service.commands.serving import LAST_RESPONSES_S
 from service.settings import VERSION
 from service.settings_sources import load
 from tests.deploy.manifests import DOCKERFILE, K8S, ROOT, image_environment

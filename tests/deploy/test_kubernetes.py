@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.api.auth import PROBES
-from service.commands.serve import LAST_RESPONSES_S
+from service.commands.serving import LAST_RESPONSES_S
 from service.settings import Settings
 from service.settings_sources import ENV_PREFIX, load
 from tests.deploy.manifests import (

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from service.commands.serve import LAST_RESPONSES_S
+from service.commands.serving import LAST_RESPONSES_S
 from service.settings_sources import load
 from tests.deploy.manifests import ROOT
 

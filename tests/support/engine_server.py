@@ -18,7 +18,7 @@ import uvloop
 from service import logs
 from service.cli_args import add_setting_flags, settings_from
 from service.commands.application import Application
-from service.commands.serve import make_server
+from service.commands.serving import make_server
 from service.server.listener import bind, url_of
 from service.settings import Settings
 from tests.support.engines import TASKS, load_faulty, load_null

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from service.checkpoints.checkpoint import Checkpoint
 from service.metric_labels import LOSS_REASONS, LossReason, ReplicaState
 from service.metrics import Metrics
 from service.replicas.pool import Pool
+from service.replicas.process import Launched
 from service.replicas.replica import OnProgress, RestartPolicy
 from service.replicas.runner import Load
 from tests.fakes import checkpoint, load_fake, row, value
@@ -85,6 +86,7 @@ def compose(
     max_queue_tokens: int = 10_000,
     model: Checkpoint | None = None,
     on_wrong_answer: Callable[[], None] = lambda: None,
+    workers: Sequence[Launched] = (),
 ) -> Service:
     """`model` is for a `load` that needs a real checkpoint; its name is `m`."""
     os.mkfifo(path / "gate")
@@ -102,6 +104,7 @@ def compose(
         on_progress=on_progress,
         on_profile=latency_models.calibrate,
         on_wrong_answer=on_wrong_answer,
+        workers=workers,
     )
     metrics.declare(models=["m"], replicas=pool.names, tasks=["classify"])
     return Service(batcher, pool, metrics)

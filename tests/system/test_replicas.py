@@ -13,6 +13,8 @@ import pytest
 
 from service.batching.latency_model import MIN_BATCH_TOKENS
 from service.errors import CheckpointError, StartupError
+from service.replicas import process
+from service.replicas.process import launch
 from service.replicas.protocol import Loading
 from service.replicas.replica import RestartPolicy
 from service.replicas.runner import Load
@@ -55,6 +57,38 @@ async def test_a_replica_loads_answers_is_profiled_and_stops(tmp_path: Path) -> 
     assert not service.pool.is_ready()
     assert service.metrics.states == ["starting", "loading", "ready", "stopped"]
     assert loaded == [("cpu", Loading("m", done, 100)) for done in (0, 50, 100)]
+
+
+async def test_a_replica_takes_the_process_that_was_launched_for_it_and_later_its_own(tmp_path: Path) -> None:
+    launched = launch(1)
+    service = compose(tmp_path, workers=[launched])
+    async with running(service):
+        assert service.pid == launched.process.pid
+        assert await service.submit(2, 3) == 5
+        os.kill(service.pid, signal.SIGKILL)
+        assert await service.submit(2, 4) == 6
+        assert service.pid != launched.process.pid
+    launched.discard()  # as `serve` does at its end
+
+
+async def test_a_launched_process_that_has_gone_is_a_start_that_failed(tmp_path: Path) -> None:
+    launched = launch(1)
+    launched.process.kill()
+    launched.process.wait()
+    service = compose(tmp_path, workers=[launched])
+    with pytest.raises(StartupError, match="killed by SIGKILL while loading"):
+        await service.pool.start(service.batcher.feed)
+    assert service.pool.pids() == {}
+
+
+def test_a_launched_process_imports_what_it_is_called_with_and_ends_with_its_pipe(tmp_path: Path) -> None:
+    (tmp_path / "noted.py").write_text("from pathlib import Path; (Path(__file__).parent / 'done').touch()")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "_SEARCH_PATH", [*process._SEARCH_PATH, str(tmp_path)])
+        launched = launch(1, imports="noted")
+    launched.pipe.close()
+    assert launched.process.wait(30) == 1
+    assert (tmp_path / "done").exists()
 
 
 async def test_a_stopped_process_is_killed_after_its_grace_period(tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ def test_the_error_of_a_port_in_use_names_the_flag(folder: Path) -> None:
 def test_help_and_version_do_not_import_torch() -> None:
     code = (
         "import sys; from service.cli import main; main(['--help']); main(['--version']);"
-        "from service.commands import serve;"
+        "from service.commands import serving;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
     completed = subprocess.run(

@@ -29,7 +29,7 @@ def test_the_null_tracer_gives_no_trace_and_reads_no_rows() -> None:
 
 
 def test_opentelemetry_is_not_imported_while_tracing_is_off() -> None:
-    check = "import sys, service.commands.serve; print('opentelemetry.sdk' in sys.modules)"
+    check = "import sys, service.commands.serving; print('opentelemetry.sdk' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
