@@ -43,7 +43,7 @@ BUNDLE := dist/erlangshen-service-$(VERSION)
 MODELS ?=
 IMAGE ?= erlangshen-service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help serve test test-all lint format unit mini claims gpu bench bench-peers image image-run bundle release pin-images check-deploy dashboards check-monitoring docs audit sbom lock clean
+.PHONY: help serve test test-all lint format unit mini claims gpu bench bench-peers bench-runtimes image image-run bundle release pin-images check-deploy dashboards check-monitoring docs audit sbom lock clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -87,8 +87,11 @@ gpu: ## measure a GPU in ten minutes, with the torch that is there; one file for
 bench: $(VENV)/bench.stamp ## load test a running server: make bench URL=... DATA=texts ARGS="--concurrency 1,8,32 --plot p.png"
 	$(BIN)/python -m service bench --url "$(URL)" $(if $(DATA),--texts "$(DATA)") $(ARGS)
 
-bench-peers: $(VENV)/train.stamp $(VENV)/bench.stamp ## install other servers in .peers/ and compare this one with them: make bench-peers ARGS="--json FILE"
+bench-peers: $(VENV)/train.stamp $(VENV)/bench.stamp $(VENV)/export.stamp ## install other servers in .peers/ and compare this one with them: make bench-peers ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+bench-runtimes: $(VENV)/train.stamp $(VENV)/bench.stamp $(VENV)/export.stamp ## compare the engine with ONNX Runtime and OpenVINO: make bench-runtimes ARGS="--json FILE"
+	$(BIN)/python -m benchmarks.engine runtimes $(ARGS)
 
 image: ## build the container image: make image VARIANT=cuda
 	$(ENGINE) build $(if $(filter %podman,$(ENGINE)),--format docker) --build-arg VARIANT=$(VARIANT) $(SOURCES) --build-arg VERSION=$(EXACT) \
@@ -183,7 +186,7 @@ $(VENV)/serve.stamp: requirements/lock/serve.txt requirements.txt | $(BIN)/pip
 	$(BIN)/$(INSTALL) --only-binary :all: $(TORCH)
 	touch $@
 
-$(VENV)/train.stamp $(VENV)/bench.stamp $(VENV)/monitoring.stamp: $(VENV)/%.stamp: requirements/lock/%.txt $(VENV)/serve.stamp
+$(VENV)/train.stamp $(VENV)/bench.stamp $(VENV)/export.stamp $(VENV)/monitoring.stamp: $(VENV)/%.stamp: requirements/lock/%.txt $(VENV)/serve.stamp
 	$(BIN)/$(INSTALL) $(BY_HASH) -r $<
 	touch $@
 
