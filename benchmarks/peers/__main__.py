@@ -15,6 +15,7 @@ it is steadier than the clock.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,8 +34,9 @@ from benchmarks.peers.rounds import Kind, Measured, answers, make_texts, measure
 from service.checkpoints.checkpoint import describe
 from tests.support.servers import free_port
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 0.15}
-"""How far a score may be from the first server's."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 0.3}
+"""How far a score may be from the first server's. Random weights magnify what 8 bits leave out; a server with another
+model differs by more in one text of eight."""
 PRECISIONS = ("float32", "bfloat16", "int8")
 LENGTHS, SEED = "lognormal:31:152", 1
 CHECKED_TEXTS = 8
@@ -143,6 +145,7 @@ async def compare(
 ) -> list[Measured]:
     """Waits for all, checks that they agree, measures. RuntimeError when one of ours, which come first, fails."""
     agreeing = await agreed(servers, texts[:CHECKED_TEXTS], num_ours, left_out)
+    await asyncio.gather(*(server.quiet() for server in agreeing))
     for server in agreeing:
         server.suspend()
     measured = []

@@ -25,6 +25,10 @@ FOLDER = Path(".peers")
 REQUIREMENTS = Path(__file__).parent / "requirements"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
+QUIET_TIMEOUT_S = 120.0
+QUIET_EVERY_S = 2.0
+QUIET_SHARE = 0.02
+"""Of a core: a server that uses less has ended what it does after its start."""
 
 
 def ensure(name: str) -> Path:
@@ -112,6 +116,16 @@ class Running:
     def cpu_s(self) -> float:
         """CPU seconds of the server and its children so far."""
         return sum(sum(each.cpu_times()[:2]) for each in self._tree())
+
+    async def quiet(self) -> None:
+        """Returns when the server has ended what it does after its start, such as ours, which measures its batches; or
+        after a while, for a server that polls."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUIET_TIMEOUT_S):
+                before, now = -1.0, self.cpu_s()
+                while now - before > QUIET_SHARE * QUIET_EVERY_S:
+                    await asyncio.sleep(QUIET_EVERY_S)
+                    before, now = now, self.cpu_s()
 
     def suspend(self) -> None:
         _signal(self._tree(), psutil.Process.suspend)

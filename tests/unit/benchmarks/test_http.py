@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.http import rates
+from benchmarks.http import fronts, rates
 from benchmarks.http.load import LABELS, NUM_TEXTS, make_texts
 from service.checkpoints.checkpoint import describe
 from service.tasks.classification import CLASSIFY
@@ -24,6 +24,17 @@ def test_every_text_is_a_distinct_row_of_equal_length(tmp_path: Path, row_tokens
     assert len(set(texts)) == len(texts) == NUM_TEXTS
     rows = CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts[:100])), LabelList.of(LABELS)))
     assert {row.num_tokens for row in rows} == {row_tokens}
+
+
+async def test_the_owner_of_the_queue_answers_every_row_of_the_fronts(tmp_path: Path) -> None:
+    model = TextModel.load(describe(make_checkpoint(tmp_path), "m"))
+    query = ClassifyQuery(tuple(map(Text, make_texts(model)[:40])), LabelList.of(LABELS))
+    assert 0 < await fronts.owner_cpu_s(CLASSIFY.encode(model, query), clients=8) < 1
+
+
+def test_turns_of_fronts_show_their_spread() -> None:
+    found = fronts.summarize([{"feeds_fronts": value} for value in (9.0, 12.0, 7.0)])
+    assert found == {"medians": {"feeds_fronts": 9.0}, "least_and_largest": {"feeds_fronts": [7.0, 12.0]}}
 
 
 @pytest.mark.slow
