@@ -8,9 +8,15 @@ fi
 mkdir -p "$1"
 target=$(cd "$1" && pwd)
 cd "$(dirname "$0")"
-python=${2:-python$(cat python-version)}
+version=$(cat python-version)
+python=${2:-python$version}
 
-sha256sum --check --quiet SHA256SUMS
+found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || found=none
+if [ "$found" != "$version" ]; then
+  echo "error: the packages are for Python $version, and $python is $found; name another one: $0 FOLDER PYTHON" >&2
+  exit 2
+fi
+sha256sum --check --quiet SHA256SUMS || { echo 'error: files are damaged; copy the archive again' >&2; exit 1; }
 cp -a app/. "$target"
 cp -a models "$target"
 "$python" -m venv "$target/.venv" || { echo 'On Debian and Ubuntu: apt install python3-venv' >&2; exit 2; }
