@@ -30,10 +30,13 @@ BLOCK = re.compile(
     r"(?:^<!-- (?P<comment>[^\n]*?) -->\n)?^(?P<indent> *)```(?P<language>bash|python)\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
+STARTS = re.compile(r"(?:-m service|make) serve\b")
+"""What starts a server of the page's own."""
 NOT_RUN = "not run: "
 REASONS = {
     "builds an image or needs one",
     "changes this machine",
+    "depends on the speed of the machine",
     "downloads a model",
     "installs packages",
     "needs a cluster",
@@ -97,7 +100,7 @@ class Sandbox:
         (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
 
     def run(self, block: Block) -> subprocess.CompletedProcess[str]:
-        is_own = self._pid_file.exists() or "serve" in block.code
+        is_own = self._pid_file.exists() or STARTS.search(block.code) is not None
         url = f"http://127.0.0.1:{self._port}" if is_own else self._url
         code = block.code.replace(ADDRESS, url)
         interpreter = ["python", "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
