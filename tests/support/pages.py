@@ -1,8 +1,9 @@
 """The blocks of code in the documents, and a folder in which they run as a reader runs them.
 
-A block that cannot run in a test has the line `<!-- not run: REASON -->` before it, with one of `REASONS`. In the
-folder, `python -m service serve` and `make serve` start a server in the background, in place of the one before; `curl`
-fails where the server refuses; no other target of `make` runs.
+A block that cannot run in a test has the line `<!-- not run: REASON -->` before it, with one of `REASONS`; one with
+`<!-- needs: MODULE -->` runs where that module is installed. In the folder, `python -m service serve` and `make serve`
+start a server in the background, in place of the one before; `curl` fails where the server refuses; no other target of
+`make` runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -33,6 +35,7 @@ BLOCK = re.compile(
 STARTS = re.compile(r"(?:-m service|make) serve\b")
 """What starts a server of the page's own."""
 NOT_RUN = "not run: "
+NEEDS = "needs: "
 REASONS = {
     "builds an image or needs one",
     "changes this machine",
@@ -62,6 +65,11 @@ class Block:
     def is_client(self) -> bool:
         """Whether it needs the client library of a protocol: tests/clients/test_pages.py runs it."""
         return self.comment.startswith("client:")
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the module that it needs is installed."""
+        return not self.comment.startswith(NEEDS) or find_spec(self.comment.removeprefix(NEEDS)) is not None
 
     @property
     def is_refused(self) -> bool:

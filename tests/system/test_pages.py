@@ -33,7 +33,8 @@ REVIEWS = [
 
 
 def runnable(page: Path) -> list[Block]:
-    return [block for block in blocks_of(page) if not block.is_marked and not block.is_client]
+    blocks = blocks_of(page)
+    return [block for block in blocks if block.is_possible and not (block.is_marked or block.is_client)]
 
 
 RUN = [page for page in PAGES if runnable(page) and not is_translation(page)]
