@@ -13,8 +13,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -100,6 +101,11 @@ class Launched:
 
     process: subprocess.Popen[bytes]
     pipe: socket.socket
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
 
     def discard(self) -> None:
         """Ends the process if it has not ended."""

@@ -168,6 +168,9 @@ class Replica:
     async def _run_process(self, feed: Feed, started: asyncio.Future[None]) -> None:
         """Runs one process until it is lost. Raises StartupError if the first one cannot start."""
         launched, self._launched = self._launched, None
+        # A process that was launched ahead has imported meanwhile; the next one will have to. It may also have waited,
+        # for a download.
+        ahead_s = min(launched.age_s, self._policy.min_restart_timeout_s) if launched else 0.0
         self._process = process = WorkerProcess(
             self.name,
             replace(self._spec, are_weights_suspect=self.last_loss in SUSPECT_LOSSES),
@@ -181,7 +184,7 @@ class Replica:
         try:
             await process.start()
             self.pid = process.pid
-            self._on_ready(await self._wait_until_ready(process))
+            self._on_ready(await self._wait_until_ready(process, ahead_s))
             if not started.done():
                 started.set_result(None)
             await self._serve(process, feed)
@@ -194,11 +197,11 @@ class Replica:
             self.pid = None
             await process.stop(self._policy.stop_grace_s)
 
-    async def _wait_until_ready(self, process: WorkerProcess) -> Ready:
+    async def _wait_until_ready(self, process: WorkerProcess, ahead_s: float) -> Ready:
         since = self._policy.clock()
         longest_s = None if self.last_loss in SLOW_STARTS else self._longest_start_s
         ready = await process.ready(self._policy.load_timeout_s(longest_s))
-        self._longest_start_s = max(self._policy.clock() - since, self._longest_start_s or 0.0)
+        self._longest_start_s = max(self._policy.clock() - since + ahead_s, self._longest_start_s or 0.0)
         if ready.has_found_damage:
             self._on_damage(self.name)
         self._reference_answers.compare(self.name, ready.precisions, ready.answers)
