@@ -199,7 +199,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="least of one run (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="compute threads of every server (default: 1)")
     parser.add_argument("--setup-only", action="store_true", help="make the environments and end")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.requests <= max(args.concurrency):
+        parser.error("--requests: wanted more texts than clients, as this server computes equal texts in flight once")
+    return args
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.engine.models import vocabulary
 from benchmarks.peers import processes
-from benchmarks.peers.__main__ import agreed, installed
+from benchmarks.peers.__main__ import agreed, installed, parse_args
 from benchmarks.peers.checkpoint import VOCAB_SIZE
 from benchmarks.peers.peers import PEERS, Server, ours
 from benchmarks.peers.processes import REQUIREMENTS, Running
@@ -134,6 +134,13 @@ def test_a_peer_that_cannot_be_installed_is_left_out(monkeypatch: pytest.MonkeyP
     entrants = installed(peers, ("float32", "bfloat16"), left_out)
     assert [entrant.name for entrant in entrants] == ["litserve", "naive", "naive bfloat16"]
     assert left_out == {"mosec": "no network"}
+
+
+def test_a_pass_has_more_texts_than_there_are_clients(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["--requests", "32", "--concurrency", "8", "32"])
+    assert "--requests: wanted more texts than clients" in capsys.readouterr().err
+    assert parse_args(["--requests", "33", "--concurrency", "8", "32"]).requests == 33
 
 
 def test_every_text_is_in_the_vocabulary() -> None:
