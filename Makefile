@@ -18,7 +18,7 @@ TORCH_INDEX ?= $(if $(TORCH_BUILD),https://download.pytorch.org/whl/$(TORCH_BUIL
 # Passed to the command that a target runs: make serve ARGS="--port 9000"
 ARGS ?=
 # Covered by `make audit` and `make sbom`: the service with tracing and training, without the plots of bench.
-SHIPPED := requirements.txt requirements/tracing.txt requirements/train.txt requirements/tuning.txt requirements/export.txt
+SHIPPED := requirements.txt requirements/tracing.txt requirements/train.txt requirements/tuning.txt requirements/export.txt requirements/ray.txt
 # Half of the tests wait for processes: two of them at a time take little more than half the time. ARGS="-n 0" runs one.
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 URL ?= http://127.0.0.1:8000
@@ -156,7 +156,7 @@ sbom: .audit/stamp ## write dist/sbom.cdx.json, a CycloneDX bill of materials of
 
 lock: .uv/stamp ## write requirements/lock/ again: run it after every change of a pin
 	$(COMPILE) --no-deps --no-emit-package torch --output-file requirements/lock/serve.txt requirements.txt
-	for name in train tuning export tracing bench docs monitoring audit uv; do \
+	for name in train tuning export ray tracing bench docs monitoring audit uv; do \
 		$(COMPILE) --no-deps --output-file requirements/lock/$$name.txt requirements/$$name.txt; done
 	sed '/^-r /d' requirements/dev.txt | $(COMPILE) --no-deps --output-file requirements/lock/dev.txt -
 	$(COMPILE) --output-file requirements/lock/deploy.txt requirements/deploy.txt

@@ -5,28 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
 from service import logs
 from service.api.app import create_app
-from service.cli_args import add_key, checked, list_of, server_url
+from service.cli_args import add_key, checked, list_of, server_url, whole_above_zero
 from service.commands.application import Application
 from service.commands.connection import POLL_S
-from service.errors import DatasetError, StartupError
+from service.errors import DatasetError
+from service.settings import Settings
 from service.settings_sources import load
+from service.tools.corpora import on_ray
 from service.tools.corpora.asking import PAIRS, TASKS, Ask, Columns
 from service.tools.corpora.bulk_client import BulkClient, HttpServer, InProcess
 from service.tools.corpora.job import Counts, Job
 from service.tools.corpora.source import FORMATS, SUFFIXES, format_of
 from service.tools.corpora.work import Work
 
-WATCH_S = 1.0
 WINDOW = 2048
 """Lines of a part that are computed at a time, so that a large batch for a GPU finds enough rows in the queue."""
 
@@ -51,6 +54,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--url", type=server_url, action="append", help="ask the server that runs here instead; may be repeated"
+    )
+    where.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="compute on this Ray cluster: an address, auto, or local (requirements/ray.txt)",
+    )
+    parser.add_argument(
+        "--part-rows", type=whole_above_zero, default=2000, metavar="N", help="rows of a part on Ray (%(default)s)"
     )
     add_key(parser)
     fields = parser.add_argument_group("columns of IN")
@@ -97,8 +108,11 @@ def batch(args: Namespace) -> dict[str, Any]:
     with job.parts.locked():
         if job.begin(overwrite=args.overwrite):
             print(f"going on: {sum(span.end - span.first for span in job.parts.done())} rows are done", file=sys.stderr)
-        counts, seconds = asyncio.run(compute(job, args))
-        num_rows, num_failed = job.finish()
+        try:
+            counts, seconds = compute(job, args)
+            num_rows, num_failed = job.finish()
+        except OSError as error:
+            raise DatasetError(f"{job.out}: {error.strerror or error}; the same command goes on") from None
     seconds = max(seconds, 1e-9)
     return {
         "source": job.source,
@@ -135,31 +149,45 @@ def job_of(args: Namespace) -> Job:
         suffix or args.format or "jsonl",
         tuple(args.keep),
         args.encoding,
+        args.model,
     )
 
 
-async def compute(job: Job, args: Namespace) -> tuple[Counts, float]:
+def compute(job: Job, args: Namespace) -> tuple[Counts, float]:
     """Computes the parts that are left; how many rows, and in how many seconds."""
     source = job.opened
     with closing(tqdm(total=source.size, unit=source.unit, unit_scale=True, disable=None)) as bar:
+        if args.ray is not None:
+            started, settings = time.perf_counter(), settings_for(args.model)
+            cluster = on_ray.Ray(args.ray, args.part_rows)
+            counts = on_ray.compute(job, cluster, partial(serve_device, settings), bar.update)
+            return counts, time.perf_counter() - started
         work = Work(job, lambda part: bar.update(part.size))
-        if args.url:
-            await work.run([HttpServer(url, args.key) for url in args.url])
-        else:
-            async with serve(args.model) as (client, application):
-                await _unless_dead(work.run([client]), application)
+        asyncio.run(run_here(work, args))
     return work.counts, work.seconds
 
 
+async def run_here(work: Work, args: Namespace) -> None:
+    if args.url:
+        await work.run([HttpServer(url, args.key) for url in args.url])
+        return
+    async with serve(settings_for(args.model)) as client:
+        await work.run([client])
+
+
+def settings_for(models: str | None) -> Settings:
+    """Those of `serve` in the environment, with these models. Raises SettingError."""
+    typed = {"models.specs": models.split(",")} if models else {}
+    return load({**typed, "log.level": "warning", "server.bulk_window": WINDOW})
+
+
 @asynccontextmanager
-async def serve(models: str | None) -> AsyncIterator[tuple[BulkClient, Application]]:
-    """The whole service without a socket, on all devices.
+async def serve(settings: Settings) -> AsyncIterator[BulkClient]:
+    """The whole service without a socket.
 
     Raises:
         StartupError: a model cannot be started.
     """
-    typed = {"models.specs": models.split(",")} if models else {}
-    settings = load({**typed, "log.level": "warning", "server.bulk_window": WINDOW})
     logs.configure(settings.log.level, settings.log.format)
     application = Application(settings)
     async with application.lifespan(None):
@@ -167,18 +195,14 @@ async def serve(models: str | None) -> AsyncIterator[tuple[BulkClient, Applicati
             if application.failure is not None:
                 raise application.failure
             await asyncio.sleep(POLL_S)
-        yield InProcess(create_app(application, settings.server)), application
+        yield InProcess(create_app(application, settings.server), application.why_not_alive)
 
 
-async def _unless_dead(work: Coroutine[Any, Any, None], application: Application) -> None:
-    """Runs the work. Raises StartupError once every replica keeps crashing: its rows would wait for ever."""
-    working = asyncio.create_task(work)
-    try:
-        while not working.done():
-            await asyncio.wait([working], timeout=WATCH_S)
-            if reason := application.why_not_alive():
-                raise StartupError(f"{reason}; the same command goes on from here")
-        working.result()
-    finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+def serve_device(settings: Settings, device: on_ray.Device) -> AbstractAsyncContextManager[BulkClient]:
+    """The service on the one device that an actor has."""
+    return serve(settings_of(settings, device))
+
+
+def settings_of(settings: Settings, device: on_ray.Device) -> Settings:
+    given = {"devices": ("auto",) if device.num_gpus else ("cpu",), "threads": device.num_threads}
+    return settings.model_copy(update={"replicas": settings.replicas.model_copy(update=given)})

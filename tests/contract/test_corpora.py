@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from service.tools.corpora import work as module
 from service.tools.corpora.asking import Ask, Columns
 from service.tools.corpora.bulk_client import BulkClient, InProcess, Interrupted
 from service.tools.corpora.job import Job
+from service.tools.corpora.on_ray import Device, Engine, places_of
 from service.tools.corpora.work import Work
-from tests.contract.fakes import running
+from tests.contract.fakes import FakeSubmit, running
 
 LABELS = {"labels": ["好评", "差评"]}
 
@@ -194,6 +197,16 @@ async def test_other_flags_need_another_output(tmp_path: Path) -> None:
     assert rows_of(second)[79]["id"] == "k79"
 
 
+def test_another_model_needs_another_output(tmp_path: Path) -> None:
+    source = corpus(tmp_path)
+    here, elsewhere = job_of(source, "out.jsonl", model="mini"), Ask("classify", Columns(), LABELS | {"model": "mini"})
+    with here.parts.locked():
+        assert not here.begin(overwrite=False)
+        assert job_of(source, "out.jsonl", model="mini", ask=elsewhere).begin(overwrite=False)
+        with pytest.raises(DatasetError, match="other flags"):
+            job_of(source, "out.jsonl", model="large").begin(overwrite=False)
+
+
 async def test_a_finished_output_is_not_written_again(tmp_path: Path) -> None:
     job = job_of(corpus(tmp_path), "out.jsonl")
     (tmp_path / "out.jsonl").write_text("mine")
@@ -220,3 +233,49 @@ async def test_an_empty_corpus_has_an_empty_output(tmp_path: Path) -> None:
     async with running() as service:
         assert await compute(job, InProcess(service.app)) == (0, 0)
     assert rows_of(job) == []
+
+
+# what an actor on Ray does, without Ray
+
+
+@asynccontextmanager
+async def serve_fake(submit: FakeSubmit, device: Device) -> AsyncIterator[BulkClient]:
+    async with running(submit=submit) as service:
+        yield InProcess(service.app)
+
+
+def test_actors_compute_the_parts_whose_places_they_are_given(tmp_path: Path) -> None:
+    job = job_of(corpus(tmp_path), "out.jsonl", keep=("id",))
+    with job.parts.locked():
+        job.begin(overwrite=False)
+        actors = [Engine(replace(job), partial(serve_fake, FakeSubmit()), Device(0, 1)) for _ in range(2)]
+        places = list(places_of(job, 30))
+        found = [
+            actors[index % 2]({name: [value] for name, value in place.items()}) for index, place in enumerate(places)
+        ]
+        assert [one["answered"] for one in found] == [[30], [30], [20]]
+        assert list(places_of(job, 30)) == []
+        assert job.finish() == (80, 0)
+    assert [row["id"] for row in rows_of(job)] == [f"k{row}" for row in range(80)]
+
+
+def test_a_part_that_two_actors_compute_is_there_once(tmp_path: Path) -> None:
+    job = job_of(corpus(tmp_path), "out.jsonl")
+    with job.parts.locked():
+        job.begin(overwrite=False)
+        for place in [*places_of(job, 50), *places_of(job, 50)]:
+            actor = Engine(replace(job), partial(serve_fake, FakeSubmit()), Device(0, 1))
+            actor({name: [value] for name, value in place.items()})
+        assert job.finish() == (80, 0)
+    assert [row["row"] for row in rows_of(job)] == list(range(1, 81))
+
+
+def test_an_actor_says_why_no_row_is_answered(tmp_path: Path) -> None:
+    job = job_of(corpus(tmp_path), "out.jsonl", ask=Ask("classify", Columns(), {"model": "x"}))
+    with job.parts.locked():
+        [place, *_] = places_of(job, 40)
+        found = Engine(job, partial(serve_fake, FakeSubmit()), Device(0, 1))(
+            {name: [one] for name, one in place.items()}
+        )
+        assert "none of the first 40 rows was answered" in found["refusal"][0]
+        assert job.parts.done() == []

@@ -23,6 +23,7 @@ CONNECT_S: Final = 10.0
 SILENCE_S: Final = 300.0
 """Without a byte of a reply, a connection is taken for broken."""
 RETRY_S: Final = 1.0
+WATCH_S: Final = 1.0
 BUSY: Final = (429, 502, 503, 504)
 MAX_ERROR_BYTES: Final = 4096
 
@@ -48,46 +49,71 @@ class BulkClient(Protocol):
 
 
 class InProcess:
-    """The application of this process, called as a server calls it."""
+    """The application of this process, called as a server calls it.
+
+    `why_not_alive` returns a reason once no line will be computed any more: without it, they wait.
+    """
 
     name = "in process"
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], why_not_alive: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._app = app
+        self._why_not_alive = why_not_alive
 
     async def post(self, lines: Sequence[bytes]) -> AsyncGenerator[dict[str, Any], None]:
-        replies: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-        status = 0
-        chunks = _chunks(lines)
-
-        async def receive() -> dict[str, Any]:
-            data = next(chunks, b"")
-            return {"type": "http.request", "body": data, "more_body": bool(data)}
-
-        async def send(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            elif body := message.get("body"):
-                await replies.put(body)
-
-        async def run() -> None:
-            try:
-                await self._app(_SCOPE | {"state": {}}, receive, send)
-            except Exception:
-                await replies.put(None)
-                raise
-            await replies.put(None)
-
-        task = asyncio.create_task(run())
+        call = _Call(lines)
+        running = asyncio.create_task(call.run(self._app))
         try:
-            async with aclosing(_replies(_until_none(replies), lambda: (status, RETRY_S))) as found:
+            pieces = call.pieces(self._why_not_alive)
+            async with aclosing(_replies(pieces, lambda: (call.status, RETRY_S))) as found:
                 async for reply in found:
                     yield reply
-            await task
+            await running
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+class _Call:
+    """A request to the application, and its response, of which one piece waits at a time."""
+
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self.status = 0
+        self._chunks = _chunks(lines)
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+
+    async def run(self, app: Callable[..., Awaitable[None]]) -> None:
+        try:
+            await app(_SCOPE | {"state": {}}, self._receive, self._send)
+        except Exception:
+            await self._pieces.put(None)
+            raise
+        await self._pieces.put(None)
+
+    async def _receive(self) -> dict[str, Any]:
+        data = next(self._chunks, b"")
+        return {"type": "http.request", "body": data, "more_body": bool(data)}
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif body := message.get("body"):
+            await self._pieces.put(body)
+
+    async def pieces(self, why_not_alive: Callable[[], str | None]) -> AsyncIterator[bytes]:
+        """Raises StartupError."""
+        piece: bytes | None = b""
+        while piece is not None:
+            yield piece
+            try:
+                async with asyncio.timeout(WATCH_S):
+                    piece = await self._pieces.get()
+            except TimeoutError:
+                if reason := why_not_alive():
+                    raise StartupError(f"{reason}; the same command goes on from here") from None
+                piece = b""
 
 
 _SCOPE: Final[dict[str, Any]] = {
@@ -104,11 +130,6 @@ _SCOPE: Final[dict[str, Any]] = {
     "client": None,
     "server": None,
 }
-
-
-async def _until_none(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
-    while (data := await queue.get()) is not None:
-        yield data
 
 
 class HttpServer:

@@ -49,6 +49,8 @@ class Job:
     format: str
     keep: tuple[str, ...] = ()
     encoding: str = "utf-8"
+    model: str | None = None
+    """As it is named where the rows are computed; `ask` has it for servers."""
 
     @property
     def is_joined(self) -> bool:
@@ -61,6 +63,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What another run must have in common to go on with the same parts."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("source", "out")}
+        kept["ask"]["body"].pop("model", None)
         found: dict[str, Any] = orjson.loads(orjson.dumps({"source": identity_of(self.source), **kept}))
         return found
 

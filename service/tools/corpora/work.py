@@ -118,13 +118,16 @@ class Work:
             raise errors.exceptions[0] from None
         self.seconds = asyncio.get_running_loop().time() - started
 
+    def _heard(self) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+
     async def _lane(self, client: BulkClient) -> None:
         clock = asyncio.get_running_loop().time
         num_failures = 0
         while part := await self._feed.take():
             started, num_left = clock(), len(part.left)
             try:
-                await self._compute(part, client)
+                await answer(part, client, self.counts, self._heard)
             except Interrupted as error:
                 num_failures = 1 if len(part.left) < num_left else num_failures + 1
                 await self._feed.put_back(part)
@@ -143,14 +146,20 @@ class Work:
             self._on_part(part)
             await self._feed.finished()
 
-    async def _compute(self, part: Part, client: BulkClient) -> None:
-        clock = asyncio.get_running_loop().time
-        while lines := part.left:
-            async with aclosing(client.post(lines)) as replies:
-                async for reply in replies:
-                    part.take(reply)
-                    self._heard_at = clock()
-            if part.left:
-                raise Interrupted(f"{client.name}: the replies have ended early")
-        if not self.counts.answered + part.counts.answered and part.counts.failed >= MIN_REFUSED and part.last_error:
-            raise StartupError(f"none of the first {part.counts.failed} rows was answered: {part.last_error}")
+
+async def answer(part: Part, client: BulkClient, counts: Counts, on_reply: Callable[[], object] = lambda: None) -> None:
+    """Answers the rows that are left of a part. `counts` are those of the parts before it.
+
+    Raises:
+        Interrupted: some are still left.
+        StartupError: all that were sent so far were refused, or all others will be.
+    """
+    if lines := part.left:
+        async with aclosing(client.post(lines)) as replies:
+            async for reply in replies:
+                part.take(reply)
+                on_reply()
+        if part.left:
+            raise Interrupted(f"{client.name}: the replies have ended early")
+    if not counts.answered + part.counts.answered and part.counts.failed >= MIN_REFUSED and part.last_error:
+        raise StartupError(f"none of the first {part.counts.failed} rows was answered: {part.last_error}")
