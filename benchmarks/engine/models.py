@@ -22,7 +22,7 @@ from service.domain import Cls, Encoding, Quantization
 from service.engine import linear
 from service.engine.device import DTYPES, resolve_precision
 from service.engine.engine import Engine
-from service.engine.linear import Linear
+from service.engine.linear import InputRange, Linear
 from service.engine.ops import Norm
 from service.engine.weights import Layer, Weights
 from service.tools.bench.texts import Lengths
@@ -68,7 +68,8 @@ class Draw:
         return drawn.to(self._device, self._dtype)
 
     def map(self, num_out: int, num_in: int) -> Linear:
-        return self._linear_class.of(self.normal(num_out, num_in, deviation=num_in**-0.5), self.normal(num_out) / 10)
+        weight, bias = self.normal(num_out, num_in, deviation=num_in**-0.5), self.normal(num_out) / 10
+        return self._linear_class.of(weight, bias, InputRange(torch.full((num_in,), -4.0), torch.full((num_in,), 4.0)))
 
     def norm(self, size: int) -> Norm:
         return Norm(1 + self.normal(size) / 10, self.normal(size) / 10, 1e-12)

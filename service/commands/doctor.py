@@ -114,6 +114,8 @@ def _anonymous(text: str, spec: ModelSpec, name: str) -> str:
 
 def _load(checkpoint: Checkpoint, device: str, settings: Settings) -> Report:
     from service.engine.engine import Engine
+    from service.tasks.sample_rows import sample_rows
+    from service.tasks.text_model import TextModel
 
     times: dict[str, float] = {}
     before = host.process_memory().allocated
@@ -124,6 +126,7 @@ def _load(checkpoint: Checkpoint, device: str, settings: Settings) -> Report:
         precision=settings.replicas.precision,
         quantization=settings.replicas.quantization,
         weight_cache=weight_cache_folder(settings.models.weight_cache_dir),
+        sample_rows=lambda: sample_rows(TextModel.load(checkpoint)),
     )
     started = time.perf_counter()
     engine = load()

@@ -16,7 +16,7 @@ from service.domain import Check, Quantization
 from service.engine import linear
 from service.engine.device import DTYPES, device_guard
 from service.engine.encoder import gelu_of
-from service.engine.linear import Linear, Plain
+from service.engine.linear import InputRange, Linear, Plain
 from service.engine.ops import Norm
 from service.engine.self_test import compare, numbers
 from service.errors import SettingError
@@ -99,8 +99,9 @@ def check_linear(each: Arithmetic, shape: Shape, device: torch.device) -> Check:
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for (num_out, num_in), calls in _maps(shape, device).items():
             weight, bias = (numbers(num_out, num_in) / math.sqrt(num_in)).to(dtype), numbers(num_out).to(dtype)
+            known = InputRange.of(numbers(max(NUM_TOKENS), num_in))
             with device_guard(device):
-                made = each.linear_class.of(weight.to(device, copy=True), bias.to(device, copy=True))
+                made = each.linear_class.of(weight.to(device, copy=True), bias.to(device, copy=True), known)
             gain, shift = torch.full_like(bias, 2.0).to(device), torch.ones_like(bias).to(device)
             norm = Norm(gain, shift, shape.norm_eps)
             for num_tokens in NUM_CPU_TOKENS if device.type == "cpu" else NUM_TOKENS:

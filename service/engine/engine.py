@@ -37,7 +37,7 @@ from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forw
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.encoder import encode
 from service.engine.tensor_files import Progress
-from service.engine.weight_cache import WeightLoader
+from service.engine.weight_cache import SampleRows, WeightLoader
 from service.engine.weights import WeightFormat, Weights
 from service.errors import CheckpointError
 
@@ -103,10 +103,12 @@ class Engine:
         backend: str = "auto",
         progress: Progress | None = None,
         weight_cache: Path | None = None,
+        sample_rows: SampleRows | None = None,
     ) -> Engine:
         """Loads the weights; `progress` is called with the bytes done and the total bytes after every tensor.
 
-        `weight_cache` is the folder of converted weights; None turns the cache off.
+        `weight_cache` is the folder of converted weights; None turns the cache off. `sample_rows` makes rows of texts
+        as they are served, from which int8 on a CPU takes its scales; without it, these are rows of random ids.
 
         What fails the self-test is replaced: `precision` and `checks` of the engine say by what. Raises SettingError
         for a device, precision, quantization or backend that is not available, CheckpointError for weights that are
@@ -116,7 +118,8 @@ class Engine:
         chosen = arithmetic.choose(checkpoint.shape, target, resolve_precision(precision, target), quantization)
         weight_format = WeightFormat(target, DTYPES[chosen.precision], chosen.linear_class)
         form = form_of(target.type, chosen.precision, chosen.quantization)
-        loader = WeightLoader(checkpoint, weight_format, progress or (lambda done, total: None), weight_cache, form)
+        on_bytes = progress or (lambda done, total: None)
+        loader = WeightLoader(checkpoint, weight_format, on_bytes, weight_cache, form, sample_rows)
         resolved = chosen.precision if chosen.quantization == "none" else chosen.quantization
         engine = cls(
             checkpoint,

@@ -18,8 +18,25 @@ from torch import Tensor
 from service.domain import Quantization
 from service.engine import ops, torch_private
 from service.engine.device import check_capability, int8_weight_limit
-from service.engine.ops import UINT8_ZERO, Fused, Gelu, Norm, quantize_channels, quantize_tokens
+from service.engine.ops import UINT8_ZERO, Fused, Gelu, Norm, quantize_channels, to_unsigned_codes
 from service.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class InputRange:
+    """The least and the greatest number of each input channel of a map, [in] float32."""
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, hidden: Tensor) -> InputRange:
+        """The range of some inputs [tokens, in]."""
+        low, high = torch.aminmax(hidden.float(), dim=0)
+        return cls(low, high)
+
+    def with_range(self, other: InputRange) -> InputRange:
+        return InputRange(torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
 
 
 class Linear(ABC):
@@ -29,14 +46,21 @@ class Linear(ABC):
 
     compiled: ClassVar[tuple[Fused[Any, Any], ...]] = ()
     """The compiled functions that the map calls on a GPU."""
+    has_fixed_scales: ClassVar[bool] = False
+    """Whether the scales of its inputs come from the range that they had on known rows (see `input_ranges`)."""
+    input_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields that have a number for each input channel; the others next to the weight have one for each output."""
     weight: Tensor
     """In the layout of the subclass: only the map itself can use it."""
     bias: Tensor
 
     @classmethod
     @abstractmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Self:
-        """Converts a weight [out, in] and a bias [out]. The map may keep `weight` itself."""
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
+        """Converts a weight [out, in] and a bias [out]. The map may keep `weight` itself.
+
+        `inputs` is needed by maps that have fixed scales; the others ignore it.
+        """
 
     @abstractmethod
     def __call__(self, hidden: Tensor) -> Tensor: ...
@@ -72,7 +96,7 @@ class Plain(Linear):
     bias: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
         return cls(weight, bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -90,7 +114,7 @@ class OneDnn(Linear):
     bias: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
         return cls(torch_private.pack(weight), bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -104,29 +128,79 @@ class OneDnn(Linear):
         return out, norm(out)
 
 
+_SMOOTHING = 0.6
+"""How far the scale of an input channel follows its range; the weights of the channel take the rest.
+Source: Xiao et al., SmoothQuant, arXiv 2211.10438."""
+_MARGIN = 1.3
+"""How much further than on the known rows an input may lie before it is clipped."""
+_MIN_REACH = 1e-6
+
+
 @dataclass(frozen=True, slots=True)
 class OneDnnInt8(Linear):
-    """oneDNN on a CPU: 8-bit weights with a scale per output channel, 8-bit inputs with a scale per token, 32-bit sums.
+    """oneDNN on a CPU: 8-bit weights with a scale per output channel, 8-bit inputs with fixed scales, 32-bit sums.
+
+    The scales of the input channels are multiplied into the weights, and the middle of their common range into the
+    bias, so the codes of all channels have one scale and one zero point. Bias, GELU and residual are added while the
+    sums are in registers.
 
     oneDNN is fast for unsigned inputs only; it subtracts their zero point from the sums. On a CPU without VNNI it adds
     pairs of products in 16 bits, so the weights have 7 bits there (see `int8_weight_limit`).
     """
 
+    has_fixed_scales = True
+    input_fields = ("gain", "shift")
     weight: Tensor  # packed
     scales: Tensor  # [out] float32
     zeros: Tensor  # [out] int32
-    bias: Tensor
+    bias: Tensor  # [out] float32
+    gain: Tensor  # [in] float32
+    shift: Tensor  # [in] float32; the codes are the integer parts of gain * hidden + shift
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Self:
-        codes, scales = quantize_channels(weight, largest=int8_weight_limit())
-        zeros = torch.zeros(len(scales), dtype=torch.int32)
-        return cls(torch_private.pack_int8(codes), scales, zeros, bias)
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
+        assert inputs, "maps with fixed scales are made after the ranges of their inputs are known"
+        weight = weight.float()
+        reach = torch.maximum(inputs.low.abs(), inputs.high.abs()).clamp(min=_MIN_REACH)
+        smooth = reach**_SMOOTHING / weight.abs().amax(dim=0).clamp(min=_MIN_REACH) ** (1 - _SMOOTHING)
+        low, high = float((inputs.low / smooth).min()), float((inputs.high / smooth).max())
+        step = _MARGIN * max(high - low, _MIN_REACH) / (2 * (UINT8_ZERO - 1))
+        offset = (high + low) / 2 / step
+        codes, scales = quantize_channels(weight * (smooth * step), largest=int8_weight_limit())
+        # With the weights as they were rounded: an input of zero adds exactly nothing.
+        bias = bias.float() + scales * codes.float().sum(dim=1) * offset
+        return cls(
+            torch_private.pack_int8(codes),
+            scales,
+            torch.zeros(len(scales), dtype=torch.int32),
+            bias,
+            gain=(smooth * step).reciprocal(),
+            shift=torch.full_like(smooth, UINT8_ZERO + 0.5 - offset),
+        )
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        codes, scales = quantize_tokens(hidden)
-        out = torch_private.linear_int8(codes, UINT8_ZERO, self.weight, self.scales, self.zeros, hidden.dtype)
-        return torch.addcmul(self.bias, out.to(hidden.dtype), scales.to(hidden.dtype))
+        return self._multiply(hidden)
+
+    def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
+        return self._multiply(hidden, approximate)
+
+    def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        out = torch_private.linear_int8_add(
+            to_unsigned_codes(hidden, self.gain, self.shift),
+            UINT8_ZERO,
+            residual,
+            self.weight,
+            self.scales,
+            self.zeros,
+            self.bias,
+        ).to(residual.dtype)
+        return out, norm(out)
+
+    def _multiply(self, hidden: Tensor, gelu: Gelu | None = None) -> Tensor:
+        codes = to_unsigned_codes(hidden, self.gain, self.shift)
+        return torch_private.linear_int8(
+            codes, UINT8_ZERO, self.weight, self.scales, self.zeros, self.bias, hidden.dtype, gelu
+        ).to(hidden.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +233,7 @@ class CudaInt8(Linear):
     bias: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
         return cls(*quantize_channels(weight), bias)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -193,7 +267,7 @@ class CudaFp8(Linear):
     bias: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Self:
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
         codes, scales = quantize_channels(weight, torch.float8_e4m3fn)
         return cls(codes, scales[None], bias.to(torch.bfloat16))
 

@@ -65,18 +65,45 @@ def pack_int8(codes: Tensor) -> Tensor:
 
 
 def linear_int8(
-    codes: Tensor, zero_point: int, packed: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype
+    codes: Tensor,
+    zero_point: int,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: Literal["none", "tanh"] | None = None,
 ) -> Tensor:
     """The product of uint8 codes [tokens, in], less their zero point, and int8 weights, by the scales [out] of these.
 
-    `zeros` are the zero points of the weights, int32 [out]. The result is [tokens, out] in `dtype`, or in float32 where
-    the CPU has no such arithmetic: oneDNN has only its reference code there, which is thousands of times slower.
+    `zeros` are the zero points of the weights, int32 [out]. The float32 bias is added, and then the GELU computed
+    where one is named. The result is [tokens, out] in `int8_result(dtype)`.
     """
-    out_dtype = dtype if has_onednn(dtype) else torch.float32
+    post_op, out_dtype = "gelu" if gelu else "none", int8_result(dtype)
     out: Tensor = _INT8_LINEAR.default(
-        codes, 1.0, zero_point, packed, scales, zeros, None, 1.0, 0, out_dtype, "none", [], ""
+        codes, 1.0, zero_point, packed, scales, zeros, bias, 1.0, 0, out_dtype, post_op, [], gelu or ""
     )
     return out
+
+
+def linear_int8_add(
+    codes: Tensor, zero_point: int, residual: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor
+) -> Tensor:
+    """`linear_int8` plus `residual`, added before the sums are rounded; in `int8_result` of the residual's type."""
+    dtype = int8_result(residual.dtype)
+    out: Tensor = _INT8_LINEAR.binary(
+        codes, 1.0, zero_point, packed, scales, zeros, residual.to(dtype), bias,
+        1.0, 0, dtype, 1.0, 0, "add", 1.0, "none", [], "",
+    )  # fmt: skip
+    return out
+
+
+def int8_result(dtype: torch.dtype) -> torch.dtype:
+    """The type of an int8 product that is wanted in `dtype`: float32 where the CPU has no such arithmetic.
+
+    oneDNN has only its reference code there, which is thousands of times slower.
+    """
+    return dtype if has_onednn(dtype) else torch.float32
 
 
 def packed_values(packed: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -23,13 +23,18 @@ from service.checkpoints.checked_file import CheckedFile, DamagedFile, Part, wri
 from service.checkpoints.checkpoint import Checkpoint, source_files
 from service.checkpoints.converted import CacheEntry, is_worthwhile, lock
 from service.checkpoints.files import require_checksums
-from service.engine.linear import Linear
+from service.domain import Encoding
+from service.engine.input_ranges import measure_ranges, random_rows
+from service.engine.linear import Linear, Plain
 from service.engine.tensor_files import Progress, TensorFiles
 from service.engine.torch_private import map_packed, packed_layout, packed_values
 from service.engine.weights import WeightFormat, Weights, build_weights, cached_prefix, read_dense, read_weights
 from service.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
+
+SampleRows = Callable[[], Sequence[Encoding]]
+"""Makes rows of known texts."""
 
 _LAYOUT = ".layout"
 """Appended to the name of a packed weight: the tensor that describes its shape and layout."""
@@ -46,10 +51,17 @@ class WeightLoader:
     """Loads the weights of one checkpoint, and checks what it has mapped.
 
     `folder` is the cache; without one, the checkpoint itself is read. `form` names the format (see `form_of`).
+    `sample_rows` makes the rows on which the ranges of inputs are measured, where maps have fixed scales.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, weight_format: WeightFormat, progress: Progress, folder: Path | None, form: str
+        self,
+        checkpoint: Checkpoint,
+        weight_format: WeightFormat,
+        progress: Progress,
+        folder: Path | None,
+        form: str,
+        sample_rows: SampleRows | None = None,
     ) -> None:
         self.has_found_damage = False
         """Whether any cached weights were damaged; those that were loaded last are sound."""
@@ -58,6 +70,7 @@ class WeightLoader:
         self._progress = progress
         self._folder = folder
         self._form = form
+        self._sample_rows = sample_rows or (lambda: random_rows(checkpoint.shape))
         self._mapped: CheckedFile | None = None
         self._is_checked = False
 
@@ -73,14 +86,25 @@ class WeightLoader:
     def _load_encoder(self, in_full: bool) -> Weights:
         self._mapped, self._is_checked = None, False
         sources = source_files(self._checkpoint)
-        if self._folder is not None and is_worthwhile(sources, self._format.device.type):
+        has_fixed_scales = self._format.linear_class.has_fixed_scales  # it takes a forward to measure them
+        if self._folder is not None and (has_fixed_scales or is_worthwhile(sources, self._format.device.type)):
             try:
                 entry = CacheEntry.of(self._folder, self._checkpoint.origin, sources, self._form)
                 return self._load_cached(entry, sources, in_full)
             except OSError as error:
                 reason = error.strerror or str(error)
                 logger.warning("weights are not cached", extra={"folder": str(self._folder), "reason": reason})
-        return read_weights(self._checkpoint, self._format, self._progress)[0]
+        return self._read()[0]
+
+    def _read(self) -> tuple[Weights, dict[str, Tensor]]:
+        """Reads the checkpoint: twice for maps with fixed scales, first to measure the ranges of their inputs."""
+        wanted = self._format
+        if wanted.linear_class.has_fixed_scales:
+            exact, _ = read_weights(self._checkpoint, replace(wanted, linear_class=Plain), self._progress)
+            ranges = measure_ranges(exact, self._checkpoint.shape, self._sample_rows())
+            wanted = replace(wanted, ranges=ranges)
+            del exact  # there are never two copies of all weights
+        return read_weights(self._checkpoint, wanted, self._progress)
 
     def require_sound(self, share: float = 1.0) -> None:
         """Checks the file that the weights are mapped from; raises DamagedFile, after removing the file.
@@ -163,7 +187,7 @@ class WeightLoader:
         estimated_bytes = self._checkpoint.shape.num_parameters * self._format.dtype.itemsize
         with entry.write_entry(estimated_bytes) as temporary, ThreadPoolExecutor(1) as pool:
             checking = pool.submit(require_checksums, sources)
-            _, tensors = read_weights(self._checkpoint, self._format, self._progress)
+            _, tensors = self._read()
             num_bytes = save_tensors(temporary, _to_plain_tensors(tensors))
             self._progress(num_bytes, num_bytes)
             _require_written(temporary)
@@ -204,12 +228,10 @@ class _CacheReader:
     def linear(self, name: str, parts: Sequence[str], num_out: int, num_in: int) -> Linear:
         linear_class = self._format.linear_class
         prefix = cached_prefix(name, linear_class)
-        return linear_class.from_tensors(
-            {
-                field: self._map_field(f"{prefix}.{field}", (num_out, num_in) if field == "weight" else (num_out,))
-                for field in linear_class.field_names()
-            }
-        )
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(linear_class.field_names(), (num_out,))
+        shapes |= {"weight": (num_out, num_in), **dict.fromkeys(linear_class.input_fields, (num_in,))}
+        fields = {field: self._map_field(f"{prefix}.{field}", shape) for field, shape in shapes.items()}
+        return linear_class.from_tensors(fields)
 
     def _map_field(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The shape is that of a packed weight, or some order of it, without dimensions of 1."""

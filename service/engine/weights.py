@@ -6,9 +6,9 @@ Names are the upstream ones in their canonical form (see `tensor_files`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ from service.checkpoints.files import weight_files
 from service.checkpoints.heads import class_count_error
 from service.checkpoints.sentence_modules import Dense, DenseActivation
 from service.engine.adapters import merge_adapter
-from service.engine.linear import Linear, Plain
+from service.engine.linear import InputRange, Linear, Plain
 from service.engine.ops import Norm
 from service.engine.tensor_files import WORDS, Progress, TensorFiles
 from service.errors import CheckpointError
@@ -128,6 +128,21 @@ class WeightFormat:
     device: torch.device
     dtype: torch.dtype
     linear_class: type[Linear]
+    ranges: Mapping[str, InputRange] = field(default_factory=dict)
+    """Of the inputs of the maps by their names, where `linear_class` has fixed scales."""
+
+
+MAPS = {
+    "qkv": "attention.self.qkv",
+    "attention_out": "attention.output.dense",
+    "ffn_in": "intermediate.dense",
+    "ffn_out": "output.dense",
+}
+"""The fields of a layer that are linear maps, and their names."""
+
+
+def layer_name(index: int) -> str:
+    return f"encoder.layer.{index}"
 
 
 class WeightReader(Protocol):
@@ -174,7 +189,7 @@ class _Builder:
     def _layers(self, is_megatron: bool) -> tuple[Layer, ...]:
         """Read in the order of the file, which may be 0, 1, 10, 11, ...: disks are fastest that way."""
         ranks = {name: rank for rank, name in enumerate(self._files.names())}
-        names = [f"encoder.layer.{index}" for index in range(self._shape.num_layers)]
+        names = [layer_name(index) for index in range(self._shape.num_layers)]
         in_file_order = sorted(names, key=lambda name: ranks.get(f"{name}.attention.self.query.weight", 0))
         layers = {name: self._layer(name, is_megatron) for name in in_file_order}
         return tuple(layers[name] for name in names)
@@ -185,11 +200,11 @@ class _Builder:
         parts = [f"{attention}.{part}" for part in ("query", "key", "value")]
         return Layer(
             attention_norm=self._norm(f"{name}.attention.ln" if is_megatron else f"{name}.attention.output.LayerNorm"),
-            qkv=self._reader.linear(f"{attention}.qkv", parts, 3 * hidden, hidden),
-            attention_out=self._linear(f"{name}.attention.output.dense", hidden, hidden),
+            qkv=self._reader.linear(f"{name}.{MAPS['qkv']}", parts, 3 * hidden, hidden),
+            attention_out=self._linear(f"{name}.{MAPS['attention_out']}", hidden, hidden),
             ffn_norm=self._norm(f"{name}.ln" if is_megatron else f"{name}.output.LayerNorm"),
-            ffn_in=self._linear(f"{name}.intermediate.dense", ffn, hidden),
-            ffn_out=self._linear(f"{name}.output.dense", hidden, ffn),
+            ffn_in=self._linear(f"{name}.{MAPS['ffn_in']}", ffn, hidden),
+            ffn_out=self._linear(f"{name}.{MAPS['ffn_out']}", hidden, ffn),
         )
 
     def _mlm_head(self, words: Tensor) -> MlmHead:
@@ -365,7 +380,7 @@ class _CheckpointReader:
         for part, weight_rows, bias_rows in zip(parts, weight.chunk(len(parts)), bias.chunk(len(parts)), strict=True):
             self._fill(f"{part}.weight", weight_rows)
             self._fill(f"{part}.bias", bias_rows)
-        linear = self._format.linear_class.of(weight, bias)
+        linear = self._format.linear_class.of(weight, bias, self._format.ranges.get(name))
         if linear.weight is not weight:
             self._free[shape] = weight
         prefix = cached_prefix(name, self._format.linear_class)

@@ -88,6 +88,8 @@ def load_engine(
         # Where torch's compiler caches its kernels for a GPU, unless the user says otherwise: restarts are quick.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(weight_cache / "compiled"))
     from service.engine.engine import Engine  # torch stays out of the parent
+    from service.tasks.sample_rows import sample_rows
+    from service.tasks.text_model import TextModel
 
     return Engine.load(
         checkpoint,
@@ -96,4 +98,5 @@ def load_engine(
         quantization=quantization,
         progress=progress,
         weight_cache=weight_cache,
+        sample_rows=lambda: sample_rows(TextModel.load(checkpoint)),
     )

@@ -64,7 +64,7 @@ def _onednn_int8(weight: Tensor) -> Product:
     scales, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
     packed = torch_private.pack_int8(weight)
     return lambda hidden: torch_private.linear_int8(
-        hidden.view(torch.uint8), 128, packed, scales, zeros, torch.bfloat16
+        hidden.view(torch.uint8), 128, packed, scales, zeros, None, torch.bfloat16
     )
 
 

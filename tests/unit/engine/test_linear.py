@@ -15,8 +15,8 @@ from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
 from service.engine.device import DTYPES, int8_weight_limit
 from service.engine.engine import Engine
-from service.engine.linear import Linear, OneDnn, OneDnnInt8, Plain, choose
-from service.engine.ops import Gelu, Norm, quantize_channels, quantize_tokens
+from service.engine.linear import InputRange, Linear, OneDnn, OneDnnInt8, Plain, choose
+from service.engine.ops import Gelu, Norm, quantize_channels, to_unsigned_codes
 from service.engine.packing import bucket
 from service.engine.weights import WeightFormat, Weights, read_weights
 from service.errors import SettingError
@@ -41,6 +41,10 @@ def random(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(sizes, generator=torch.Generator().manual_seed(7)).to(dtype)
 
 
+def up_to(limit: float, num_in: int) -> InputRange:
+    return InputRange(torch.full((num_in,), -limit), torch.full((num_in,), limit))
+
+
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.double() - wanted.double()).norm() / wanted.double().norm())
 
@@ -62,8 +66,8 @@ def test_onednn_matches_plain(tokens: int, num_out: int, num_in: int, gelu: Gelu
 @pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
 def test_int8_is_close_to_exact(tokens: int, num_out: int, num_in: int, dtype: torch.dtype) -> None:
     plain = make_plain(num_out, num_in, dtype)
-    quantized = OneDnnInt8.of(plain.weight, plain.bias)
     hidden, residual = random(tokens, num_in, dtype=dtype), random(tokens, num_out, dtype=dtype)
+    quantized = OneDnnInt8.of(plain.weight, plain.bias, InputRange.of(hidden))
     exact = F.linear(hidden.double(), plain.weight.double(), plain.bias.double())
     assert quantized(hidden).dtype == dtype
     assert relative_error(quantized(hidden), exact) < 0.02
@@ -75,8 +79,42 @@ def test_int8_is_close_to_exact(tokens: int, num_out: int, num_in: int, dtype: t
 def test_int8_sums_of_the_largest_codes_do_not_saturate(num_in: int, sign: int) -> None:
     """Every input and weight has the largest code, so the sums of a CPU that accumulates in 16 bits are largest."""
     plain = Plain(torch.full((16, num_in), float(sign)), torch.zeros(16))
-    sums = OneDnnInt8.of(plain.weight, plain.bias)(torch.ones(8, num_in))
-    assert torch.allclose(sums, torch.full((8, 16), float(sign * num_in)), rtol=0.01)
+    quantized = OneDnnInt8.of(plain.weight, plain.bias, up_to(1.0, num_in))
+    clipped = quantized(torch.full((8, num_in), 1e9))
+    assert torch.allclose(clipped, torch.full((8, 16), 1.3 * sign * num_in), rtol=0.01)
+
+
+def test_int8_of_inputs_of_one_sign_is_close_to_exact() -> None:
+    """As after a GELU: the codes count from the middle of the range."""
+    plain, hidden = make_plain(24, 64), random(50, 64).abs()
+    quantized = OneDnnInt8.of(plain.weight, plain.bias, InputRange.of(hidden))
+    assert relative_error(quantized(hidden), plain(hidden)) < 0.02
+
+
+def test_int8_of_zeros_is_the_bias() -> None:
+    plain = make_plain(24, 64)
+    quantized = OneDnnInt8.of(plain.weight, plain.bias, InputRange(torch.full((64,), -0.2), torch.full((64,), 9.0)))
+    assert torch.allclose(quantized(torch.zeros(3, 64)), plain.bias, atol=0.1)
+
+
+def test_int8_keeps_the_other_channels_when_one_is_much_wider() -> None:
+    plain, hidden = make_plain(24, 64), random(50, 64)
+    hidden[:, 0] *= 40
+    quantized = OneDnnInt8.of(plain.weight, plain.bias, InputRange.of(hidden))
+    without = hidden.clone()
+    without[:, 0] = 0
+    assert relative_error(quantized(without), plain(without)) < 0.1
+
+
+def test_int8_of_tokens_does_not_depend_on_the_other_tokens() -> None:
+    plain, hidden = make_plain(24, 64), random(40, 64)
+    quantized = OneDnnInt8.of(plain.weight, plain.bias, up_to(4.0, 64))
+    assert torch.equal(quantized(hidden), torch.cat([quantized(row[None]) for row in hidden]))
+
+
+def test_input_ranges_grow_together() -> None:
+    found = InputRange.of(torch.tensor([[1.0, -2.0], [3.0, 0.0]])).with_range(InputRange.of(torch.tensor([[2.0, 5.0]])))
+    assert (found.low.tolist(), found.high.tolist()) == ([1.0, -2.0], [3.0, 5.0])
 
 
 @pytest.mark.parametrize(
@@ -111,26 +149,16 @@ def test_maps_do_not_modify_their_inputs() -> None:
     plain = make_plain(8, 16)
     for linear_class in (OneDnn, OneDnnInt8, Plain):
         hidden, residual = random(9, 16), random(9, 8)
-        linear_class.of(plain.weight, plain.bias).add_norm(hidden, residual, make_norm(8))
+        made = linear_class.of(plain.weight.clone(), plain.bias, up_to(4.0, 16))
+        made.add_norm(hidden, residual, make_norm(8))
         assert torch.equal(hidden, random(9, 16))
         assert torch.equal(residual, random(9, 8))
 
 
-def test_quantize_tokens_uses_the_whole_range_of_codes() -> None:
-    hidden = torch.tensor([[0.0, 1.0, -2.0], [0.5, 0.25, -0.125], [0.0, 0.0, 0.0]])
-    codes, scales = quantize_tokens(hidden)
-    assert codes.tolist() == [[128, 192, 1], [255, 192, 96], [128, 128, 128]]
-    assert torch.allclose((codes.float() - 128) * scales, hidden, atol=0.01)
-
-
-def test_codes_of_a_token_do_not_depend_on_the_other_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden = random(40, 64)
-    whole, _ = quantize_tokens(hidden)
-    monkeypatch.setattr("service.engine.ops._CHUNK_BYTES", 4 * 64 * 3)
-    pieces, _ = quantize_tokens(hidden)
-    alone = torch.cat([quantize_tokens(row[None])[0] for row in hidden])
-    assert torch.equal(whole, pieces)
-    assert torch.equal(whole, alone)
+def test_unsigned_codes_are_clipped_to_a_byte() -> None:
+    codes = to_unsigned_codes(torch.tensor([[0.2, 1.0, -300.0], [90.0, 127.5, 1e30]]), torch.ones(3) * 2, torch.ones(3))
+    assert codes.tolist() == [[1, 3, 0], [181, 255, 255]]
+    assert codes.dtype == torch.uint8
 
 
 def test_a_channel_of_zeros_quantizes_to_zeros() -> None:
@@ -143,9 +171,9 @@ def read(checkpoint: Checkpoint, linear_class: type[Linear]) -> Weights:
     return read_weights(checkpoint, WeightFormat(CPU, torch.float32, linear_class), lambda done, total: None)[0]
 
 
-def test_read_weights_returns_quantised_maps(tmp_path: Path) -> None:
-    checkpoint = describe(make_checkpoint(tmp_path), "test")
-    for layer in read(checkpoint, choose(CPU, torch.float32, "int8")).layers:
+def test_an_engine_of_int8_has_quantised_maps(tmp_path: Path) -> None:
+    engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision="float32", quantization="int8")
+    for layer in engine.weights.layers:
         assert all(
             isinstance(made, OneDnnInt8) for made in (layer.qkv, layer.attention_out, layer.ffn_in, layer.ffn_out)
         )
@@ -157,7 +185,7 @@ def test_the_loading_buffer_is_reused_unless_a_map_keeps_it(tmp_path: Path) -> N
 
     class Copied(Plain):
         @classmethod
-        def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> Self:
+        def of(cls, weight: torch.Tensor, bias: torch.Tensor, inputs: InputRange | None = None) -> Self:
             loaded.append(weight)
             return cls(weight.clone(), bias)
 

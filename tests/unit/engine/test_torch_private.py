@@ -29,6 +29,10 @@ SCHEMAS = {
     "onednn::qlinear_pointwise": "(Tensor qx, float x_scale, int x_zero_point, Tensor qw, Tensor w_scale, "
     "Tensor w_zero_point, Tensor? bias, float output_scale, int output_zero_point, ScalarType? output_dtype, "
     "str post_op_name, Scalar?[] post_op_args, str post_op_algorithm) -> Tensor",
+    "onednn::qlinear_pointwise.binary": "(Tensor qx, float x_scale, int x_zero_point, Tensor qw, Tensor w_scale, "
+    "Tensor w_zero_point, Tensor? other, Tensor? bias, float output_scale, int output_zero_point, "
+    "ScalarType? output_dtype, float other_scale, int other_zp, str binary_post_op, float binary_alpha, "
+    "str unary_post_op, Scalar?[] unary_post_op_args, str unary_post_op_algorithm) -> Tensor",
     "aten::_int_mm": "(Tensor self, Tensor mat2) -> Tensor",
     "aten::_scaled_mm": "(Tensor self, Tensor mat2, Tensor scale_a, Tensor scale_b, Tensor? bias=None, "
     "Tensor? scale_result=None, ScalarType? out_dtype=None, bool use_fast_accum=False) -> Tensor",
