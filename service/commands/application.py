@@ -14,8 +14,8 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
-from typing import Any
+from itertools import chain, product
+from typing import Any, get_args
 
 from service import host, logs
 from service.api.label_set_versions import LabelSetVersions
@@ -30,6 +30,7 @@ from service.checkpoints.converted import files_to_read, form_of
 from service.checkpoints.files import read_ahead
 from service.commands.launching import devices_of, threads_of
 from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
+from service.domain import Quantization
 from service.errors import ServiceError, SettingError, StartupError
 from service.label_preparation import LabelPreparation
 from service.metrics import Metrics, new_registry
@@ -228,7 +229,8 @@ class Application:
         precision, quantization = self._settings.replicas.precision, self._settings.replicas.quantization
         device = self._devices[0].partition(":")[0]
         guesses = ("bfloat16", "float32") if precision == "auto" else (precision,)
-        forms = [form_of(device, each, quantization) for each in guesses]
+        wanted: tuple[Quantization, ...] = get_args(Quantization) if quantization == "auto" else (quantization,)
+        forms = [form_of(device, *each) for each in product(guesses, wanted)]
         with suppress(OSError):  # loading the files reports errors
             files = [
                 files_to_read(self._weight_cache, checkpoint.origin, source_files(checkpoint), forms)

@@ -25,17 +25,18 @@ from service.domain import (
     Memory,
     Output,
     Pooled,
-    Quantization,
     Readout,
     Spans,
     Step,
     TokenScores,
     TopTokens,
+    WantedQuantization,
 )
 from service.engine import arithmetic, attention, calibration, device, packing, readouts
 from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.encoder import encode
+from service.engine.fastest import fastest_quantization
 from service.engine.tensor_files import Progress
 from service.engine.weight_cache import SampleRows, WeightLoader
 from service.engine.weights import WeightFormat, Weights
@@ -99,7 +100,7 @@ class Engine:
         *,
         device: str = "cpu",
         precision: str = "auto",
-        quantization: Quantization = "none",
+        quantization: WantedQuantization = "none",
         backend: str = "auto",
         progress: Progress | None = None,
         weight_cache: Path | None = None,
@@ -115,7 +116,10 @@ class Engine:
         missing, damaged or of another model.
         """
         target = resolve_device(device)
-        chosen = arithmetic.choose(checkpoint.shape, target, resolve_precision(precision, target), quantization)
+        precision = resolve_precision(precision, target)
+        if quantization == "auto":
+            quantization = fastest_quantization(checkpoint.shape, target, precision)
+        chosen = arithmetic.choose(checkpoint.shape, target, precision, quantization)
         weight_format = WeightFormat(target, DTYPES[chosen.precision], chosen.linear_class)
         form = form_of(target.type, chosen.precision, chosen.quantization)
         on_bytes = progress or (lambda done, total: None)

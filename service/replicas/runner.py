@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.checkpoints.checkpoint import Checkpoint
-from service.domain import Check, Encoding, Memory, Output, Quantization, Step
+from service.domain import Check, Encoding, Memory, Output, Step, WantedQuantization
 
 ENGINE_MODULE = "service.engine.engine"
 """What `load_engine` imports, with torch."""
@@ -81,7 +81,7 @@ def load_engine(
     device: str,
     precision: str,
     progress: Progress,
-    quantization: Quantization = "none",
+    quantization: WantedQuantization = "none",
     weight_cache: Path | None = None,
 ) -> Runner:
     if weight_cache and device != "cpu":
