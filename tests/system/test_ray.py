@@ -13,7 +13,9 @@ import pytest
 from tests.support.servers import until
 from tests.system.test_corpora import BAD, NUM_ROWS, WAIT_S, check, command, corpus, num_parts, started
 
-pytest.importorskip("ray", reason="ray is not installed: pip install -r requirements/ray.txt")
+cluster_utils = pytest.importorskip(
+    "ray.cluster_utils", reason="ray is not installed: pip install -r requirements/ray.txt"
+)
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -24,9 +26,7 @@ __all__ = ["corpus"]
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """The head and another node, with one CPU each."""
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         yield found
     finally:

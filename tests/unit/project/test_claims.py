@@ -19,6 +19,7 @@ OTHER_NUMBERS = {
     ("docs/finetuning.md", "Hyper-parameters"): "one run each, described under the table",
     ("docs/labels.md", "Confidence"): "the answers to the request above it",
     ("docs/training.md", "Fine-tune"): "published by the authors",
+    ("docs/zh/claims.md", "1.3B 模型需要多少资源"): "computed",
     ("docs/zh/finetuning.md", "适配器"): "computed",
     ("docs/zh/training.md", "微调"): "published by the authors",
 }
