@@ -1,4 +1,4 @@
-"""Reads what this machine provides: cores, memory, control groups (v1 and v2), devices, CPU features, open files.
+"""Reads what this machine provides: cores, memory, control groups (v1 and v2), devices, CPU features, files, proxies.
 
 A missing file reads as empty: many systems have no control groups.
 """
