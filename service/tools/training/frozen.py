@@ -35,9 +35,12 @@ class FrozenVectors:
         missing = {key: sample for key, sample in samples.items() if key not in known}
         made = known | _compute(network, problem, missing)
         self.num_computed += len(missing)
-        self._encoder, self._vectors = encoder, {key: made[key] for key in samples}
         for split in splits:
             split.with_vectors(torch.stack([made[_key(sample)] for sample in split.samples]))
+        self._encoder = encoder
+        self._vectors = {
+            _key(sample): sample.vector for split in splits for sample in split.samples if sample.vector is not None
+        }
 
 
 def _key(sample: Sample) -> bytes:
