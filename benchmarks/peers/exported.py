@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from benchmarks.common import ROOT
 from benchmarks.peers.processes import FOLDER, REQUIREMENTS
 from benchmarks.peers.rounds import make_texts
 from service.checkpoints.checkpoint import Checkpoint
-from service.domain import Encoding
+from service.domain import Encoding, Pooled
 from service.tasks.classification import CLASSIFY
 from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EMBED, EmbedQuery
@@ -56,8 +57,9 @@ def export(checkpoint: Checkpoint, source: str | Path, python: Path, lengths: st
 def encode(checkpoint: Checkpoint, texts: Sequence[str]) -> list[Encoding]:
     """The rows of the task that the model is for: an embedding, a choice between four labels, or its own labels."""
     model = TextModel.load(checkpoint)
-    if checkpoint.embedding:
-        return EMBED.encode(model, EmbedQuery(tuple(texts)))
+    if spec := checkpoint.embedding:
+        pooled = Pooled(spec.pooling, is_projected=bool(spec.dense))  # as the graph does, whatever the pooling is
+        return [replace(row, readout=pooled) for row in EMBED.encode(model, EmbedQuery(tuple(texts)))]
     labels = LabelList.of(LABELS) if checkpoint.kind == "masked-lm" else NO_LABELS
     return CLASSIFY.encode(model, ClassifyQuery(tuple(map(Text, texts)), labels))
 

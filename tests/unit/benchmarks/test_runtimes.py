@@ -12,6 +12,10 @@ import pytest
 from benchmarks.engine.runtimes import Round, Seconds, interval, process, summarize, table
 from benchmarks.http.load import shipped_checkpoint
 from benchmarks.peers.exported import encode, save_batches
+from service.checkpoints.checkpoint import resolve
+from service.checkpoints.spec import parse_spec
+from service.commands.models import locate_shipped
+from service.domain import Pooled
 
 RATES = {
     ("engine", "float32", 1): 20.0,
@@ -62,6 +66,12 @@ def test_rows_of_a_batch_are_padded_to_the_longest(tmp_path: Path) -> None:
         mask = arrays["0/attention_mask"]
     assert mask.sum(1).tolist() == [row.num_tokens for row in rows]
     assert mask.shape[1] == max(row.num_tokens for row in rows)
+
+
+def test_an_embedding_of_the_engine_is_pooled_as_in_the_graph() -> None:
+    checkpoint = resolve(locate_shipped(parse_spec("e5-small")))
+    [row] = encode(checkpoint, ["天气"])
+    assert row.readout == Pooled(("mean",))
 
 
 def test_a_runtime_that_does_not_load_the_model_says_why(tmp_path: Path) -> None:
