@@ -35,7 +35,7 @@ TASKS = (
 )
 MOST_LOST = 1.0
 
-KEPT = ("task", "split", "examples", "correct", "accuracy", "interval_95", "chance", "truncated", "refused")
+KEPT = ("examples", "correct", "accuracy", "interval_95", "chance", "truncated", "refused")
 """Of the report of `evaluate`; the rest is of this machine, or long."""
 
 
@@ -87,8 +87,9 @@ def evaluated(quantization: str, arguments: argparse.Namespace) -> list[dict[str
             name, _, split = task.partition("/")
             flags = ["--url", server.url, "--task", name, "--split", split, "--data", str(arguments.data)]
             flags += ["--limit", str(arguments.limit)] if arguments.limit else []
-            found.append(service_report("evaluate", *flags))
-    return [{key: each[key] for key in KEPT} for each in found]
+            report = service_report("evaluate", *flags)
+            found.append({"task": name, "split": split, **{key: report[key] for key in KEPT}})
+    return found
 
 
 def print_table(sets: Sequence[Mapping[str, Any]], precision: str, quantizations: Sequence[str]) -> None:
