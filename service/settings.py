@@ -267,8 +267,8 @@ class Models(Section):
         "auto",
         description="Directory for converted weights, in the precision and layout of the device, so that later starts "
         "can map them into memory and replicas on a CPU share them. Used for .bin checkpoints, and on a CPU for all "
-        "checkpoints of 1 GiB and more; kernels compiled for a GPU are stored there, too. auto: the directory "
-        "`erlangshen/weights` in the user's cache directory ($XDG_CACHE_HOME or ~/.cache); off: no cache.",
+        "checkpoints of 1 GiB and more and for int8; kernels compiled for a GPU are stored there, too. auto: the "
+        "directory `erlangshen/weights` in the user's cache directory ($XDG_CACHE_HOME or ~/.cache); off: no cache.",
     )
     offline: bool = Field(False, description="Do not contact the hub: load models from directories and the cache only.")
     blend: Path | None = Field(

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 class _Recorder(Linear):
-    """Computes as another map does, and keeps the range of its inputs."""
+    """Computes as another map does, and keeps the range of the inputs of its last call."""
 
     def __init__(self, exact: Linear) -> None:
         self.range: InputRange | None = None
@@ -38,20 +38,16 @@ class _Recorder(Linear):
         raise NotImplementedError
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        self._keep(hidden)
+        self.range = InputRange.of(hidden)
         return self._exact(hidden)
 
     def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
-        self._keep(hidden)
+        self.range = InputRange.of(hidden)
         return self._exact.gelu(hidden, approximate)
 
     def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        self._keep(hidden)
+        self.range = InputRange.of(hidden)
         return self._exact.add_norm(hidden, residual, norm)
-
-    def _keep(self, hidden: Tensor) -> None:
-        found = InputRange.of(hidden)
-        self.range = self.range.with_range(found) if self.range else found
 
 
 _LENGTHS = (1, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)

@@ -35,9 +35,6 @@ class InputRange:
         low, high = torch.aminmax(hidden.float(), dim=0)
         return cls(low, high)
 
-    def with_range(self, other: InputRange) -> InputRange:
-        return InputRange(torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
-
 
 class Linear(ABC):
     """A linear map. Subclasses are dataclasses whose fields are all tensors, so a map can be saved and mapped again."""

@@ -1,6 +1,8 @@
 """Rows of known texts as the tasks make them, on which the fixed scales of quantised maps are measured.
 
 The texts were written for this project: short and long, formal and colloquial, with digits, Latin letters and an emoji.
+Cached weights hold scales of the texts that were here when they were converted: with other texts, increase `FORMAT` in
+`checkpoints/converted.py`.
 """
 
 from __future__ import annotations

@@ -112,11 +112,6 @@ def test_int8_of_tokens_does_not_depend_on_the_other_tokens() -> None:
     assert torch.equal(quantized(hidden), torch.cat([quantized(row[None]) for row in hidden]))
 
 
-def test_input_ranges_grow_together() -> None:
-    found = InputRange.of(torch.tensor([[1.0, -2.0], [3.0, 0.0]])).with_range(InputRange.of(torch.tensor([[2.0, 5.0]])))
-    assert (found.low.tolist(), found.high.tolist()) == ([1.0, -2.0], [3.0, 5.0])
-
-
 @pytest.mark.parametrize(
     ("features", "limit"),
     [
