@@ -30,9 +30,6 @@ from service.tools.corpora.job import Counts, Job
 from service.tools.corpora.source import FORMATS, SUFFIXES, format_of
 from service.tools.corpora.work import Work
 
-WINDOW = 2048
-"""Lines of a part that are computed at a time, so that a large batch for a GPU finds enough rows in the queue."""
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     files = f"a path, or a URL that fsspec knows, as s3://BUCKET/FILE ({', '.join(SUFFIXES)})"
@@ -136,7 +133,7 @@ def job_of(args: Namespace) -> Job:
         columns = Columns(args.text, None, "question", args.choices, args.separator)
     fields = dict(args.body)
     if args.labels:
-        fields["labels"] = args.labels
+        fields["labels"] = list(args.labels)
     if args.model is not None and args.url:
         fields["model"] = args.model
     suffix = format_of(args.out)
@@ -178,7 +175,7 @@ async def run_here(work: Work, args: Namespace) -> None:
 def settings_for(models: str | None) -> Settings:
     """Those of `serve` in the environment, with these models. Raises SettingError."""
     typed = {"models.specs": models.split(",")} if models else {}
-    return load({**typed, "log.level": "warning", "server.bulk_window": WINDOW})
+    return load({**typed, "log.level": "warning"})
 
 
 @asynccontextmanager

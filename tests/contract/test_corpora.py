@@ -24,7 +24,7 @@ from service.tools.corpora.bulk_client import BulkClient, InProcess, Interrupted
 from service.tools.corpora.job import Job
 from service.tools.corpora.on_ray import Device, Engine, places_of
 from service.tools.corpora.work import Work
-from tests.contract.fakes import FakeSubmit, running
+from tests.contract.fakes import FakeSubmit, Service, running
 
 LABELS = {"labels": ["好评", "差评"]}
 
@@ -59,6 +59,11 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def num_rows_of(service: Service) -> int:
+    """That were computed."""
+    return sum(map(len, service.submit.calls))
+
+
 def parts_of(job: Job) -> list[str]:
     return sorted(map(str, Path(job.out).glob("part-*")))
 
@@ -90,6 +95,17 @@ def parquet_corpus(folder: Path) -> Path:
         pyarrow.table({"id": range(100), "text": ["好吃"] * 100}), folder / "a.parquet", row_group_size=30
     )
     return folder / "a.parquet"
+
+
+async def test_rows_with_labels_of_their_own_are_asked_with_these(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    labels = [["好评", "差评"], ["好评", "差评"], ["体育", "财经"], ["好评", "差评"]]
+    source.write_text("".join(json.dumps({"text": "好吃", "c": each}) + "\n" for each in labels))
+    job = job_of(source, "out.jsonl", ask=Ask("classify", Columns(choices="c"), {}))
+    async with running() as service:
+        assert await compute(job, InProcess(service.app)) == (4, 0)
+        assert [len(call) for call in service.submit.calls] == [2, 1, 1]
+    assert [row["label"] for row in rows_of(job)] == ["好评", "好评", "体育", "好评"]
 
 
 async def test_parquet_becomes_parquet_with_vectors(tmp_path: Path) -> None:
@@ -145,12 +161,12 @@ async def test_a_run_that_was_interrupted_goes_on_with_its_parts(tmp_path: Path)
     job = job_of(corpus(tmp_path, 240), "out.jsonl")
     async with running() as service:
         with pytest.raises(RuntimeError, match="killed"):
-            await compute(job, Failing(InProcess(service.app), 150, RuntimeError("killed")))
+            await compute(job, Failing(InProcess(service.app), 9, RuntimeError("killed")))
         num_done = sum(span.end - span.first for span in job.parts.done())
         assert 64 <= num_done < 240
-        num_calls = len(service.submit.calls)
+        num_computed = num_rows_of(service)
         assert await compute(job, InProcess(service.app)) == (240, 0)
-        assert len(service.submit.calls) - num_calls == 240 - num_done
+        assert num_rows_of(service) - num_computed == 240 - num_done
     assert [row["row"] for row in rows_of(job)] == list(range(1, 241))
 
 
@@ -162,9 +178,9 @@ async def test_the_rows_of_a_client_that_fails_go_on_at_another_one(
     job = job_of(corpus(tmp_path, 150), "out.jsonl")
     async with running() as service:
         good = InProcess(service.app)
-        failing = Failing(good, 10, Interrupted("it has gone", 3600.0))
+        failing = Failing(good, 2, Interrupted("it has gone", 3600.0))
         assert await compute(job, failing, good) == (150, 0)
-    assert failing.num_answered == 10
+    assert failing.num_answered == 2
     assert [row["row"] for row in rows_of(job)] == list(range(1, 151))
 
 
@@ -190,7 +206,7 @@ async def test_other_flags_need_another_output(tmp_path: Path) -> None:
     first, second = job_of(source, "out.jsonl"), job_of(source, "out.jsonl", keep=("id",))
     async with running() as service:
         with pytest.raises(RuntimeError, match="killed"):
-            await compute(first, Failing(InProcess(service.app), 70, RuntimeError("killed")))
+            await compute(first, Failing(InProcess(service.app), 4, RuntimeError("killed")))
         with pytest.raises(DatasetError, match="other flags"):
             await compute(second, InProcess(service.app))
         assert await compute(second, InProcess(service.app), overwrite=True) == (80, 0)
@@ -224,7 +240,7 @@ async def test_a_kill_after_the_parts_were_joined_loses_nothing(tmp_path: Path) 
             await Work(job).run([InProcess(service.app)])
             job.parts.join(job.parts.done(), job.out, job.columns)
         assert await compute(job, InProcess(service.app)) == (80, 0)
-        assert len(service.submit.calls) == 80
+        assert num_rows_of(service) == 80
     assert len(rows_of(job)) == 80
 
 

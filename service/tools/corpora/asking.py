@@ -1,8 +1,8 @@
-"""The row of a corpus as a request: a line for `/v1/bulk`, which names the path of a task and has its body."""
+"""The rows of a corpus as requests: lines for `/v1/bulk`, each with the path of a task and the body of some rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,27 +36,32 @@ class Ask:
     columns: Columns
     body: Mapping[str, Any]
 
-    def line(self, row: Row) -> bytes:
-        """Raises RecordError: the row lacks a text."""
+    def request(self, row: Row) -> tuple[Any, dict[str, Any]]:
+        """The input that a row is, and the other fields of its body. Raises RecordError: the row lacks a text."""
         if row.problem:
             raise RecordError(row.problem)
-        body = {**self.body, **self._fields(row.values)}
-        return orjson.dumps({"url": f"/v1/{self.task}", "body": body})
-
-    def _fields(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        columns, text = self.columns, text_of(values, self.columns.text)
-        choices = None
-        if columns.choices is not None:
-            choices = list(dict.fromkeys(texts_of(values, columns.choices, columns.separator)))
-        question = None if columns.question is None else text_of(values, columns.question)
+        text = text_of(row.values, self.columns.text)
+        given = self._given(row.values)
         if self.task == "mrc":
-            given = {"passage": text, "question": question, "choices": choices}
-            return {"inputs": [{name: value for name, value in given.items() if value is not None}]}
-        pair = None if columns.text_pair is None else text_of(values, columns.text_pair)
+            return {"passage": text, **given}, {**self.body}
+        pair = None if self.columns.text_pair is None else text_of(row.values, self.columns.text_pair)
         if self.task in PAIRS:
-            return {"inputs": [[text, pair]]}
+            return [text, pair], {**self.body}
         if self.task != "classify":
-            return {"inputs": [text]}
-        fields: dict[str, Any] = {"inputs": [text if pair is None else {"text": text, "text_pair": pair}]}
-        fields |= {} if choices is None else {"labels": choices}
-        return fields | ({} if question is None else {"question": question})
+            return text, {**self.body}
+        fields = {"labels" if name == "choices" else name: value for name, value in given.items()}
+        return text if pair is None else {"text": text, "text_pair": pair}, {**self.body, **fields}
+
+    def _given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The question and the choices of a row that has them."""
+        columns = self.columns
+        given: dict[str, Any] = {}
+        if columns.question is not None:
+            given["question"] = text_of(values, columns.question)
+        if columns.choices is not None:
+            given["choices"] = list(dict.fromkeys(texts_of(values, columns.choices, columns.separator)))
+        return given
+
+    def line(self, inputs: Sequence[Any], fields: Mapping[str, Any]) -> bytes:
+        """The inputs of rows whose other fields are the same."""
+        return orjson.dumps({"url": f"/v1/{self.task}", "body": {**fields, "inputs": inputs}})

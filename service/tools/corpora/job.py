@@ -35,6 +35,9 @@ from service.tools.data.files import RecordError
 
 MAX_PART_BYTES = 8 * 2**20
 """Of the rows of a part, as they are in the file."""
+LINE_ROWS = 16
+LINE_BYTES = 16_384
+"""Of the rows of a line, as they are in the file."""
 FLUSH_ROWS = 512
 """Answers that are kept in memory; a row group of a parquet file."""
 
@@ -166,7 +169,8 @@ class Counts:
 class Part:
     """Rows on their way to a part: call `take` with each reply to the lines that are `left`, then `commit`.
 
-    The answers are in a file that becomes the part. What interrupts the replies loses none of them.
+    A line has several rows, which costs less than a line for each. Where such a line is refused, each of its rows has
+    one of its own in what is left then. What interrupts the replies loses no answer.
     """
 
     def __init__(self, job: Job, start: Place, records: Sequence[Record]) -> None:
@@ -174,48 +178,89 @@ class Part:
         self.counts = Counts()
         self.last_error = ""
         """Of the rows that were sent."""
+        position = job.opened.position
+        self.size = position(records[-1].end) - position(start)
+        """In the unit of the source's size."""
         self._job = job
         self._records = records
         self._rows = [job.opened.row(record) for record in records]
-        self._lines = [self._line(row) for row in self._rows]
+        self._requests = [self._request(row) for row in self._rows]
+        self._groups = deque(self._make_groups())
+        self._refused: deque[list[int]] = deque()
+        self._outcomes: dict[int, Mapping[str, Any]] = {}
+        """The results or the errors of rows that wait for one before them."""
         self._next = 0
         self._answers: list[dict[str, Any]] = []
         self._file = job.parts.new_file(job.format)
         self._bad_file = job.parts.new_file("jsonl")
         self._writer = open_writer(self._file, job.format, job.columns)
         self._bad: JsonLinesWriter | None = None
-        position = job.opened.position
-        self.size = position(records[-1].end) - position(start)
-        """In the unit of the source's size."""
-        self._pass_bad()
+        self._add_ready()
 
-    def _line(self, row: Row) -> bytes | RecordError:
+    def _request(self, row: Row) -> tuple[Any, dict[str, Any]] | RecordError:
         try:
-            return self._job.ask.line(row)
+            return self._job.ask.request(row)
         except RecordError as error:
             return error
 
+    def _make_groups(self) -> Iterator[list[int]]:
+        """The indices of rows that a line has together."""
+        group: list[int] = []
+        fields: dict[str, Any] = {}
+        size = 0
+        for index, (record, request) in enumerate(zip(self._records, self._requests, strict=True)):
+            if isinstance(request, RecordError):
+                continue
+            is_full = len(group) >= LINE_ROWS or size + record.num_bytes > LINE_BYTES
+            if group and (is_full or request[1] != fields):
+                yield group
+                group, size = [], 0
+            group.append(index)
+            size, fields = size + record.num_bytes, request[1]
+        if group:
+            yield group
+
     @property
     def left(self) -> list[bytes]:
-        return [line for line in self._lines[self._next :] if isinstance(line, bytes)]
+        return [self._line(group) for group in self._groups]
+
+    def _line(self, group: Sequence[int]) -> bytes:
+        requests = [request for index in group if not isinstance(request := self._requests[index], RecordError)]
+        return self._job.ask.line([one for one, _ in requests], requests[0][1])
+
+    @property
+    def num_done(self) -> int:
+        return self._next
 
     def take(self, reply: Mapping[str, Any]) -> None:
         """The reply to the first line that is left."""
-        if "error" in reply:
-            self.last_error = reply["error"]["detail"]
-            self._fail(reply["error"]["code"], self.last_error)
+        group = self._groups.popleft()
+        if "error" not in reply:
+            self._outcomes.update(zip(group, reply["response"]["results"], strict=True))
+        elif len(group) > 1:
+            self._refused.extend([index] for index in group)
         else:
-            [result] = reply["response"]["results"]
-            self.counts.answered += 1
-            self.counts.tokens += reply["response"]["usage"]["tokens"]
-            self._add(result)
-        self._pass_bad()
+            self.last_error = reply["error"]["detail"]
+            self._outcomes[group[0]] = {ERROR: reply["error"]}
+        if not self._groups:
+            self._groups, self._refused = self._refused, deque()
+        self._add_ready()
 
-    def _pass_bad(self) -> None:
-        while self._next < len(self._lines) and isinstance(error := self._lines[self._next], RecordError):
-            self._fail("invalid_row", str(error))
+    def _add_ready(self) -> None:
+        while self._next < len(self._rows):
+            request = self._requests[self._next]
+            if isinstance(request, RecordError):
+                self._add_bad("invalid_row", str(request))
+            elif (outcome := self._outcomes.pop(self._next, None)) is None:
+                return
+            elif ERROR in outcome:
+                self._add_bad(outcome[ERROR]["code"], outcome[ERROR]["detail"])
+            else:
+                self.counts.answered += 1
+                self.counts.tokens += outcome["tokens"]
+                self._add(outcome)
 
-    def _fail(self, code: str, detail: str) -> None:
+    def _add_bad(self, code: str, detail: str) -> None:
         row, record = self._rows[self._next], self._records[self._next]
         if self._bad is None:
             self._bad = JsonLinesWriter(self._bad_file)
@@ -238,6 +283,7 @@ class Part:
 
     def commit(self) -> None:
         """Adds the part to the output."""
+        assert self._next == len(self._rows), "rows are left"
         if self._answers:
             self._flush()
         self._writer.close()

@@ -125,11 +125,11 @@ class Work:
         clock = asyncio.get_running_loop().time
         num_failures = 0
         while part := await self._feed.take():
-            started, num_left = clock(), len(part.left)
+            started, before = clock(), part.num_done
             try:
                 await answer(part, client, self.counts, self._heard)
             except Interrupted as error:
-                num_failures = 1 if len(part.left) < num_left else num_failures + 1
+                num_failures = 1 if part.num_done > before else num_failures + 1
                 await self._feed.put_back(part)
                 if clock() - self._heard_at > PATIENCE_S:
                     raise StartupError(f"{error}; the same command goes on from here") from None
@@ -142,7 +142,7 @@ class Work:
             num_failures = 0
             await asyncio.to_thread(part.commit)
             self.counts.add(part.counts)
-            self._pace.update(num_left, clock() - started)
+            self._pace.update(part.num_done - before, clock() - started)
             self._on_part(part)
             await self._feed.finished()
 
@@ -154,12 +154,14 @@ async def answer(part: Part, client: BulkClient, counts: Counts, on_reply: Calla
         Interrupted: some are still left.
         StartupError: all that were sent so far were refused, or all others will be.
     """
-    if lines := part.left:
+    while lines := part.left:
+        num_replies = 0
         async with aclosing(client.post(lines)) as replies:
             async for reply in replies:
                 part.take(reply)
+                num_replies += 1
                 on_reply()
-        if part.left:
+        if num_replies < len(lines):
             raise Interrupted(f"{client.name}: the replies have ended early")
     if not counts.answered + part.counts.answered and part.counts.failed >= MIN_REFUSED and part.last_error:
         raise StartupError(f"none of the first {part.counts.failed} rows was answered: {part.last_error}")

@@ -15,7 +15,10 @@ ROW = {"text": "好", "b": "坏", "q": "什么", "c": "一|二|一", "list": ["�
 
 
 def line(task: str, columns: Columns, values: dict[str, Any] = ROW, **body: Any) -> Any:
-    return json.loads(Ask(task, columns, body).line(Row(1, values)))
+    """That of one row."""
+    ask = Ask(task, columns, body)
+    one, fields = ask.request(Row(1, values))
+    return json.loads(ask.line([one], fields))
 
 
 @pytest.mark.parametrize(
