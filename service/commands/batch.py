@@ -8,7 +8,7 @@ import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -157,7 +157,8 @@ def compute(job: Job, args: Namespace) -> tuple[Counts, float]:
         if args.ray is not None:
             started, settings = time.perf_counter(), settings_for(args.model)
             cluster = on_ray.Ray(args.ray, args.part_rows)
-            counts = on_ray.compute(job, cluster, partial(serve_device, settings), bar.update)
+            with redirect_stdout(sys.stderr):  # Ray writes there what becomes of workers and nodes
+                counts = on_ray.compute(job, cluster, partial(serve_device, settings), bar.update)
             return counts, time.perf_counter() - started
         work = Work(job, lambda part: bar.update(part.size))
         asyncio.run(run_here(work, args))
