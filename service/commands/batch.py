@@ -15,11 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from service import logs
-from service.api.app import create_app
 from service.cli_args import add_key, checked, list_of, server_url, whole_above_zero
-from service.commands.application import Application
-from service.commands.connection import POLL_S
+from service.commands.connection import running
 from service.errors import DatasetError
 from service.settings import Settings
 from service.settings_sources import load
@@ -181,19 +178,9 @@ def settings_for(models: str | None) -> Settings:
 
 @asynccontextmanager
 async def serve(settings: Settings) -> AsyncIterator[BulkClient]:
-    """The whole service without a socket.
-
-    Raises:
-        StartupError: a model cannot be started.
-    """
-    logs.configure(settings.log.level, settings.log.format)
-    application = Application(settings)
-    async with application.lifespan(None):
-        while application.why_not_accepting() is not None:
-            if application.failure is not None:
-                raise application.failure
-            await asyncio.sleep(POLL_S)
-        yield InProcess(create_app(application, settings.server), application.why_not_alive)
+    """A client of the whole service in this process. Raises StartupError: a model cannot be started."""
+    async with running(settings) as (app, application):
+        yield InProcess(app, application.why_not_alive)
 
 
 def serve_device(settings: Settings, device: on_ray.Device) -> AbstractAsyncContextManager[BulkClient]:

@@ -65,12 +65,18 @@ async def connect(
 
 @asynccontextmanager
 async def serve_in_process(models: Sequence[str]) -> AsyncIterator[httpx.AsyncBaseTransport]:
-    """The whole service without a socket: its application, batching and worker processes, as `serve` runs them.
+    """A transport to the whole service in this process. Raises StartupError: a model cannot be started."""
+    async with running(settings_in_process(models)) as (app, _):
+        yield httpx.ASGITransport(app)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[tuple[Any, Application]]:
+    """The whole service without a socket, once it is ready, as an ASGI app and what is behind it.
 
     Raises:
         StartupError: a model cannot be started.
     """
-    settings = settings_in_process(models)
     logs.configure(settings.log.level, settings.log.format)
     application = Application(settings)
     async with application.lifespan(None):
@@ -78,7 +84,7 @@ async def serve_in_process(models: Sequence[str]) -> AsyncIterator[httpx.AsyncBa
             if application.failure is not None:
                 raise application.failure
             await asyncio.sleep(POLL_S)
-        yield httpx.ASGITransport(create_app(application, settings.server))
+        yield create_app(application, settings.server), application
 
 
 def settings_in_process(models: Sequence[str]) -> Settings:
