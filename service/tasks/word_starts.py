@@ -17,8 +17,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
-CHINESE = ("\u3400-\u4dbf", "\u4e00-\u9fff", "\uf900-\ufaff", "\U00020000-\U0002a6df", "\U0002a700-\U0002ceaf")
-"""Blocks of characters that BERT's normalizer makes words of their own."""
+CHINESE = (
+    *("\u3400-\u4dbf", "\u4e00-\u9fff", "\uf900-\ufaff", "\U00020000-\U0002a6df"),
+    *("\U0002a700-\U0002b81f", "\U0002b920-\U0002ceaf"),
+)
+"""Characters that BERT's normalizer makes words of their own; of extension E, the library leaves out the first 256."""
 _COMPATIBLE = "\uf900-\ufaff"
 """The block of CHINESE whose characters become others when accents are stripped."""
 _PLAIN = (*map(chr, range(33, 127)), "\u3001-\u3002", "\u4e00-\u9fff", "\uff01-\uff5e")

@@ -16,7 +16,7 @@ from service.errors import CheckpointError
 from service.tasks import text_model
 from service.tasks.text_model import TextModel
 from service.tasks.tokenizer import SPECIAL, build_tokenizer, read_vocab
-from service.tasks.word_starts import find_single_characters
+from service.tasks.word_starts import CHINESE, find_single_characters
 from tests.checkpoints import make_checkpoint, vocabulary
 
 SHAPE = Shape(
@@ -271,6 +271,13 @@ def test_slices_of_a_long_text_have_the_tokens_of_the_whole(
         assert [ids[-limit:] for ids in ends] == [ids[-limit:] for ids in wanted]
 
     same()
+
+
+@pytest.mark.parametrize("block", CHINESE)
+def test_every_character_of_a_chinese_block_is_a_word_to_the_library(block: str) -> None:
+    characters = [chr(code) for code in range(ord(block[0]), ord(block[2]) + 1)]
+    normalizer = build_tokenizer(VOCAB, {"strip_accents": False}).normalizer
+    assert normalizer.normalize_str("a".join(characters)) == " " + " a ".join(characters) + " "
 
 
 @pytest.mark.parametrize("text", ["今" * 50_000, "a." * 25_000, "ab " * 20_000, "a፡" * 25_000])
