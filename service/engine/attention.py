@@ -17,7 +17,8 @@ from torch import Tensor
 from service.domain import Check
 from service.engine import attention_backends
 from service.engine.packing import Layout, bucket
-from service.engine.self_test import check_attention, first_line
+from service.engine.self_test import check_attention
+from service.engine.trials import time_each
 from service.errors import SettingError
 
 logger = logging.getLogger(__name__)
@@ -141,9 +142,6 @@ TYPICAL = Layout(
 """The batch on which backends are compared: short and medium rows, some of them choices, all of different lengths.
 Repeated lengths would favour the backend that computes them together, and in traffic few lengths repeat."""
 
-NUM_TRIALS = 5
-"""The number of measurements of each backend; the shortest time counts."""
-
 
 def _measure(config: AttentionConfig, fitting: Mapping[str, Backend], num_layers: int) -> dict[str, float]:
     sizes = (TYPICAL.num_tokens, 3, config.num_heads, config.head_size)
@@ -164,20 +162,12 @@ def trial(prepare: Prepare, qkv: Tensor, num_layers: int) -> None:
 
 def measure(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """The seconds of each backend, without those that fail; SettingError when all of them fail."""
-    seconds: dict[str, float] = {}
-    for name, run in runs.items():
-        try:
-            run()  # compiles kernels, which does not count
-            seconds[name] = min(_seconds(run, clock) for _ in range(NUM_TRIALS))
-        except Exception as error:  # noqa: BLE001 - a missing compiler or kernel must not stop the service
-            logger.warning("attention backend failed", extra={"attention": name, "reason": first_line(error)})
+
+    def warn(name: str, reason: str) -> None:
+        logger.warning("attention backend failed", extra={"attention": name, "reason": reason})
+
+    seconds = time_each(runs, warn, clock)
     if not seconds:
         raise SettingError("every attention backend failed on this device; see the warnings in the log")
     logger.info("attention measured", extra={name: round(1000 * each, 3) for name, each in seconds.items()})
     return seconds
-
-
-def _seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
-    started = clock()
-    run()
-    return clock() - started

@@ -16,16 +16,13 @@ from service.domain import Quantization
 from service.engine import linear
 from service.engine.device import DTYPES, device_guard
 from service.engine.linear import InputRange, Linear
-from service.engine.self_test import first_line
+from service.engine.trials import time_each
 from service.errors import SettingError
 
 logger = logging.getLogger(__name__)
 
 NUM_TOKENS = 64
 """Of a small batch: what a quantization costs beside its products weighs most there."""
-
-NUM_TRIALS = 5
-"""The number of measurements of each quantization; the shortest time counts."""
 
 WORTHWHILE_GAIN = 1.2
 """How many times as fast as none a quantization must be: a smaller gain is not worth its rounding, and noise could
@@ -51,13 +48,11 @@ def choose(
     runs: Mapping[Quantization, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
 ) -> Quantization:
     """The fastest of these, unless it gains too little over `none`. One that fails is not chosen."""
-    seconds: dict[Quantization, float] = {}
-    for name, run in runs.items():
-        try:
-            run()  # compiles kernels, which does not count
-            seconds[name] = min(_seconds(run, clock) for _ in range(NUM_TRIALS))
-        except Exception as error:  # noqa: BLE001 - a missing kernel must not stop the service
-            logger.warning("quantization failed", extra={"quantization": name, "reason": first_line(error)})
+
+    def warn(name: str, reason: str) -> None:
+        logger.warning("quantization failed", extra={"quantization": name, "reason": reason})
+
+    seconds = time_each(runs, warn, clock)
     fastest: Quantization = min(seconds, key=seconds.__getitem__, default="none")
     is_worthwhile = "none" not in seconds or seconds[fastest] * WORTHWHILE_GAIN <= seconds["none"]
     chosen: Quantization = fastest if is_worthwhile else "none"
@@ -85,9 +80,3 @@ def _run(maps: Maps, device: torch.device) -> None:
         made(inputs)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
-    started = clock()
-    run()
-    return clock() - started

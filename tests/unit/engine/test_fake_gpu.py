@@ -48,7 +48,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "CudaRecorder", Replaying)
     monkeypatch.setattr(engine, "BUCKETS", BUCKETS)
     monkeypatch.setattr(engine, "_GPU_WARM_UP_LENGTHS", ((32,), (100, 64)))
-    monkeypatch.setattr("service.engine.attention.NUM_TRIALS", 1)
+    monkeypatch.setattr("service.engine.trials.NUM_TRIALS", 1)
     monkeypatch.setattr("service.engine.arithmetic.NUM_TOKENS", (8,))
     monkeypatch.setattr("service.engine.self_test.LAYOUTS", LAYOUTS[:1])
     monkeypatch.setattr("service.engine.attention.TYPICAL", LAYOUTS[0])
