@@ -24,6 +24,7 @@ from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.folders import SHIPPED
 from service.checkpoints.spec import ModelSpec
 from service.cli_args import add_setting_flags, settings_from
+from service.commands.launching import devices_of, threads_of
 from service.commands.models import fetch_checkpoint, parse_specs
 from service.domain import Check
 from service.errors import ServiceError
@@ -54,8 +55,8 @@ def run(argv: Sequence[str]) -> int:
 
 def examine(settings: Settings) -> Report:
     """The whole report."""
-    specs, devices = parse_specs(settings.models), host.resolve_devices(settings.replicas.devices)
-    threads = settings.replicas.threads or max(1, host.num_cores() // len(devices))
+    specs, devices = parse_specs(settings.models), devices_of(settings.replicas)
+    threads = threads_of(settings.replicas, len(devices))
     os.environ.update(environment(threads))  # as a worker process has it; torch is imported after this line
     from service.engine.build import describe_build, describe_gpus
 
