@@ -120,14 +120,8 @@ class Parts:
         self._put(answers, span.name("part", self._format))
 
     def _put(self, file: Path, name: str) -> None:
-        if not self.is_local:
-            self._system.put_file(str(file), f"{self._path}/{name}")
-            file.unlink()
-            return
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-        file.replace(Path(self._path) / name)
-        sync_folder(Path(self._path))
+        self._move(file, self._system, f"{self._path}/{name}")
+        file.unlink(missing_ok=True)  # what was uploaded is still here
 
     def bad_files(self, spans: Sequence[Span]) -> list[str]:
         there = {(int(first), int(end)) for kind, first, end, _ in self._names() if kind == "bad"}
@@ -169,7 +163,7 @@ class Parts:
         file = self.new_file("parquet")
         try:
             join_parquet((partial(self._system.open, path, "rb") for path in paths), file, columns)
-            self._move(file, out)
+            self._move(file, *file_system(out))
         finally:
             file.unlink(missing_ok=True)
 
@@ -179,13 +173,12 @@ class Parts:
         try:
             with file.open("wb") as opened:
                 yield opened
-            self._move(file, out)
+            self._move(file, *file_system(out))
         finally:
             file.unlink(missing_ok=True)
 
-    def _move(self, file: Path, out: str) -> None:
+    def _move(self, file: Path, system: Any, path: str) -> None:
         """Into its place, in one step."""
-        system, path = file_system(out)
         if not self.is_local:
             system.put_file(str(file), path)
             return
