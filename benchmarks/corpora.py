@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.common import about, auto_precision, parser_of, save
 from service.api.schemas import ClassifyRequest
-from service.commands.batch import serve
+from service.commands.batch import CORPUS_DEFAULTS, serve
 from service.commands.models import fetch_checkpoint, parse_specs
 from service.domain import Encoding
 from service.engine.engine import Engine
@@ -56,9 +56,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch-tokens", type=int, default=3046, help="of the engine alone (default: %(default)s)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    settings = load(
-        {"models.specs": [MODEL], "replicas.threads": 1, "log.level": "warning", "server.bulk_window": 2048}
-    )
+    settings = load({"models.specs": [MODEL], "replicas.threads": 1, "log.level": "warning"}, defaults=CORPUS_DEFAULTS)
     rounds = asyncio.run(measure(settings, arguments.rows, arguments.rounds, arguments.batch_tokens))
     document = {
         "what": "rate of a batch job over that of the engine alone, in turn",

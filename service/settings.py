@@ -300,6 +300,13 @@ class Batching(Section):
     batch_target_ms: int = Field(
         500, ge=1, description="Target compute time of a full batch in milliseconds, if max_batch_tokens is 0."
     )
+    batch_efficiency: float = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="Share of the throughput of endless batches that a full batch reaches, if max_batch_tokens is 0 "
+        "and batch_target_ms allows it. A larger share makes batches larger, and each one slower.",
+    )
     max_queue_tokens: int = Field(
         262_144, ge=1, description="Maximum number of waiting tokens; above it: 429 with Retry-After."
     )

@@ -97,10 +97,12 @@ _KUBERNETES_LINK = re.compile(
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
+    defaults: Mapping[str, Any] | None = None,
     config: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """The settings from all sources; `flags` maps "section.name" to the value of the flag.
+    """The settings from all sources; `flags` maps "section.name" to the value of the flag, and `defaults` to one that
+    takes the place of the default.
 
     Raises:
         SettingError: names each invalid setting, its value, its source and the problem.
@@ -108,7 +110,12 @@ def load(
     environ = os.environ if environ is None else environ
     values: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
-    layers = [_from_file(config or environ.get(ENV_CONFIG) or None), _from_env(environ), _from_flags(flags or {})]
+    layers = [
+        _from_flags(defaults or {}),
+        _from_file(config or environ.get(ENV_CONFIG) or None),
+        _from_env(environ),
+        _from_flags(flags or {}),
+    ]
     for layer in layers:
         for row, value, origin in layer:
             values.setdefault(row.section, {})[row.name] = value

@@ -107,7 +107,7 @@ class LatencyModel:
 # the size of a batch
 
 ENOUGH = 0.95
-"""Share of the throughput of an endless batch at which a larger batch is not worth its latency."""
+"""Share of the throughput of an endless batch at which a larger batch is not worth its latency, by default."""
 MIN_BATCH_TOKENS = 64
 MAX_BATCH_TOKENS = 16_384
 
@@ -125,16 +125,16 @@ UNMEASURED_TOKENS = 512
 """Batch size of a model that was not measured yet: one row of the greatest length."""
 
 
-def choose_budget(cost: Cost, target_s: float) -> int:
+def choose_budget(cost: Cost, target_s: float, efficiency: float = ENOUGH) -> int:
     """Tokens of a full batch: as few as use the device well, and no more than the target allows.
 
     A batch has a fixed cost, so throughput grows with its size, ever more slowly, while latency grows steadily. The
-    knee is the size that reaches ENOUGH of the throughput of an endless batch. Where even the smallest batch takes
-    longer than the target, it is the smallest.
+    knee is the size that reaches `efficiency` of the throughput of an endless batch. Where even the smallest batch
+    takes longer than the target, it is the smallest.
     """
     per_batch = cost.batch + HANDLING_S
     per_token = max(cost.token + cost.row / TYPICAL_ROW_TOKENS, 1e-12)
-    knee = ENOUGH / (1 - ENOUGH) * per_batch / per_token
+    knee = efficiency / (1 - efficiency) * per_batch / per_token
     in_time = (target_s - per_batch) / per_token
     return int(min(max(min(max(knee, MIN_KNEE_TOKENS), in_time), MIN_BATCH_TOKENS), MAX_BATCH_TOKENS))
 
@@ -153,10 +153,13 @@ class LatencyModels:
     `max_batch_tokens` above zero is the budget of every model; otherwise it is chosen where `calibrate` has measured.
     """
 
-    def __init__(self, *, metrics: Metrics, max_batch_tokens: int = 0, target_s: float = 0.5) -> None:
+    def __init__(
+        self, *, metrics: Metrics, max_batch_tokens: int = 0, target_s: float = 0.5, efficiency: float = ENOUGH
+    ) -> None:
         self._metrics = metrics
         self._fixed = max_batch_tokens
         self._target_s = target_s
+        self._efficiency = efficiency
         self._models: dict[str, LatencyModel] = {}
         self._steps: dict[str, dict[str, Sequence[Step]]] = {}
         self._calibrated: dict[str, list[Cost]] = {}
@@ -221,7 +224,9 @@ class LatencyModels:
         serving. Any replica may take a batch, so the slowest one decides."""
         if calibrated := self._calibrated.get(model):
             stretch = self._models[model].stretch
-            self._budgets[model] = min(choose_budget(cost.stretched(stretch), self._target_s) for cost in calibrated)
+            self._budgets[model] = min(
+                choose_budget(cost.stretched(stretch), self._target_s, self._efficiency) for cost in calibrated
+            )
 
     def _fields(self, model: str) -> dict[str, object]:
         cost = self._cost(model)

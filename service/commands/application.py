@@ -102,6 +102,7 @@ class Application:
             metrics=self.metrics,
             max_batch_tokens=settings.batching.max_batch_tokens,
             target_s=settings.batching.batch_target_ms / 1000,
+            efficiency=settings.batching.batch_efficiency,
         )
         self._batcher = Batcher(
             latency_models=self._latency_models,

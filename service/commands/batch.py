@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, redirect_stdout
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from tqdm import tqdm
 
@@ -170,10 +170,14 @@ async def run_here(work: Work, args: Namespace) -> None:
         await work.run([client])
 
 
+CORPUS_DEFAULTS: Final = {"batching.batch_efficiency": 0.99, "server.bulk_window": 1024}
+"""Nobody waits for a single row of a corpus: batches are larger than those of `serve`, and more rows wait for them."""
+
+
 def settings_for(models: str | None) -> Settings:
     """Those of `serve` in the environment, with these models. Raises SettingError."""
     typed = {"models.specs": models.split(",")} if models else {}
-    return load({**typed, "log.level": "warning"})
+    return load({**typed, "log.level": "warning"}, defaults=CORPUS_DEFAULTS)
 
 
 @asynccontextmanager

@@ -34,6 +34,12 @@ def test_precedence_is_flag_then_environment_then_file_then_default(tmp_path: Pa
     assert (server.port, server.max_inputs, server.max_labels, server.max_chars) == (3, 2, 1, 100_000)
 
 
+def test_a_default_of_the_caller_gives_way_to_every_source() -> None:
+    defaults = {"server.port": 1, "server.max_inputs": 1}
+    server = load(defaults=defaults, environ={"ERLANGSHEN_SERVER__PORT": "2"}).server
+    assert (server.port, server.max_inputs) == (2, 1)
+
+
 def test_erlangshen_config_names_the_settings_file(tmp_path: Path) -> None:
     file = write(tmp_path, "[log]\nlevel = 'debug'\n")
     assert given(ERLANGSHEN_CONFIG=str(file)).log.level == "debug"

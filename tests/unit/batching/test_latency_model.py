@@ -138,6 +138,11 @@ def test_the_budget_is_the_knee_within_the_target(cost: Cost, target_s: float, t
     assert latency_model.choose_budget(cost, target_s) == pytest.approx(tokens, abs=1)
 
 
+@pytest.mark.parametrize(("efficiency", "tokens"), [(0.95, 2_850), (0.99, 14_850)])
+def test_a_greater_efficiency_moves_the_knee(efficiency: float, tokens: int) -> None:
+    assert latency_model.choose_budget(Cost(0.001, 1e-5, 0.0), 0.5, efficiency) == pytest.approx(tokens, abs=1)
+
+
 MODEL_SIZES = [(16, 1), (32, 1), (64, 1), (64, 2), (128, 1), (128, 4)]
 FAST, SLOW = Cost(0.008, 13e-6, 0.0), Cost(0.1, 0.0026, 0.0)
 
@@ -162,6 +167,13 @@ def test_a_calibration_sets_logs_and_exports_the_budget(caplog: pytest.LogCaptur
     assert value(metrics, "predicted_cost_seconds", model="m", of="token") == pytest.approx(0.0026)
     (record,) = caplog.records
     assert (record.getMessage(), record.__dict__["model"]) == ("batch budget chosen", "m")
+
+
+def test_the_budget_has_the_efficiency_that_is_set() -> None:
+    [usual, large] = [LatencyModels(metrics=make_metrics(), efficiency=each) for each in (0.95, 0.98)]
+    for latency_models in (usual, large):
+        latency_models.calibrate("cpu", "m", model_steps(Cost(0.001, 1e-5, 0.0)))
+    assert usual.budget("m") < large.budget("m")
 
 
 def test_max_batch_tokens_overrides_the_budget_and_not_the_predictions() -> None:

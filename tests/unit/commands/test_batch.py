@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.commands.batch import add_arguments, job_of, settings_of
+from service.commands.batch import add_arguments, job_of, settings_for, settings_of
 from service.errors import DatasetError
 from service.settings import Settings
 from service.tools.corpora.asking import Columns
@@ -68,6 +68,12 @@ def test_a_body_that_is_no_object_of_fields_is_refused(text: str, capsys: pytest
 def test_an_actor_has_one_device(device: Device, devices: tuple[str, ...], threads: int) -> None:
     replicas = settings_of(Settings(), device).replicas
     assert (replicas.devices, replicas.threads) == (devices, threads)
+
+
+def test_batches_of_a_corpus_are_larger_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_for(None).batching.batch_efficiency > Settings().batching.batch_efficiency
+    monkeypatch.setenv("ERLANGSHEN_BATCHING__BATCH_EFFICIENCY", "0.9")
+    assert settings_for(None).batching.batch_efficiency == 0.9
 
 
 def test_a_job_names_its_files(tmp_path: Path) -> None:
