@@ -100,11 +100,16 @@ class Plain(Linear):
         return F.linear(hidden, self.weight, self.bias)
 
 
+FUSES = torch.backends.cpu.get_cpu_capability() != "AVX2"
+"""Whether oneDNN computes GELU and residual with the product in less time than torch does afterwards. With AVX2 alone
+an encoder of 384 channels is 1.08 to 1.1 times as fast without."""
+
+
 @dataclass(frozen=True, slots=True)
 class OneDnn(Linear):
     """oneDNN on a CPU, with a packed weight: reordered once and not in every call.
 
-    Bias, GELU and residual are added while the sums are still in registers, in float32.
+    The bias is added while the sums are still in registers, in float32, and so are GELU and residual where it `FUSES`.
     """
 
     weight: Tensor  # packed
@@ -118,9 +123,13 @@ class OneDnn(Linear):
         return torch_private.linear(hidden, self.weight, self.bias)
 
     def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
+        if not FUSES:
+            return Linear.gelu(self, hidden, approximate)
         return torch_private.linear_gelu(hidden, self.weight, self.bias, approximate)
 
     def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        if not FUSES:
+            return Linear.add_norm(self, hidden, residual, norm)
         out = torch_private.linear_add(hidden, residual, self.weight, self.bias)
         return out, norm(out)
 

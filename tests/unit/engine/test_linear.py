@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
+from service.engine import linear
 from service.engine.device import DTYPES, int8_weight_limit
 from service.engine.engine import Engine
 from service.engine.linear import InputRange, Linear, OneDnn, OneDnnInt8, Plain, choose
@@ -51,7 +52,11 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
 @pytest.mark.parametrize("gelu", ["none", "tanh"])
-def test_onednn_matches_plain(tokens: int, num_out: int, num_in: int, gelu: Gelu) -> None:
+@pytest.mark.parametrize("fuses", [True, False], ids=["fused", "apart"])
+def test_onednn_matches_plain(
+    tokens: int, num_out: int, num_in: int, gelu: Gelu, fuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "FUSES", fuses)
     plain = make_plain(num_out, num_in)
     packed = OneDnn.of(plain.weight, plain.bias)
     hidden, residual = random(tokens, num_in), random(tokens, num_out)
