@@ -23,7 +23,7 @@ NUM_ROWS = 1500
 BAD = {100, 101, 900}
 WAIT_S = 300.0
 CHARACTERS = "这家餐厅的菜很好吃服务也周到评差北京中国首都府男人在公园里弹吉他"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ERLANGSHEN_REPLICAS__THREADS": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ERLANGSHEN_REPLICAS__THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def command(corpus: Path, out: Path, *flags: str) -> list[str]:
+def command(corpus: Path | str, out: Path | str, *flags: str) -> list[str]:
     asked = ("--task", "classify", "--labels", "好评,差评", "--body", '{"method": "choice"}', "--keep", "id")
     return [sys.executable, "-m", "service", "batch", str(corpus), str(out), *asked, *flags]
 
 
 @contextmanager
 def started(words: Sequence[str]) -> Any:
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         yield process
     finally:

@@ -104,9 +104,17 @@ class Parts:
         return spans
 
     def _names(self) -> list[tuple[str, ...]]:
-        self._system.invalidate_cache()
-        names = (PurePath(path).name for path in self._system.ls(self._path, detail=False))
+        names = (PurePath(path).name for path in self._paths())
         return [found.groups() for found in map(_NAME.fullmatch, names) if found]
+
+    def _paths(self) -> list[str]:
+        """All files in the folder. An object store has no folder before there is a file in it."""
+        self._system.invalidate_cache()
+        try:
+            found: list[str] = self._system.ls(self._path, detail=False)
+        except FileNotFoundError:
+            return []
+        return found
 
     def new_file(self, suffix: str) -> Path:
         """A file of this machine that becomes one of the folder: beside it, or where temporary files are."""
@@ -190,7 +198,7 @@ class Parts:
     def clean(self, spans: Sequence[Span] = ()) -> None:
         """Removes what no run needs: all but these parts, and what a kill has left."""
         kept = {span.name("part", self._format) for span in spans} | {span.name("bad", "jsonl") for span in spans}
-        for path in self._system.ls(self._path, detail=False):
+        for path in self._paths():
             name = PurePath(path).name
             if name.startswith(_PREFIX) or (_NAME.fullmatch(name) and name not in kept):
                 with suppress(FileNotFoundError):

@@ -39,6 +39,14 @@ def numbers(uri: str) -> list[int]:
         return [json.loads(line)["row"] for line in file]
 
 
+def test_a_folder_that_is_not_there_yet_has_no_parts(folder: str) -> None:
+    parts = Parts(folder, "jsonl")
+    parts.clean()
+    assert parts.done() == []
+    with parts.locked():
+        put(parts, 0, 1)
+
+
 def test_parts_are_found_in_the_order_of_their_rows(folder: str) -> None:
     parts = Parts(folder, "jsonl")
     with parts.locked():
