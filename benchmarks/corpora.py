@@ -1,6 +1,7 @@
-"""How much of the engine's rate a batch job keeps.
+"""How much of the engine's rate a batch job keeps, and how much of that two actors on Ray keep.
 
     python -m benchmarks.corpora --json FILE
+    python -m benchmarks.corpora --ray --json FILE      (requirements/ray.txt)
 
 One replica with one thread is started in this process, as `python -m service batch` does. In each round the same rows
 are computed in turn by the engine alone, in full batches, and by a batch job from a file to a file, with other rows
@@ -9,18 +10,31 @@ seconds, and in seconds of CPU time, which other programs on the machine change 
 process of the job, and of the process around it. `of_engine` is the job's rate over that of the engine. By CPU time
 it is given for the worker alone, which holds where the process around it has a core of its own, and for both, which
 holds where they share cores.
+
+With `--ray` the contenders are two runs of `python -m service batch` at the same time, and one run with `--ray` on a
+cluster of two nodes on this machine, each with one CPU, all of them with one thread a replica. In each round both
+compute as many rows, `--rows` for each worker. The rate is that of the parts that are done after the first ones, so
+that starts do not count. `of_two_runs` is the rate on Ray over the sum of those of the two runs. Ray's own processes
+share the two cores with the workers, which have the priority of other programs, and not Ray's lower one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +55,14 @@ from service.tools.bench.texts import Lengths
 from service.tools.corpora.asking import Ask, Columns
 from service.tools.corpora.bulk_client import BulkClient
 from service.tools.corpora.job import Job
-from service.tools.corpora.work import Work
+from service.tools.corpora.work import LANES, Work
 
 BODY = {"labels": ["好评", "差评"], "method": "choice"}
 LENGTHS = "lognormal:31:152"
 CHARACTERS = "今天的一个新闻说我们公司产品很好但是价格有点高客户觉得服务还可以所以大家讨论了很久没有结果"
 MODEL = "mini"
+PART_ROWS = 500
+"""Of a part on Ray: in a corpus as small as this one, parts of the default size would leave actors idle at its end."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,7 +70,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rows", type=int, default=2000, help="of each file (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=3046, help="of the engine alone (default: %(default)s)")
+    parser.add_argument("--ray", action="store_true", help="two actors on Ray against two runs")
     arguments = parser.parse_args(argv)
+    if arguments.ray:
+        save(compare_ray(arguments, argv), arguments.json)
+        return 0
     torch.set_num_threads(1)
     settings = load({"models.specs": [MODEL], "replicas.threads": 1, "log.level": "warning"}, defaults=CORPUS_DEFAULTS)
     rounds = asyncio.run(measure(settings, arguments.rows, arguments.rounds, arguments.batch_tokens))
@@ -74,6 +94,78 @@ def main(argv: Sequence[str]) -> int:
     print(json.dumps({name: value for name, value in document.items() if name.startswith("of_")}, indent=2))
     save(document, arguments.json)
     return 0
+
+
+def compare_ray(arguments: Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    rounds = []
+    with tempfile.TemporaryDirectory() as name, nodes() as address:
+        for number in range(arguments.rounds):
+            half = write_corpus(Path(name) / "half.jsonl", made_up(arguments.rows, number))
+            whole = write_corpus(Path(name) / "whole.jsonl", made_up(2 * arguments.rows, number))
+            on_ray = (str(whole), "--ray", address, "--part-rows", str(PART_ROWS))
+            one = {
+                "two_runs_rows_per_s": sum(run_together([(str(half),), (str(half),)], num_lanes=LANES)),
+                "ray_rows_per_s": sum(run_together([on_ray], num_lanes=2 * LANES)),
+            }
+            rounds.append({name: round(value, 1) for name, value in one.items()})
+            print(json.dumps(rounds[-1]), file=sys.stderr)
+    return {
+        "what": "rate of two actors on Ray over that of two runs in their own processes",
+        **about(arguments, argv, "torch", "ray", precision=auto_precision()),
+        "rows": arguments.rows,
+        "part_rows": PART_ROWS,
+        "model": MODEL,
+        "threads": 1,
+        "of_two_runs": spread(rounds, lambda one: one["ray_rows_per_s"] / one["two_runs_rows_per_s"]),
+        "rounds": rounds,
+    }
+
+
+@contextmanager
+def nodes() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes with one CPU each."""
+    os.environ |= {"RAY_worker_niceness": "0"}
+    utils: Any = import_module("ray.cluster_utils")
+    cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def run_together(jobs: Sequence[Sequence[str]], num_lanes: int) -> list[float]:
+    """The rows per second of each of some commands that start at the same time."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ERLANGSHEN_REPLICAS__THREADS": "1"}
+    asked = ["--task", "classify", "--body", json.dumps(BODY), "--model", MODEL]
+    with tempfile.TemporaryDirectory() as name:
+        outs = [Path(name) / f"out-{number}.jsonl" for number in range(len(jobs))]
+        commands = [
+            [sys.executable, "-m", "service", "batch", job[0], str(out), *asked, *job[1:]]
+            for out, job in zip(outs, jobs, strict=True)
+        ]
+        running = [subprocess.Popen(each, env=environment, stdout=subprocess.DEVNULL) for each in commands]
+        with ThreadPoolExecutor(len(running)) as pool:
+            return list(pool.map(partial(watch, num_lanes=num_lanes), running, outs))
+
+
+def watch(process: subprocess.Popen[bytes], out: Path, num_lanes: int) -> float:
+    """The rows per second of a run, from when as many parts are done as it has in work at a time."""
+    done: dict[str, float] = {}
+    while process.poll() is None:
+        for part in Path(f"{out}.parts").glob("part-*"):
+            done.setdefault(part.stem, time.perf_counter())
+        time.sleep(0.02)
+    if process.returncode:
+        raise RuntimeError("a run has failed; its errors are above")
+    ended = sorted((at, name) for name, at in done.items())
+    num_rows = sum(int(end) - int(first) for _, first, end in (name.split("-") for _, name in ended[num_lanes:]))
+    return num_rows / (ended[-1][0] - ended[num_lanes - 1][0])
+
+
+def write_corpus(file: Path, texts: Iterable[str]) -> Path:
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
 
 
 def spread(rounds: Sequence[dict[str, Any]], ratio: Callable[[dict[str, Any]], float]) -> dict[str, float]:
@@ -135,7 +227,7 @@ def batches(rows: Sequence[Encoding], max_tokens: int) -> Iterator[list[Encoding
 
 async def run_job(client: BulkClient, folder: Path, texts: Sequence[str]) -> dict[str, float]:
     source, out = folder / "in.jsonl", folder / "out.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_corpus(source, texts)
     job = Job(str(source), Ask("classify", Columns(), BODY), str(out), "jsonl")
     [worker] = [one for one in psutil.Process().children(recursive=True) if "service.replicas.child" in one.cmdline()]
     started, cpu, of_worker = time.perf_counter(), time.process_time(), sum(worker.cpu_times()[:2])
