@@ -19,6 +19,9 @@ SOURCES = Sources(Path(__file__).parents[1])
 DOCS = SOURCES.root / "docs"
 PATHS = {SOURCES.place(path): path for path in SOURCES.outside()}
 """The files outside docs/ by their places in the site."""
+ENGLISH = {"zh/contributing.md": "repository/CONTRIBUTING.md", "zh/monitoring.md": "dashboards.md"}
+"""The English pages of Chinese ones that have another name."""
+CHINESE = {english: chinese for chinese, english in ENGLISH.items()}
 SHIM = Path(__file__).with_name("site_iframe_worker.js")
 SHIM_PLACE = "assets/iframe-worker.js"
 
@@ -59,6 +62,8 @@ def _languages(source: str) -> tuple[str, str]:
     chinese_home, english_home = FIRST_PAGES.values()
     if source in (chinese_home, english_home):
         return chinese_home, english_home
+    if source in ENGLISH or source in CHINESE:
+        return CHINESE.get(source, source), ENGLISH.get(source, source)
     name = source.removeprefix("zh/")
     chinese = f"zh/{name}" if (DOCS / "zh" / name).exists() else chinese_home
     return chinese, name if (DOCS / name).exists() or source == name else english_home

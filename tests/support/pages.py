@@ -23,8 +23,8 @@ import psutil
 from tests.support.servers import END_S, free_port
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-GUIDES = {"claims", "clients", "deployment", "labels", "operations", "reliability"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GUIDES = {"claims", "clients", "deployment", "labels", "monitoring", "operations", "reliability"}
 """Pages of docs/zh that are guides of their own. The others follow the English page of their name."""
 ADDRESS = "http://127.0.0.1:8000"
 RUN_S = 1800.0
@@ -79,6 +79,11 @@ class Block:
 
 def is_translation(page: Path) -> bool:
     return page.parent.name == "zh" and page.stem not in GUIDES
+
+
+def english_of(page: Path) -> Path:
+    """The English page that a Chinese one follows."""
+    return ROOT / "CONTRIBUTING.md" if page.stem == "contributing" else ROOT / "docs" / page.name
 
 
 def blocks_of(page: Path) -> list[Block]:

@@ -12,13 +12,13 @@ import pytest
 
 from service.cli import COMMANDS
 from service.settings_sources import setting_rows
-from tests.support.pages import PAGES, is_translation
+from tests.support.pages import PAGES, english_of, is_translation
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = (".", "docs", "docs/zh", "benchmarks", "k8s", "service/models/*")
 DOCUMENTS = sorted(chain.from_iterable(ROOT.glob(f"{folder}/*.md") for folder in FOLDERS))
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
-TRANSLATED = [READMES, *((ROOT / "docs" / page.name, page) for page in PAGES if is_translation(page))]
+TRANSLATED = [READMES, *((english_of(page), page) for page in PAGES if is_translation(page))]
 STRUCTURE = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 ANCHOR = re.compile(r"\]\(((?:[^)#\s:]+\.md)?)#([^)\s]+)\)")
@@ -79,7 +79,7 @@ def test_commands_and_flags_in_documents_exist(document: Path) -> None:
 @pytest.mark.parametrize("languages", TRANSLATED, ids=lambda languages: languages[0].name)
 def test_translations_show_the_same_commands(languages: tuple[Path, Path]) -> None:
     blocks = [re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL) for path in languages]
-    without_comments = [[re.sub(r"\s+# .*", "", block) for block in language] for language in blocks]
+    without_comments = [[re.sub(r"(?:^|\s+)# .*", "", block) for block in language] for language in blocks]
     assert without_comments[0] == without_comments[1]
 
 

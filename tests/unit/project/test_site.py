@@ -132,4 +132,6 @@ def test_the_search_index_has_chinese_words(site: Path) -> None:
 def test_a_page_is_in_the_language_of_its_text(site: Path) -> None:
     for page, language in (("index.html", "zh"), ("zh/models.html", "zh"), ("models.html", "en")):
         assert f'<html lang="{language}"' in (site / page).read_text(encoding="utf-8")
-    assert 'href="../models.html" hreflang="en"' in (site / "zh" / "models.html").read_text(encoding="utf-8")
+    others = {"models": "models", "monitoring": "dashboards", "contributing": "repository/CONTRIBUTING"}
+    for page, english in others.items():
+        assert f'href="../{english}.html" hreflang="en"' in (site / "zh" / f"{page}.html").read_text(encoding="utf-8")
