@@ -2,8 +2,8 @@
 
 A block that cannot run in a test has the line `<!-- not run: REASON -->` before it, with one of `REASONS`; one with
 `<!-- needs: MODULE -->` runs where that module is installed. In the folder, `python -m service serve` and `make serve`
-start a server in the background, in place of the one before; `curl` fails where the server refuses; no other target of
-`make` runs.
+start a server in the background, in place of the one before, and so does `python -m monitoring.receiver`; `curl` fails
+where the server refuses; no other target of `make` runs.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class Sandbox:
         return self._run([*interpreter, code])
 
     def stop(self) -> None:
-        stop_server(self._pid_file)
+        for pid_file in self.folder.glob("*.pid"):
+            stop_server(pid_file)
 
     @property
     def _pid_file(self) -> Path:
@@ -166,5 +167,6 @@ eval "set -- $flags"
 {serve}""",
         "python": f"""\
 if [ "$1 $2 $3" = "-m service serve" ]; then shift 3; {serve}; fi
+if [ "$1 $2" = "-m monitoring.receiver" ]; then shift 2; {serve.replace("page_server", "page_server receiver")}; fi
 exec {sys.executable} "$@\"""",
     }

@@ -7,7 +7,10 @@ the same commands (tests/unit/project/test_docs.py), so that one of them is run.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import openpyxl
@@ -30,6 +33,7 @@ REVIEWS = [
         ("服务员态度很差", "差评"),
     )
 ]
+RECEIVER = re.compile(r"^```toml\n(?P<toml># receiver\.toml.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def runnable(page: Path) -> list[Block]:
@@ -41,7 +45,7 @@ RUN = [page for page in PAGES if runnable(page) and not is_translation(page)]
 
 
 def give(folder: Path, page: Path) -> None:
-    """What a reader has: files of labelled texts, of requests and of keys, a model that was trained before."""
+    """What a reader has: files of labelled texts, of requests and of keys, a model that was trained before, a robot."""
     rows = [("评论", "情感"), *REVIEWS]
     for name in ("reviews", "new"):
         (folder / f"{name}.csv").write_text("".join(f"{text},{label}\n" for text, label in rows), encoding="utf-8")
@@ -55,11 +59,21 @@ def give(folder: Path, page: Path) -> None:
         for word in ("删除", "注销", "购买")
     ]
     requests = [{"url": "/v1/classify", "body": {"inputs": text, "labels": ["好评", "差评"]}} for text, _ in REVIEWS]
+    candidates = [f"{pair['text']},{pair['text_pair']}\n" for pair in pairs]
+    (folder / "pairs.csv").write_text("question,candidate\n" + "".join(candidates), encoding="utf-8")
+    if find_spec("pyarrow"):
+        parquet = import_module("pyarrow.parquet")
+        table = import_module("pyarrow").table({"id": list(range(len(REVIEWS))), "text": [text for text, _ in REVIEWS]})
+        parquet.write_table(table, folder / "texts.parquet")
     for name, lines in (("tickets.jsonl", tickets), ("questions.jsonl", pairs * 8), ("requests.ndjson", requests)):
         (folder / name).write_text(
             "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
         )
     (folder / "keys.toml").write_text(f'[keys.app]\nhash = "{hash_of("erl_app")}"\nscopes = ["infer"]\n')
+    if receiver := RECEIVER.search(page.read_text(encoding="utf-8")):
+        (folder / "receiver.toml").write_text(receiver["toml"], encoding="utf-8")
+        (folder / "oncall.url").write_text("http://127.0.0.1:9/robot")
+        (folder / "oncall.secret").write_text("SEC-of-the-robot")
     if page.name == "evaluation.md":
         make_checkpoint(folder / "runs" / "reviews", kind="sequence-classification", id2label={0: "好评", 1: "差评"})
 
