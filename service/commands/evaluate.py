@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -20,7 +19,13 @@ from tqdm import tqdm
 from service.cli_args import above_zero, file_to_write, list_of, whole_above_zero
 from service.commands.connection import DEFAULT_URL, add_connection_flags, connect, own_head
 from service.commands.data_flags import FORMATS, add_field_flags, print_data, source_arguments
-from service.commands.suite_evaluation import add_suite_flags, evaluate_suite, print_suite, used_suite_flags
+from service.commands.suite_evaluation import (
+    add_suite_flags,
+    evaluate_suite,
+    print_suite,
+    used_suite_flags,
+    write_result,
+)
 from service.errors import DatasetError
 from service.tools.answer_files import write_bad_cases, write_predictions
 from service.tools.asking import returns_number
@@ -67,6 +72,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "of the classes, where they differ",
     )
     parser.add_argument(
+        "--label-set",
+        metavar="NAME",
+        help="answer with the labels of a set that is stored on the server, with their descriptions and examples",
+    )
+    parser.add_argument(
         "--threshold",
         type=above_zero,
         default=SIMILAR,
@@ -79,8 +89,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def _add_outputs(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("output", "The result is one JSON document on standard output.")
-    group.add_argument("--json", type=file_to_write, metavar="FILE", help="write the result to FILE, too")
+    group = parser.add_argument_group(
+        "output", "The result is one JSON document on standard output, unless that is a terminal."
+    )
+    group.add_argument(
+        "--json", type=file_to_write, metavar="FILE", help="write the result to FILE, too; - prints it on a terminal"
+    )
     group.add_argument(
         "--predictions", type=file_to_write, metavar="FILE", help="write a JSON line for each example, without its text"
     )
@@ -109,6 +123,8 @@ def run(argv: Sequence[str]) -> int:
         parser.error("wanted one FILE or TASK, or --suite")
     if args.suite is None and (suite_only := used_suite_flags(args)):
         parser.error(f"{', '.join(suite_only)}: wanted --suite")
+    if args.label_set is not None:
+        _refuse_with_label_set(parser, args)
     if args.confusion is not None and not has_matplotlib():
         parser.error("--confusion needs matplotlib: pip install -r requirements/bench.txt")
     try:
@@ -118,12 +134,20 @@ def run(argv: Sequence[str]) -> int:
     except (DatasetError, EvaluationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(report, ensure_ascii=False, indent=2)
-    if args.json is not None and args.json != Path("-"):
-        args.json.write_text(text + "\n", encoding="utf-8")
     print(summary(report), file=sys.stderr)
-    print(text)
+    write_result(report, args.json)
     return 2 if report["not_written"] else 0
+
+
+def _refuse_with_label_set(parser: ArgumentParser, args: Namespace) -> None:
+    for flag, value in (("--suite", args.suite), ("--head", args.head)):
+        if value is not None:
+            parser.error(f"{flag} brings labels of its own: leave out --label-set")
+    if args.calibrate is not None:
+        parser.error(
+            "--calibrate: a label set has its temperature as a field; leave out --calibrate, and write the temperature "
+            "of the summary into the set"
+        )
 
 
 async def evaluate(args: Namespace, transport: httpx.AsyncBaseTransport | None = None) -> dict[str, Any]:
@@ -160,6 +184,7 @@ def _about(data: OwnData, args: Namespace, client: EvaluationClient) -> dict[str
         "files": [str(path) for path in data.files],
         "kind": data.kind,
         "model": client.model,
+        "models": list(client.models),
         "method": client.method,
         "server": f"in process: {args.model}" if is_own else args.url or DEFAULT_URL,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -180,6 +205,9 @@ async def _choose_labels(
 ) -> tuple[list[Example], Ask]:
     """Whether the labels of the data are sent, or the model answers with its own; then the examples have those."""
     ask = Ask(threshold=args.threshold)
+    if args.label_set is not None:
+        examples = await _fit_to_label_set(client, examples, args.label_set)
+        return examples, replace(ask, label_set=args.label_set, is_undecided=True)
     if examples[0].task != "classify":
         if examples[0].grade is not None and returns_number(own_head(await client.served(), client.model)):
             return [replace(one, task="classify") for one in examples], replace(ask, head=True)
@@ -202,11 +230,18 @@ async def _choose_labels(
     return examples, replace(ask, head=True)
 
 
-def fit_to_labels(examples: Sequence[Example], labels: tuple[str, ...]) -> list[Example]:
-    """The examples with the labels of a model as options. Those of other classes are left out, and counted on stderr.
+async def _fit_to_label_set(client: EvaluationClient, examples: list[Example], name: str) -> list[Example]:
+    if examples[0].task != "classify":
+        raise EvaluationError(f"--label-set: the examples are of {examples[0].task}, which takes no labels")
+    return fit_to_labels(examples, await client.labels_of(name), of=f"label set {name}")
+
+
+def fit_to_labels(examples: Sequence[Example], labels: tuple[str, ...], of: str = "model") -> list[Example]:
+    """The examples with the labels `of` a model or a label set as options. Those of other classes are left out, and
+    counted on stderr.
 
     Raises:
-        EvaluationError: the model has none of the classes.
+        EvaluationError: it has none of the classes.
     """
     index_of = {label: index for index, label in enumerate(labels)}
     fitted = []
@@ -218,12 +253,13 @@ def fit_to_labels(examples: Sequence[Example], labels: tuple[str, ...]) -> list[
         answers = None if example.answers is None else tuple(sorted(known))
         fitted.append(replace(example, options=labels, answer=known[0] if known else -1, answers=answers))
     if not fitted or not set(labels) & set(examples[0].options):
+        way = "--label-names, or with --head" if of == "model" else "--label-names"
         raise EvaluationError(
-            f"the model calls its classes {', '.join(labels)}, the data set {', '.join(examples[0].options)}; name "
-            "them alike with --label-names, or with --head"
+            f"the {of} calls its classes {', '.join(labels)}, the data set {', '.join(examples[0].options)}; name "
+            f"them alike with {way}"
         )
     if len(fitted) < len(examples):
-        print(f"not used: {len(examples) - len(fitted)} examples of classes that the model lacks", file=sys.stderr)
+        print(f"not used: {len(examples) - len(fitted)} examples of classes that the {of} lacks", file=sys.stderr)
     return fitted
 
 
@@ -273,8 +309,9 @@ def summary(report: dict[str, Any]) -> str:
     """The report as text: a line of the measure, the classes, and the confusion of up to MAX_TABLE_CLASSES classes."""
     low, high = report["interval_95"]
     name, value = _measure(report)
+    models = " and ".join(report["models"])
     lines = [
-        f"{report['source']} by {report['model']}: {name} {value} of {report['examples']} (95 % interval "
+        f"{report['source']} by {models}: {name} {value} of {report['examples']} (95 % interval "
         f"{_shown(report, low)} to {_shown(report, high)}) in {report['seconds']} s, {report['examples_per_s']}/s"
     ]
     if "chance" in report:

@@ -158,9 +158,6 @@ def _report(args: Namespace, suite: Suite, results: Results) -> dict[str, Any]:
 
 
 def print_suite(report: dict[str, Any], file: Path | None) -> int:
-    text = json.dumps(report, ensure_ascii=False, indent=2)
-    if file is not None and file != Path("-"):
-        file.write_text(text + "\n", encoding="utf-8")
     if report["table"]:
         print("\n".join(table_lines(report["table"])), file=sys.stderr)
     for name, is_on in report["decoding"].items():
@@ -168,8 +165,21 @@ def print_suite(report: dict[str, Any], file: Path | None) -> int:
             print(f"with --{name.replace('_', '-')}: examples are decided together", file=sys.stderr)
     if report.get("source_of_published"):
         print(f"published: {report['source_of_published']}", file=sys.stderr)
-    print(text)
+    write_result(report, file)
     return 2 if report["not_measured"] else 0
+
+
+def write_result(report: dict[str, Any], file: Path | None) -> None:
+    """The report as JSON: to `file`, and to standard output. A terminal gets it only for the file `-`: its hundreds of
+    lines would hide the summary."""
+    text = json.dumps(report, ensure_ascii=False, indent=2)
+    is_named = file == Path("-")
+    if file is not None and not is_named:
+        file.write_text(text + "\n", encoding="utf-8")
+    if is_named or not sys.stdout.isatty():
+        print(text)
+    elif file is None:
+        print("\nthe whole result as JSON: --json FILE", file=sys.stderr)
 
 
 def subjects(args: Namespace, tasks: tuple[str, ...]) -> Iterator[Subject]:

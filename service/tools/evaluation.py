@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -38,12 +39,14 @@ class Ask:
     """How a classification is asked for.
 
     `head`: without labels, as a fine-tuned model answers with its own. `label_set`: a stored one instead of the options
-    of the examples. `threshold`: the lowest score of a label that holds, where each is scored by itself. `method`: the
-    field of the request that says which of the served models answer.
+    of the examples; with `is_undecided` its best label is the answer, whatever least score the set demands.
+    `threshold`: the lowest score of a label that holds, where each is scored by itself. `method`: the field of the
+    request that says which of the served models answer.
     """
 
     head: bool = False
     label_set: str | None = None
+    is_undecided: bool = False
     multi_label: bool = False
     threshold: float = SIMILAR
     method: str | None = None
@@ -109,6 +112,8 @@ def request_of(chunk: Sequence[Example], ask: Ask = Ask()) -> tuple[str, dict[st
     if ask.head:
         return "/v1/classify", body
     body |= {"label_set": ask.label_set} if ask.label_set is not None else {"labels": _distinct(first.options)}
+    if ask.is_undecided:
+        body["min_score"] = 0
     if first.question is not None:
         body["question"] = first.question
     if ask.multi_label or first.answers is not None:
@@ -242,6 +247,17 @@ class EvaluationClient:
         """
         reply = await self._request("GET", "/v1/models")
         return list(reply.json()["models"]) if reply.status_code == 200 else []
+
+    async def labels_of(self, label_set: str) -> tuple[str, ...]:
+        """The names of the labels of a stored label set.
+
+        Raises:
+            EvaluationError: there is none of this name, the server cannot be reached, or keeps failing.
+        """
+        reply = await self._request("GET", f"/v1/label-sets/{quote(label_set, safe='')}")
+        if reply.status_code != 200:
+            raise EvaluationError(f"label set {label_set}: {_problem(reply)[0]}")
+        return tuple(one["name"] if isinstance(one, dict) else one for one in reply.json()["labels"])
 
     async def send(self, chunk: Sequence[Example], ask: Ask = Ask()) -> list[Answer]:
         """The answers to the examples of one request. A request with a refused input is sent again one by one, so that

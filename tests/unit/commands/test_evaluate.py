@@ -161,6 +161,69 @@ async def test_a_model_with_other_labels_than_the_file_is_refused(reviews: Path)
         await evaluate(parse(str(reviews)), server(by_number, HEAD))
 
 
+def label_sets(label_of: Callable[[str], str], asked: list[dict[str, Any]]) -> httpx.MockTransport:
+    """A server with the label set 点评, whose least score no text reaches."""
+    answer = server(label_of).handler
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/label-sets/点评":
+            labels = [{"name": "好评", "description": "满意"}, "差评"]
+            return httpx.Response(200, json={"name": "点评", "labels": labels, "none_label": "其他", "min_score": 0.99})
+        if request.url.path.startswith("/v1/label-sets/"):
+            return httpx.Response(404, json={"detail": "no such label set"})
+        asked.append(json.loads(request.content))
+        reply: httpx.Response = answer(request)
+        if asked[-1].get("min_score") == 0:
+            return reply
+        none = [result | {"label": "其他"} for result in reply.json()["results"]]
+        return httpx.Response(200, json=reply.json() | {"results": none})
+
+    return httpx.MockTransport(handle)
+
+
+async def test_a_label_set_is_measured_by_its_best_label_whatever_its_least_score(reviews: Path) -> None:
+    asked: list[dict[str, Any]] = []
+    report = await evaluate(parse(str(reviews), "--label-set", "点评"), label_sets(by_number, asked))
+    assert (report["examples"], report["accuracy"]) == (40, 0.95)
+    assert list(report["classes"]) == ["好评", "差评"]
+    assert {(body["label_set"], "labels" in body) for body in asked} == {("点评", False)}
+
+
+async def test_texts_of_classes_that_a_label_set_lacks_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n文4,差评\n文5,好评\n你好,其他\n", encoding="utf-8")
+    report = await evaluate(parse(str(file), "--label-set", "点评"), label_sets(by_number, []))
+    assert report["examples"] == 2
+    assert "not used: 1 examples of classes that the label set 点评 lacks" in capsys.readouterr().err
+
+
+async def test_a_label_set_that_does_not_fit_is_refused_by_name(reviews: Path, tmp_path: Path) -> None:
+    transport = label_sets(by_number, [])
+    with pytest.raises(EvaluationError, match=r"^label set other: no such label set$"):
+        await evaluate(parse(str(reviews), "--label-set", "other"), transport)
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,label\n甲,乙,1\n甲,丙,0\n", encoding="utf-8")
+    with pytest.raises(EvaluationError, match="--label-set: the examples are of similarity, which takes no labels"):
+        await evaluate(parse(str(pairs), "--label-set", "点评"), transport)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--head"], "--head brings labels of its own"),
+        (["--calibrate", "c.json"], "write the temperature of the summary into the set"),
+    ],
+)
+def test_flags_that_a_label_set_makes_useless_are_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(["a.csv", "--label-set", "点评", *flags])
+    assert message in capsys.readouterr().err
+
+
 def test_of_several_models_the_wanted_one_answers_with_its_labels() -> None:
     assert own_head([ZERO_SHOT, HEAD], None) is None
     assert own_head([ZERO_SHOT, HEAD], "runs/head") == HEAD
@@ -259,6 +322,19 @@ def test_the_result_is_one_json_document_on_standard_output(
     said = capsys.readouterr()
     assert json.loads(said.out) == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert "accuracy 95.0% of 40" in said.err
+
+
+def test_a_terminal_shows_the_summary_and_no_json_unless_it_is_wanted(
+    reviews: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.commands.connection.open_client", lambda url, key, transport: _client(transport))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run([str(reviews)]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("the whole result as JSON: --json FILE\n")
+    assert run([str(reviews), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 0.95
 
 
 def _client(transport: object) -> httpx.AsyncClient:

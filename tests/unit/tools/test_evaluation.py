@@ -82,7 +82,9 @@ def test_several_labels_are_scored_by_themselves() -> None:
 
 def test_a_label_set_is_named_instead_of_the_labels() -> None:
     example = replace(REVIEW, options=())
-    assert request_of([example], Ask(label_set="reviews"))[1] == {"inputs": ["味道不错"], "label_set": "reviews"}
+    body = {"inputs": ["味道不错"], "label_set": "reviews"}
+    assert request_of([example], Ask(label_set="reviews"))[1] == body
+    assert request_of([example], Ask(label_set="reviews", is_undecided=True))[1] == body | {"min_score": 0}
 
 
 def test_probabilities_are_in_the_order_of_the_options() -> None:
