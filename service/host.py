@@ -12,6 +12,8 @@ import mmap
 import os
 import re
 import resource
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -252,6 +254,23 @@ def is_loopback(host: str | None) -> bool:
 def local_address(host: str) -> str:
     """The address with which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def python_command() -> str:
+    """What starts the interpreter of this process in a shell: `python` where PATH finds it, else its path, below the
+    current directory a relative one. An environment that is not activated has another `python`, or none."""
+    own = Path(sys.executable).absolute()
+    if (found := shutil.which("python")) is not None and Path(found).absolute() == own:
+        return "python"
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
+
+
+def install_command(packages: str) -> str:
+    return f"{python_command()} -m pip install {packages}"
+
+
+def service_command(words: str) -> str:
+    return f"{python_command()} -m service {words}"
 
 
 def open_closed_streams() -> None:

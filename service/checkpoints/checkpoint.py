@@ -28,6 +28,7 @@ from service.checkpoints.heads import Head, count_classes, describe_head
 from service.checkpoints.sentence_modules import EmbeddingSpec, Modules, describe_embedding, read_modules
 from service.checkpoints.spec import BASE_MARK, COMMIT, MODELSCOPE, ModelSpec, parse_spec
 from service.errors import CheckpointError, SettingError
+from service.host import service_command
 
 Family = Literal["megatron-bert", "bert", "xlm-roberta", "roberta"]
 Kind = Literal["masked-lm", "sequence-classification", "question-answering", "encoder"]
@@ -238,7 +239,7 @@ def _find_base(adapter: Adapter, spec: ModelSpec, locate: Callable[[ModelSpec], 
         hint = "" if spec.base else f"; {how_to_name_base(spec.name, spec.source)}"
         raise CheckpointError(f"the base of the adapter {adapter.folder}: {error.detail}{hint}") from error
     if is_adapter(path):
-        line = f"python -m service export {shlex.quote(named)} --to folder --output DIR"
+        line = service_command(f"export {shlex.quote(named)} --to folder --output DIR")
         raise CheckpointError(f"{path}: the base of {adapter.folder} is itself an adapter; merge it first: {line}")
     return path
 

@@ -27,6 +27,7 @@ from service.commands.suite_evaluation import (
     write_result,
 )
 from service.errors import DatasetError
+from service.host import install_command
 from service.tools.answer_files import write_bad_cases, write_predictions
 from service.tools.asking import returns_number
 from service.tools.confusion_picture import draw, has_matplotlib
@@ -126,7 +127,7 @@ def run(argv: Sequence[str]) -> int:
     if args.label_set is not None:
         _refuse_with_label_set(parser, args)
     if args.confusion is not None and not has_matplotlib():
-        parser.error("--confusion needs matplotlib: pip install -r requirements/bench.txt")
+        parser.error(f"--confusion needs matplotlib: {install_command('-r requirements/bench.txt')}")
     try:
         if args.suite is not None:
             return print_suite(asyncio.run(evaluate_suite(args)), args.json)

@@ -16,6 +16,7 @@ from service.checkpoints.checkpoint import Checkpoint, resolve
 from service.checkpoints.spec import parse_spec
 from service.commands.models import locate_shipped
 from service.errors import SettingError
+from service.host import service_command
 
 TARGETS = ("folder", "onnx", "hub", "modelscope")
 EXAMPLES = """examples:
@@ -85,7 +86,7 @@ def _write(args: Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
         from service.tools.export.folder import export_folder
 
         export_folder(checkpoint, args.output, precision=args.precision or "float16", overwrite=args.overwrite)
-        print(f"to serve it: python -m service --model {args.output}", file=sys.stderr)
+        print(f"to serve it: {service_command(f'serve --model {args.output}')}", file=sys.stderr)
     files = sorted(path for path in args.output.rglob("*") if path.is_file())
     result["files"] = [{"path": str(file.relative_to(args.output)), "bytes": file.stat().st_size} for file in files]
     return result

@@ -20,6 +20,7 @@ from service.checkpoints.files import ADAPTER_WEIGHTS, SAFETENSORS_FILES
 from service.commands.data_flags import print_data, source_arguments
 from service.commands.finetune_flags import add_arguments, values_from
 from service.errors import SettingError, StartupError
+from service.host import install_command, service_command
 from service.settings import Models
 from service.settings_sources import load
 
@@ -61,7 +62,7 @@ def require_training_packages() -> None:
     """
     missing = [package for package in TRAINING_PACKAGES if find_spec(package) is None]
     if missing:
-        raise StartupError(f"finetune needs {', '.join(missing)}: pip install -r requirements/train.txt")
+        raise StartupError(f"finetune needs {', '.join(missing)}: {install_command('-r requirements/train.txt')}")
 
 
 def _train_by_recipe(args: Namespace) -> int:
@@ -77,7 +78,7 @@ def _train_by_recipe(args: Namespace) -> int:
     start = find_start(args.model, _download_settings(args)) if args.model else None
     metrics = train(recipe, args.data, args.output, start)
     print(json.dumps({"output": str(args.output), **metrics}, ensure_ascii=False, indent=2))
-    print(f"to serve it: python -m service --model {args.output}", file=sys.stderr)
+    print(f"to serve it: {service_command(f'serve --model {args.output}')}", file=sys.stderr)
     return 0
 
 
@@ -290,7 +291,7 @@ def _print_results(results: dict[int, dict[str, Any]], request: Request, are_sev
     if not are_several:
         [found] = results.values()
         print(json.dumps({"output": str(output), **found}, ensure_ascii=False, indent=2))
-        print(f"to serve it: python -m service --model {output}", file=sys.stderr)
+        print(f"to serve it: {service_command(f'serve --model {output}')}", file=sys.stderr)
         return
     names = list(next(iter(results.values()))["dev"])
     each = {name: [one["dev"][name] for one in results.values()] for name in names}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from service.api.accounts import parse_keys
 from service.api.auth import KeyStore
 from service.errors import SettingError
-from service.host import is_loopback
+from service.host import is_loopback, service_command
 from service.metrics import Metrics
 from service.server.certificate import Certificate
 from service.settings import Security, Settings
@@ -31,7 +31,7 @@ def require_keys_or_loopback(settings: Settings) -> None:
     if not (is_loopback(host) or security.has_keys or security.allow_anonymous):
         raise SettingError(
             f"server.host = {host}: other machines can reach it, and there are no API keys; pass --keys-file FILE "
-            "(create a key with: python -m service key NAME), or --allow-anonymous to serve requests without keys"
+            f"(create a key with: {service_command('key NAME')}), or --allow-anonymous to serve requests without keys"
         )
 
 

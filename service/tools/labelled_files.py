@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.errors import DatasetError
+from service.host import install_command
 from service.tools.answer_files import CSV_ENCODING
 
 SUFFIXES = (".csv", ".jsonl", ".xlsx")
@@ -111,8 +112,7 @@ class WorkbookOutput:
             from openpyxl import Workbook
         except ImportError:
             raise DatasetError(
-                f"{out}: .xlsx needs the package openpyxl: pip install openpyxl, or pip install -r "
-                "requirements/train.txt; or write .csv"
+                f"{out}: .xlsx needs the package openpyxl: {install_command('openpyxl')}; or write .csv"
             ) from None
         self._out = out
         self._columns = [*columns, *added]

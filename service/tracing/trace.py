@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.errors import SettingError
+from service.host import install_command
 from service.tracing.environment import ExportProtocol, resolve_export
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def open_tracer(
 
         tracer = OtlpTracer.sending(export, sample_ratio=sample_ratio, version=version)
     except ModuleNotFoundError as error:
-        missing = f"{error.name} is not installed; pip install -r requirements/tracing.txt"
+        missing = f"{error.name} is not installed; {install_command('-r requirements/tracing.txt')}"
         if export.is_ours:
             raise SettingError(f"tracing.endpoint: {missing}") from None
         # The variables are often set for all pods of a cluster: the service starts as it did without them.

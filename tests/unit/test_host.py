@@ -22,11 +22,13 @@ from service.host import (
     cuda_of_driver,
     driver_version,
     fit_connections,
+    install_command,
     num_cores,
     num_cuda_devices,
     oom_kills,
     process_memory,
     resolve_devices,
+    service_command,
 )
 from tests.unit.replicas.trees import tree
 
@@ -306,3 +308,32 @@ def test_no_proxy_is_readable_for_clients_and_has_this_machine(
 def test_without_a_proxy_no_variable_is_set(environment: pytest.MonkeyPatch) -> None:
     correct_proxy_variables()
     assert "no_proxy" not in os.environ
+
+
+def interpreter_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The interpreter of an environment in `folder`, as the one of this process."""
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    return python
+
+
+def test_commands_in_messages_start_the_interpreter_of_an_environment_that_is_not_activated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = interpreter_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert install_command("-r requirements/train.txt") == ".venv/bin/python -m pip install -r requirements/train.txt"
+    assert service_command("key NAME") == ".venv/bin/python -m service key NAME"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert service_command("key NAME") == f"{python} -m service key NAME"
+
+
+def test_commands_in_messages_say_python_where_that_is_the_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = interpreter_in(tmp_path, monkeypatch)
+    monkeypatch.setenv("PATH", str(python.parent))
+    assert service_command("key NAME") == "python -m service key NAME"

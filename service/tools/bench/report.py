@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from service.host import install_command
+
 QUANTILES = (50, 90, 95, 99)
 
 
@@ -231,7 +233,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib as _  # noqa: F401 - the import takes a second and only --plot needs it
     except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install -r requirements/bench.txt") from None
+        raise ValueError(f"--plot needs matplotlib: {install_command('-r requirements/bench.txt')}") from None
 
 
 def plot(report: Mapping[str, Any], file: Path) -> None:

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, Final, TypeVar
 
 from service.errors import StartupError
+from service.host import install_command
 from service.tools.corpora.bulk_client import BulkClient, Interrupted
 from service.tools.corpora.job import Counts, Job, Part, cut
 from service.tools.corpora.source import Place
@@ -55,7 +56,7 @@ def connect(cluster: Ray) -> Any:
         ray = import_module("ray")
         import_module("ray.data")
     except ImportError:
-        raise StartupError("--ray needs the package ray: pip install -r requirements/ray.txt") from None
+        raise StartupError(f"--ray needs the package ray: {install_command('-r requirements/ray.txt')}") from None
     try:
         own = {"include_dashboard": False} if cluster.address == "local" else {}  # it would listen on a port
         ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver=False, **own)

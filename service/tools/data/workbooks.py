@@ -11,6 +11,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from service.errors import DatasetError
+from service.host import install_command
 from service.tools.data.rows import Row
 
 DAMAGED = (BadZipFile, zlib.error, KeyError, ValueError, SyntaxError, EOFError, OSError)
@@ -20,8 +21,7 @@ DAMAGED = (BadZipFile, zlib.error, KeyError, ValueError, SyntaxError, EOFError, 
 def require(path: PurePath, package: str) -> DatasetError:
     """The error for a package that is not installed."""
     return DatasetError(
-        f"{path}: {path.suffix} needs the package {package}: pip install {package}, or pip install -r "
-        "requirements/train.txt; or save the file as CSV"
+        f"{path}: {path.suffix} needs the package {package}: {install_command(package)}; or save the file as CSV"
     )
 
 

@@ -22,6 +22,7 @@ from service.engine.engine import Engine
 from service.engine.linear import Plain
 from service.engine.weights import WeightFormat, read_dense, read_weights
 from service.errors import CheckpointError, SettingError, StartupError
+from service.host import install_command
 from service.tasks.text_model import TextModel
 from service.tasks.tokenizer import NO, YES
 from service.tools.export.folder import Draft, copy_companions, write_config
@@ -46,7 +47,7 @@ def require_packages() -> None:
     """
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
-        raise StartupError(f"--to onnx needs {', '.join(missing)}: pip install -r requirements/export.txt")
+        raise StartupError(f"--to onnx needs {', '.join(missing)}: {install_command('-r requirements/export.txt')}")
 
 
 def export_onnx(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> float:

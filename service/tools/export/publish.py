@@ -27,12 +27,13 @@ from service.checkpoints.files import (
 from service.checkpoints.folders import is_local, is_shipped
 from service.checkpoints.sentence_modules import MODULES_FILE, list_modules
 from service.errors import SettingError, StartupError
+from service.host import install_command, service_command
 from service.tools.export.folder import CALIBRATION, MODEL_CARD, MODULE_FILES, TOKENIZER_FILES
 
 Target = Literal["hub", "modelscope"]
 DEFAULT_REVISIONS: dict[Target, str] = {"hub": "main", "modelscope": "master"}
 MODELSCOPE = "modelscope_hub"
-INSTALL_MODELSCOPE = f"pip install {MODELSCOPE}==0.5.1"
+MODELSCOPE_VERSION = "0.5.1"
 
 _NAMES = frozenset(
     (
@@ -94,7 +95,7 @@ def plan_upload(
     if adapter and (adapter.base is None or is_local(adapter.base) or is_shipped(adapter.base)):
         raise SettingError(
             f"{adapter.config_file}: base_model_name_or_path is {adapter.base!r}, which others do not have; upload the "
-            f"merged model: python -m service export {checkpoint.source} --to folder --output DIR"
+            f"merged model: {service_command(f'export {checkpoint.source} --to folder --output DIR')}"
         )
     files = list_files(checkpoint.folder)
     if not any(file.path == MODEL_CARD for file in files):
@@ -159,7 +160,9 @@ def upload(plan: Upload, *, token_to_mirror: bool = False) -> str:
         )
     send = {"hub": _to_hub, "modelscope": _to_modelscope}[plan.target]
     if plan.target == "modelscope" and find_spec(MODELSCOPE) is None:
-        raise StartupError(f"--to modelscope needs {MODELSCOPE}: {INSTALL_MODELSCOPE}")
+        raise StartupError(
+            f"--to modelscope needs {MODELSCOPE}: {install_command(f'{MODELSCOPE}=={MODELSCOPE_VERSION}')}"
+        )
     with TemporaryDirectory(prefix="export-") as staged:
         _stage(plan.files, Path(staged))
         return _without_tokens(lambda: send(plan, Path(staged), where.url), plan)

@@ -21,6 +21,7 @@ from service.checkpoints.spec import parse_spec
 from service.engine.adapters import numbers_of_base
 from service.engine.weights import open_tensors
 from service.errors import StartupError
+from service.host import install_command
 
 TARGETS = ("query", "key", "value", "dense")
 """The linear layers of an encoder, attention and feed-forward: by the last part of their names."""
@@ -56,7 +57,7 @@ def require_peft() -> None:
         StartupError: the package is not installed; says how to install it.
     """
     if find_spec("peft") is None:
-        raise StartupError("--lora needs peft: pip install -r requirements/tuning.txt")
+        raise StartupError(f"--lora needs peft: {install_command('-r requirements/tuning.txt')}")
 
 
 def add(network: PreTrainedModel, rank: int) -> None:

@@ -15,7 +15,7 @@ from service.checkpoints import folders
 from service.checkpoints.checkpoint import Checkpoint, resolve
 from service.checkpoints.spec import parse_spec
 from service.errors import InvalidRequest, SettingError
-from service.host import cpu_features, num_cuda_devices
+from service.host import cpu_features, num_cuda_devices, service_command
 from service.settings import Models
 from service.tasks.text_model import TextModel
 from service.tools.data.converters import Example
@@ -116,7 +116,7 @@ def find_start(text: str, models: Models, *, only_config: bool = False) -> Check
     if found.adapter is not None:
         raise SettingError(
             f"model {text}: an adapter; training starts from a whole model: "
-            f"python -m service export {text} --to folder --output DIR"
+            f"{service_command(f'export {text} --to folder --output DIR')}"
         )
     return found
 

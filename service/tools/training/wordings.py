@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import SettingError
+from service.host import install_command
 from service.tasks.unimc import Choice
 from service.tools.data.converters import Example
 from service.tools.data.registry import base_name, is_known
@@ -129,8 +130,8 @@ def typical_words(text: str, count: int) -> list[str]:
         analyse = import_module("jieba.analyse")
     except ImportError:
         raise SettingError(
-            "the authors' wording of CSL puts jieba's keywords before the abstract: pip install "
-            "-r requirements/tuning.txt, or choose --wording mini"
+            "the authors' wording of CSL puts jieba's keywords before the abstract: "
+            f"{install_command('-r requirements/tuning.txt')}, or choose --wording mini"
         ) from None
     return list(analyse.extract_tags(text, topK=count))
 

@@ -9,6 +9,7 @@ import pytest
 
 from service import cli
 from service.commands.finetune import TRAINING_PACKAGES
+from service.host import install_command
 
 FLAGS = ["finetune", "tnews", "--data", "data", "--output", "out", "--model", "models/mini"]
 
@@ -21,7 +22,7 @@ def test_the_error_of_missing_packages_names_the_install_command(
         monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(FLAGS) == 2
     assert capsys.readouterr().err == (
-        f"error: finetune needs {', '.join(missing)}: pip install -r requirements/train.txt\n"
+        f"error: finetune needs {', '.join(missing)}: {install_command('-r requirements/train.txt')}\n"
     )
 
 
