@@ -177,13 +177,15 @@ DOWNLOAD = python -m pip download --quiet --disable-pip-version-check --dest $(B
 OTHER_BUILD = $(if $(and $(NVIDIA),$(filter %/cpu %/cpu/,$(TORCH_INDEX))),$(if $(TORCH_BUILD),,$(error \
 	TORCH_INDEX has torch for CPUs, and this machine has an NVIDIA driver: unset TORCH_INDEX, or name the build: TORCH_BUILD=cpu)))
 TORCH = $(OTHER_BUILD)$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.txt)$(addprefix +,$(TORCH_BUILD))"
+NO_TORCH = torch was not installed from $(or $(TORCH_INDEX),the index of pip). From a mirror that has this build: \
+	make $(or $(firstword $(MAKECMDGOALS)),serve) TORCH_INDEX=https://MIRROR/whl/$(or $(TORCH_BUILD),cu130) (docs/deployment.md, docs/zh/deployment.md)
 BY_HASH := --require-hashes --no-deps --only-binary :all:
 
 # pip runs again only when a lock file is newer than its stamp.
 # torch comes last, from one index, so that only torch and the CUDA libraries of its build are not in the lock file.
 $(VENV)/serve.stamp: requirements/lock/serve.txt requirements.txt | $(BIN)/pip
 	$(BIN)/$(INSTALL) $(BY_HASH) -r $<
-	$(BIN)/$(INSTALL) --only-binary :all: $(TORCH)
+	$(BIN)/$(INSTALL) --only-binary :all: $(TORCH) || { echo '$(NO_TORCH)' >&2; exit 2; }
 	touch $@
 
 $(VENV)/train.stamp $(VENV)/bench.stamp $(VENV)/export.stamp $(VENV)/monitoring.stamp: $(VENV)/%.stamp: requirements/lock/%.txt $(VENV)/serve.stamp

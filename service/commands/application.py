@@ -295,7 +295,8 @@ class Application:
         key = "-H 'X-API-Key: YOUR-KEY' " if self._settings.security.has_keys else ""
         print(
             f"\nErlangshen Service is ready: {served} on {', '.join(self._devices)}\n"
-            f"  docs    {url}/docs\n"
+            + (f"  browse  {url}/\n" if self._settings.server.playground and url == self._url else "")
+            + f"  docs    {url}/docs\n"
             f"  try it  curl {url}/v1/{task} {key}-d '{json.dumps(body, ensure_ascii=False)}'\n",
             flush=True,
         )

@@ -271,6 +271,7 @@ CLASSIFY: Task[ClassifyQuery, ClassifyResult] = read_in_windows(
         follow=zero_shot.follow,
         has_second_stage=zero_shot.has_second_stage,
         needs=needs,
+        with_missing=lambda query: None if query.labels else ("labels", replace(query, labels=LabelList.of([""]))),
         is_second_choice=is_second_choice,
         num_inputs=lambda query: len(query.inputs),
         method=used_method,

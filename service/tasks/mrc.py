@@ -150,6 +150,7 @@ MRC: Task[MrcQuery, MrcResult | SpanResult] = read_in_windows(
         decode,
         needs="a masked LM (UniMC) and `choices` in every input, or a question-answering model (a checkpoint with "
         "`qa_outputs`) and no `choices`",
+        with_missing=lambda query: ("inputs[0].choices", replace(query, spans=None)) if query.spans else None,
         num_inputs=lambda query: len(query.inputs),
         reply_bytes=reply_bytes,
         predict=predict,

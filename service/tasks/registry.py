@@ -35,6 +35,10 @@ def route(models: Mapping[str, TextModel], task: Task[Q, R], query: Q, name: str
     if not able:
         needs = needs_of(task, query)
         reason = f"no served model can do this; {task.name} needs {needs.model}"
+        if (completed := task.with_missing(query)) is not None:
+            field, full = completed
+            if any(task.can(model, full) for model in models.values()):
+                raise InvalidRequest.of(field, f"missing, and without it {reason}")
         raise InvalidRequest.of(needs.field, _with_hint(reason, task, models.values()))
     return min(able, key=lambda model: (task.name not in model.tasks, task.is_second_choice(model)))
 

@@ -70,6 +70,10 @@ def no_hint(model: TextModel) -> str | None:
     return None
 
 
+def nothing_missing(query: object) -> None:
+    """The default: no optional field decides which models can answer a query."""
+
+
 def unbound(model: TextModel, query: Q) -> Q:
     """The default: nothing is kept for a query."""
     return query
@@ -99,7 +103,8 @@ class Task(Generic[Q, R]):
 
     `encode` raises InvalidRequest with the path of the field. `can` is whether a model can answer a query. A model that
     `is_second_choice` answers only where it is named, was fine-tuned for the task, or no other one can. In error
-    messages `needs` describes such a model, and `hint` says what to set so that another model can. `reply_bytes`
+    messages `needs` describes such a model, `with_missing` returns an optional field that the query lacks and the query
+    with that field, which other models can do, and `hint` says what to set so that another model can. `reply_bytes`
     estimates the JSON of all results. `predict` is set if a result is a decision, of every model that `decides`; the
     label of the prediction is one of `own_labels`, or None.
     """
@@ -112,6 +117,7 @@ class Task(Generic[Q, R]):
     follow: Callable[[TextModel, Q, Sequence[Encoding], Sequence[Output]], list[Encoding]] | None = None
     has_second_stage: Callable[[TextModel, Q], bool] = one_stage
     needs: str | Callable[[Q], Needs] = "another model"
+    with_missing: Callable[[Q], tuple[str, Q] | None] = nothing_missing
     is_second_choice: Callable[[TextModel], bool] = never
     num_inputs: Callable[[Q], int] | None = None
     method: Callable[[Sequence[Encoding]], UsedMethod] | None = None

@@ -136,7 +136,8 @@ async def test_an_error_names_the_field(
 async def test_the_error_without_a_model_that_can_names_what_is_needed() -> None:
     async with running() as service:
         field, message = await error(service, READING)
-    assert field == "model"
+    assert field == "inputs[0].choices"
     assert message.startswith(
-        "no served model can do this; mrc needs a masked LM (UniMC) and `choices` in every input, or"
+        "missing, and without it no served model can do this; mrc needs a masked LM (UniMC) and `choices` in every "
+        "input, or"
     )

@@ -58,6 +58,25 @@ def test_torch_comes_from_one_index() -> None:
     assert "extra-index" not in MAKEFILE
 
 
+def test_where_torch_is_not_to_be_had_the_way_to_a_mirror_is_printed(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("pip", "python"):
+        script = tmp_path / "bin" / name
+        script.write_text('#!/bin/sh\ncase "$*" in *torch==*) exit 1;; esac\n')
+        script.chmod(0o755)
+    command = [
+        "make",
+        "serve",
+        f"VENV={tmp_path}",
+        "TORCH_BUILD=cpu",
+        "TORCH_INDEX=https://download.pytorch.org/whl/cpu",
+    ]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 2
+    assert "torch was not installed from https://download.pytorch.org/whl/cpu" in run.stderr
+    assert "make serve TORCH_INDEX=https://MIRROR/whl/cpu" in run.stderr
+
+
 def test_an_index_of_cpu_builds_is_refused_where_there_is_a_gpu_unless_that_build_is_named() -> None:
     typed = ("serve", "NVIDIA=yes", "TORCH_INDEX=https://mirror/whl/cpu")
     command = ["make", "--dry-run", "VENV=no-such-folder", *typed]

@@ -78,6 +78,16 @@ def test_the_error_without_a_suitable_model_names_a_suitable_kind(name: str) -> 
     assert error.message == f"no served model can do this; {name} needs {needs_of(task, QUERIES[name]).model}"
 
 
+def test_the_error_names_a_missing_field_with_which_a_served_model_could_do_it() -> None:
+    with pytest.raises(InvalidRequest, match=r"^labels: missing, and without it no served model can do this; classify"):
+        route(served(ENCODER, ZERO_SHOT), TASKS["classify"], PLAIN, None)
+    spans = MrcQuery((Reading("丙", "丁"),), spans=SpanOptions())
+    with pytest.raises(InvalidRequest, match=r"^inputs\[0\]\.choices: missing, and without it no served model can do"):
+        route(served(ZERO_SHOT), TASKS["mrc"], spans, None)
+    with pytest.raises(InvalidRequest, match=r"^model: no served model can do this; mrc"):
+        route(served(ENCODER), TASKS["mrc"], spans, None)
+
+
 def test_reading_comprehension_chooses_the_model_by_the_choices_of_the_request() -> None:
     models = served(ENCODER, READER, ZERO_SHOT)
     assert route(models, TASKS["mrc"], QUERIES["mrc"], None) is ZERO_SHOT
