@@ -234,13 +234,13 @@ class WorkerProcess(asyncio.Protocol):
         self._send(self._spec)
 
     async def _open(self) -> None:
-        """Connects the event loop with a process. An OSError leaves neither."""
+        """Connects the event loop with a process. An OSError or a cancellation leaves neither."""
         launched = self._launched or launch(self._threads)
         self._popen = launched.process
         self._has_exited.clear()  # before the connection, which may be lost at once
         try:
             self._pipe, _ = await self._loop.create_unix_connection(lambda: self, sock=launched.pipe)
-        except OSError:
+        except BaseException:
             launched.discard()
             self._has_exited.set()
             raise

@@ -164,6 +164,21 @@ async def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
     assert service.pool.pids() == {}
 
 
+@pytest.mark.parametrize("num_turns", range(1, 7))
+async def test_a_start_that_is_cancelled_before_it_is_connected_ends(num_turns: int, tmp_path: Path) -> None:
+    launched = launch(1)
+    service = compose(tmp_path, policy=RestartPolicy(threads=1, stop_grace_s=0.05), workers=[launched])
+    start = asyncio.create_task(service.pool.start(service.batcher.feed))
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    start.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await start
+    assert service.pool.pids() == {}
+    assert launched.process.poll() is not None
+
+
 PARENT = """
 import asyncio, sys
 from pathlib import Path
