@@ -158,6 +158,7 @@ def stop_server(pid_file: Path) -> None:
 
 def _scripts() -> dict[str, str]:
     serve = f'exec {sys.executable} -m tests.support.page_server "$@"'
+    receiver = f'exec {sys.executable} -m tests.support.page_server receiver "$@"'
     return {
         "curl": 'PATH=${PATH#*:}\nexec curl --silent --show-error --fail-with-body --max-time 300 "$@"',
         "make": f"""\
@@ -167,6 +168,6 @@ eval "set -- $flags"
 {serve}""",
         "python": f"""\
 if [ "$1 $2 $3" = "-m service serve" ]; then shift 3; {serve}; fi
-if [ "$1 $2" = "-m monitoring.receiver" ]; then shift 2; {serve.replace("page_server", "page_server receiver")}; fi
+if [ "$1 $2" = "-m monitoring.receiver" ]; then shift 2; {receiver}; fi
 exec {sys.executable} "$@\"""",
     }

@@ -16,8 +16,10 @@ DOCUMENTS = [*PAGES, ROOT / "benchmarks" / "README.md", *sorted((ROOT / "service
 HEADING = re.compile(r"^#{2,3} (.*)$", re.MULTILINE)
 NUMBERS = re.compile(r"^\|.*---:.*\|$", re.MULTILINE)
 """The line under the head of a table with a column of numbers."""
+CELLS = re.compile(r"(?<!\\)\|")
 RESULT = re.compile(r"\b(results/\w+\.json)")
 NUMBER = re.compile(r"(?<![\w.,])[-+]?(?P<digits>\d[\d,]*(?:\.(?P<decimals>\d+))?)(?![\w.,]*\w)(?P<percent> ?%)?")
+STATUS = re.compile(r"[1-5]\d\d\b")
 UNITS = (1, 100, 1000, 1e-6, 1e-9)
 """From what a result has to what a table shows: the same, percent or points, milliseconds, MB, GB."""
 OTHER_NUMBERS = {
@@ -64,7 +66,7 @@ def columns_of_numbers(section: str) -> Iterator[str]:
     """The cells below the head of each column that is aligned to the right."""
     aligned: list[bool] = []
     for line in section.splitlines():
-        cells = line.strip().strip("|").split("|")
+        cells = CELLS.split(line.strip().strip("|"))
         if not line.startswith("|"):
             aligned = []
         elif NUMBERS.match(line):
@@ -76,7 +78,7 @@ def columns_of_numbers(section: str) -> Iterator[str]:
 def values_in(result: Any) -> Iterator[float]:
     """The numbers of a result, with the status codes that its keys begin with."""
     if isinstance(result, dict):
-        yield from (float(key.split()[0]) for key in result if key[:3].isdigit())
+        yield from (float(key[:3]) for key in result if STATUS.match(key))
         yield from (value for one in result.values() for value in values_in(one))
     elif isinstance(result, list):
         yield from (value for one in result for value in values_in(one))
