@@ -139,7 +139,7 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("classify", {"inputs": "好", "labels": LABELS, "timeout_ms": 10**9}, "timeout_ms", "must be from 1 to 600000"),
     ("classify", {"inputs": "好", "labels": LABELS, "model": ""}, "model", "must not be empty"),
     ("classify", {"inputs": "好", "labels": LABELS, "model": 1}, "model", "must be a string"),
-    ("classify", {"inputs": "好"}, "model", "no served model"),
+    ("classify", {"inputs": "好"}, "labels", "missing, and without it no served model"),
     ("embed", {"inputs": "好" * 600, "truncation": "error"}, "inputs[0]", "takes at least 600 tokens; at most 510 fit"),
     ("embed", {"inputs": ["好"], "pooling": "median"}, "pooling", "'weightedmean' or 'lasttoken'"),
     ("embed", {"inputs": ["好"], "normalize": 1}, "normalize", "must be true or false"),
