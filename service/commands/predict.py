@@ -180,7 +180,7 @@ def choose_task(args: Namespace, fields: Fields, head: Mapping[str, Any] | None)
     if not has_labels and head is None:
         raise EvaluationError("the model has no labels of its own; name them with --labels A,B or --label-set NAME")
     is_multi = args.multi_label or (not has_labels and _is_multi_label(head))
-    return task, Ask(not has_labels, args.label_set, is_multi, args.threshold)
+    return task, Ask(head=not has_labels, label_set=args.label_set, multi_label=is_multi, threshold=args.threshold)
 
 
 def _is_multi_label(head: Mapping[str, Any] | None) -> bool:

@@ -34,7 +34,7 @@ class EvaluationError(Exception):
     """The server cannot be reached, or cannot do the task."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """How a classification is asked for.
 
