@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 from service.cli_args import file_to_write
@@ -63,6 +64,10 @@ def auto_precision() -> str:
     from service.engine.device import resolve_precision
 
     return resolve_precision("auto", torch.device("cpu"))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": round(min(values), 3), "median": round(median(values), 3), "max": round(max(values), 3)}
 
 
 def save(report: dict[str, Any], file: Path | None) -> None:

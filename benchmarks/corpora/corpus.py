@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from service.tools.bench.texts import Lengths
@@ -27,9 +29,15 @@ def write_corpus(file: Path, texts: Iterable[str]) -> Path:
     return file
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "least": round(min(values), 3),
-        "median": round(statistics.median(values), 3),
-        "greatest": round(max(values), 3),
-    }
+def command(source: Path, out: Path, *flags: str) -> list[str]:
+    asked = ("--task", "classify", "--body", json.dumps(BODY), "--model", MODEL)
+    return [sys.executable, "-m", "service", "batch", str(source), str(out), *asked, *flags]
+
+
+def watch(process: subprocess.Popen[bytes], look: Callable[[], object], every_s: float) -> None:
+    """Calls `look` until the process has ended. RuntimeError where it has failed."""
+    while process.poll() is None:
+        look()
+        time.sleep(every_s)
+    if process.returncode:
+        raise RuntimeError("a run has failed; its errors are above")

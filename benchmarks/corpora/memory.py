@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks.common import about, auto_precision, parser_of, save
-from benchmarks.corpora.corpus import BODY, CHARACTERS, MODEL
+from benchmarks.corpora.corpus import CHARACTERS, MODEL, command, watch
 
 PAGE = (CHARACTERS * (100_000 // len(CHARACTERS) + 1))[:100_000]
 ROWS = (333, 3333)
@@ -47,24 +46,22 @@ def measure(num_rows: int) -> dict[str, Any]:
             for row in range(num_rows):
                 line = {"id": row, "text": CHARACTERS[row % 20 :][:30], "page": PAGE}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        asked = ["--task", "classify", "--body", json.dumps(BODY), "--model", MODEL, "--keep", "id"]
-        command = [sys.executable, "-m", "service", "batch", str(source), f"{name}/out.jsonl", *asked]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        peaks = watch(process)
-        if process.returncode:
-            raise RuntimeError("the run has failed; its errors are above")
+        words = command(source, Path(name) / "out.jsonl", "--keep", "id")
+        peaks = peaks_of(subprocess.Popen(words, stdout=subprocess.DEVNULL))
         found = {"rows": num_rows, "gigabytes": round(source.stat().st_size / 1e9, 3), **peaks}
     print(json.dumps(found), file=sys.stderr)
     return found
 
 
-def watch(process: subprocess.Popen[bytes]) -> dict[str, float]:
+def peaks_of(process: subprocess.Popen[bytes]) -> dict[str, float]:
     """The largest memory of the process and of its largest child, in MiB."""
     parent, peaks = psutil.Process(process.pid), {"process_mib": 0.0, "worker_mib": 0.0}
-    while process.poll() is None:
+
+    def look() -> None:
         with suppress(psutil.Error):
             peaks["process_mib"] = max(peaks["process_mib"], parent.memory_info().rss / 2**20)
             of_children = [child.memory_info().rss / 2**20 for child in parent.children()]
             peaks["worker_mib"] = max(peaks["worker_mib"], *of_children, 0.0)
-        time.sleep(0.1)
+
+    watch(process, look, every_s=0.1)
     return {name: round(value, 1) for name, value in peaks.items()}

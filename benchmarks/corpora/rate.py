@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.common import about, auto_precision, parser_of, save
-from benchmarks.corpora.corpus import BODY, MODEL, made_up, spread, write_corpus
+from benchmarks.common import about, auto_precision, parser_of, save, spread
+from benchmarks.corpora.corpus import BODY, MODEL, made_up, write_corpus
 from service.api.schemas import ClassifyRequest
 from service.commands.batch import CORPUS_DEFAULTS, serve
 from service.commands.models import fetch_checkpoint, parse_specs

@@ -25,8 +25,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import about, auto_precision, parser_of, save
-from benchmarks.corpora.corpus import BODY, MODEL, made_up, spread, write_corpus
+from benchmarks.common import about, auto_precision, parser_of, save, spread
+from benchmarks.corpora.corpus import MODEL, command, made_up, watch, write_corpus
 from service.tools.corpora.work import LANES
 
 PART_ROWS = 500
@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> int:
         for number in range(arguments.rounds):
             half = write_corpus(Path(name) / "half.jsonl", made_up(arguments.rows, number))
             whole = write_corpus(Path(name) / "whole.jsonl", made_up(2 * arguments.rows, number))
-            on_ray = (str(whole), "--ray", address, "--part-rows", str(PART_ROWS))
+            on_ray = (whole, "--ray", address, "--part-rows", str(PART_ROWS))
             one = {
-                "two_runs_rows_per_s": sum(run_together([(str(half),), (str(half),)], num_lanes=LANES)),
+                "two_runs_rows_per_s": sum(run_together([(half,), (half,)], num_lanes=LANES)),
                 "ray_rows_per_s": sum(run_together([on_ray], num_lanes=2 * LANES)),
             }
             rounds.append({name: round(value, 1) for name, value in one.items()})
@@ -77,30 +77,28 @@ def nodes() -> Iterator[str]:
         cluster.shutdown()
 
 
-def run_together(jobs: Sequence[Sequence[str]], num_lanes: int) -> list[float]:
-    """The rows per second of each of some commands that start at the same time."""
+def run_together(jobs: Sequence[tuple[Path, *tuple[str, ...]]], num_lanes: int) -> list[float]:
+    """The rows per second of each of some jobs, a corpus and flags, that start at the same time."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ERLANGSHEN_REPLICAS__THREADS": "1"}
-    asked = ["--task", "classify", "--body", json.dumps(BODY), "--model", MODEL]
     with tempfile.TemporaryDirectory() as name:
         outs = [Path(name) / f"out-{number}.jsonl" for number in range(len(jobs))]
-        commands = [
-            [sys.executable, "-m", "service", "batch", job[0], str(out), *asked, *job[1:]]
-            for out, job in zip(outs, jobs, strict=True)
+        running = [
+            subprocess.Popen(command(source, out, *flags), env=environment, stdout=subprocess.DEVNULL)
+            for out, (source, *flags) in zip(outs, jobs, strict=True)
         ]
-        running = [subprocess.Popen(each, env=environment, stdout=subprocess.DEVNULL) for each in commands]
         with ThreadPoolExecutor(len(running)) as pool:
-            return list(pool.map(partial(watch, num_lanes=num_lanes), running, outs))
+            return list(pool.map(partial(rate_of, num_lanes=num_lanes), running, outs))
 
 
-def watch(process: subprocess.Popen[bytes], out: Path, num_lanes: int) -> float:
+def rate_of(process: subprocess.Popen[bytes], out: Path, num_lanes: int) -> float:
     """The rows per second of a run, from when as many parts are done as it has in work at a time."""
     done: dict[str, float] = {}
-    while process.poll() is None:
+
+    def look() -> None:
         for part in Path(f"{out}.parts").glob("part-*"):
             done.setdefault(part.stem, time.perf_counter())
-        time.sleep(0.02)
-    if process.returncode:
-        raise RuntimeError("a run has failed; its errors are above")
+
+    watch(process, look, every_s=0.02)
     ended = sorted((at, name) for name, at in done.items())
     num_rows = sum(int(end) - int(first) for _, first, end in (name.split("-") for _, name in ended[num_lanes:]))
     return num_rows / (ended[-1][0] - ended[num_lanes - 1][0])

@@ -16,9 +16,9 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from statistics import median
 from typing import Any
 
+from benchmarks.common import spread
 from benchmarks.peers.processes import Running
 from service.tools.bench.texts import Lengths, make_text
 
@@ -172,10 +172,6 @@ def _over(
         for rival, names in rivals.items()
         if names
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": round(min(values), 3), "median": round(median(values), 3), "max": round(max(values), 3)}
 
 
 def table(levels: Sequence[dict[str, Any]]) -> str:
