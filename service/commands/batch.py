@@ -171,7 +171,7 @@ async def run_here(work: Work, args: Namespace) -> None:
 
 
 CORPUS_DEFAULTS: Final = {"batching.batch_efficiency": 0.99, "server.bulk_window": 1024}
-"""Nobody waits for a single row of a corpus: batches are larger than those of `serve`, and more rows wait for them."""
+"""For throughput, not for the latency of a row: larger batches than those of `serve`, and more rows in the queue."""
 
 
 def settings_for(models: str | None) -> Settings:
