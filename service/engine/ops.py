@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
@@ -26,6 +27,21 @@ class Norm:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+_TANH_GELU_LINEAR = torch.tensor(2 * math.sqrt(2 / math.pi))
+_TANH_GELU_CUBIC = 0.044715 * float(_TANH_GELU_LINEAR)
+
+
+def gelu(numbers: Tensor, approximate: Gelu) -> Tensor:
+    """The GELU of numbers that nothing else needs: it may overwrite them.
+
+    In float32 on a CPU, torch's tanh takes three times as long as its sigmoid, of which it is 2 sigmoid(2x) - 1.
+    """
+    if approximate == "tanh" and numbers.dtype == torch.float32 and not numbers.is_cuda:
+        slope = torch.addcmul(_TANH_GELU_LINEAR, numbers, numbers, value=_TANH_GELU_CUBIC)
+        return numbers.mul_(slope.mul_(numbers).sigmoid_())
+    return F.gelu(numbers, approximate=approximate)
 
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}

@@ -1,4 +1,4 @@
-"""Compiled functions: one variant per width of a model, shared by all threads."""
+"""GELU on a CPU; compiled functions: one variant per width of a model, shared by all threads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from threading import Thread
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch._dynamo.testing import CompileCounter
 
-from service.engine.ops import compiled
+from service.engine.device import DTYPES
+from service.engine.ops import Gelu, compiled, gelu
 
 TORCHS_OWN_LIMIT = 8
 
@@ -16,6 +18,14 @@ TORCHS_OWN_LIMIT = 8
 @pytest.fixture(autouse=True)
 def _reset_dynamo() -> None:
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_that_of_torch(approximate: Gelu, dtype: torch.dtype) -> None:
+    numbers = torch.cat([torch.linspace(-12, 12, 4801), torch.tensor([-1e30, -1e4, 1e4, 1e30])]).to(dtype)
+    wanted = F.gelu(numbers, approximate=approximate)
+    torch.testing.assert_close(gelu(numbers.clone(), approximate), wanted, atol=1e-6, rtol=1e-6)
 
 
 @torch.inference_mode()
