@@ -93,15 +93,20 @@ _X86_INT8_DOT = {"avx512_vnni", "avx_vnni", "amx_int8"}
 """The x86 instructions that add the products of 8-bit numbers in 32 bits."""
 
 
+def has_int8_dot() -> bool:
+    """Whether this CPU adds the products of 8-bit numbers in 32 bits. Other architectures than x86 do."""
+    features = host.cpu_features()
+    is_x86 = any(feature.startswith("sse") for feature in features)
+    return not is_x86 or not _X86_INT8_DOT.isdisjoint(features)
+
+
 def int8_weight_limit() -> float:
     """The largest int8 weight code that this CPU multiplies without error: 127, or 63 on x86 without VNNI.
 
-    Without VNNI, oneDNN multiplies with `vpmaddubsw`, which adds two products of an unsigned and a signed byte in 16
+    Without VNNI, libraries multiply with `vpmaddubsw`, which adds two products of an unsigned and a signed byte in 16
     bits and saturates: 2 * 255 * 127 does not fit, 2 * 255 * 63 does. PyTorch and ONNX Runtime call it `reduce_range`.
     """
-    features = host.cpu_features()
-    is_x86 = any(feature.startswith("sse") for feature in features)
-    return 63.0 if is_x86 and _X86_INT8_DOT.isdisjoint(features) else 127.0
+    return 127.0 if has_int8_dot() else 63.0
 
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from service.domain import Quantization
 from service.engine import ops, torch_private
-from service.engine.device import check_capability, int8_weight_limit
+from service.engine.device import check_capability, has_int8_dot, int8_weight_limit
 from service.engine.ops import UINT8_ZERO, Fused, Gelu, Norm, quantize_channels, to_unsigned_codes
 from service.errors import SettingError
 
@@ -37,7 +37,7 @@ class InputRange:
 
 
 class Linear(ABC):
-    """A linear map. Subclasses are dataclasses whose fields are all tensors, so a map can be saved and mapped again."""
+    """A linear map. Subclasses are dataclasses whose fields are tensors, so a map can be saved and mapped again."""
 
     __slots__ = ()
 
@@ -47,9 +47,8 @@ class Linear(ABC):
     """Whether the scales of its inputs come from the range that they had on known rows (see `input_ranges`)."""
     input_fields: ClassVar[tuple[str, ...]] = ()
     """The fields that have a number for each input channel; the others next to the weight have one for each output."""
-    weight: Tensor
+    weight: Any
     """In the layout of the subclass: only the map itself can use it."""
-    bias: Tensor
 
     @classmethod
     @abstractmethod
@@ -64,7 +63,7 @@ class Linear(ABC):
 
     def gelu(self, hidden: Tensor, approximate: Gelu) -> Tensor:
         """The GELU of the map."""
-        return F.gelu(self(hidden), approximate=approximate)
+        return ops.gelu(self(hidden), approximate)
 
     def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         """The map plus `residual` [tokens, out], and the layer norm of this sum."""
@@ -143,16 +142,40 @@ _MIN_REACH = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class OneDnnInt8(Linear):
-    """oneDNN on a CPU: 8-bit weights with a scale per output channel, 8-bit inputs with fixed scales, 32-bit sums.
+class Int8Codes:
+    """A map of 8-bit weights, which have a scale per output channel, and 8-bit inputs with fixed scales.
 
     The scales of the input channels are multiplied into the weights, and the middle of their common range into the
-    bias, so the codes of all channels have one scale and one zero point. Bias, GELU and residual are added while the
-    sums are in registers.
+    bias, so the codes of all inputs have one scale and one zero point: they are gain * hidden + offset, rounded.
 
-    oneDNN is fast for unsigned inputs only; it subtracts their zero point from the sums. On a CPU without VNNI it adds
-    pairs of products in 16 bits, so the weights have 7 bits there (see `int8_weight_limit`).
+    Libraries multiply signed weights fastest with unsigned inputs. On a CPU without VNNI they add pairs of products in
+    16 bits, so the weights have 7 bits there (see `int8_weight_limit`).
     """
+
+    weight: Tensor  # [out, in] int8
+    scales: Tensor  # [out] float32
+    bias: Tensor  # [out] float32
+    gain: Tensor  # [in] float32
+    offset: Tensor  # [in] float32, all the same
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None) -> Self:
+        assert inputs, "maps with fixed scales are made after the ranges of their inputs are known"
+        weight = weight.float()
+        reach = torch.maximum(inputs.low.abs(), inputs.high.abs()).clamp(min=_MIN_REACH)
+        smooth = reach**_SMOOTHING / weight.abs().amax(dim=0).clamp(min=_MIN_REACH) ** (1 - _SMOOTHING)
+        low, high = float((inputs.low / smooth).min()), float((inputs.high / smooth).max())
+        step = _MARGIN * max(high - low, _MIN_REACH) / (2 * (UINT8_ZERO - 1))
+        middle = (high + low) / 2 / step
+        codes, scales = quantize_channels(weight * (smooth * step), largest=int8_weight_limit())
+        # With the weights as they were rounded: an input of zero adds exactly nothing.
+        bias = bias.float() + scales * codes.float().sum(dim=1) * middle
+        return cls(codes, scales, bias, (smooth * step).reciprocal(), torch.full_like(smooth, -middle))
+
+
+@dataclass(frozen=True, slots=True)
+class OneDnnInt8(Linear):
+    """oneDNN on a CPU, by `Int8Codes`. Bias, GELU and residual are added while the sums are in registers."""
 
     has_fixed_scales = True
     input_fields = ("gain", "shift")
@@ -165,24 +188,10 @@ class OneDnnInt8(Linear):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
-        assert inputs, "maps with fixed scales are made after the ranges of their inputs are known"
-        weight = weight.float()
-        reach = torch.maximum(inputs.low.abs(), inputs.high.abs()).clamp(min=_MIN_REACH)
-        smooth = reach**_SMOOTHING / weight.abs().amax(dim=0).clamp(min=_MIN_REACH) ** (1 - _SMOOTHING)
-        low, high = float((inputs.low / smooth).min()), float((inputs.high / smooth).max())
-        step = _MARGIN * max(high - low, _MIN_REACH) / (2 * (UINT8_ZERO - 1))
-        offset = (high + low) / 2 / step
-        codes, scales = quantize_channels(weight * (smooth * step), largest=int8_weight_limit())
-        # With the weights as they were rounded: an input of zero adds exactly nothing.
-        bias = bias.float() + scales * codes.float().sum(dim=1) * offset
-        return cls(
-            torch_private.pack_int8(codes),
-            scales,
-            torch.zeros(len(scales), dtype=torch.int32),
-            bias,
-            gain=(smooth * step).reciprocal(),
-            shift=torch.full_like(smooth, UINT8_ZERO + 0.5 - offset),
-        )
+        made = Int8Codes.of(weight, bias, inputs)
+        zeros = torch.zeros(len(made.scales), dtype=torch.int32)
+        shift = made.offset + (UINT8_ZERO + 0.5)
+        return cls(torch_private.pack_int8(made.weight), made.scales, zeros, made.bias, made.gain, shift)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self._multiply(hidden)
@@ -207,6 +216,42 @@ class OneDnnInt8(Linear):
         return torch_private.linear_int8(
             codes, UINT8_ZERO, self.weight, self.scales, self.zeros, self.bias, hidden.dtype, gelu
         ).to(hidden.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class FbgemmInt8(Linear):
+    """FBGEMM on an x86 CPU without VNNI, by `Int8Codes`: for a single short row 1.4 times as fast as oneDNN there.
+
+    Its packed weight is an object of torch in the memory of the process. It is saved as the codes that it was made of.
+    """
+
+    has_fixed_scales = True
+    input_fields = ("gain", "offset")
+    weight: Any  # packed, with the scales and the bias
+    gain: Tensor  # [in] float32
+    offset: Tensor  # [in] float32; the codes are gain * hidden + offset, rounded, from UINT8_ZERO on
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
+        made = Int8Codes.of(weight, bias, inputs)
+        return cls(torch_private.pack_fbgemm(made.weight, made.scales, made.bias), made.gain, made.offset)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        codes = torch.addcmul(self.offset, hidden, self.gain)
+        return torch_private.linear_fbgemm(codes, UINT8_ZERO, self.weight).to(hidden.dtype)
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        return ("weight", "scales", "bias", *cls.input_fields)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        packed = torch_private.pack_fbgemm(tensors["weight"], tensors["scales"], tensors["bias"])
+        return cls(packed, tensors["gain"], tensors["offset"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        weight, scales, bias = torch_private.unpack_fbgemm(self.weight)
+        return {"weight": weight, "scales": scales, "bias": bias, "gain": self.gain, "offset": self.offset}
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +337,8 @@ def choose(device: torch.device, dtype: torch.dtype, quantization: Quantization)
     """
     if device.type == "cpu" and quantization == "none" and not torch_private.has_onednn(dtype):
         return Plain
+    if device.type == "cpu" and quantization == "int8" and not has_int8_dot() and torch_private.has_fbgemm():
+        return FbgemmInt8
     linear_class = _CLASSES.get((device.type, quantization))
     if linear_class is None:
         raise SettingError(f"quantization {quantization!r}: not on {device.type}")

@@ -13,10 +13,10 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
-from service.engine import linear
+from service.engine import linear, torch_private
 from service.engine.device import DTYPES, int8_weight_limit
 from service.engine.engine import Engine
-from service.engine.linear import InputRange, Linear, OneDnn, OneDnnInt8, Plain, choose
+from service.engine.linear import FbgemmInt8, InputRange, Linear, OneDnn, OneDnnInt8, Plain, choose
 from service.engine.ops import Gelu, Norm, quantize_channels, to_unsigned_codes
 from service.engine.packing import bucket
 from service.engine.weights import WeightFormat, Weights, read_weights
@@ -26,6 +26,9 @@ from tests.unit.engine.rows import mean_rows
 
 CPU = torch.device("cpu")
 SIZES = ((1, 8, 16), (7, 24, 8), (130, 64, 48))
+INT8 = (OneDnnInt8, FbgemmInt8) if torch_private.has_fbgemm() else (OneDnnInt8,)
+
+in_each_int8 = pytest.mark.parametrize("linear_class", INT8)
 
 
 def make_plain(num_out: int, num_in: int, dtype: torch.dtype = torch.float32) -> Plain:
@@ -67,12 +70,15 @@ def test_onednn_matches_plain(
     torch.testing.assert_close(normed, make_norm(num_out)(added), atol=1e-5, rtol=0)
 
 
+@in_each_int8
 @pytest.mark.parametrize("dtype", DTYPES.values())
 @pytest.mark.parametrize(("tokens", "num_out", "num_in"), SIZES)
-def test_int8_is_close_to_exact(tokens: int, num_out: int, num_in: int, dtype: torch.dtype) -> None:
+def test_int8_is_close_to_exact(
+    linear_class: type[Linear], tokens: int, num_out: int, num_in: int, dtype: torch.dtype
+) -> None:
     plain = make_plain(num_out, num_in, dtype)
     hidden, residual = random(tokens, num_in, dtype=dtype), random(tokens, num_out, dtype=dtype)
-    quantized = OneDnnInt8.of(plain.weight, plain.bias, InputRange.of(hidden))
+    quantized = linear_class.of(plain.weight, plain.bias, InputRange.of(hidden))
     exact = F.linear(hidden.double(), plain.weight.double(), plain.bias.double())
     assert quantized(hidden).dtype == dtype
     assert relative_error(quantized(hidden), exact) < 0.02
@@ -80,40 +86,45 @@ def test_int8_is_close_to_exact(tokens: int, num_out: int, num_in: int, dtype: t
     assert relative_error(quantized.add_norm(hidden, residual, make_norm(num_out, dtype))[0], exact + residual) < 0.02
 
 
+@in_each_int8
 @pytest.mark.parametrize(("num_in", "sign"), [(64, 1), (64, -1)])
-def test_int8_sums_of_the_largest_codes_do_not_saturate(num_in: int, sign: int) -> None:
+def test_int8_sums_of_the_largest_codes_do_not_saturate(linear_class: type[Linear], num_in: int, sign: int) -> None:
     """Every input and weight has the largest code, so the sums of a CPU that accumulates in 16 bits are largest."""
     plain = Plain(torch.full((16, num_in), float(sign)), torch.zeros(16))
-    quantized = OneDnnInt8.of(plain.weight, plain.bias, up_to(1.0, num_in))
+    quantized = linear_class.of(plain.weight, plain.bias, up_to(1.0, num_in))
     clipped = quantized(torch.full((8, num_in), 1e9))
     assert torch.allclose(clipped, torch.full((8, 16), 1.3 * sign * num_in), rtol=0.01)
 
 
-def test_int8_of_inputs_of_one_sign_is_close_to_exact() -> None:
+@in_each_int8
+def test_int8_of_inputs_of_one_sign_is_close_to_exact(linear_class: type[Linear]) -> None:
     """As after a GELU: the codes count from the middle of the range."""
     plain, hidden = make_plain(24, 64), random(50, 64).abs()
-    quantized = OneDnnInt8.of(plain.weight, plain.bias, InputRange.of(hidden))
+    quantized = linear_class.of(plain.weight, plain.bias, InputRange.of(hidden))
     assert relative_error(quantized(hidden), plain(hidden)) < 0.02
 
 
-def test_int8_of_zeros_is_the_bias() -> None:
+@in_each_int8
+def test_int8_of_zeros_is_the_bias(linear_class: type[Linear]) -> None:
     plain = make_plain(24, 64)
-    quantized = OneDnnInt8.of(plain.weight, plain.bias, InputRange(torch.full((64,), -0.2), torch.full((64,), 9.0)))
+    quantized = linear_class.of(plain.weight, plain.bias, InputRange(torch.full((64,), -0.2), torch.full((64,), 9.0)))
     assert torch.allclose(quantized(torch.zeros(3, 64)), plain.bias, atol=0.1)
 
 
-def test_int8_keeps_the_other_channels_when_one_is_much_wider() -> None:
+@in_each_int8
+def test_int8_keeps_the_other_channels_when_one_is_much_wider(linear_class: type[Linear]) -> None:
     plain, hidden = make_plain(24, 64), random(50, 64)
     hidden[:, 0] *= 40
-    quantized = OneDnnInt8.of(plain.weight, plain.bias, InputRange.of(hidden))
+    quantized = linear_class.of(plain.weight, plain.bias, InputRange.of(hidden))
     without = hidden.clone()
     without[:, 0] = 0
     assert relative_error(quantized(without), plain(without)) < 0.1
 
 
-def test_int8_of_tokens_does_not_depend_on_the_other_tokens() -> None:
+@in_each_int8
+def test_int8_of_tokens_does_not_depend_on_the_other_tokens(linear_class: type[Linear]) -> None:
     plain, hidden = make_plain(24, 64), random(40, 64)
-    quantized = OneDnnInt8.of(plain.weight, plain.bias, up_to(4.0, 64))
+    quantized = linear_class.of(plain.weight, plain.bias, up_to(4.0, 64))
     assert torch.equal(quantized(hidden), torch.cat([quantized(row[None]) for row in hidden]))
 
 
@@ -145,9 +156,32 @@ def test_choose_returns_plain_on_a_cpu_without_bfloat16_in_onednn(monkeypatch: p
     assert choose(CPU, torch.float32, "none") is OneDnn
 
 
+@pytest.mark.parametrize(("features", "chosen"), [({"sse2", "avx2"}, INT8[-1]), ({"sse2", "avx_vnni"}, OneDnnInt8)])
+def test_choose_returns_the_int8_map_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, features: set[str], chosen: type[Linear]
+) -> None:
+    monkeypatch.setattr("service.host.cpu_features", lambda: frozenset(features))
+    assert choose(CPU, torch.float32, "int8") is chosen
+
+
+def test_choose_returns_onednn_where_torch_no_longer_has_fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.host.cpu_features", lambda: frozenset({"sse2", "avx2"}))
+    monkeypatch.setattr(torch_private, "has_fbgemm", lambda: False)
+    assert choose(CPU, torch.float32, "int8") is OneDnnInt8
+
+
+@in_each_int8
+def test_int8_maps_are_made_again_of_their_tensors(linear_class: type[Linear]) -> None:
+    plain, hidden = make_plain(24, 64), random(5, 64)
+    made = linear_class.of(plain.weight, plain.bias, InputRange.of(hidden))
+    tensors = made.tensors()
+    assert tuple(tensors) == linear_class.field_names()
+    assert torch.equal(linear_class.from_tensors(tensors)(hidden), made(hidden))
+
+
 def test_maps_do_not_modify_their_inputs() -> None:
     plain = make_plain(8, 16)
-    for linear_class in (OneDnn, OneDnnInt8, Plain):
+    for linear_class in (OneDnn, *INT8, Plain):
         hidden, residual = random(9, 16), random(9, 8)
         made = linear_class.of(plain.weight.clone(), plain.bias, up_to(4.0, 16))
         made.add_norm(hidden, residual, make_norm(8))
@@ -174,9 +208,7 @@ def read(checkpoint: Checkpoint, linear_class: type[Linear]) -> Weights:
 def test_an_engine_of_int8_has_quantised_maps(tmp_path: Path) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision="float32", quantization="int8")
     for layer in engine.weights.layers:
-        assert all(
-            isinstance(made, OneDnnInt8) for made in (layer.qkv, layer.attention_out, layer.ffn_in, layer.ffn_out)
-        )
+        assert all(isinstance(made, INT8) for made in (layer.qkv, layer.attention_out, layer.ffn_in, layer.ffn_out))
 
 
 def test_the_loading_buffer_is_reused_unless_a_map_keeps_it(tmp_path: Path) -> None:

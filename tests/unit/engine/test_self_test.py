@@ -18,7 +18,7 @@ from service.engine import arithmetic, attention, linear, ops
 from service.engine.attention import BACKENDS, AttentionConfig, Backend
 from service.engine.cuda_graphs import Call, Graphs, dense_forward
 from service.engine.engine import Engine
-from service.engine.linear import Linear, OneDnn, OneDnnInt8, Plain
+from service.engine.linear import Linear, OneDnn, Plain, choose
 from service.engine.ops import Fused
 from service.engine.self_test import distance, numbers
 from service.errors import SettingError
@@ -150,9 +150,10 @@ def test_broken_float_maps_are_replaced_by_torchs_own(
 def test_broken_int8_is_replaced_by_maps_without_quantization(
     path: Path, wanted: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    break_linear(monkeypatch, OneDnnInt8, fault)
+    chosen = choose(torch.device("cpu"), torch.float32, "int8")
+    break_linear(monkeypatch, chosen, fault)
     engine = load(path, quantization="int8")
-    assert left_out(engine) == [("linear", "OneDnnInt8 float32")]
+    assert left_out(engine) == [("linear", f"{chosen.__name__} float32")]
     assert engine.precision == "float32"
     assert are_close(answers(engine), wanted, 1e-5)
 

@@ -16,6 +16,8 @@ from service.engine import torch_private
 CHECKED = "2.13.0"
 ROOT = Path(service.__file__).parent
 
+PACKED_LINEAR = "__torch__.torch.classes.quantized.LinearPackedParamsBase"
+
 SCHEMAS = {
     "mkldnn::_is_mkldnn_bf16_supported": "() -> bool",
     "mkldnn::_reorder_linear_weight": "(Tensor self, int? batch_size=None) -> Tensor",
@@ -33,6 +35,10 @@ SCHEMAS = {
     "Tensor w_zero_point, Tensor? other, Tensor? bias, float output_scale, int output_zero_point, "
     "ScalarType? output_dtype, float other_scale, int other_zp, str binary_post_op, float binary_alpha, "
     "str unary_post_op, Scalar?[] unary_post_op_args, str unary_post_op_algorithm) -> Tensor",
+    "aten::_make_per_channel_quantized_tensor": "(Tensor self, Tensor scale, Tensor zero_point, int axis) -> Tensor",
+    "quantized::linear_prepack": f"(Tensor W, Tensor? B=None) -> {PACKED_LINEAR}",
+    "quantized::linear_with_input_q_dq_qweight_dq_output_fp32": "(Tensor X, float X_scale, int X_zero_point, "
+    f"{PACKED_LINEAR} W_prepack) -> Tensor",
     "aten::_int_mm": "(Tensor self, Tensor mat2) -> Tensor",
     "aten::_scaled_mm": "(Tensor self, Tensor mat2, Tensor scale_a, Tensor scale_b, Tensor? bias=None, "
     "Tensor? scale_result=None, ScalarType? out_dtype=None, bool use_fast_accum=False) -> Tensor",
@@ -46,7 +52,7 @@ def schema_of(name: str) -> str:
     qualified, _, overload = name.partition(".")
     namespace, _, operator = qualified.partition("::")
     schema = getattr(getattr(getattr(torch.ops, namespace), operator), overload or "default")._schema
-    return re.sub(r"(-> \w+) \w+$", r"\1", str(schema)).removeprefix(name)
+    return re.sub(r"(-> [\w.]+) \w+$", r"\1", str(schema)).removeprefix(name)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -89,3 +95,17 @@ def test_private_names_of_torch_are_used_in_no_other_file() -> None:
         if isinstance(node, ast.Attribute) and private.match(ast.unparse(node))
     }
     assert not found
+
+
+@pytest.mark.skipif(not torch_private.has_fbgemm(), reason="this torch has no FBGEMM")
+def test_a_weight_of_fbgemm_is_unpacked_to_what_it_was_made_of() -> None:
+    codes, scales, bias = torch.randint(-63, 64, (8, 24), dtype=torch.int8), torch.rand(8) + 0.1, torch.randn(8)
+    engine = torch.backends.quantized.engine
+    packed = torch_private.pack_fbgemm(codes, scales, bias)
+    assert torch.backends.quantized.engine == engine
+    for got, wanted in zip(torch_private.unpack_fbgemm(packed), (codes, scales, bias), strict=True):
+        assert torch.equal(got, wanted)
+    hidden = torch.randn(5, 24) * 100
+    rounded = hidden.round().clamp(-128, 127)
+    wanted = rounded @ (codes.float() * scales[:, None]).T + bias
+    torch.testing.assert_close(torch_private.linear_fbgemm(hidden, 128, packed), wanted, atol=0.02, rtol=0)
