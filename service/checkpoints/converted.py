@@ -23,7 +23,7 @@ from service.domain import Quantization
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Increases when files of earlier versions must not be read any more."""
 
 SPARE_BYTES = 1 << 28
