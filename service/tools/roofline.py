@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.engine import torch_private
-from service.engine.torch_private import has_onednn
+from service.engine.torch_private import has_fbgemm, has_onednn
 
 Product = Callable[[Tensor], Tensor]
 """Of [tokens, in] to [tokens, out]."""
@@ -36,8 +36,12 @@ def ways_of(device: torch.device, precision: str) -> Mapping[str, Way]:
     is_cpu = device.type == "cpu"
     match precision:
         case "int8":
-            has_int8 = is_cpu and has_onednn(torch.float32)
-            return {"int_mm": _int_mm, "onednn": _onednn_int8} if has_int8 else {"int_mm": _int_mm}
+            ways = {"int_mm": _int_mm}
+            if is_cpu and has_onednn(torch.float32):
+                ways["onednn"] = _onednn_int8
+            if is_cpu and has_fbgemm():
+                ways["fbgemm"] = _fbgemm
+            return ways
         case "fp8":
             return {"scaled_mm": _scaled_mm}
         case _:
@@ -66,6 +70,12 @@ def _onednn_int8(weight: Tensor) -> Product:
     return lambda hidden: torch_private.linear_int8(
         hidden.view(torch.uint8), 128, packed, scales, zeros, None, torch.bfloat16
     )
+
+
+def _fbgemm(weight: Tensor) -> Product:
+    """Of float32 inputs, which FBGEMM makes codes of."""
+    packed = torch_private.pack_fbgemm(weight, torch.ones(len(weight)), torch.zeros(len(weight)))
+    return lambda hidden: torch_private.linear_fbgemm(hidden.float(), 128, packed)
 
 
 def _scaled_mm(weight: Tensor) -> Product:
