@@ -233,7 +233,8 @@ def format_report(report: Report) -> str:
         ),
         f"driver   {build['driver'] or 'none'}, for CUDA {build['driver_cuda'] or '-'}",
         f"torch    {build['torch']}, for CUDA {build['cuda'] or '-'}, cuDNN {build['cudnn'] or '-'}, "
-        f"oneDNN {'yes' if build['onednn'] else 'no'}, {build['threads']} threads",
+        f"oneDNN {'yes' if build['onednn'] else 'no'}, FBGEMM {'yes' if build['fbgemm'] else 'no'}, "
+        f"{build['threads']} threads",
     ]
     for model in report["models"]:
         lines += ["", *_format_model(model)]
