@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.engine import torch_private
+from service.engine.ops import UINT8_ZERO
 from service.engine.torch_private import has_fbgemm, has_onednn
 
 Product = Callable[[Tensor], Tensor]
@@ -68,14 +69,14 @@ def _onednn_int8(weight: Tensor) -> Product:
     scales, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
     packed = torch_private.pack_int8(weight)
     return lambda hidden: torch_private.linear_int8(
-        hidden.view(torch.uint8), 128, packed, scales, zeros, None, torch.bfloat16
+        hidden.view(torch.uint8), UINT8_ZERO, packed, scales, zeros, None, torch.bfloat16
     )
 
 
 def _fbgemm(weight: Tensor) -> Product:
     """Of float32 inputs, which FBGEMM makes codes of."""
     packed = torch_private.pack_fbgemm(weight, torch.ones(len(weight)), torch.zeros(len(weight)))
-    return lambda hidden: torch_private.linear_fbgemm(hidden.float(), 128, packed)
+    return lambda hidden: torch_private.linear_fbgemm(hidden.float(), UINT8_ZERO, packed)
 
 
 def _scaled_mm(weight: Tensor) -> Product:
