@@ -21,6 +21,12 @@ Quantization = Literal["none", "int8", "fp8"]
 WantedQuantization = Literal["none", "int8", "fp8", "auto"]
 """`auto` is the fastest one, measured when a model is loaded."""
 
+Runtime = Literal["torch", "onnxruntime"]
+"""The library that computes the layers of the encoder."""
+
+WantedRuntime = Literal["torch", "onnxruntime", "auto"]
+"""`auto` is the faster one, measured when a model is loaded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cls:
@@ -185,8 +191,9 @@ class Memory:
     total: int
 
 
-KernelKind = Literal["linear", "attention", "compiled", "graph"]
-"""What the self-test of an engine checks: linear maps, attention backends, compiled functions, CUDA graphs."""
+KernelKind = Literal["linear", "attention", "compiled", "graph", "runtime"]
+"""What the self-test of an engine checks: linear maps, attention backends, compiled functions, CUDA graphs, and a layer
+in another runtime than torch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from service.domain import WantedQuantization
+from service.domain import WantedQuantization, WantedRuntime
 
 VERSION = "0.1.0"
 LARGEST_REQUEST = 8
@@ -346,6 +346,12 @@ class Replicas(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the model; auto: bfloat16 if the hardware supports it, else float32."
+    )
+    runtime: WantedRuntime = Field(
+        "auto",
+        description="Library that computes the encoder: torch; or onnxruntime, on a CPU in float32 or int8, with a "
+        "copy of the weights in each replica; auto: the faster, measured at the start; onnxruntime if it gains a "
+        "tenth, and for at most 2 GiB of weights.",
     )
     quantization: WantedQuantization = Field(
         "none",

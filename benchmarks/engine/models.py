@@ -19,7 +19,7 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import Checkpoint, Shape
 from service.domain import Cls, Encoding, Quantization
-from service.engine import linear
+from service.engine import arithmetic
 from service.engine.device import DTYPES, resolve_precision
 from service.engine.engine import Engine
 from service.engine.linear import InputRange, Linear
@@ -107,13 +107,13 @@ def make_engine(
     """`source` is the device that draws the numbers: two engines with the same one have the same weights. `auto` is
     bfloat16 where the device has it: every GPU that is supported, not every CPU."""
     precision = resolve_precision(precision, device)
-    dtype = DTYPES[precision]
-    draw = Draw(source or device, device, dtype, linear.choose(device, dtype, quantization))
+    by_torch = arithmetic.of_torch(device, precision, quantization)
+    draw = Draw(source or device, device, DTYPES[precision], by_torch.linear_class)
     return Engine(
         Checkpoint("random", "random", None, Path(), "megatron-bert", "encoder", shape),
         draw.weights(shape),
         device=device,
-        precision=precision,
+        arithmetic=by_torch,
         backend=backend,
     )
 

@@ -19,11 +19,11 @@ from tempfile import TemporaryDirectory
 
 from service import host
 from service.checkpoints.files import are_pickled
-from service.domain import Quantization
+from service.domain import Quantization, Runtime
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 5
+FORMAT = 6
 """Increases when files of earlier versions must not be read any more."""
 
 SPARE_BYTES = 1 << 28
@@ -79,10 +79,12 @@ class CacheEntry:
                 old.unlink(missing_ok=True)
 
 
-def form_of(device: str, precision: str, quantization: Quantization) -> str:
+def form_of(device: str, precision: str, quantization: Quantization, runtime: Runtime) -> str:
     """The name of the form in which a device needs the weights. The layout on a CPU depends on its features."""
     arithmetic = precision if quantization == "none" else f"{quantization}-{precision}"
-    return f"{arithmetic}-cpu-{_hash(sorted(host.cpu_features()))[:6]}" if device == "cpu" else f"{arithmetic}-gpu"
+    if device != "cpu":
+        return f"{arithmetic}-gpu"
+    return f"{arithmetic}-{runtime}-cpu-{_hash(sorted(host.cpu_features()))[:6]}"
 
 
 def is_worthwhile(sources: Sequence[Path], device: str) -> bool:

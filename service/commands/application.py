@@ -30,7 +30,7 @@ from service.checkpoints.converted import files_to_read, form_of
 from service.checkpoints.files import read_ahead
 from service.commands.launching import devices_of, threads_of
 from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
-from service.domain import Quantization
+from service.domain import Quantization, Runtime
 from service.errors import ServiceError, SettingError, StartupError
 from service.label_preparation import LabelPreparation
 from service.metrics import Metrics, new_registry
@@ -83,7 +83,10 @@ class Application:
         self._settings = settings
         self._weight_cache = weight_cache_folder(settings.models.weight_cache_dir)
         self._load = load or partial(
-            load_engine, quantization=settings.replicas.quantization, weight_cache=self._weight_cache
+            load_engine,
+            runtime=settings.replicas.runtime,
+            quantization=settings.replicas.quantization,
+            weight_cache=self._weight_cache,
         )
         self._specs = parse_specs(settings.models)
         self._blend = Blend.read(settings.models.blend or SHIPPED_BLEND)
@@ -227,11 +230,12 @@ class Application:
 
     def _read_ahead(self) -> None:
         """Reads weights into the page cache while the worker processes import torch."""
-        precision, quantization = self._settings.replicas.precision, self._settings.replicas.quantization
+        wanted = self._settings.replicas
         device = self._devices[0].partition(":")[0]
-        guesses = ("bfloat16", "float32") if precision == "auto" else (precision,)
-        wanted: tuple[Quantization, ...] = get_args(Quantization) if quantization == "auto" else (quantization,)
-        forms = [form_of(device, *each) for each in product(guesses, wanted)]
+        precisions = ("bfloat16", "float32") if wanted.precision == "auto" else (wanted.precision,)
+        quantizations = get_args(Quantization) if wanted.quantization == "auto" else (wanted.quantization,)
+        runtimes = get_args(Runtime) if wanted.runtime == "auto" else (wanted.runtime,)
+        forms = [form_of(device, *each) for each in product(precisions, quantizations, runtimes)]
         with suppress(OSError):  # loading the files reports errors
             files = [
                 files_to_read(self._weight_cache, checkpoint.origin, source_files(checkpoint), forms)

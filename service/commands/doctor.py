@@ -76,6 +76,7 @@ def examine(settings: Settings) -> Report:
         "settings": {
             "devices": list(devices),
             "precision": settings.replicas.precision,
+            "runtime": settings.replicas.runtime,
             "quantization": settings.replicas.quantization,
         },
         "models": [
@@ -125,6 +126,7 @@ def _load(checkpoint: Checkpoint, device: str, settings: Settings) -> Report:
         checkpoint,
         device=device,
         precision=settings.replicas.precision,
+        runtime=settings.replicas.runtime,
         quantization=settings.replicas.quantization,
         weight_cache=weight_cache_folder(settings.models.weight_cache_dir),
         sample_rows=lambda: sample_rows(TextModel.load(checkpoint)),
@@ -143,9 +145,11 @@ def _load(checkpoint: Checkpoint, device: str, settings: Settings) -> Report:
         **times,
         "chosen": {
             "precision": engine.precision,
-            "linear": type(engine.weights.layers[0].qkv).__name__,
+            "runtime": engine.arithmetic.runtime,
+            "linear": engine.arithmetic.linear_class.__name__,
             "attention": engine.backend,
         },
+        "measured_ms": {name: round(1e3 * seconds, 3) for name, seconds in engine.arithmetic.times},
         "tried": [_describe_check(check) for check in engine.checks],
         "forwards": steps,
         "memory": {
@@ -233,8 +237,7 @@ def format_report(report: Report) -> str:
         ),
         f"driver   {build['driver'] or 'none'}, for CUDA {build['driver_cuda'] or '-'}",
         f"torch    {build['torch']}, for CUDA {build['cuda'] or '-'}, cuDNN {build['cudnn'] or '-'}, "
-        f"oneDNN {'yes' if build['onednn'] else 'no'}, FBGEMM {'yes' if build['fbgemm'] else 'no'}, "
-        f"{build['threads']} threads",
+        f"oneDNN {'yes' if build['onednn'] else 'no'}, ONNX Runtime {build['onnxruntime']}, {build['threads']} threads",
     ]
     for model in report["models"]:
         lines += ["", *_format_model(model)]
@@ -248,7 +251,12 @@ def _format_model(model: Report) -> Iterator[str]:
         yield f"  failed: {model['failed']}"
         return
     chosen, memory = model["chosen"], model["memory"]
-    yield f"  chosen   {chosen['precision']}, maps {chosen['linear']}, attention {chosen['attention']}"
+    yield (
+        f"  chosen   {chosen['precision']} by {chosen['runtime']}, maps {chosen['linear']}, "
+        f"attention {chosen['attention']}"
+    )
+    for name, milliseconds in model["measured_ms"].items():
+        yield f"  measured {'a layer by ' + name:28} {milliseconds:9.2f} ms"
     yield f"  start    load {model['load_s']:.2f} s, warm-up {model['warm_up_s']:.2f} s"
     device = memory["device"]
     on_device = f", device {device['allocated'] / 1e6:,.0f} of {device['total'] / 1e6:,.0f} MB" if device else ""

@@ -1,24 +1,31 @@
-"""The arithmetic of a model's linear maps: the class, precision and quantization that are wanted, or the next best ones
+"""The arithmetic of a model's layers: the runtime, precision and quantization that are wanted, or the next best ones
 that pass the self-test on this device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
-from service.domain import Check, Quantization
+from service.domain import Check, Quantization, Runtime, WantedQuantization, WantedRuntime
 from service.engine import linear
+from service.engine.attention import Prepare
+from service.engine.attention_backends import prepare_plain
 from service.engine.device import DTYPES, device_guard
-from service.engine.encoder import gelu_of
-from service.engine.linear import InputRange, Linear, Plain
+from service.engine.encoder import gelu_of, run_layers
+from service.engine.input_ranges import measure_ranges, random_rows
+from service.engine.linear import InputRange, Int8Codes, Linear, Plain
 from service.engine.ops import Norm
-from service.engine.self_test import compare, numbers
+from service.engine.packing import Layout
+from service.engine.sample_layer import make_sample, sample_shape
+from service.engine.self_test import CPU, LAYOUTS, compare, numbers
+from service.engine.weights import Weights
 from service.errors import SettingError
 
 NUM_TOKENS = (8, 136)
@@ -34,47 +41,147 @@ PRECISION_LIMITS = {"float32": 1e-3, "bfloat16": 0.03}
 """Largest distances from the reference. Rounding gives less than half of them."""
 
 
+MAX_ONNX_BYTES = 1 << 31
+"""Of the maps' weights: `auto` takes ONNX Runtime up to this size. Each worker process has a copy of its own of them,
+where those of torch are mapped from one file."""
+
+Layers = Callable[[Tensor, Layout], Tensor]
+"""From what `embed` returns, [tokens, hidden], to the final hidden states [at least tokens, hidden]."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How the linear maps are computed, and what the self-test found of it and of what was tried before."""
+    """How the layers are computed, and what the self-test found of it and of what was tried before."""
 
+    runtime: Runtime
     precision: str
     quantization: Quantization
     linear_class: type[Linear]
+    times: tuple[tuple[str, float], ...] = ()
+    """The forms that it was chosen from by measurement, and the seconds of each."""
     checks: tuple[Check, ...] = ()
 
     @property
     def name(self) -> str:
+        """Of the maps, of which there may be several kinds in one precision."""
         return f"{self.linear_class.__name__} {self.precision}"
 
+    @property
+    def result(self) -> str:
+        """The precision, or the quantization where there is one: what decides how exact the results are."""
+        return self.precision if self.quantization == "none" else self.quantization
 
-def choose(shape: Shape, device: torch.device, precision: str, quantization: Quantization) -> Arithmetic:
-    """The first that passes: as wanted, without quantization, with torch's own linear, in float32.
+    @property
+    def form(self) -> str:
+        """Names the arithmetic among those that a device has."""
+        return f"{self.runtime} {self.result}"
 
-    Raises SettingError when the device does not support the quantization, or when none passes.
+    def bind(self, weights: Weights, shape: Shape, prepare: Prepare) -> Layers:
+        """The layers with these weights. `prepare` is the attention backend of torch; ONNX Runtime has its own."""
+        if self.runtime == "onnxruntime":
+            from service.engine.onnx_encoder import OnnxEncoder  # takes 0.15 s, for a CPU only
+
+            return OnnxEncoder(weights, shape, torch.get_num_threads())
+        return lambda hidden, layout: run_layers(weights, shape, hidden, prepare(layout, hidden.device, hidden.dtype))
+
+
+def candidates(
+    shape: Shape, device: torch.device, precision: str, runtime: WantedRuntime, quantization: WantedQuantization
+) -> list[Arithmetic]:
+    """All that the settings leave to choose between.
+
+    Raises SettingError when the device does not support what they name.
+    """
+    quantizations: tuple[Quantization, ...] = get_args(Quantization) if quantization == "auto" else (quantization,)
+    found: list[Arithmetic] = []
+    for each in quantizations:
+        try:
+            if runtime != "onnxruntime":
+                found.append(of_torch(device, precision, each))
+            if runtime == "onnxruntime" or (runtime == "auto" and _suits_onnx(shape, device, precision, each)):
+                found.append(_of_onnx(device, precision, each))
+        except SettingError:
+            if quantization != "auto":
+                raise
+    return found
+
+
+def of_torch(device: torch.device, precision: str, quantization: Quantization) -> Arithmetic:
+    """Raises SettingError when the device does not support the quantization."""
+    linear_class = linear.choose(device, DTYPES[precision], quantization)
+    return Arithmetic("torch", precision, quantization, linear_class)
+
+
+def _of_onnx(device: torch.device, precision: str, quantization: Quantization) -> Arithmetic:
+    if device.type != "cpu" or precision != "float32" or quantization not in _ONNX_CLASSES:
+        raise SettingError(
+            f"runtime 'onnxruntime': computes on a CPU, in float32 and int8; not in {precision} with quantization "
+            f"{quantization} on {device}; take --runtime auto, or --precision float32"
+        )
+    return Arithmetic("onnxruntime", precision, quantization, _ONNX_CLASSES[quantization])
+
+
+_ONNX_CLASSES: dict[Quantization, type[Linear]] = {"none": Plain, "int8": Int8Codes}
+"""The maps that `onnx_encoder` makes nodes of."""
+
+
+def _suits_onnx(shape: Shape, device: torch.device, precision: str, quantization: Quantization) -> bool:
+    hidden, ffn = shape.hidden_size, shape.ffn_size
+    num_bytes = shape.num_layers * (4 * hidden * hidden + 2 * hidden * ffn) * (4 if quantization == "none" else 1)
+    is_there = device.type == "cpu" and precision == "float32" and quantization in _ONNX_CLASSES
+    return is_there and num_bytes <= MAX_ONNX_BYTES
+
+
+def check(wanted: Arithmetic, shape: Shape, device: torch.device) -> Arithmetic:
+    """The first that passes: as wanted, by torch, without quantization, with torch's own linear, in float32.
+
+    Raises SettingError when none passes.
     """
     checks: list[Check] = []
-    for each in _candidates(device, precision, quantization):
-        found = _check_with_compiled(each, shape, device)
+    for each in _next_best(wanted, device):
+        found = [check_onnx(each, shape)] if each.runtime == "onnxruntime" else _check_linear(each, shape, device)
         checks += found
         if found[-1].is_sound:
-            return replace(each, checks=tuple(checks))
+            return replace(each, times=wanted.times, checks=tuple(checks))
     last = checks[-1]
     raise SettingError(f"{device} computes wrong numbers, also in {last.name}: {last.reason}; replace the device")
 
 
-def _candidates(device: torch.device, precision: str, quantization: Quantization) -> list[Arithmetic]:
-    wanted = [(precision, quantization), (precision, "none"), ("float32", "none")]
-    out: list[Arithmetic] = []
-    for each, quantized in dict.fromkeys(wanted):
-        chosen = linear.choose(device, DTYPES[each], quantized)
-        out.append(Arithmetic(each, quantized, chosen))
-        if quantized == "none" and chosen is not Plain:
-            out.append(Arithmetic(each, quantized, Plain))
-    return out
+def _next_best(wanted: Arithmetic, device: torch.device) -> Iterator[Arithmetic]:
+    if wanted.runtime != "torch":
+        yield wanted
+    precision = wanted.precision
+    for each, quantized in dict.fromkeys(((precision, wanted.quantization), (precision, "none"), ("float32", "none"))):
+        by_torch = of_torch(device, each, quantized)
+        yield by_torch
+        if quantized == "none" and by_torch.linear_class is not Plain:
+            yield replace(by_torch, linear_class=Plain)
 
 
-def _check_with_compiled(each: Arithmetic, shape: Shape, device: torch.device) -> list[Check]:
+def check_onnx(each: Arithmetic, shape: Shape) -> Check:
+    """Compares a layer of ONNX Runtime with the same in float32 by torch."""
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        exact = make_sample(shape, numbers, lambda name, weight, bias: Plain(weight, bias))
+        sample = sample_shape(shape)
+        ranges = measure_ranges(exact, sample, random_rows(sample)) if each.linear_class.has_fixed_scales else {}
+        made = make_sample(
+            shape, numbers, lambda name, weight, bias: each.linear_class.of(weight, bias, ranges.get(name))
+        )
+        layers = each.bind(made, sample, prepare_plain)
+        for layout in (*LAYOUTS[:1], *(Layout((row,), row[0]) for row in LAYOUTS[0].rows[-2:])):
+            hidden, end = numbers(layout.num_tokens, shape.hidden_size), layout.offsets[-1]
+            wanted = run_layers(exact, sample, hidden, prepare_plain(layout, CPU, torch.float32))
+            yield layers(hidden, layout)[:end], wanted[:end]
+
+    return compare("runtime", each.form, pairs, _limit(each))
+
+
+def _limit(each: Arithmetic) -> float:
+    return PRECISION_LIMITS[each.precision] if each.quantization == "none" else LIMITS[each.quantization]
+
+
+def _check_linear(each: Arithmetic, shape: Shape, device: torch.device) -> list[Check]:
     """The check of these maps, last. If they pass without one compiled function, or without all, these are left out."""
     check = check_linear(each, shape, device)
     compiled = [function for function in each.linear_class.compiled if not function.is_left_out]
@@ -119,8 +226,7 @@ def check_linear(each: Arithmetic, shape: Shape, device: torch.device) -> Check:
                         yield sums, total
                         yield normed, F.layer_norm(total, (num_out,)) * 2 + 1
 
-    limit = PRECISION_LIMITS[each.precision] if each.quantization == "none" else LIMITS[each.quantization]
-    return compare("linear", each.name, pairs, limit)
+    return compare("linear", each.name, pairs, _limit(each))
 
 
 def _maps(shape: Shape, device: torch.device) -> dict[tuple[int, int], set[str]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from service import host
-from service.engine import torch_private
 
 
 def describe_build() -> dict[str, Any]:
@@ -20,7 +20,7 @@ def describe_build() -> dict[str, Any]:
         "driver_cuda": ".".join(map(str, driver)) if driver else None,
         "driver": host.driver_version(),
         "onednn": torch.backends.mkldnn.is_available(),
-        "fbgemm": torch_private.has_fbgemm(),
+        "onnxruntime": version("onnxruntime"),
         "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }

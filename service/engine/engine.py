@@ -31,12 +31,15 @@ from service.domain import (
     TokenScores,
     TopTokens,
     WantedQuantization,
+    WantedRuntime,
 )
 from service.engine import arithmetic, attention, calibration, device, packing, readouts
+from service.engine.arithmetic import Arithmetic
+from service.engine.attention_backends import prepare_plain
 from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
-from service.engine.encoder import encode
-from service.engine.fastest import fastest_quantization
+from service.engine.encoder import embed
+from service.engine.fastest import fastest
 from service.engine.tensor_files import Progress
 from service.engine.weight_cache import SampleRows, WeightLoader
 from service.engine.weights import WeightFormat, Weights
@@ -69,29 +72,32 @@ class Engine:
         weights: Weights,
         *,
         device: torch.device,
-        precision: str,
+        arithmetic: Arithmetic,
         backend: str = "auto",
         loader: WeightLoader | None = None,
-        checks: Sequence[Check] = (),
     ) -> None:
         self.checkpoint = checkpoint
         self.device = device
-        self.precision = precision
-        shape = checkpoint.shape
-        config = attention.AttentionConfig(device, weights.words.dtype, shape.num_heads, shape.head_size)
-        with device_guard(device):
-            chosen = attention.choose(backend, config, shape.num_layers)
-        self.backend, self._prepare_attention = chosen.name, chosen.prepare
-        self._checks = (*checks, *chosen.checks)
+        self.arithmetic = arithmetic
+        self._attention = self._choose_attention(backend, weights.words.dtype)
         self._graph_checks: Sequence[Check] = ()
         self._loader = loader
         self._use(weights)
         self._launching = Lock()
 
+    def _choose_attention(self, backend: str, dtype: torch.dtype) -> attention.Choice:
+        if self.arithmetic.runtime == "onnxruntime":
+            return attention.Choice("onnxruntime", prepare_plain, ())  # has its own, which is checked with its layers
+        config = attention.AttentionConfig(self.device, dtype, self.shape.num_heads, self.shape.head_size)
+        with device_guard(self.device):
+            return attention.choose(backend, config, self.shape.num_layers)
+
     def _use(self, weights: Weights) -> None:
-        self.weights = weights
+        self._layers = self.arithmetic.bind(weights, self.shape, self._attention.prepare)
+        # ONNX Runtime has copied the maps of the layers, which are most of the memory.
+        self.weights = replace(weights, layers=()) if self.arithmetic.runtime == "onnxruntime" else weights
         buckets = BUCKETS if self.device.type == "cuda" else ()
-        self._graphs = Graphs(dense_forward(weights, self.shape), CudaRecorder(), self.device, buckets)
+        self._graphs = Graphs(dense_forward(self.weights, self.shape), CudaRecorder(), self.device, buckets)
 
     @classmethod
     def load(
@@ -100,6 +106,7 @@ class Engine:
         *,
         device: str = "cpu",
         precision: str = "auto",
+        runtime: WantedRuntime = "torch",
         quantization: WantedQuantization = "none",
         backend: str = "auto",
         progress: Progress | None = None,
@@ -111,32 +118,32 @@ class Engine:
         `weight_cache` is the folder of converted weights; None turns the cache off. `sample_rows` makes rows of texts
         as they are served, from which int8 on a CPU takes its scales; without it, these are rows of random ids.
 
-        What fails the self-test is replaced: `precision` and `checks` of the engine say by what. Raises SettingError
-        for a device, precision, quantization or backend that is not available, CheckpointError for weights that are
-        missing, damaged or of another model.
+        What fails the self-test is replaced: `arithmetic` and `checks` of the engine say by what. Raises SettingError
+        for a device, precision, runtime, quantization or backend that is not available, CheckpointError for weights
+        that are missing, damaged or of another model.
         """
-        target = resolve_device(device)
+        target, shape = resolve_device(device), checkpoint.shape
         precision = resolve_precision(precision, target)
-        if quantization == "auto":
-            quantization = fastest_quantization(checkpoint.shape, target, precision)
-        chosen = arithmetic.choose(checkpoint.shape, target, precision, quantization)
+        candidates = arithmetic.candidates(shape, target, precision, runtime, quantization)
+        chosen = arithmetic.check(fastest(candidates, shape, target), shape, target)
         weight_format = WeightFormat(target, DTYPES[chosen.precision], chosen.linear_class)
-        form = form_of(target.type, chosen.precision, chosen.quantization)
+        form = form_of(target.type, chosen.precision, chosen.quantization, chosen.runtime)
         on_bytes = progress or (lambda done, total: None)
         loader = WeightLoader(checkpoint, weight_format, on_bytes, weight_cache, form, sample_rows)
-        resolved = chosen.precision if chosen.quantization == "none" else chosen.quantization
-        engine = cls(
-            checkpoint,
-            loader.load(),
-            device=target,
-            precision=resolved,
-            backend=backend,
-            loader=loader,
-            checks=chosen.checks,
-        )
-        fields = {"model": checkpoint.name, "device": str(target), "precision": resolved, "attention": engine.backend}
-        logger.info("model loaded", extra=fields)
+        engine = cls(checkpoint, loader.load(), device=target, arithmetic=chosen, backend=backend, loader=loader)
+        fields = {"model": checkpoint.name, "device": str(target), "precision": engine.precision}
+        logger.info("model loaded", extra={**fields, "runtime": chosen.runtime, "attention": engine.backend})
         return engine
+
+    @property
+    def precision(self) -> str:
+        """That of the weights, or their quantization."""
+        return self.arithmetic.result
+
+    @property
+    def backend(self) -> str:
+        """The name of the attention backend."""
+        return self._attention.name
 
     @property
     def shape(self) -> Shape:
@@ -145,7 +152,7 @@ class Engine:
     @property
     def checks(self) -> tuple[Check, ...]:
         """What the self-test found; those of CUDA graphs are there after `warm_up`."""
-        return (*self._checks, *self._graph_checks)
+        return (*self.arithmetic.checks, *self._attention.checks, *self._graph_checks)
 
     @property
     def has_found_damage(self) -> bool:
@@ -167,7 +174,7 @@ class Engine:
             self.require_sound_weights()
         except DamagedFile:
             assert self._loader, "it has found the damage"
-            del self.weights, self._graphs  # a GPU may not have the memory for both
+            del self.weights, self._layers, self._graphs  # a GPU may not have the memory for both
             self._use(self._loader.load(in_full=True))
             return True
         return False
@@ -256,8 +263,7 @@ class Engine:
 
     def _compute(self, tokens: Tensor, layout: packing.Layout) -> Tensor:
         """The hidden states without a graph."""
-        attend = self._prepare_attention(layout, self.device, self.weights.words.dtype)
-        return encode(self.weights, self.shape, tokens, attend)
+        return self._layers(embed(self.weights, tokens), layout)
 
     @torch.inference_mode()
     def _warm_up_gpu(self, rows: list[Encoding]) -> list[Output]:

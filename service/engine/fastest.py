@@ -1,82 +1,90 @@
-"""The choice of a quantization by measurement: the linear maps of one layer, in each that the device has."""
+"""The choice of a runtime and a quantization by measurement: one layer of the model's sizes, in each that there is."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
-from service.domain import Quantization
-from service.engine import linear
+from service.engine.arithmetic import Arithmetic
+from service.engine.attention_backends import prepare_sdpa
 from service.engine.device import DTYPES, device_guard
 from service.engine.linear import InputRange, Linear
+from service.engine.packing import Layout
+from service.engine.sample_layer import make_sample, sample_shape
 from service.engine.trials import time_each
-from service.errors import SettingError
 
 logger = logging.getLogger(__name__)
 
 NUM_TOKENS = 64
-"""Of a small batch: what a quantization costs beside its products weighs most there."""
+"""Of one row: what an arithmetic costs beside its products weighs most in a small batch."""
 
 WORTHWHILE_GAIN = 1.2
 """How many times as fast as none a quantization must be: a smaller gain is not worth its rounding, and noise could
 change the choice from one start to the next."""
 
-Maps = list[tuple[Linear, Tensor]]
+WORTHWHILE_COPY = 1.1
+"""How many times as fast as torch ONNX Runtime must be: its weights are copies of each process."""
+
+Run = Callable[[], Tensor]
 
 
-def fastest_quantization(shape: Shape, device: torch.device, precision: str) -> Quantization:
-    """The fastest of those that the device has, on a layer of this shape. Logs the times and the choice."""
-    runs: dict[Quantization, Callable[[], None]] = {}
-    for quantization in get_args(Quantization):
-        try:
-            with device_guard(device):
-                runs[quantization] = partial(_run, _make_layer(shape, device, precision, quantization), device)
-        except SettingError:
-            continue  # the device has no such arithmetic
+def fastest(candidates: Sequence[Arithmetic], shape: Shape, device: torch.device) -> Arithmetic:
+    """The fastest on a layer of this shape, of at least one. Logs the times and the choice of several."""
+    if len(candidates) == 1:
+        return candidates[0]
     with device_guard(device):
-        return choose(runs)
+        return choose({each: partial(_run, _bind(each, shape, device), device) for each in candidates})
 
 
-def choose(
-    runs: Mapping[Quantization, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
-) -> Quantization:
-    """The fastest of these, unless it gains too little over `none`. One that fails is not chosen."""
+def choose(runs: Mapping[Arithmetic, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> Arithmetic:
+    """The fastest of these, unless it gains too little over one without quantization, or over torch.
+
+    One that fails is not chosen; of those that all fail, the first is.
+    """
 
     def warn(name: str, reason: str) -> None:
-        logger.warning("quantization failed", extra={"quantization": name, "reason": reason})
+        logger.warning("arithmetic failed", extra={"arithmetic": name, "reason": reason})
 
-    seconds = time_each(runs, warn, clock)
-    fastest: Quantization = min(seconds, key=seconds.__getitem__, default="none")
-    is_worthwhile = "none" not in seconds or seconds[fastest] * WORTHWHILE_GAIN <= seconds["none"]
-    chosen: Quantization = fastest if is_worthwhile else "none"
-    milliseconds = {f"{name}_ms": round(1000 * each, 3) for name, each in seconds.items()}
-    logger.info("quantization measured", extra={"chosen": chosen, **milliseconds})
-    return chosen
+    by_name = {each.form: each for each in runs}
+    seconds = time_each({each.form: run for each, run in runs.items()}, warn, clock)
+
+    def score(name: str) -> float:
+        """The seconds that it would have to take, to be as good as torch without quantization."""
+        each = by_name[name]
+        rounding = 1.0 if each.quantization == "none" else WORTHWHILE_GAIN
+        return seconds[name] * rounding * (1.0 if each.runtime == "torch" else WORTHWHILE_COPY)
+
+    name = min(seconds, key=score, default=next(iter(by_name)))
+    milliseconds = {f"{each.replace(' ', '_')}_ms": round(1000 * seconds[each], 3) for each in seconds}
+    logger.info("arithmetic measured", extra={"chosen": name, **milliseconds})
+    return replace(by_name[name], times=tuple(seconds.items()))
 
 
-def _make_layer(shape: Shape, device: torch.device, precision: str, quantization: Quantization) -> Maps:
-    """The maps of a layer with an input for each; the time does not depend on the numbers."""
-    dtype, hidden, ffn = DTYPES[precision], shape.hidden_size, shape.ffn_size
-    linear_class = linear.choose(device, dtype, quantization)
-    maps: Maps = []
-    for num_out, num_in in ((3 * hidden, hidden), (hidden, hidden), (ffn, hidden), (hidden, ffn)):
-        weight = torch.full((num_out, num_in), 0.5, dtype=dtype, device=device)
-        bias = torch.zeros(num_out, dtype=dtype, device=device)
-        inputs = torch.ones(NUM_TOKENS, num_in, dtype=dtype, device=device)
-        maps.append((linear_class.of(weight, bias, InputRange.of(inputs)), inputs))
-    return maps
+def _bind(each: Arithmetic, shape: Shape, device: torch.device) -> Run:
+    """The time does not depend on the numbers, and these take least to make."""
+    dtype = DTYPES[each.precision]
+
+    def fill(*sizes: int) -> Tensor:
+        return torch.full(sizes, 0.5, dtype=dtype, device=device)
+
+    def make_map(name: str, weight: Tensor, bias: Tensor) -> Linear:
+        one = torch.ones(weight.shape[1], device=device)
+        return each.linear_class.of(weight, bias, InputRange(-one, one))
+
+    layers = each.bind(make_sample(shape, fill, make_map), sample_shape(shape), prepare_sdpa)
+    hidden, layout = fill(NUM_TOKENS, shape.hidden_size), Layout(((NUM_TOKENS, ()),), NUM_TOKENS)
+    return lambda: layers(hidden, layout)
 
 
 @torch.inference_mode()
-def _run(maps: Maps, device: torch.device) -> None:
-    for made, inputs in maps:
-        made(inputs)
+def _run(run: Run, device: torch.device) -> None:
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

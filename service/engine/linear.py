@@ -17,7 +17,7 @@ from torch import Tensor
 
 from service.domain import Quantization
 from service.engine import ops, torch_private
-from service.engine.device import check_capability, has_int8_dot, int8_weight_limit
+from service.engine.device import check_capability, int8_weight_limit
 from service.engine.ops import UINT8_ZERO, Fused, Gelu, Norm, quantize_channels, to_unsigned_codes
 from service.errors import SettingError
 
@@ -143,35 +143,43 @@ _MIN_REACH = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Codes:
-    """A map of 8-bit weights, which have a scale per output channel, and 8-bit inputs with fixed scales.
+class Int8Codes(Linear):
+    """8-bit weights with a scale per output channel, and 8-bit inputs with fixed scales. ONNX Runtime multiplies them.
 
     The scales of the input channels are multiplied into the weights, and the middle of their common range into the
     bias, so the codes of all inputs have one scale and one zero point: they are gain * hidden + offset, rounded.
 
     Libraries multiply signed weights fastest with unsigned inputs. On a CPU without VNNI they add pairs of products in
-    16 bits, so the weights have 7 bits there (see `int8_weight_limit`).
+    16 bits, so the weights have 7 bits there (see `int8_weight_limit`). A call computes what they compute, in float32:
+    the sums are exact, and slow.
     """
 
+    has_fixed_scales = True
+    input_fields = ("gain", "offset")
     weight: Tensor  # [out, in] int8
     scales: Tensor  # [out] float32
     bias: Tensor  # [out] float32
     gain: Tensor  # [in] float32
-    offset: Tensor  # [in] float32, all the same
+    offset: Tensor  # [in] float32: an integer, the same for all
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None) -> Self:
+    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
         assert inputs, "maps with fixed scales are made after the ranges of their inputs are known"
         weight = weight.float()
         reach = torch.maximum(inputs.low.abs(), inputs.high.abs()).clamp(min=_MIN_REACH)
         smooth = reach**_SMOOTHING / weight.abs().amax(dim=0).clamp(min=_MIN_REACH) ** (1 - _SMOOTHING)
-        low, high = float((inputs.low / smooth).min()), float((inputs.high / smooth).max())
+        # With zero in the range, the zero point is a code.
+        low, high = float((inputs.low / smooth).min().clamp(max=0)), float((inputs.high / smooth).max().clamp(min=0))
         step = _MARGIN * max(high - low, _MIN_REACH) / (2 * (UINT8_ZERO - 1))
-        middle = (high + low) / 2 / step
+        middle = round((high + low) / 2 / step)
         codes, scales = quantize_channels(weight * (smooth * step), largest=int8_weight_limit())
         # With the weights as they were rounded: an input of zero adds exactly nothing.
         bias = bias.float() + scales * codes.float().sum(dim=1) * middle
         return cls(codes, scales, bias, (smooth * step).reciprocal(), torch.full_like(smooth, -middle))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        codes = torch.addcmul(self.offset, hidden.float(), self.gain).round_().clamp_(-UINT8_ZERO, 255 - UINT8_ZERO)
+        return F.linear(codes, self.weight.float()).mul_(self.scales).add_(self.bias).to(hidden.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,42 +225,6 @@ class OneDnnInt8(Linear):
         return torch_private.linear_int8(
             codes, UINT8_ZERO, self.weight, self.scales, self.zeros, self.bias, hidden.dtype, gelu
         ).to(hidden.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class FbgemmInt8(Linear):
-    """FBGEMM on an x86 CPU without VNNI, by `Int8Codes`: for a single short row 1.4 times as fast as oneDNN there.
-
-    Its packed weight is an object of torch in the memory of the process. It is saved as the codes that it was made of.
-    """
-
-    has_fixed_scales = True
-    input_fields = ("gain", "offset")
-    weight: Any  # packed, with the scales and the bias
-    gain: Tensor  # [in] float32
-    offset: Tensor  # [in] float32; the codes are gain * hidden + offset, rounded, from UINT8_ZERO on
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, inputs: InputRange | None = None) -> Self:
-        made = Int8Codes.of(weight, bias, inputs)
-        return cls(torch_private.pack_fbgemm(made.weight, made.scales, made.bias), made.gain, made.offset)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        codes = torch.addcmul(self.offset, hidden, self.gain)
-        return torch_private.linear_fbgemm(codes, UINT8_ZERO, self.weight).to(hidden.dtype)
-
-    @classmethod
-    def field_names(cls) -> tuple[str, ...]:
-        return ("weight", "scales", "bias", *cls.input_fields)
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        packed = torch_private.pack_fbgemm(tensors["weight"], tensors["scales"], tensors["bias"])
-        return cls(packed, tensors["gain"], tensors["offset"])
-
-    def tensors(self) -> dict[str, Tensor]:
-        weight, scales, bias = torch_private.unpack_fbgemm(self.weight)
-        return {"weight": weight, "scales": scales, "bias": bias, "gain": self.gain, "offset": self.offset}
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +310,6 @@ def choose(device: torch.device, dtype: torch.dtype, quantization: Quantization)
     """
     if device.type == "cpu" and quantization == "none" and not torch_private.has_onednn(dtype):
         return Plain
-    if device.type == "cpu" and quantization == "int8" and not has_int8_dot() and torch_private.has_fbgemm():
-        return FbgemmInt8
     linear_class = _CLASSES.get((device.type, quantization))
     if linear_class is None:
         raise SettingError(f"quantization {quantization!r}: not on {device.type}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -105,45 +104,6 @@ def int8_result(dtype: torch.dtype) -> torch.dtype:
     oneDNN has only its reference code there, which is thousands of times slower.
     """
     return dtype if has_onednn(dtype) else torch.float32
-
-
-def has_fbgemm() -> bool:
-    """Whether this torch has FBGEMM and its operators.
-
-    FBGEMM's packed weights are made of quantized tensors, which torch has deprecated (pytorch issue 184982). A later
-    torch may be without them.
-    """
-    names = ("linear_prepack", "linear_unpack", "linear_with_input_q_dq_qweight_dq_output_fp32")
-    has_operators = all(hasattr(torch.ops.quantized, name) for name in names)
-    return has_operators and "fbgemm" in torch.backends.quantized.supported_engines
-
-
-def pack_fbgemm(codes: Tensor, scales: Tensor, bias: Tensor) -> Any:
-    """The int8 weight [out, in] with its scales [out] and the float32 bias [out], in FBGEMM's layout."""
-    engine = torch.backends.quantized.engine
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)  # see `has_fbgemm`
-        zeros = torch.zeros(len(scales), dtype=torch.int64)
-        weight = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
-        torch.backends.quantized.engine = "fbgemm"
-        try:
-            return torch.ops.quantized.linear_prepack(weight, bias)
-        finally:
-            torch.backends.quantized.engine = engine
-
-
-def unpack_fbgemm(packed: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes, the scales and the bias that `pack_fbgemm` was given."""
-    weight, bias = torch.ops.quantized.linear_unpack(packed)
-    return weight.int_repr(), weight.q_per_channel_scales().float(), bias
-
-
-def linear_fbgemm(hidden: Tensor, zero_point: int, packed: Any) -> Tensor:
-    """The product [tokens, out] of float32 numbers [tokens, in], rounded to integers from -zero_point to
-    255 - zero_point, and int8 weights, by the scales of these, plus the bias."""
-    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-    out: Tensor = multiply(hidden, 1.0, zero_point, packed)
-    return out
 
 
 def packed_values(packed: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.checkpoints.checkpoint import Checkpoint
-from service.domain import Check, Encoding, Memory, Output, Step, WantedQuantization
+from service.domain import Check, Encoding, Memory, Output, Step, WantedQuantization, WantedRuntime
 
 ENGINE_MODULE = "service.engine.engine"
 """What `load_engine` imports, with torch."""
@@ -81,6 +81,7 @@ def load_engine(
     device: str,
     precision: str,
     progress: Progress,
+    runtime: WantedRuntime = "torch",
     quantization: WantedQuantization = "none",
     weight_cache: Path | None = None,
 ) -> Runner:
@@ -95,6 +96,7 @@ def load_engine(
         checkpoint,
         device=device,
         precision=precision,
+        runtime=runtime,
         quantization=quantization,
         progress=progress,
         weight_cache=weight_cache,

@@ -1,9 +1,10 @@
 """The least time that a batch can take: the bare matrix products of its tokens, and nothing else.
 
 Times the linear maps of an encoder (query-key-value, attention output, feed-forward in and out of every layer) on
-random numbers, in every way to multiply that torch has here, and keeps the quickest. Every layer has weights of its
-own, so that no cache flatters the figure; of a large model some layers stand for the rest. Attention, norms,
-embeddings, heads and the rounding to codes are left out, as are queue and wire: who serves these tokens is not faster.
+random numbers, in every way to multiply that torch and ONNX Runtime have here, and keeps the quickest. Every layer has
+weights of its own, so that no cache flatters the figure; of a large model some layers stand for the rest. Attention,
+norms, embeddings, heads and the rounding to codes are left out, as are queue and wire: who serves these tokens is not
+faster.
 
 Run as a program it reads a question as JSON from its standard input and prints the answers: a fresh process is the only
 way to a number of threads of one's own.
@@ -23,8 +24,9 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.engine import torch_private
+from service.engine.linear import Int8Codes, Plain
 from service.engine.ops import UINT8_ZERO
-from service.engine.torch_private import has_fbgemm, has_onednn
+from service.engine.torch_private import has_onednn
 
 Product = Callable[[Tensor], Tensor]
 """Of [tokens, in] to [tokens, out]."""
@@ -38,16 +40,20 @@ def ways_of(device: torch.device, precision: str) -> Mapping[str, Way]:
     match precision:
         case "int8":
             ways = {"int_mm": _int_mm}
+            if is_cpu:
+                ways["onnxruntime"] = _onnxruntime_int8
             if is_cpu and has_onednn(torch.float32):
                 ways["onednn"] = _onednn_int8
-            if is_cpu and has_fbgemm():
-                ways["fbgemm"] = _fbgemm
             return ways
         case "fp8":
             return {"scaled_mm": _scaled_mm}
         case _:
-            is_packed = is_cpu and has_onednn(DTYPES[precision])
-            return {"linear": _linear, "onednn": _onednn} if is_packed else {"linear": _linear}
+            ways = {"linear": _linear}
+            if is_cpu and has_onednn(DTYPES[precision]):
+                ways["onednn"] = _onednn
+            if is_cpu and precision == "float32":
+                ways["onnxruntime"] = _onnxruntime
+            return ways
 
 
 def _linear(weight: Tensor) -> Product:
@@ -58,6 +64,22 @@ def _onednn(weight: Tensor) -> Product:
     """The weight in oneDNN's own layout."""
     packed = torch_private.pack(weight)
     return lambda hidden: torch_private.linear(hidden, packed, None)
+
+
+def _onnxruntime(weight: Tensor) -> Product:
+    from service.engine.onnx_encoder import multiply
+
+    return multiply(Plain(weight, torch.zeros(len(weight))), torch.get_num_threads())
+
+
+def _onnxruntime_int8(weight: Tensor) -> Product:
+    """Of float32 inputs, which it rounds to codes."""
+    from service.engine.onnx_encoder import multiply
+
+    num_out, num_in = weight.shape
+    made = Int8Codes(weight, torch.ones(num_out), torch.zeros(num_out), torch.ones(num_in), torch.zeros(num_in))
+    product = multiply(made, torch.get_num_threads())
+    return lambda hidden: product(hidden.float())
 
 
 def _int_mm(weight: Tensor) -> Product:
@@ -71,12 +93,6 @@ def _onednn_int8(weight: Tensor) -> Product:
     return lambda hidden: torch_private.linear_int8(
         hidden.view(torch.uint8), UINT8_ZERO, packed, scales, zeros, None, torch.bfloat16
     )
-
-
-def _fbgemm(weight: Tensor) -> Product:
-    """Of float32 inputs, which FBGEMM makes codes of."""
-    packed = torch_private.pack_fbgemm(weight, torch.ones(len(weight)), torch.zeros(len(weight)))
-    return lambda hidden: torch_private.linear_fbgemm(hidden.float(), UINT8_ZERO, packed)
 
 
 def _scaled_mm(weight: Tensor) -> Product:

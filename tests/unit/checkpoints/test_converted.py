@@ -117,14 +117,14 @@ def test_the_file_changes_with_the_version_of_torch(
 
 
 def test_the_form_depends_on_device_precision_and_cpu_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert form_of("cuda", "bfloat16", "none") == "bfloat16-gpu"
-    assert form_of("cuda", "bfloat16", "fp8") == "fp8-bfloat16-gpu"
+    assert form_of("cuda", "bfloat16", "none", "torch") == "bfloat16-gpu"
+    assert form_of("cuda", "bfloat16", "fp8", "torch") == "fp8-bfloat16-gpu"
     monkeypatch.setattr(converted.host, "cpu_features", lambda: frozenset({"avx2", "fma"}))
-    one = form_of("cpu", "float32", "int8")
-    assert re.fullmatch("int8-float32-cpu-[0-9a-f]{6}", one)
-    assert one == form_of("cpu", "float32", "int8")
+    one = form_of("cpu", "float32", "int8", "torch")
+    assert re.fullmatch("int8-float32-torch-cpu-[0-9a-f]{6}", one)
+    assert one == form_of("cpu", "float32", "int8", "torch")
     monkeypatch.setattr(converted.host, "cpu_features", lambda: frozenset({"avx2", "fma", "avx512f"}))
-    assert one != form_of("cpu", "float32", "int8")
+    assert one != form_of("cpu", "float32", "int8", "torch")
 
 
 def test_is_worthwhile_depends_on_format_size_and_device(tmp_path: Path, source: Path) -> None:

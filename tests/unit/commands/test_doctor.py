@@ -58,12 +58,17 @@ def machine(**changes: Any) -> Report:
 def test_the_report_has_hardware_libraries_and_what_was_tried_and_chosen(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, report = examine(capsys, "--model", str(path), "--precision", "float32")
+    code, report = examine(capsys, "--model", str(path), "--precision", "float32", "--runtime", "torch")
     assert code == 0
     assert report["cpu"]["cores"] >= 1
     assert report["build"]["torch"] == torch.__version__
     [model] = report["models"]
-    assert model["chosen"] == {"precision": "float32", "linear": "OneDnn", "attention": "sdpa"}
+    assert model["chosen"] == {
+        "precision": "float32",
+        "runtime": "torch",
+        "linear": "OneDnn",
+        "attention": "sdpa",
+    }
     assert [(each["kind"], each["name"], each["is_used"]) for each in model["tried"]] == [
         ("linear", "OneDnn float32", True),
         ("attention", "sdpa", True),
@@ -92,7 +97,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_with_the_others(
     bad, good = report["models"]
     assert code == 1
     assert bad["failed"] == "<path>: no such directory"
-    assert good["chosen"]["attention"] == "sdpa"
+    assert good["chosen"]["attention"] in ("sdpa", "onnxruntime")
     assert "model 1 on cpu cannot be loaded: <path>: no such directory" in report["advice"]
 
 
@@ -111,7 +116,7 @@ def test_a_kernel_that_fails_the_self_test_is_reported(
         raise RuntimeError("no kernel in /home/somebody/cache/kernel.so")
 
     monkeypatch.setattr(OneDnn, "__call__", fail)
-    code, report = examine(capsys, "--model", str(path), "--precision", "float32")
+    code, report = examine(capsys, "--model", str(path), "--precision", "float32", "--runtime", "torch")
     [model] = report["models"]
     assert code == 1
     assert model["chosen"]["linear"] == "Plain"
@@ -120,10 +125,16 @@ def test_a_kernel_that_fails_the_self_test_is_reported(
 
 
 def test_the_text_shows_what_was_tried_and_chosen(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--devices", "cpu", "--precision", "float32", "--model", str(path)]) == 0
+    flags = ["--devices", "cpu", "--precision", "float32", "--model", str(path)]
+    assert cli.main(["doctor", "--runtime", "torch", *flags]) == 0
     text = capsys.readouterr().out
-    assert "chosen   float32, maps OneDnn, attention sdpa" in text
+    assert "chosen   float32 by torch, maps OneDnn, attention sdpa" in text
     assert "tried    attention sdpa" in text
+    assert "measured" not in text
+    assert cli.main(["doctor", *flags]) == 0
+    text = capsys.readouterr().out
+    assert "measured a layer by torch float32" in text
+    assert "measured a layer by onnxruntime float32" in text
     assert "to change:" in text
 
 

@@ -164,6 +164,6 @@ def test_a_weight_of_the_wrong_type_is_found(path: Path) -> None:
         loaded = load(path, precision="bfloat16", backend="sdpa")
         layer = loaded.weights.layers[0]
         wrong = replace(layer, qkv=replace(layer.qkv, weight=layer.qkv.weight.float()))  # type: ignore[type-var]
-        loaded.weights = replace(loaded.weights, layers=(wrong,))
+        loaded._use(replace(loaded.weights, layers=(wrong,)))
         with pytest.raises(AssertionError, match="linear of the types"):
             loaded.run(BATCHES["plain"])

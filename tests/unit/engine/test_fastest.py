@@ -1,19 +1,24 @@
-"""The choice of a quantization by measurement."""
+"""The choice of a runtime and a quantization by measurement."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from service.checkpoints.checkpoint import describe
-from service.domain import Quantization
+from service.checkpoints.checkpoint import Shape, describe
+from service.domain import Quantization, Runtime, WantedQuantization, WantedRuntime
 from service.engine import engine
+from service.engine.arithmetic import Arithmetic, candidates
 from service.engine.engine import Engine
-from service.engine.fastest import choose, fastest_quantization
+from service.engine.fastest import choose, fastest
+from service.engine.linear import Int8Codes, Plain
 from service.engine.self_test import CPU
+from service.errors import SettingError
 from tests.checkpoints import make_checkpoint
 
 
@@ -34,39 +39,110 @@ def failing() -> None:
     raise RuntimeError("no kernel image is available")
 
 
-@pytest.mark.parametrize(("int8", "chosen"), [(0.5, "int8"), (0.9, "none"), (2.0, "none")])
-def test_a_quantization_that_gains_a_fifth_is_chosen(int8: float, chosen: Quantization) -> None:
+def of(runtime: Runtime, quantization: Quantization = "none") -> Arithmetic:
+    return Arithmetic(runtime, "float32", quantization, Plain)
+
+
+TORCH, ONNX = of("torch"), of("onnxruntime")
+TORCH_INT8, ONNX_INT8 = of("torch", "int8"), of("onnxruntime", "int8")
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Shape:
+    return describe(make_checkpoint(tmp_path_factory.mktemp("model"), num_layers=1), "test").shape
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({TORCH: 1.0, TORCH_INT8: 0.8}, TORCH_INT8),
+        ({TORCH: 1.0, TORCH_INT8: 0.9}, TORCH),
+        ({TORCH: 1.0, TORCH_INT8: 2.0}, TORCH),
+        ({TORCH: 1.0, TORCH_INT8: 0.5, of("torch", "fp8"): 0.4}, of("torch", "fp8")),
+        ({TORCH: 1.0, ONNX: 0.9}, ONNX),
+        ({TORCH: 1.0, ONNX: 0.95}, TORCH),
+        ({TORCH: 1.0, ONNX: 0.6, TORCH_INT8: 0.8, ONNX_INT8: 0.4}, ONNX_INT8),
+        ({TORCH: 1.0, ONNX: 0.6, TORCH_INT8: 0.8, ONNX_INT8: 0.55}, ONNX),
+    ],
+)
+def test_the_fastest_is_chosen_unless_it_gains_too_little(seconds: dict[Arithmetic, float], chosen: Arithmetic) -> None:
     device = Device()
-    assert choose({"none": device.taking(1.0), "int8": device.taking(int8)}, lambda: device.now) == chosen
+    found = choose({each: device.taking(time) for each, time in seconds.items()}, lambda: device.now)
+    assert replace(found, times=()) == chosen
+    assert dict(found.times) == pytest.approx({each.form: time for each, time in seconds.items()})
 
 
-def test_the_fastest_of_several_is_chosen() -> None:
+def test_one_that_fails_is_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
     device = Device()
-    runs = {"none": device.taking(1.0), "int8": device.taking(0.5), "fp8": device.taking(0.4)}
-    assert choose(runs, lambda: device.now) == "fp8"  # type: ignore[arg-type]  # the keys are literals
+    assert choose({TORCH: device.taking(1.0), ONNX: failing}, lambda: device.now).runtime == "torch"
+    [record] = [record for record in caplog.records if record.getMessage() == "arithmetic failed"]
+    assert record.__dict__["arithmetic"] == "onnxruntime float32"
 
 
-def test_a_quantization_that_fails_is_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
-    device = Device()
-    assert choose({"none": device.taking(1.0), "int8": failing}, lambda: device.now) == "none"
-    assert "quantization failed" in [record.getMessage() for record in caplog.records]
-
-
-def test_a_cpu_is_measured_without_fp8_and_the_choice_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shape = describe(make_checkpoint(tmp_path, num_layers=1), "test").shape
+def test_a_cpu_is_measured_without_fp8_and_the_choice_is_logged(shape: Shape, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        chosen = fastest_quantization(shape, CPU, "float32")
-    [record] = [record for record in caplog.records if record.getMessage() == "quantization measured"]
-    assert record.__dict__["chosen"] == chosen
-    assert {name for name in record.__dict__ if name.endswith("_ms")} == {"none_ms", "int8_ms"}
+        chosen = fastest(candidates(shape, CPU, "float32", "auto", "auto"), shape, CPU)
+    [record] = [record for record in caplog.records if record.getMessage() == "arithmetic measured"]
+    assert record.__dict__["chosen"] == chosen.form
+    assert {name for name in record.__dict__ if name.endswith("_ms")} == {
+        "torch_float32_ms",
+        "onnxruntime_float32_ms",
+        "torch_int8_ms",
+        "onnxruntime_int8_ms",
+    }
 
 
-@pytest.mark.parametrize(("chosen", "precision"), [("int8", "int8"), ("none", "float32")])
-def test_an_engine_of_auto_computes_as_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: Quantization, precision: str
+def test_what_the_settings_name_is_not_measured(shape: Shape, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        chosen = fastest(candidates(shape, CPU, "float32", "onnxruntime", "int8"), shape, CPU)
+    assert (chosen.runtime, chosen.quantization, chosen.linear_class) == ("onnxruntime", "int8", Int8Codes)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "runtime", "quantization"),
+    [
+        ("cuda", "float32", "onnxruntime", "none"),
+        ("cpu", "bfloat16", "onnxruntime", "none"),
+        ("cpu", "float32", "onnxruntime", "fp8"),
+        ("cpu", "float32", "auto", "fp8"),
+    ],
+)
+def test_settings_that_the_device_does_not_support_are_errors(
+    shape: Shape, device: str, precision: str, runtime: WantedRuntime, quantization: WantedQuantization
 ) -> None:
-    monkeypatch.setattr(engine, "fastest_quantization", lambda *of: chosen)
+    with pytest.raises(SettingError, match=r"onnxruntime|fp8"):
+        candidates(shape, torch.device(device), precision, runtime, quantization)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "num_layers", "quantization", "are_there"),
+    [
+        ("cpu", "float32", 24, "none", True),
+        ("cpu", "bfloat16", 24, "none", False),
+        ("cuda", "float32", 24, "none", False),
+        ("cpu", "float32", 100, "none", False),
+        ("cpu", "float32", 100, "int8", True),
+    ],
+)
+def test_onnx_runtime_is_a_candidate_on_a_cpu_in_float32_up_to_a_size(
+    device: str, precision: str, num_layers: int, quantization: Quantization, are_there: bool
+) -> None:
+    """With 1,024 channels a layer has 50 MB of float32."""
+    shape = Shape(num_layers, 1024, 16, 4096, 21128, 512, 2, 1e-12, "gelu")
+    found = candidates(shape, torch.device(device), precision, "auto", quantization)
+    assert [each.runtime for each in found] == (["torch", "onnxruntime"] if are_there else ["torch"])
+
+
+@pytest.mark.parametrize("chosen", [("torch", "int8"), ("torch", "none"), ("onnxruntime", "int8")])
+def test_an_engine_of_auto_computes_as_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: tuple[Runtime, Quantization]
+) -> None:
+    def pick(found: list[Arithmetic], *of: object) -> Arithmetic:
+        return next(each for each in found if (each.runtime, each.quantization) == chosen)
+
+    monkeypatch.setattr(engine, "fastest", pick)
     checkpoint = describe(make_checkpoint(tmp_path, num_layers=1), "test")
-    assert Engine.load(checkpoint, precision="float32", quantization="auto").precision == precision
+    loaded = Engine.load(checkpoint, precision="float32", runtime="auto", quantization="auto")
+    assert (loaded.arithmetic.runtime, loaded.arithmetic.quantization) == chosen
+    assert loaded.precision == ("int8" if chosen[1] == "int8" else "float32")

@@ -11,7 +11,7 @@ from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Encoding
 from service.engine.engine import Engine
 from service.engine.input_ranges import measure_ranges, random_rows
-from service.engine.linear import FbgemmInt8, OneDnnInt8, Plain
+from service.engine.linear import OneDnnInt8, Plain
 from service.engine.weights import MAPS, WeightFormat, Weights, read_weights
 from service.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
@@ -55,7 +55,7 @@ def test_int8_takes_its_scales_from_the_rows_it_is_given(checkpoint: Checkpoint)
     def gain(rows: list[Encoding]) -> torch.Tensor:
         engine = Engine.load(checkpoint, precision="float32", quantization="int8", sample_rows=lambda: rows)
         made = engine.weights.layers[0].ffn_out
-        assert isinstance(made, OneDnnInt8 | FbgemmInt8)
+        assert isinstance(made, OneDnnInt8)
         return made.gain
 
     rows = mean_rows()

@@ -13,10 +13,10 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.checkpoints.checkpoint import Checkpoint, describe
 from service.domain import Mean
-from service.engine import linear, torch_private
+from service.engine import linear
 from service.engine.device import DTYPES, int8_weight_limit
 from service.engine.engine import Engine
-from service.engine.linear import FbgemmInt8, InputRange, Linear, OneDnn, OneDnnInt8, Plain, choose
+from service.engine.linear import InputRange, Int8Codes, Linear, OneDnn, OneDnnInt8, Plain, choose
 from service.engine.ops import Gelu, Norm, quantize_channels, to_unsigned_codes
 from service.engine.packing import bucket
 from service.engine.weights import WeightFormat, Weights, read_weights
@@ -26,7 +26,7 @@ from tests.unit.engine.rows import mean_rows
 
 CPU = torch.device("cpu")
 SIZES = ((1, 8, 16), (7, 24, 8), (130, 64, 48))
-INT8 = (OneDnnInt8, FbgemmInt8) if torch_private.has_fbgemm() else (OneDnnInt8,)
+INT8 = (OneDnnInt8, Int8Codes)
 
 in_each_int8 = pytest.mark.parametrize("linear_class", INT8)
 
@@ -156,18 +156,24 @@ def test_choose_returns_plain_on_a_cpu_without_bfloat16_in_onednn(monkeypatch: p
     assert choose(CPU, torch.float32, "none") is OneDnn
 
 
-@pytest.mark.parametrize(("features", "chosen"), [({"sse2", "avx2"}, INT8[-1]), ({"sse2", "avx_vnni"}, OneDnnInt8)])
-def test_choose_returns_the_int8_map_of_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, features: set[str], chosen: type[Linear]
+@in_each_int8
+@pytest.mark.parametrize(("low", "high"), [(0.5, 9.0), (-9.0, -0.5)])
+def test_int8_inputs_that_are_all_far_from_zero_have_a_zero_point(
+    linear_class: type[Linear], low: float, high: float
 ) -> None:
-    monkeypatch.setattr("service.host.cpu_features", lambda: frozenset(features))
-    assert choose(CPU, torch.float32, "int8") is chosen
+    plain, hidden = make_plain(24, 64), torch.linspace(low, high, 50 * 64).view(50, 64)
+    quantized = linear_class.of(plain.weight, plain.bias, InputRange(torch.full((64,), low), torch.full((64,), high)))
+    assert relative_error(quantized(hidden), plain(hidden)) < 0.05
 
 
-def test_choose_returns_onednn_where_torch_no_longer_has_fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.host.cpu_features", lambda: frozenset({"sse2", "avx2"}))
-    monkeypatch.setattr(torch_private, "has_fbgemm", lambda: False)
-    assert choose(CPU, torch.float32, "int8") is OneDnnInt8
+def test_the_zero_point_of_int8_codes_is_an_integer_in_a_byte() -> None:
+    plain = make_plain(24, 64)
+    for low, high in ((-0.2, 9.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 0.0)):
+        ranges = InputRange(torch.full((64,), low), torch.full((64,), high))
+        offset = Int8Codes.of(plain.weight, plain.bias, ranges).offset
+        assert offset.unique().numel() == 1
+        assert float(offset[0]) == round(float(offset[0]))
+        assert abs(float(offset[0])) < 128
 
 
 @in_each_int8
@@ -208,7 +214,9 @@ def read(checkpoint: Checkpoint, linear_class: type[Linear]) -> Weights:
 def test_an_engine_of_int8_has_quantised_maps(tmp_path: Path) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision="float32", quantization="int8")
     for layer in engine.weights.layers:
-        assert all(isinstance(made, INT8) for made in (layer.qkv, layer.attention_out, layer.ffn_in, layer.ffn_out))
+        assert all(
+            isinstance(made, OneDnnInt8) for made in (layer.qkv, layer.attention_out, layer.ffn_in, layer.ffn_out)
+        )
 
 
 def test_the_loading_buffer_is_reused_unless_a_map_keeps_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from transformers import XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification, XLMRobertaModel
 
 from service.checkpoints.checkpoint import describe
-from service.domain import Cls, Encoding, Labels, Mean, Output, Spans, TokenScores, TopTokens
+from service.domain import Cls, Encoding, Labels, Mean, Output, Runtime, Spans, TokenScores, TopTokens
 from service.engine.attention import BACKENDS, AttentionConfig
 from service.engine.engine import Engine
 from service.engine.packing import pack
@@ -34,7 +35,9 @@ TOLERANCE = 2e-5
 FAMILIES = ("megatron-bert", "bert", "xlm-roberta")
 KINDS = ("masked-lm", "sequence-classification")
 CONFIG = AttentionConfig(torch.device("cpu"), torch.float32, num_heads=4, head_size=16)
-CPU_BACKENDS = [name for name, backend in BACKENDS.items() if backend.runs_on(CONFIG)]
+ONNX: Runtime = "onnxruntime"
+"""In place of a backend: it has an attention of its own."""
+CPU_BACKENDS = [*(name for name, backend in BACKENDS.items() if backend.runs_on(CONFIG)), ONNX]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, s
             path = make_checkpoint(tmp_path_factory.mktemp("parity"), family=family, kind=kind, num_labels=3)
             models[family, kind] = path, load_reference(path, family, kind)
         path, model = models[family, kind]
-        engine = Engine.load(describe(path, "test"), precision="float32", backend=backend)
+        chosen: dict[str, Any] = {"runtime": ONNX} if backend == ONNX else {"backend": backend}
+        engine = Engine.load(describe(path, "test"), precision="float32", **chosen)
+        assert engine.backend == backend
         return Pair(engine, model, path)
 
     return make

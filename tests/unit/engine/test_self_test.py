@@ -260,14 +260,14 @@ def test_a_wrong_compiled_function_runs_as_it_is_written(
     path: Path, compiled_pieces: set[str], wrong: set[str]
 ) -> None:
     compiled_pieces |= wrong
-    chosen = arithmetic.choose(describe(path, "test").shape, CPU, "float32", "none")
+    chosen = arithmetic.check(arithmetic.of_torch(CPU, "float32", "none"), describe(path, "test").shape, CPU)
     assert chosen.linear_class is Compiled
     assert {check.name for check in chosen.checks if not check.is_sound} == wrong
     assert {function.name for function in Compiled.compiled if function.is_left_out} == wrong
 
 
 def test_sound_compiled_functions_stay(path: Path, compiled_pieces: set[str]) -> None:
-    chosen = arithmetic.choose(describe(path, "test").shape, CPU, "float32", "none")
+    chosen = arithmetic.check(arithmetic.of_torch(CPU, "float32", "none"), describe(path, "test").shape, CPU)
     assert [check.name for check in chosen.checks] == ["Compiled float32"]
     assert not any(function.is_left_out for function in Compiled.compiled)
 

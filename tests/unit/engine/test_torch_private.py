@@ -95,17 +95,3 @@ def test_private_names_of_torch_are_used_in_no_other_file() -> None:
         if isinstance(node, ast.Attribute) and private.match(ast.unparse(node))
     }
     assert not found
-
-
-@pytest.mark.skipif(not torch_private.has_fbgemm(), reason="this torch has no FBGEMM")
-def test_a_weight_of_fbgemm_is_unpacked_to_what_it_was_made_of() -> None:
-    codes, scales, bias = torch.randint(-63, 64, (8, 24), dtype=torch.int8), torch.rand(8) + 0.1, torch.randn(8)
-    engine = torch.backends.quantized.engine
-    packed = torch_private.pack_fbgemm(codes, scales, bias)
-    assert torch.backends.quantized.engine == engine
-    for got, wanted in zip(torch_private.unpack_fbgemm(packed), (codes, scales, bias), strict=True):
-        assert torch.equal(got, wanted)
-    hidden = torch.randn(5, 24) * 100
-    rounded = hidden.round().clamp(-128, 127)
-    wanted = rounded @ (codes.float() * scales[:, None]).T + bias
-    torch.testing.assert_close(torch_private.linear_fbgemm(hidden, 128, packed), wanted, atol=0.02, rtol=0)

@@ -104,9 +104,8 @@ def test_a_question_answering_head_is_cached(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_cached_weights_are_memory_mapped_and_not_copied(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization
+    checkpoint: Path, tmp_path: Path, quantization: Quantization
 ) -> None:
-    monkeypatch.setattr(torch_private, "has_fbgemm", lambda: False)  # its packed weights are memory of the process
     weights(checkpoint, tmp_path)
     kind = choose(torch.device("cpu"), torch.float32, quantization)
     assert kind.field_names()[0] == "weight"

@@ -31,9 +31,11 @@ def test_the_compile_cache_of_a_gpu_is_in_the_weight_cache_unless_it_is_set(
         checkpoint(Path()),
         device=device,
         precision="auto",
+        runtime="auto",
         quantization="int8",
         progress=lambda done, total: None,
         weight_cache=Path("cache"),
     )
     assert os.environ.get(COMPILE_CACHE) == after
     assert load.call_args.kwargs["quantization"] == "int8"
+    assert load.call_args.kwargs["runtime"] == "auto"

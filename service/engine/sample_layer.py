@@ -1,0 +1,52 @@
+"""One layer with the sizes of a model, of other numbers: what the self-test compares, and what is timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from service.checkpoints.checkpoint import Shape
+from service.engine.linear import Linear
+from service.engine.ops import Norm
+from service.engine.weights import MAPS, Layer, Weights, layer_name
+
+Fill = Callable[..., Tensor]
+"""Makes a tensor of these sizes."""
+MakeMap = Callable[[str, Tensor, Tensor], Linear]
+"""Of a name, a weight [out, in] and a bias [out]."""
+
+
+def sample_shape(shape: Shape) -> Shape:
+    """The same hidden sizes and heads, with one layer and few ids and positions."""
+    return replace(shape, num_layers=1, vocab_size=16, max_positions=min(64, shape.max_positions), first_position=0)
+
+
+def make_sample(shape: Shape, fill: Fill, make_map: MakeMap) -> Weights:
+    """The weights of a pre-norm encoder of `sample_shape`. The other kind has the same steps in another order."""
+    hidden, ffn = shape.hidden_size, shape.ffn_size
+    shape = sample_shape(shape)
+
+    def make(field: str, num_out: int, num_in: int) -> Linear:
+        name = f"{layer_name(0)}.{MAPS[field]}"
+        return make_map(name, fill(num_out, num_in) / math.sqrt(num_in), fill(num_out))
+
+    norm = Norm(torch.ones_like(fill(hidden)), fill(hidden), shape.norm_eps)
+    layer = Layer(
+        attention_norm=norm,
+        qkv=make("qkv", 3 * hidden, hidden),
+        attention_out=make("attention_out", hidden, hidden),
+        ffn_norm=norm,
+        ffn_in=make("ffn_in", ffn, hidden),
+        ffn_out=make("ffn_out", hidden, ffn),
+    )
+    return Weights(
+        words=fill(shape.vocab_size, hidden),
+        positions=fill(shape.max_positions, hidden),
+        segments=fill(shape.num_segments, hidden),
+        layers=(layer,),
+        final_norm=norm,
+    )

@@ -1,0 +1,176 @@
+"""ONNX Runtime: 8-bit maps, groups of rows, memory and faults.
+
+The tests of parity compare its float32 with transformers' own classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from service.checkpoints.checkpoint import describe
+from service.domain import Encoding, Output
+from service.engine.attention_backends import prepare_sdpa
+from service.engine.encoder import embed, run_layers
+from service.engine.engine import Engine
+from service.engine.input_ranges import measure_ranges
+from service.engine.linear import Int8Codes, Plain
+from service.engine.onnx_encoder import NUM_GROUPS, OnnxEncoder, group_rows
+from service.engine.packing import pack
+from service.engine.self_test import CPU, distance
+from service.engine.weights import WeightFormat, read_weights
+from service.errors import OutOfMemory
+from tests.checkpoints import make_checkpoint
+from tests.unit.engine.rows import choice_row, mean_rows
+from tests.unit.engine.test_device import memory_limit
+
+ROWS: list[Encoding] = [*mean_rows((1, 5, 5, 17, 40, 90, 91, 200)), choice_row((2, 3), 9), choice_row((4, 4, 2), 30)]
+
+
+def load(path: Path, **options: Any) -> Engine:
+    return Engine.load(describe(path, "test"), precision="float32", runtime="onnxruntime", **options)
+
+
+def scores(outputs: Sequence[Output]) -> list[np.ndarray]:
+    return [output.scores for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("onnx"), num_layers=2)
+
+
+# 8 bits
+
+
+@pytest.mark.parametrize("family", ["megatron-bert", "bert"])
+def test_int8_computes_what_the_maps_say(tmp_path: Path, family: str) -> None:
+    """Gains that are multiplied into norms and values change nothing but the rounding of numbers halfway."""
+    checkpoint = describe(make_checkpoint(tmp_path, family=family, num_layers=2), "test")
+    plain = WeightFormat(CPU, torch.float32, Plain)
+    exact, _ = read_weights(checkpoint, plain, lambda done, total: None)
+    ranges = measure_ranges(exact, checkpoint.shape, ROWS)
+    weights, _ = read_weights(
+        checkpoint, replace(plain, linear_class=Int8Codes, ranges=ranges), lambda done, total: None
+    )
+    encoder = OnnxEncoder(weights, checkpoint.shape, 1)
+    for rows in (ROWS, ROWS[3:4], ROWS[-1:]):
+        packed = pack(rows, CPU)
+        hidden, end = embed(weights, packed.tokens), packed.offsets[-1]
+        computed = encoder(hidden, packed.layout)
+        with torch.inference_mode():
+            attend = prepare_sdpa(packed.layout, CPU, torch.float32)
+            by_torch = run_layers(weights, checkpoint.shape, hidden, attend)[:end]
+            without = run_layers(exact, checkpoint.shape, hidden, attend)[:end]
+        assert distance(computed, by_torch) < 0.01
+        assert 0.001 < distance(computed, without) < 0.1
+
+
+def test_the_scales_of_int8_are_kept_with_the_weights(path: Path, tmp_path: Path) -> None:
+    first = load(path, quantization="int8", weight_cache=tmp_path)
+    [file] = tmp_path.glob("*-int8-float32-onnxruntime-cpu-*")
+    second = load(path, quantization="int8", weight_cache=tmp_path, sample_rows=lambda: pytest.fail("measured again"))
+    assert all(map(np.array_equal, scores(first.run(ROWS)), scores(second.run(ROWS))))
+    assert file.stat().st_size > 0
+
+
+# rows side by side
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9))
+def test_the_groups_are_those_that_pad_least(lengths: list[int]) -> None:
+    def cost(bounds: Sequence[int]) -> int:
+        groups = [lengths[start:end] for start, end in pairwise(bounds)]
+        return sum(len(group) * max(group) * (max(group) + 64) for group in groups)
+
+    num_rows = len(lengths)
+    bounds = group_rows(lengths)
+    assert bounds == sorted(set(bounds))
+    assert (bounds[0], bounds[-1]) == (0, num_rows)
+    assert len(bounds) - 1 <= NUM_GROUPS
+    inner = range(1, num_rows)
+    every = [(0, *cuts, num_rows) for count in range(NUM_GROUPS) for cuts in combinations(inner, count)]
+    assert cost(bounds) == min(map(cost, every))
+
+
+def test_a_row_does_not_depend_on_the_others(path: Path) -> None:
+    engine = load(path)
+    together = scores(engine.run(ROWS))
+    for row, output in zip(ROWS, together, strict=True):
+        [alone] = scores(engine.run([row]))
+        np.testing.assert_allclose(output, alone, atol=1e-5)
+
+
+# memory
+
+
+def test_the_maps_are_kept_once(path: Path) -> None:
+    assert load(path).weights.layers == ()
+
+
+def test_a_batch_without_memory_is_out_of_memory_and_the_next_one_is_computed(path: Path) -> None:
+    engine = load(path)
+    engine.warm_up()
+    rows = mean_rows((512,) * 40)
+    expected = scores(engine.run(rows[:2]))
+    with memory_limit(60 << 20), pytest.raises(OutOfMemory, match="ONNXRuntimeError"):
+        engine.run(rows)
+    assert all(map(np.array_equal, scores(engine.run(rows[:2])), expected))
+
+
+def test_damaged_cached_weights_are_replaced(path: Path, tmp_path: Path) -> None:
+    engine = load(path, quantization="int8", weight_cache=tmp_path)
+    expected = scores(engine.run(ROWS))
+    [file] = tmp_path.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 255
+    file.write_bytes(content)
+    assert engine.replace_damaged_weights()
+    assert all(map(np.array_equal, scores(engine.run(ROWS)), expected))
+
+
+# the self-test
+
+
+def test_a_sound_runtime_is_checked_in_both_precisions(path: Path) -> None:
+    for quantization, limit in (("none", 1e-3), ("int8", 0.1)):
+        [check] = load(path, quantization=quantization).checks
+        assert (check.kind, check.is_sound) == ("runtime", True)
+        assert check.distance is not None
+        assert check.distance < limit / 2.5
+
+
+def one_wrong_row(out: Tensor) -> Tensor:
+    wrong = out.clone()
+    wrong[0] *= 1.2
+    return wrong
+
+
+def failing(out: Tensor) -> Tensor:
+    raise RuntimeError("no such operator")
+
+
+@pytest.mark.parametrize("fault", [one_wrong_row, failing])
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_wrong_runtime_is_replaced_by_torch(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, quantization: str
+) -> None:
+    expected = scores(Engine.load(describe(path, "test"), precision="float32", quantization=quantization).run(ROWS))  # type: ignore[arg-type]
+    sound = OnnxEncoder.__call__
+    monkeypatch.setattr(OnnxEncoder, "__call__", lambda self, *args: fault(sound(self, *args)))
+    engine = load(path, quantization=quantization)
+    assert engine.arithmetic.runtime == "torch"
+    assert [(check.kind, check.name) for check in engine.checks if not check.is_sound] == [
+        ("runtime", f"onnxruntime {'float32' if quantization == 'none' else 'int8'}")
+    ]
+    assert all(map(np.array_equal, scores(engine.run(ROWS)), expected))
