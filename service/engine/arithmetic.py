@@ -18,12 +18,12 @@ from service.engine import linear
 from service.engine.attention import Prepare
 from service.engine.attention_backends import prepare_plain
 from service.engine.device import DTYPES, device_guard
-from service.engine.encoder import gelu_of, run_layers
+from service.engine.encoder import encode, gelu_of
 from service.engine.input_ranges import measure_ranges, random_rows
 from service.engine.linear import InputRange, Int8Codes, Linear, Plain
 from service.engine.ops import Norm
 from service.engine.packing import Layout
-from service.engine.sample_layer import make_sample, sample_shape
+from service.engine.sample_layer import make_sample, sample_shape, sample_tokens
 from service.engine.self_test import CPU, LAYOUTS, compare, numbers
 from service.engine.weights import Weights
 from service.errors import SettingError
@@ -45,8 +45,8 @@ MAX_ONNX_BYTES = 1 << 31
 """Of the maps' weights: `auto` takes ONNX Runtime up to this size. Each worker process has a copy of its own of them,
 where those of torch are mapped from one file."""
 
-Layers = Callable[[Tensor, Layout], Tensor]
-"""From what `embed` returns, [tokens, hidden], to the final hidden states [at least tokens, hidden]."""
+Compute = Callable[[Tensor, Layout], Tensor]
+"""From ids, segment ids and positions [3, tokens] and their rows to hidden states [at least tokens, hidden]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,17 @@ class Arithmetic:
         """Names the arithmetic among those that a device has."""
         return f"{self.runtime} {self.result}"
 
-    def bind(self, weights: Weights, shape: Shape, prepare: Prepare) -> Layers:
-        """The layers with these weights. `prepare` is the attention backend of torch; ONNX Runtime has its own."""
+    def bind(self, weights: Weights, shape: Shape, prepare: Prepare) -> Compute:
+        """The encoder with these weights. `prepare` is the attention backend of torch; ONNX Runtime has its own."""
         if self.runtime == "onnxruntime":
             from service.engine.onnx_encoder import OnnxEncoder  # takes 0.15 s, for a CPU only
 
             return OnnxEncoder(weights, shape, torch.get_num_threads())
-        return lambda hidden, layout: run_layers(weights, shape, hidden, prepare(layout, hidden.device, hidden.dtype))
+
+        def compute(tokens: Tensor, layout: Layout) -> Tensor:
+            return encode(weights, shape, tokens, prepare(layout, tokens.device, weights.words.dtype))
+
+        return compute
 
 
 def candidates(
@@ -168,11 +172,11 @@ def check_onnx(each: Arithmetic, shape: Shape) -> Check:
         made = make_sample(
             shape, numbers, lambda name, weight, bias: each.linear_class.of(weight, bias, ranges.get(name))
         )
-        layers = each.bind(made, sample, prepare_plain)
+        compute = each.bind(made, sample, prepare_plain)
         for layout in (*LAYOUTS[:1], *(Layout((row,), row[0]) for row in LAYOUTS[0].rows[-2:])):
-            hidden, end = numbers(layout.num_tokens, shape.hidden_size), layout.offsets[-1]
-            wanted = run_layers(exact, sample, hidden, prepare_plain(layout, CPU, torch.float32))
-            yield layers(hidden, layout)[:end], wanted[:end]
+            tokens = sample_tokens(sample, layout)
+            wanted = encode(exact, sample, tokens, prepare_plain(layout, CPU, torch.float32))
+            yield compute(tokens, layout), wanted[: layout.offsets[-1]]
 
     return compare("runtime", each.form, pairs, _limit(each))
 

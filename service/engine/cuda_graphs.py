@@ -17,6 +17,7 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
 from service.domain import Check
+from service.engine.arithmetic import Compute
 from service.engine.attention_backends import added_mask, dense
 from service.engine.device import to_device
 from service.engine.encoder import encode
@@ -30,9 +31,6 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 Call = Callable[[], Tensor]
 Record = Callable[[Call], Call]
 """Records a call; the returned function repeats its work on the same buffers."""
-
-Compute = Callable[[Tensor, Layout], Tensor]
-"""From ids, segment ids and positions [3, tokens] and their rows to hidden states, without a graph."""
 
 BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 

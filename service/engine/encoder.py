@@ -16,23 +16,19 @@ from service.engine.weights import Layer, Weights
 
 def encode(weights: Weights, shape: Shape, tokens: Tensor, attend: Attend) -> Tensor:
     """The final hidden states [tokens, hidden] of ids, segment ids and positions, [3, tokens]."""
-    return run_layers(weights, shape, embed(weights, tokens), attend)
+    hidden = embed(weights, tokens)
+    if weights.final_norm:
+        return _pre_norm_layers(hidden, weights.layers, weights.final_norm, shape, attend)
+    return _post_norm_layers(hidden, weights.layers, shape, attend)
 
 
 def embed(weights: Weights, tokens: Tensor) -> Tensor:
-    """The input of the first layer, [tokens, hidden], of ids, segment ids and positions, [3, tokens]."""
+    """The input of the first layer, [tokens, hidden]."""
     ids, segment_ids, positions = tokens
     hidden = F.embedding(ids, weights.words)
     hidden += F.embedding(segment_ids, weights.segments)
     hidden += F.embedding(positions, weights.positions)
     return weights.embedding_norm(hidden) if weights.embedding_norm else hidden
-
-
-def run_layers(weights: Weights, shape: Shape, hidden: Tensor, attend: Attend) -> Tensor:
-    """The final hidden states of what `embed` returns."""
-    if weights.final_norm:
-        return _pre_norm_layers(hidden, weights.layers, weights.final_norm, shape, attend)
-    return _post_norm_layers(hidden, weights.layers, shape, attend)
 
 
 def gelu_of(shape: Shape) -> Gelu:

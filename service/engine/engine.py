@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from service import host
 from service.checkpoints.checked_file import DamagedFile
 from service.checkpoints.checkpoint import Checkpoint, Shape
 from service.checkpoints.converted import form_of
@@ -38,7 +39,6 @@ from service.engine.arithmetic import Arithmetic
 from service.engine.attention_backends import prepare_plain
 from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
-from service.engine.encoder import embed
 from service.engine.fastest import fastest
 from service.engine.tensor_files import Progress
 from service.engine.weight_cache import SampleRows, WeightLoader
@@ -93,7 +93,7 @@ class Engine:
             return attention.choose(backend, config, self.shape.num_layers)
 
     def _use(self, weights: Weights) -> None:
-        self._layers = self.arithmetic.bind(weights, self.shape, self._attention.prepare)
+        self._compute = self.arithmetic.bind(weights, self.shape, self._attention.prepare)
         # ONNX Runtime has copied the maps of the layers, which are most of the memory.
         self.weights = replace(weights, layers=()) if self.arithmetic.runtime == "onnxruntime" else weights
         buckets = BUCKETS if self.device.type == "cuda" else ()
@@ -131,6 +131,8 @@ class Engine:
         on_bytes = progress or (lambda done, total: None)
         loader = WeightLoader(checkpoint, weight_format, on_bytes, weight_cache, form, sample_rows)
         engine = cls(checkpoint, loader.load(), device=target, arithmetic=chosen, backend=backend, loader=loader)
+        if chosen.runtime == "onnxruntime":
+            host.return_freed_memory()  # of the maps that it has copied
         fields = {"model": checkpoint.name, "device": str(target), "precision": engine.precision}
         logger.info("model loaded", extra={**fields, "runtime": chosen.runtime, "attention": engine.backend})
         return engine
@@ -174,7 +176,7 @@ class Engine:
             self.require_sound_weights()
         except DamagedFile:
             assert self._loader, "it has found the damage"
-            del self.weights, self._layers, self._graphs  # a GPU may not have the memory for both
+            del self.weights, self._compute, self._graphs  # a GPU may not have the memory for both
             self._use(self._loader.load(in_full=True))
             return True
         return False
@@ -260,10 +262,6 @@ class Engine:
         if (hidden := self._graphs.run(packed.tokens, packed.layout)) is not None:
             return hidden
         return self._compute(packed.tokens, packed.layout)
-
-    def _compute(self, tokens: Tensor, layout: packing.Layout) -> Tensor:
-        """The hidden states without a graph."""
-        return self._layers(embed(self.weights, tokens), layout)
 
     @torch.inference_mode()
     def _warm_up_gpu(self, rows: list[Encoding]) -> list[Output]:

@@ -17,7 +17,7 @@ from service.engine.attention_backends import prepare_sdpa
 from service.engine.device import DTYPES, device_guard
 from service.engine.linear import InputRange, Linear
 from service.engine.packing import Layout
-from service.engine.sample_layer import make_sample, sample_shape
+from service.engine.sample_layer import make_sample, sample_shape, sample_tokens
 from service.engine.trials import time_each
 
 logger = logging.getLogger(__name__)
@@ -78,9 +78,9 @@ def _bind(each: Arithmetic, shape: Shape, device: torch.device) -> Run:
         one = torch.ones(weight.shape[1], device=device)
         return each.linear_class.of(weight, bias, InputRange(-one, one))
 
-    layers = each.bind(make_sample(shape, fill, make_map), sample_shape(shape), prepare_sdpa)
-    hidden, layout = fill(NUM_TOKENS, shape.hidden_size), Layout(((NUM_TOKENS, ()),), NUM_TOKENS)
-    return lambda: layers(hidden, layout)
+    sample, layout = sample_shape(shape), Layout(((NUM_TOKENS, ()),), NUM_TOKENS)
+    compute, tokens = each.bind(make_sample(shape, fill, make_map), sample, prepare_sdpa), sample_tokens(sample, layout)
+    return partial(compute, tokens.to(device), layout)
 
 
 @torch.inference_mode()

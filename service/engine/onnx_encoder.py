@@ -1,4 +1,4 @@
-"""The layers of an encoder as one graph of ONNX Runtime, which multiplies few tokens on a CPU faster than torch.
+"""The encoder as one graph of ONNX Runtime, which multiplies few tokens on a CPU faster than torch.
 
 The graph is made of the engine's weights and has a node for each step of `encoder`. Rows are packed in it, not padded:
 only inside an attention are they laid out in a few groups of rows of about the same length.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
-from service.engine.encoder import gelu_of
+from service.engine.encoder import embed, gelu_of
 from service.engine.linear import Int8Codes, Linear, Plain
 from service.engine.ops import UINT8_ZERO, Norm
 from service.engine.packing import Layout, Row
@@ -46,18 +47,23 @@ _FATAL = 4
 
 
 class OnnxEncoder:
-    """The layers of one model. Keeps a packed copy of the maps' weights: what they were made of may go."""
+    """One model. Keeps a packed copy of the layers' weights, so those that they were made of may go.
+
+    The embeddings are torch's: ONNX Runtime would copy their tables, which are most of a multilingual model.
+    """
 
     def __init__(self, weights: Weights, shape: Shape, num_threads: int) -> None:
         graph = _Graph()
         self._session = graph.open(_Layers(graph, shape).add(weights), num_threads)
+        self._tables = replace(weights, layers=())
 
-    def __call__(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """The final hidden states of what `embed` returns, both float32; [tokens, hidden] without the padding.
+    def __call__(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """As `encode`: ids, segment ids and positions [3, tokens], to hidden states without those of the padding.
 
         Raises RuntimeError with ONNX Runtime's message when the rows cannot be computed, as without memory.
         """
-        inputs = {"hidden": hidden[: layout.offsets[-1]].numpy(), **_lay_out(layout)}
+        hidden = embed(self._tables, tokens[:, : layout.offsets[-1]])
+        inputs = {"hidden": hidden.numpy(), **_lay_out(layout)}
         try:
             [out] = self._session.run(None, inputs)
         except Exception as error:
@@ -76,23 +82,35 @@ def multiply(made: Linear, num_threads: int) -> Callable[[Tensor], Tensor]:
 def _lay_out(layout: Layout) -> dict[str, Array]:
     """The inputs of the attention: see `_Layers.add`."""
     rows, offsets = layout.rows, layout.offsets
-    bounds = group_rows([length for length, _ in rows])
-    inputs: dict[str, Array] = {"is_single": np.array(len(rows) == 1)}
+    inputs = dict(_NO_GROUPS)
+    if len(rows) == 1:
+        [row] = rows
+        added = np.zeros((1, 1, row[0], row[0]), dtype=np.float32)
+        _mask(added[0, 0], row)
+        return inputs | {"added0": added}
     places = np.empty(offsets[-1], dtype=np.int32)
     num_places = 0
-    for group in range(NUM_GROUPS):
-        some = range(*bounds[group : group + 2]) if group + 1 < len(bounds) else range(0)
-        longest = max((rows[row][0] for row in some), default=1)
-        tokens = np.zeros((max(1, len(some)), longest), dtype=np.int32)
-        added = np.zeros((max(1, len(some)), 1, longest, longest), dtype=np.float32)
-        for index, row in enumerate(some):
-            length = rows[row][0]
-            tokens[index, :length] = np.arange(offsets[row], offsets[row + 1])
-            places[offsets[row] : offsets[row + 1]] = num_places + index * longest + np.arange(length)
-            _mask(added[index, 0], rows[row])
+    for group, (start, end) in enumerate(pairwise(group_rows([length for length, _ in rows]))):
+        longest = max(length for length, _ in rows[start:end])
+        tokens = np.zeros((end - start, longest), dtype=np.int32)
+        added = np.zeros((end - start, 1, longest, longest), dtype=np.float32)
+        for index, row in enumerate(rows[start:end]):
+            first, last = offsets[start + index], offsets[start + index + 1]
+            tokens[index, : row[0]] = np.arange(first, last)
+            places[first:last] = num_places + index * longest + np.arange(row[0])
+            _mask(added[index, 0], row)
         inputs |= {f"tokens{group}": tokens, f"added{group}": added}
         num_places += tokens.size
-    return {**inputs, "places": places}
+    return inputs | {"is_single": np.array(False), "places": places}
+
+
+_NO_GROUPS: dict[str, Array] = {
+    "is_single": np.array(True),
+    "places": np.zeros(1, dtype=np.int32),
+    **{f"tokens{group}": np.zeros((1, 1), dtype=np.int32) for group in range(NUM_GROUPS)},
+    **{f"added{group}": np.zeros((1, 1, 1, 1), dtype=np.float32) for group in range(NUM_GROUPS)},
+}
+"""The inputs of groups that have no rows: they have one place all the same, behind those of the rows."""
 
 
 def _mask(added: Array, row: Row) -> None:
@@ -111,8 +129,6 @@ def group_rows(lengths: Sequence[int]) -> list[int]:
     A group of rows from `bounds[i]` to `bounds[i + 1]`. There are fewer groups where more would save nothing.
     """
     num_rows = len(lengths)
-    if num_rows == 1:
-        return [0, 1]
     costs = np.full((num_rows + 1, num_rows + 1), np.inf)  # of the group from a row to another
     np.fill_diagonal(costs, 0)
     for start in range(num_rows):
@@ -217,7 +233,7 @@ class _Layers:
         """The final hidden states."""
         hidden = self._graph.input("hidden", TensorProto.FLOAT, "tokens", self._shape.hidden_size)
         self._graph.input("is_single", TensorProto.BOOL)
-        self._graph.input("places", TensorProto.INT32, "tokens")
+        self._graph.input("places", TensorProto.INT32, "places")
         for group in range(NUM_GROUPS):
             rows, longest = f"rows{group}", f"longest{group}"
             self._graph.input(f"tokens{group}", TensorProto.INT32, rows, longest)

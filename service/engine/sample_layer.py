@@ -12,6 +12,7 @@ from torch import Tensor
 from service.checkpoints.checkpoint import Shape
 from service.engine.linear import Linear
 from service.engine.ops import Norm
+from service.engine.packing import Layout
 from service.engine.weights import MAPS, Layer, Weights, layer_name
 
 Fill = Callable[..., Tensor]
@@ -22,7 +23,13 @@ MakeMap = Callable[[str, Tensor, Tensor], Linear]
 
 def sample_shape(shape: Shape) -> Shape:
     """The same hidden sizes and heads, with one layer and few ids and positions."""
-    return replace(shape, num_layers=1, vocab_size=16, max_positions=min(64, shape.max_positions), first_position=0)
+    return replace(shape, num_layers=1, vocab_size=64, max_positions=64, first_position=0)
+
+
+def sample_tokens(sample: Shape, layout: Layout) -> Tensor:
+    """Ids, segment ids and positions [3, tokens] for rows of any length."""
+    places = torch.arange(layout.num_tokens, dtype=torch.int32)
+    return torch.stack([places * 7 % sample.vocab_size, places % sample.num_segments, places % sample.max_positions])
 
 
 def make_sample(shape: Shape, fill: Fill, make_map: MakeMap) -> Weights:
