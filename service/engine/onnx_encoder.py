@@ -75,7 +75,8 @@ def multiply(made: Linear, num_threads: int) -> Callable[[Tensor], Tensor]:
     """A linear map alone, from hidden states [tokens, in] to [tokens, out]: for measurements."""
     graph = _Graph()
     hidden = graph.input("hidden", TensorProto.FLOAT, "tokens", made.weight.shape[1])
-    session = graph.open(_add_linear(graph, hidden, made), num_threads)
+    [result] = _multiply(graph, hidden, made)
+    session = graph.open(result, num_threads)
     return lambda hidden: torch.from_numpy(session.run(None, {"hidden": hidden.numpy()})[0])
 
 
@@ -164,23 +165,18 @@ class _Graph:
         return name
 
     def node(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """A node with one result; "" stands for an input that is left out."""
-        [output] = self._add(kind, inputs, 1, domain=domain, **attributes)
-        return output
+        """Adds an operator and returns the name of its result; "" stands for an input that is left out."""
+        result = self._name_values(1)[0]
+        self._nodes.append(helper.make_node(kind, inputs, [result], domain=domain, **attributes))
+        return result
 
-    def split(self, value: str, count: int, axis: int) -> list[str]:
-        return self._add("Split", [value], count, axis=axis, num_outputs=count)
-
-    def _add(self, kind: str, inputs: Sequence[str], num_results: int, **attributes: Any) -> list[str]:
-        outputs = [f"value{self._num_values + number}" for number in range(num_results)]
-        self._num_values += num_results
-        self._nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
-        return outputs
+    def _name_values(self, count: int) -> list[str]:
+        self._num_values += count
+        return [f"value{self._num_values - number}" for number in range(count)]
 
     def subgraph(self, compute: Callable[..., str], num_inputs: int = 0) -> Any:
         """The graph of the nodes that `compute` adds. Its arguments are the inputs; it may use all values before it."""
-        inputs = [f"value{self._num_values + number}" for number in range(num_inputs)]
-        self._num_values += num_inputs
+        inputs = self._name_values(num_inputs)
         outer, self._nodes = self._nodes, []
         result = compute(*inputs)
         inner, self._nodes = self._nodes, outer
@@ -246,7 +242,7 @@ class _Layers:
         following = [*((layer.attention_norm, layer.qkv) for layer in layers[1:]), (final_norm, None)]
         normed = self._norm(hidden, layers[0].attention_norm, layers[0].qkv)
         for layer, (next_norm, next_map) in zip(layers, following, strict=True):
-            context = self._attend(self._linear(normed, _qkv(layer)))
+            context = self._attend(*self._qkv(normed, layer))
             hidden = self._graph.node("Add", self._linear(context, layer.attention_out), hidden)
             normed = self._norm(hidden, layer.ffn_norm, layer.ffn_in)
             inner = self._scale(self._gelu(self._linear(normed, layer.ffn_in)), layer.ffn_out)
@@ -256,7 +252,7 @@ class _Layers:
 
     def _post_norm_layers(self, hidden: str, layers: Sequence[Layer]) -> str:
         for layer in layers:
-            context = self._attend(self._linear(self._scale(hidden, layer.qkv), _qkv(layer)))
+            context = self._attend(*self._qkv(self._scale(hidden, layer.qkv), layer))
             total = self._graph.node("Add", self._linear(context, layer.attention_out), hidden)
             hidden = self._norm(total, layer.attention_norm)
             inner = self._gelu(self._linear(self._scale(hidden, layer.ffn_in), layer.ffn_in))
@@ -265,7 +261,20 @@ class _Layers:
         return hidden
 
     def _linear(self, hidden: str, made: Linear) -> str:
-        return _add_linear(self._graph, hidden, made)
+        [result] = _multiply(self._graph, hidden, made)
+        return result
+
+    def _qkv(self, hidden: str, layer: Layer) -> list[str]:
+        """Queries, keys and values, each of a product of its own: dividing them afterwards would copy them.
+
+        Of 8 bits, the values are times the gains of the output projection: a context is a mean of values.
+        """
+        qkv, out = layer.qkv, layer.attention_out
+        if isinstance(qkv, Int8Codes) and isinstance(out, Int8Codes):
+            gains = torch.ones_like(qkv.scales)
+            gains[-len(out.gain) :] = out.gain
+            qkv = replace(qkv, scales=qkv.scales * gains, bias=qkv.bias * gains)
+        return _multiply(self._graph, hidden, qkv, num_parts=3)
 
     def _scale(self, hidden: str, made: Linear) -> str:
         if not isinstance(made, Int8Codes):
@@ -283,51 +292,48 @@ class _Layers:
         kind = "FastGelu" if gelu_of(self._shape) == "tanh" else "Gelu"
         return self._graph.node(kind, hidden, domain=_CONTRIB)
 
-    def _attend(self, qkv: str) -> str:
+    def _attend(self, *qkv: str) -> str:
         graph = self._graph
         first, flat = graph.array(np.array([0])), graph.array(np.array([-1, self._shape.hidden_size]))
 
-        def attend_row(states: str, added: str) -> str:
-            """The context of a row, of its states [tokens, 3 * hidden]; `added` is [1, 1, tokens, tokens]."""
-            parts = graph.split(graph.node("Unsqueeze", states, first), 3, axis=2)
-            operands, num_heads = (*parts, "", "", added), self._shape.num_heads
-            context = graph.node("MultiHeadAttention", *operands, domain=_CONTRIB, num_heads=num_heads)
-            return graph.node("Squeeze", context, first)
+        def attend_row(*inputs: str) -> str:
+            """The context of a row, of its queries, keys and values, and what is added [1, 1, tokens, tokens]."""
+            *states, added = inputs
+            operands = (*(graph.node("Unsqueeze", each, first) for each in states), "", "", added)
+            heads = self._shape.num_heads
+            return graph.node(
+                "Squeeze", graph.node("MultiHeadAttention", *operands, domain=_CONTRIB, num_heads=heads), first
+            )
 
         def attend_group(group: int) -> str:
             """The contexts of all places of a group. Row by row: the scores of all rows would take much memory."""
-            states = graph.node("Gather", qkv, f"tokens{group}")
+            states = [graph.node("Gather", each, f"tokens{group}") for each in qkv]
             body = graph.subgraph(
-                lambda row, added: attend_row(row, graph.node("Unsqueeze", added, first)), num_inputs=2
+                lambda *row: attend_row(*row[:3], graph.node("Unsqueeze", row[3], first)), num_inputs=4
             )
-            contexts = graph.node("Scan", states, f"added{group}", num_scan_inputs=2, body=body)
+            contexts = graph.node("Scan", *states, f"added{group}", num_scan_inputs=4, body=body)
             return graph.node("Reshape", contexts, flat)
 
         def several() -> str:
             contexts = map(attend_group, range(NUM_GROUPS))
             return graph.node("Gather", graph.node("Concat", *contexts, axis=0), "places")
 
-        single = graph.subgraph(lambda: attend_row(qkv, "added0"))  # without the detour it is 1.08 times as fast
+        single = graph.subgraph(lambda: attend_row(*qkv, "added0"))  # without the detour it is 1.08 times as fast
         return graph.node("If", "is_single", then_branch=single, else_branch=graph.subgraph(several))
 
 
-def _add_linear(graph: _Graph, hidden: str, made: Linear) -> str:
-    """A map; of 8 bits, it wants its input times its gains."""
+def _multiply(graph: _Graph, hidden: str, made: Linear, num_parts: int = 1) -> list[str]:
+    """The map, in parts of its outputs; of 8 bits, it wants its input times its gains."""
     if isinstance(made, Plain):
-        return graph.node("Gemm", hidden, graph.array(made.weight), graph.array(made.bias), transB=1)
+        parts = zip(made.weight.chunk(num_parts), made.bias.chunk(num_parts), strict=True)
+        return [graph.node("Gemm", hidden, graph.array(weight), graph.array(bias), transB=1) for weight, bias in parts]
     assert isinstance(made, Int8Codes), "the kinds of maps of this runtime"
     one, zero = graph.array(np.ones((), dtype=np.float32)), graph.array(np.full((), UINT8_ZERO, dtype=np.uint8))
     shifted = graph.array(np.full((), UINT8_ZERO + int(made.offset[0]), dtype=np.uint8))
     codes = graph.node("QuantizeLinear", hidden, one, shifted)
-    weight, scales, bias = map(graph.array, (made.weight.t().contiguous(), made.scales, made.bias))
-    return graph.node("MatMulIntegerToFloat", codes, weight, one, scales, zero, "", bias, domain=_CONTRIB)
 
+    def multiply_codes(weight: Tensor, scales: Tensor, bias: Tensor) -> str:
+        arrays = graph.array(weight.t().contiguous()), one, graph.array(scales), zero, "", graph.array(bias)
+        return graph.node("MatMulIntegerToFloat", codes, *arrays, domain=_CONTRIB)
 
-def _qkv(layer: Layer) -> Linear:
-    """Its values are times the gains of the output projection: a context is a mean of values."""
-    qkv, out = layer.qkv, layer.attention_out
-    if not isinstance(qkv, Int8Codes) or not isinstance(out, Int8Codes):
-        return qkv
-    gains = torch.ones_like(qkv.scales)
-    gains[-len(out.gain) :] = out.gain
-    return replace(qkv, scales=qkv.scales * gains, bias=qkv.bias * gains)
+    return list(map(multiply_codes, *(each.chunk(num_parts) for each in (made.weight, made.scales, made.bias))))
