@@ -21,10 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
+from service.engine.attention_backends import block_mask
 from service.engine.encoder import embed, gelu_of
 from service.engine.linear import Int8Codes, Linear, Plain
 from service.engine.ops import UINT8_ZERO, Norm
 from service.engine.packing import Layout, Row
+from service.engine.self_test import CPU
 from service.engine.weights import Layer, Weights
 
 Array = NDArray[Any]
@@ -33,8 +35,6 @@ NUM_GROUPS = 4
 """Of rows that are laid out to the same length for the attention. With 8 groups a batch of 16 rows is no faster."""
 _PLACE_COST = 64
 """What a place in a group costs apart from its scores, in scores."""
-_MASKED = -1e30
-"""Added to a score, it leaves the softmax nothing."""
 
 _CONTRIB = "com.microsoft"
 _OPSETS = {"": 20, _CONTRIB: 1}
@@ -115,13 +115,11 @@ _NO_GROUPS: dict[str, Array] = {
 
 
 def _mask(added: Array, row: Row) -> None:
-    """Masks the places behind the row, and the blocks from each other."""
+    """Masks the places behind the row, and its blocks from each other."""
     length, blocks = row
-    added[:, length:] = _MASKED
-    for start, end in blocks:
-        for other_start, other_end in blocks:
-            if other_start != start:
-                added[start:end, other_start:other_end] = _MASKED
+    added[:, length:] = -np.inf
+    if (mask := block_mask(length, blocks, CPU, torch.float32)) is not None:
+        added[:length, :length] = mask
 
 
 def group_rows(lengths: Sequence[int]) -> list[int]:
