@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -32,15 +32,13 @@ change the choice from one start to the next."""
 WORTHWHILE_COPY = 1.1
 """How many times as fast as torch ONNX Runtime must be: its weights are copies of each process."""
 
-Run = Callable[[], Tensor]
-
 
 def fastest(candidates: Sequence[Arithmetic], shape: Shape, device: torch.device) -> Arithmetic:
     """The fastest on a layer of this shape, of at least one. Logs the times and the choice of several."""
     if len(candidates) == 1:
         return candidates[0]
     with device_guard(device):
-        return choose({each: partial(_run, _bind(each, shape, device), device) for each in candidates})
+        return choose({each: _make_trial(each, shape, device) for each in candidates})
 
 
 def choose(runs: Mapping[Arithmetic, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> Arithmetic:
@@ -67,7 +65,20 @@ def choose(runs: Mapping[Arithmetic, Callable[[], None]], clock: Callable[[], fl
     return replace(by_name[name], times=tuple(seconds.items()))
 
 
-def _bind(each: Arithmetic, shape: Shape, device: torch.device) -> Run:
+def _make_trial(each: Arithmetic, shape: Shape, device: torch.device) -> Callable[[], None]:
+    """Runs a layer, which is made in the first run: what cannot be made fails there."""
+    bind = cache(lambda: _bind(each, shape, device))
+
+    @torch.inference_mode()
+    def run() -> None:
+        bind()()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def _bind(each: Arithmetic, shape: Shape, device: torch.device) -> Callable[[], Tensor]:
     """The time does not depend on the numbers, and these take least to make."""
     dtype = DTYPES[each.precision]
 
@@ -81,10 +92,3 @@ def _bind(each: Arithmetic, shape: Shape, device: torch.device) -> Run:
     sample, layout = sample_shape(shape), Layout(((NUM_TOKENS, ()),), NUM_TOKENS)
     compute, tokens = each.bind(make_sample(shape, fill, make_map), sample, prepare_sdpa), sample_tokens(sample, layout)
     return partial(compute, tokens.to(device), layout)
-
-
-@torch.inference_mode()
-def _run(run: Run, device: torch.device) -> None:
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,11 @@ def test_one_that_fails_is_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
     assert choose({TORCH: device.taking(1.0), ONNX: failing}, lambda: device.now).runtime == "torch"
     [record] = [record for record in caplog.records if record.getMessage() == "arithmetic failed"]
     assert record.__dict__["arithmetic"] == "onnxruntime float32"
+
+
+def test_a_runtime_that_cannot_be_loaded_is_not_chosen(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "service.engine.onnx_encoder", None)
+    assert fastest(candidates(shape, CPU, "float32", "auto", "none"), shape, CPU).runtime == "torch"
 
 
 def test_a_cpu_is_measured_without_fp8_and_the_choice_is_logged(shape: Shape, caplog: pytest.LogCaptureFixture) -> None:
