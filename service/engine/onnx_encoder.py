@@ -29,6 +29,8 @@ from service.engine.packing import Layout, Row
 from service.engine.self_test import CPU
 from service.engine.weights import Layer, Weights
 
+onnxruntime.set_default_logger_severity(4)  # its log is no JSON, and its errors are raised
+
 Array = NDArray[Any]
 
 NUM_GROUPS = 4
@@ -42,8 +44,6 @@ _IR_VERSION = 10
 """Of ONNX Runtime 1.18 and later."""
 _MIN_EXTERNAL_BYTES = 4096
 """Larger arrays are not in the serialized graph, which has at most 2 GB, and are not copied into it."""
-_FATAL = 4
-"""The level of ONNX Runtime's log that prints least: its errors are raised."""
 
 
 class OnnxEncoder:
@@ -192,7 +192,6 @@ class _Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        options.log_severity_level = _FATAL
         options.enable_cpu_mem_arena = False  # an arena keeps the memory of the largest batch, and saves no time
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it takes the cores from requests
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in external.values()]
