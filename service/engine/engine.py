@@ -41,7 +41,7 @@ from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forw
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.fastest import fastest
 from service.engine.tensor_files import Progress
-from service.engine.weight_cache import SampleRows, WeightLoader
+from service.engine.weight_cache import SampleRows, WeightLoader, is_cached
 from service.engine.weights import WeightFormat, Weights
 from service.errors import CheckpointError
 
@@ -125,10 +125,11 @@ class Engine:
         target, shape = resolve_device(device), checkpoint.shape
         precision = resolve_precision(precision, target)
         candidates = arithmetic.candidates(shape, target, precision, runtime, quantization)
-        chosen = arithmetic.check(fastest(candidates, shape, target), shape, target)
+        cached = [each for each in candidates if is_cached(weight_cache, checkpoint, _form(each, target))]
+        chosen = arithmetic.check(fastest(candidates, shape, target, cached), shape, target)
         weight_format = WeightFormat(target, DTYPES[chosen.precision], chosen.linear_class)
-        form = form_of(target.type, chosen.precision, chosen.quantization, chosen.runtime)
         on_bytes = progress or (lambda done, total: None)
+        form = _form(chosen, target)
         loader = WeightLoader(checkpoint, weight_format, on_bytes, weight_cache, form, sample_rows)
         engine = cls(checkpoint, loader.load(), device=target, arithmetic=chosen, backend=backend, loader=loader)
         if chosen.runtime == "onnxruntime":
@@ -299,6 +300,10 @@ class Engine:
         pooled = (Pooled(spec.pooling, is_projected=bool(spec.dense)),) if spec else ()
         labels, spans = (Labels(),) if self.weights.labels else (), (Spans(),) if self.weights.spans else ()
         return (Mean(), Cls(), *pooled, *masked_lm, *labels, *spans)
+
+
+def _form(each: Arithmetic, device: torch.device) -> str:
+    return form_of(device.type, each.precision, each.quantization, each.runtime)
 
 
 def _blank_row(model: str, length: int, readout: Readout) -> Encoding:

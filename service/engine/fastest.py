@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -33,16 +33,30 @@ WORTHWHILE_COPY = 1.1
 """How many times as fast as torch ONNX Runtime must be: its weights are copies of each process."""
 
 
-def fastest(candidates: Sequence[Arithmetic], shape: Shape, device: torch.device) -> Arithmetic:
-    """The fastest on a layer of this shape, of at least one. Logs the times and the choice of several."""
+WORTHWHILE_CONVERSION = 1.25
+"""How many times as fast as one whose weights are cached another one must be: noise should not have them converted, and
+measured where they have fixed scales, at every other start."""
+
+
+def fastest(
+    candidates: Sequence[Arithmetic], shape: Shape, device: torch.device, cached: Collection[Arithmetic] = ()
+) -> Arithmetic:
+    """The fastest on a layer of this shape, of at least one. Logs the times and the choice of several.
+
+    `cached` are those whose weights are in the weight cache.
+    """
     if len(candidates) == 1:
         return candidates[0]
     with device_guard(device):
-        return choose({each: _make_trial(each, shape, device) for each in candidates})
+        return choose({each: _make_trial(each, shape, device) for each in candidates}, cached)
 
 
-def choose(runs: Mapping[Arithmetic, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> Arithmetic:
-    """The fastest of these, unless it gains too little over one without quantization, or over torch.
+def choose(
+    runs: Mapping[Arithmetic, Callable[[], None]],
+    cached: Collection[Arithmetic] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Arithmetic:
+    """The fastest of these, unless it gains too little over one without quantization, over torch, or over a cached one.
 
     One that fails is not chosen; of those that all fail, the first is.
     """
@@ -54,10 +68,12 @@ def choose(runs: Mapping[Arithmetic, Callable[[], None]], clock: Callable[[], fl
     seconds = time_each({each.form: run for each, run in runs.items()}, warn, clock)
 
     def score(name: str) -> float:
-        """The seconds that it would have to take, to be as good as torch without quantization."""
+        """Its seconds, times what the gain over one without its costs must be."""
         each = by_name[name]
         rounding = 1.0 if each.quantization == "none" else WORTHWHILE_GAIN
-        return seconds[name] * rounding * (1.0 if each.runtime == "torch" else WORTHWHILE_COPY)
+        copy = 1.0 if each.runtime == "torch" else WORTHWHILE_COPY
+        conversion = WORTHWHILE_CONVERSION if cached and each not in cached else 1.0
+        return seconds[name] * rounding * copy * conversion
 
     name = min(seconds, key=score, default=next(iter(by_name)))
     milliseconds = {f"{each.replace(' ', '_')}_ms": round(1000 * seconds[each], 3) for each in seconds}

@@ -196,6 +196,15 @@ class WeightLoader:
         logger.info("weights converted", extra={**extra, "seconds": round(time.monotonic() - started, 1)})
 
 
+def is_cached(folder: Path | None, checkpoint: Checkpoint, form: str) -> bool:
+    """Whether the folder has converted weights of the checkpoint in this form."""
+    if folder is None:
+        return False
+    with suppress(OSError):  # loading the sources reports it
+        return CacheEntry.of(folder, checkpoint.origin, source_files(checkpoint), form).file.is_file()
+    return False
+
+
 def _remove(file: Path) -> None:
     """Removes a damaged file, or what is in its place; of folders, empty ones only."""
     if file.is_dir() and not file.is_symlink():

@@ -68,14 +68,40 @@ def shape(tmp_path_factory: pytest.TempPathFactory) -> Shape:
 )
 def test_the_fastest_is_chosen_unless_it_gains_too_little(seconds: dict[Arithmetic, float], chosen: Arithmetic) -> None:
     device = Device()
-    found = choose({each: device.taking(time) for each, time in seconds.items()}, lambda: device.now)
+    found = choose({each: device.taking(time) for each, time in seconds.items()}, clock=lambda: device.now)
     assert replace(found, times=()) == chosen
     assert dict(found.times) == pytest.approx({each.form: time for each, time in seconds.items()})
 
 
+@pytest.mark.parametrize(("onnx", "chosen"), [(0.6, "onnxruntime"), (0.8, "torch")])
+def test_cached_weights_are_left_for_a_larger_gain_only(onnx: float, chosen: Runtime) -> None:
+    device = Device()
+    runs = {TORCH: device.taking(1.0), ONNX: device.taking(onnx)}
+    assert choose(runs, cached=[TORCH], clock=lambda: device.now).runtime == chosen
+    assert choose(runs, cached=[TORCH, ONNX], clock=lambda: device.now).runtime == "onnxruntime"
+
+
+def test_the_weights_that_are_cached_are_those_that_were_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def pick(found: list[Arithmetic], shape: Shape, device: torch.device, cached: list[Arithmetic]) -> Arithmetic:
+        seen.append([each.form for each in cached])
+        return next(each for each in found if each.form == "onnxruntime int8")
+
+    monkeypatch.setattr(engine, "fastest", pick)
+    checkpoint = describe(make_checkpoint(tmp_path / "model", num_layers=1), "test")
+    for _ in range(2):
+        Engine.load(
+            checkpoint, precision="float32", runtime="auto", quantization="auto", weight_cache=tmp_path / "cache"
+        )
+    assert seen == [[], ["onnxruntime int8"]]
+
+
 def test_one_that_fails_is_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
     device = Device()
-    assert choose({TORCH: device.taking(1.0), ONNX: failing}, lambda: device.now).runtime == "torch"
+    assert choose({TORCH: device.taking(1.0), ONNX: failing}, clock=lambda: device.now).runtime == "torch"
     [record] = [record for record in caplog.records if record.getMessage() == "arithmetic failed"]
     assert record.__dict__["arithmetic"] == "onnxruntime float32"
 
