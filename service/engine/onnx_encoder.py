@@ -193,7 +193,8 @@ class _Graph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.enable_cpu_mem_arena = False  # an arena keeps the memory of the largest batch, and saves no time
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it takes the cores from requests
+        # Threads wait for each other busily, but not for the next batch: that would take the cores from requests.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in external.values()]
         options.add_external_initializers(list(external), values)
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
