@@ -105,7 +105,7 @@ def candidates(
             if runtime == "onnxruntime" or (runtime == "auto" and _suits_onnx(shape, device, precision, each)):
                 found.append(_of_onnx(device, precision, each))
         except SettingError:
-            if quantization != "auto":
+            if quantization != "auto" or each == "none":  # a device may lack a quantization, and must have none
                 raise
     return found
 
@@ -117,7 +117,7 @@ def of_torch(device: torch.device, precision: str, quantization: Quantization) -
 
 
 def _of_onnx(device: torch.device, precision: str, quantization: Quantization) -> Arithmetic:
-    if device.type != "cpu" or precision != "float32" or quantization not in _ONNX_CLASSES:
+    if not _has_onnx(device, precision, quantization):
         raise SettingError(
             f"runtime 'onnxruntime': computes on a CPU, in float32 and int8; not in {precision} with quantization "
             f"{quantization} on {device}; take --runtime auto, or --precision float32"
@@ -129,11 +129,14 @@ _ONNX_CLASSES: dict[Quantization, type[Linear]] = {"none": Plain, "int8": Int8Co
 """The maps that `onnx_encoder` makes nodes of."""
 
 
+def _has_onnx(device: torch.device, precision: str, quantization: Quantization) -> bool:
+    return device.type == "cpu" and precision == "float32" and quantization in _ONNX_CLASSES
+
+
 def _suits_onnx(shape: Shape, device: torch.device, precision: str, quantization: Quantization) -> bool:
     hidden, ffn = shape.hidden_size, shape.ffn_size
     num_bytes = shape.num_layers * (4 * hidden * hidden + 2 * hidden * ffn) * (4 if quantization == "none" else 1)
-    is_there = device.type == "cpu" and precision == "float32" and quantization in _ONNX_CLASSES
-    return is_there and num_bytes <= MAX_ONNX_BYTES
+    return _has_onnx(device, precision, quantization) and num_bytes <= MAX_ONNX_BYTES
 
 
 def check(wanted: Arithmetic, shape: Shape, device: torch.device) -> Arithmetic:

@@ -137,6 +137,8 @@ def test_what_the_settings_name_is_not_measured(shape: Shape, caplog: pytest.Log
         ("cuda", "float32", "onnxruntime", "none"),
         ("cpu", "bfloat16", "onnxruntime", "none"),
         ("cpu", "float32", "onnxruntime", "fp8"),
+        ("cuda", "float32", "onnxruntime", "auto"),
+        ("cpu", "bfloat16", "onnxruntime", "auto"),
         ("cpu", "float32", "auto", "fp8"),
     ],
 )
