@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Output
@@ -33,6 +32,7 @@ from service.errors import OutOfMemory
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import choice_row, mean_rows
 from tests.unit.engine.test_device import memory_limit
+from tests.unit.engine.test_self_test import Fault, each_fault
 
 ROWS: list[Encoding] = [*mean_rows((1, 5, 5, 17, 40, 90, 91, 200)), choice_row((2, 3), 9), choice_row((4, 4, 2), 30)]
 
@@ -150,20 +150,10 @@ def test_a_sound_runtime_is_checked_in_both_precisions(path: Path) -> None:
         assert check.distance < limit / 2.5
 
 
-def one_wrong_row(out: Tensor) -> Tensor:
-    wrong = out.clone()
-    wrong[0] *= 1.2
-    return wrong
-
-
-def failing(out: Tensor) -> Tensor:
-    raise RuntimeError("no such operator")
-
-
-@pytest.mark.parametrize("fault", [one_wrong_row, failing])
+@each_fault
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_a_wrong_runtime_is_replaced_by_torch(
-    path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, quantization: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, quantization: str
 ) -> None:
     expected = scores(Engine.load(describe(path, "test"), precision="float32", quantization=quantization).run(ROWS))  # type: ignore[arg-type]
     sound = OnnxEncoder.__call__
