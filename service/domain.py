@@ -5,6 +5,7 @@ An encoding is ids, an output is numbers: both cross the process boundary as the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Literal
@@ -32,10 +33,16 @@ WantedRuntime = Literal["torch", "onnxruntime", "auto"]
 class Cls:
     """The final hidden state of the first token: scores has shape [1, hidden]."""
 
+    def selected(self, num_tokens: int) -> Sequence[int]:
+        return (0,)
+
 
 @dataclass(frozen=True, slots=True)
 class Mean:
     """The mean of the final hidden states of all tokens: scores has shape [1, hidden]."""
+
+    def selected(self, num_tokens: int) -> Sequence[int]:
+        return range(num_tokens)
 
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -56,15 +63,27 @@ class Pooled:
     num_skipped: int = 0
     is_projected: bool = False
 
+    def selected(self, num_tokens: int) -> Sequence[int]:
+        modes = set(self.modes)
+        if modes == {"cls"}:
+            return (self.num_skipped,)
+        return range(num_tokens - 1 if modes == {"lasttoken"} else self.num_skipped, num_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
     """The logits of the sequence-classification head: scores has shape [1, num_labels]."""
 
+    def selected(self, num_tokens: int) -> Sequence[int]:
+        return (0,)
+
 
 @dataclass(frozen=True, slots=True)
 class Spans:
     """The start and end logits of the question-answering head at every token: scores has shape [2, num_tokens]."""
+
+    def selected(self, num_tokens: int) -> Sequence[int]:
+        return range(num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +93,9 @@ class TokenScores:
     positions: tuple[int, ...]
     token_ids: tuple[int, ...]
 
+    def selected(self, num_tokens: int) -> Sequence[int]:
+        return self.positions
+
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
@@ -82,11 +104,16 @@ class TopTokens:
     positions: tuple[int, ...]
     k: int
 
+    def selected(self, num_tokens: int) -> Sequence[int]:
+        return self.positions
+
 
 TOP_TOKENS_COST = 2
 """Tokens that cost as much as the most probable words at one position: 1 to 2 with a small model, less with a large."""
 
 Readout = Cls | Mean | Pooled | Labels | Spans | TokenScores | TopTokens
+"""What is read from a row. `selected` are the tokens whose final hidden states it needs, of a row of so many tokens, in
+the order in which it reads them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -45,8 +45,9 @@ MAX_ONNX_BYTES = 1 << 31
 """Of the maps' weights: `auto` takes ONNX Runtime up to this size. Each worker process has a copy of its own of them,
 where those of torch are mapped from one file."""
 
-Compute = Callable[[Tensor, Layout], Tensor]
-"""From ids, segment ids and positions [3, tokens] and their rows to hidden states [at least tokens, hidden]."""
+Compute = Callable[[Tensor, Layout, Tensor | None], Tensor]
+"""From ids, segment ids and positions [3, tokens], their rows and the selected tokens, to their final hidden states
+[at least selected tokens, hidden]. None selects all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,9 @@ class Arithmetic:
 
             return OnnxEncoder(weights, shape, torch.get_num_threads())
 
-        def compute(tokens: Tensor, layout: Layout) -> Tensor:
-            return encode(weights, shape, tokens, prepare(layout, tokens.device, weights.words.dtype))
+        def compute(tokens: Tensor, layout: Layout, selected: Tensor | None) -> Tensor:
+            attend = prepare(layout, tokens.device, weights.words.dtype)
+            return encode(weights, shape, tokens, attend, selected)
 
         return compute
 
@@ -178,8 +180,9 @@ def check_onnx(each: Arithmetic, shape: Shape) -> Check:
         compute = each.bind(made, sample, prepare_plain)
         for layout in (*LAYOUTS[:1], *(Layout((row,), row[0]) for row in LAYOUTS[0].rows[-2:])):
             tokens = sample_tokens(sample, layout)
-            wanted = encode(exact, sample, tokens, prepare_plain(layout, CPU, torch.float32))
-            yield compute(tokens, layout), wanted[: layout.offsets[-1]]
+            wanted = encode(exact, sample, tokens, prepare_plain(layout, CPU, torch.float32))[: layout.offsets[-1]]
+            for selected in (None, torch.arange(0, len(wanted), 3, dtype=torch.int32)):
+                yield compute(tokens, layout, selected), wanted if selected is None else wanted[selected]
 
     return compare("runtime", each.form, pairs, _limit(each))
 

@@ -99,7 +99,7 @@ class Graphs:
             replayed = self.run(tokens, layout)
             assert replayed is not None, "it was recorded"
             end = layout.offsets[-1]  # the padding is never read
-            yield replayed[:end], compute(tokens, layout)[:end]
+            yield replayed[:end], compute(tokens, layout, None)[:end]
 
         return compare("graph", str(bucket), pairs, limit)
 

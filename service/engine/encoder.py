@@ -14,12 +14,16 @@ from service.engine.ops import Gelu, Norm
 from service.engine.weights import Layer, Weights
 
 
-def encode(weights: Weights, shape: Shape, tokens: Tensor, attend: Attend) -> Tensor:
-    """The final hidden states [tokens, hidden] of ids, segment ids and positions, [3, tokens]."""
+def encode(weights: Weights, shape: Shape, tokens: Tensor, attend: Attend, selected: Tensor | None = None) -> Tensor:
+    """The final hidden states [tokens, hidden] of ids, segment ids and positions, [3, tokens].
+
+    Those of the `selected` tokens, if there are any: the last layer computes the others only as far as their keys and
+    values.
+    """
     hidden = embed(weights, tokens)
     if weights.final_norm:
-        return _pre_norm_layers(hidden, weights.layers, weights.final_norm, shape, attend)
-    return _post_norm_layers(hidden, weights.layers, shape, attend)
+        return _pre_norm_layers(hidden, weights.layers, weights.final_norm, shape, attend, selected)
+    return _post_norm_layers(hidden, weights.layers, shape, attend, selected)
 
 
 def embed(weights: Weights, tokens: Tensor) -> Tensor:
@@ -36,22 +40,33 @@ def gelu_of(shape: Shape) -> Gelu:
 
 
 def _pre_norm_layers(
-    hidden: Tensor, layers: tuple[Layer, ...], final_norm: Norm, shape: Shape, attend: Attend
+    hidden: Tensor,
+    layers: tuple[Layer, ...],
+    final_norm: Norm,
+    shape: Shape,
+    attend: Attend,
+    selected: Tensor | None,
 ) -> Tensor:
     """Each residual sum is normalized for its consumer: the next layer, or for the last layer the readouts."""
     following = (*(layer.attention_norm for layer in layers[1:]), final_norm)
     normed = layers[0].attention_norm(hidden)
     for layer, next_norm in zip(layers, following, strict=True):
         context = _attention(normed, layer, shape, attend)
+        if selected is not None and layer is layers[-1]:
+            context, hidden = context[selected], hidden[selected]
         hidden, normed = layer.attention_out.add_norm(context, hidden, layer.ffn_norm)
         inner = layer.ffn_in.gelu(normed, gelu_of(shape))
         hidden, normed = layer.ffn_out.add_norm(inner, hidden, next_norm)
     return normed
 
 
-def _post_norm_layers(hidden: Tensor, layers: tuple[Layer, ...], shape: Shape, attend: Attend) -> Tensor:
+def _post_norm_layers(
+    hidden: Tensor, layers: tuple[Layer, ...], shape: Shape, attend: Attend, selected: Tensor | None
+) -> Tensor:
     for layer in layers:
         context = _attention(hidden, layer, shape, attend)
+        if selected is not None and layer is layers[-1]:
+            context, hidden = context[selected], hidden[selected]
         _, hidden = layer.attention_out.add_norm(context, hidden, layer.attention_norm)
         inner = layer.ffn_in.gelu(hidden, gelu_of(shape))
         _, hidden = layer.ffn_out.add_norm(inner, hidden, layer.ffn_norm)

@@ -200,9 +200,12 @@ class Engine:
             )
 
     def profile(self) -> Iterator[Step]:
-        """Measures forwards of many sizes, one for each step of the iterator. Call `warm_up` first."""
+        """Measures forwards of many sizes, one for each step of the iterator. Call `warm_up` first.
+
+        Of rows that take most time: the last layer computes all of their tokens.
+        """
         name = self.checkpoint.name
-        return calibration.measure(self.run, lambda length: _blank_row(name, length, Cls()), self.shape.max_positions)
+        return calibration.measure(self.run, lambda length: _blank_row(name, length, Mean()), self.shape.max_positions)
 
     def canary(self) -> list[Encoding]:
         """One row for each readout, with ids spread over the vocabulary."""
@@ -259,10 +262,10 @@ class Engine:
 
     @torch.inference_mode()
     def hidden_states(self, packed: packing.Packed) -> Tensor:
-        """The final hidden states of the packed tokens, [at least tokens, hidden]."""
+        """The final hidden states of the selected tokens, [at least selected tokens, hidden]."""
         if (hidden := self._graphs.run(packed.tokens, packed.layout)) is not None:
-            return hidden
-        return self._compute(packed.tokens, packed.layout)
+            return hidden if packed.selected is None else hidden[packed.selected]
+        return self._compute(packed.tokens, packed.layout, packed.selected)
 
     @torch.inference_mode()
     def _warm_up_gpu(self, rows: list[Encoding]) -> list[Output]:

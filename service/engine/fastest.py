@@ -107,4 +107,4 @@ def _bind(each: Arithmetic, shape: Shape, device: torch.device) -> Callable[[], 
 
     sample, layout = sample_shape(shape), Layout(((NUM_TOKENS, ()),), NUM_TOKENS)
     compute, tokens = each.bind(make_sample(shape, fill, make_map), sample, prepare_sdpa), sample_tokens(sample, layout)
-    return partial(compute, tokens.to(device), layout)
+    return partial(compute, tokens.to(device), layout, None)

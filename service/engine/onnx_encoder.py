@@ -57,13 +57,16 @@ class OnnxEncoder:
         self._session = graph.open(_Layers(graph, shape).add(weights), num_threads)
         self._tables = replace(weights, layers=())
 
-    def __call__(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """As `encode`: ids, segment ids and positions [3, tokens], to hidden states without those of the padding.
+    def __call__(self, tokens: Tensor, layout: Layout, selected: Tensor | None) -> Tensor:
+        """As `encode`: ids, segment ids and positions [3, tokens], to hidden states of all tokens but the padding, or
+        of those that are selected.
 
         Raises RuntimeError with ONNX Runtime's message when the rows cannot be computed, as without memory.
         """
-        hidden = embed(self._tables, tokens[:, : layout.offsets[-1]])
-        inputs = {"hidden": hidden.numpy(), **_lay_out(layout)}
+        num_tokens = layout.offsets[-1]
+        hidden = embed(self._tables, tokens[:, :num_tokens])
+        chosen = np.arange(num_tokens, dtype=np.int32) if selected is None else selected.numpy()
+        inputs = {"hidden": hidden.numpy(), "selected": chosen, **_lay_out(layout)}
         try:
             [out] = self._session.run(None, inputs)
         except Exception as error:
@@ -226,6 +229,7 @@ class _Layers:
     def add(self, weights: Weights) -> str:
         """The final hidden states."""
         hidden = self._graph.input("hidden", TensorProto.FLOAT, "tokens", self._shape.hidden_size)
+        self._graph.input("selected", TensorProto.INT32, "selected")
         self._graph.input("is_single", TensorProto.BOOL)
         self._graph.input("places", TensorProto.INT32, "places")
         for group in range(NUM_GROUPS):
@@ -241,6 +245,8 @@ class _Layers:
         normed = self._norm(hidden, layers[0].attention_norm, layers[0].qkv)
         for layer, (next_norm, next_map) in zip(layers, following, strict=True):
             context = self._attend(*self._qkv(normed, layer))
+            if layer is layers[-1]:
+                context, hidden = self._select(context), self._select(hidden)
             hidden = self._graph.node("Add", self._linear(context, layer.attention_out), hidden)
             normed = self._norm(hidden, layer.ffn_norm, layer.ffn_in)
             inner = self._scale(self._gelu(self._linear(normed, layer.ffn_in)), layer.ffn_out)
@@ -251,12 +257,17 @@ class _Layers:
     def _post_norm_layers(self, hidden: str, layers: Sequence[Layer]) -> str:
         for layer in layers:
             context = self._attend(*self._qkv(self._scale(hidden, layer.qkv), layer))
+            if layer is layers[-1]:
+                context, hidden = self._select(context), self._select(hidden)
             total = self._graph.node("Add", self._linear(context, layer.attention_out), hidden)
             hidden = self._norm(total, layer.attention_norm)
             inner = self._gelu(self._linear(self._scale(hidden, layer.ffn_in), layer.ffn_in))
             total = self._graph.node("Add", self._linear(self._scale(inner, layer.ffn_out), layer.ffn_out), hidden)
             hidden = self._norm(total, layer.ffn_norm)
         return hidden
+
+    def _select(self, hidden: str) -> str:
+        return self._graph.node("Gather", hidden, "selected")
 
     def _linear(self, hidden: str, made: Linear) -> str:
         [result] = _multiply(self._graph, hidden, made)

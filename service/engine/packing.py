@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from service.errors import InferenceFailed
 Blocks = tuple[tuple[int, int], ...]
 Row = tuple[int, Blocks]
 """Length and blocks. Rows with the same length and blocks have the same attention mask."""
+
+Span = tuple[int, int]
+"""The first of adjacent tokens and their end."""
 
 
 def row_of(encoding: Encoding) -> Row:
@@ -78,6 +81,9 @@ class Packed:
     Plain rows come before those with blocks, then rows are sorted by length and blocks, so that rows with the same mask
     are adjacent. Packed row i is encoding `rows[i]` of the batch, and its tokens are `offsets[i]:offsets[i + 1]`. The
     padding comes last: no row attends to it, and it is never read.
+
+    Only the `selected` tokens are read, those of row i at `spans[i]` of them; None stands for all tokens. On a GPU,
+    their number is padded, too.
     """
 
     encodings: tuple[Encoding, ...]  # in packed order
@@ -85,6 +91,8 @@ class Packed:
     offsets: tuple[int, ...]
     tokens: Tensor  # [3, tokens with the padding] int32: ids, segment ids, positions
     layout: Layout
+    selected: Tensor | None  # [selected tokens with their padding] int32
+    spans: tuple[Span, ...]
 
 
 def pack(encodings: Sequence[Encoding], device: torch.device) -> Packed:
@@ -94,6 +102,7 @@ def pack(encodings: Sequence[Encoding], device: torch.device) -> Packed:
     ordered = tuple(encodings[row] for row in rows)
     layout = Layout(tuple(layouts[row] for row in rows), bucket(sum(each.num_tokens for each in ordered)))
     offsets = layout.offsets
+    selected, spans = _select(ordered, offsets, is_padded=device.type != "cpu")
     # One buffer needs one copy to the device.
     flat = np.zeros((3, layout.num_tokens), dtype=np.int32)
     parts = [each.ids for each in ordered], [each.segment_ids for each in ordered], [each.positions for each in ordered]
@@ -105,7 +114,24 @@ def pack(encodings: Sequence[Encoding], device: torch.device) -> Packed:
         offsets=offsets,
         tokens=to_device(torch.from_numpy(flat), device),
         layout=layout,
+        selected=None if selected is None else to_device(torch.from_numpy(selected), device),
+        spans=spans,
     )
+
+
+def _select(
+    encodings: Sequence[Encoding], offsets: Sequence[int], *, is_padded: bool
+) -> tuple[IdArray | None, tuple[Span, ...]]:
+    """`selected` and `spans` of the batch."""
+    tokens = [each.readout.selected(each.num_tokens) for each in encodings]
+    ends = (0, *accumulate(map(len, tokens)))
+    spans = tuple(pairwise(ends))
+    if all(some == range(each.num_tokens) for some, each in zip(tokens, encodings, strict=True)):
+        return None, spans
+    selected = np.zeros(bucket(ends[-1]) if is_padded else ends[-1], dtype=np.int32)
+    for (start, end), first, some in zip(spans, offsets, tokens, strict=False):
+        selected[start:end] = first + np.asarray(some, dtype=np.int32)
+    return selected, spans
 
 
 def bucket(num_tokens: int) -> int:

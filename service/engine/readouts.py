@@ -1,7 +1,7 @@
 """Readouts: reads the outputs of rows from the hidden states, one reader per kind of readout.
 
 Logits, means and softmax are computed in float32 for every precision of the weights. A head runs only on the tokens
-that the readouts name. A reader launches its work on the device and returns at once; the function that it returns
+that the readouts select. A reader launches its work on the device and returns at once; the function that it returns
 builds the outputs after the numbers have arrived on the host.
 """
 
@@ -33,7 +33,7 @@ from service.domain import (
 )
 from service.engine.device import to_device, to_host
 from service.engine.encoder import gelu_of
-from service.engine.packing import Packed
+from service.engine.packing import Packed, Span
 from service.engine.weights import DenseLayer, MlmHead, Weights
 from service.errors import InferenceFailed
 
@@ -46,23 +46,25 @@ Pending = Callable[[], list[Output]]
 
 IntArray = NDArray[np.int64]
 
-Span = tuple[int, int]
-"""The first token of a row and the end of its tokens."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """The rows of one kind of readout: the hidden states of all rows of the batch, and the spans of these rows."""
+    """The rows of one kind of readout, and where their selected tokens are among those of all rows of the batch."""
 
     weights: Weights
     shape: Shape
-    hidden: Tensor  # [tokens, hidden]
+    hidden: Tensor  # [selected tokens, hidden]
     readouts: tuple[Any, ...]
     spans: tuple[Span, ...]
 
-    def at(self, tokens: Sequence[int]) -> Tensor:
-        """The hidden states of the tokens, [len(tokens), hidden]."""
-        return self.hidden[to_device(torch.tensor(tokens, dtype=torch.int64), self.hidden.device)]
+    @property
+    def states(self) -> Tensor:
+        """The hidden states of the selected tokens of these rows, row after row."""
+        start, end = self.spans[0][0], self.spans[-1][1]
+        if sum(end - start for start, end in self.spans) == end - start:
+            return self.hidden[start:end]
+        tokens = np.concatenate([np.arange(*span) for span in self.spans])
+        return self.hidden[to_device(torch.from_numpy(tokens), self.hidden.device)]
 
 
 def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> Pending:
@@ -73,7 +75,7 @@ def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> Pend
         if not members:
             continue
         readouts = tuple(packed.encodings[index].readout for index in members)
-        spans = tuple((packed.offsets[index], packed.offsets[index + 1]) for index in members)
+        spans = tuple(packed.spans[index] for index in members)
         pending = reader(_Batch(weights, shape, hidden, readouts, spans))
         parts.append(([packed.rows[index] for index in members], pending))
 
@@ -106,7 +108,7 @@ def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
 
 
 def _read_cls(batch: _Batch) -> Pending:
-    return _one_row_each(batch.at([start for start, _ in batch.spans]).float())
+    return _one_row_each(batch.states.float())
 
 
 def _read_mean(batch: _Batch) -> Pending:
@@ -159,24 +161,24 @@ def _read_pooled(batch: _Batch) -> Pending:
 
 
 def pool(hidden: Tensor, spans: Sequence[Span], mode: PoolingMode, skipped: Sequence[int]) -> Tensor:
-    """The pooled vector of each span without its first tokens, float32 [spans, hidden].
+    """The pooled vector of each span of tokens, float32 [spans, hidden]; `skipped` tokens of its row are before it.
 
     The result of a span does not depend on other spans. Source: `Pooling` of sentence-transformers.
     """
-    starts, ends, first = np.array(spans)[:, 0], np.array(spans)[:, 1], np.array(skipped)
+    starts, ends = np.array(spans).T
     if mode in ("cls", "lasttoken"):
-        tokens = starts + first if mode == "cls" else ends - 1
+        tokens = starts.copy() if mode == "cls" else ends - 1
         return hidden[to_device(torch.from_numpy(tokens), hidden.device)].float()
-    lengths = ends - starts - first
+    lengths = ends - starts
     where = np.cumsum(lengths) - lengths
     index = np.arange(lengths.sum()) - np.repeat(where, lengths)  # of each token in what is pooled of its span
     which, offsets = (
-        to_device(torch.from_numpy(each), hidden.device) for each in (index + np.repeat(starts + first, lengths), where)
+        to_device(torch.from_numpy(each), hidden.device) for each in (index + np.repeat(starts, lengths), where)
     )
     states = hidden.float()
     if mode == "max":
         return F.embedding_bag(which, states, offsets, mode="max")
-    weights = to_device(torch.from_numpy(_weights(mode, index, lengths, first)), hidden.device)
+    weights = to_device(torch.from_numpy(_weights(mode, index, lengths, np.array(skipped))), hidden.device)
     return F.embedding_bag(which, states, offsets, mode="sum", per_sample_weights=weights)
 
 
@@ -202,7 +204,7 @@ def _project(vectors: Tensor, layers: Sequence[DenseLayer]) -> Tensor:
 def _read_labels(batch: _Batch) -> Pending:
     head = batch.weights.labels
     assert head
-    pooled = torch.tanh(head.pooler(batch.at([start for start, _ in batch.spans])).float())
+    pooled = torch.tanh(head.pooler(batch.states).float())
     return _one_row_each(F.linear(pooled, head.classifier.weight.float(), head.classifier.bias.float()))
 
 
@@ -210,8 +212,7 @@ def _read_spans(batch: _Batch) -> Pending:
     head = batch.weights.spans
     assert head
     weight, bias = head.weight.float(), head.bias.float()
-    states = torch.cat([batch.hidden[start:end] for start, end in batch.spans])
-    parts = [F.linear(part.float(), weight, bias) for part in torch.split(states, _MAX_TOKENS)]
+    parts = [F.linear(part.float(), weight, bias) for part in torch.split(batch.states, _MAX_TOKENS)]
     host = to_host(torch.cat(parts).T.contiguous())
     ends = np.cumsum([end - start for start, end in batch.spans])[:-1]
     return lambda: [Output(logits) for logits in np.split(host.numpy(), ends, axis=1)]
@@ -278,9 +279,7 @@ def _mlm_states(batch: _Batch) -> tuple[MlmHead, Tensor]:
     """The transformed hidden states at all positions of the readouts, row after row, float32 [positions, hidden]."""
     head = batch.weights.mlm
     assert head
-    pairs = zip(batch.readouts, batch.spans, strict=True)
-    tokens = [start + position for readout, (start, _) in pairs for position in readout.positions]
-    states = head.transform.gelu(batch.at(tokens), gelu_of(batch.shape))
+    states = head.transform.gelu(batch.states, gelu_of(batch.shape))
     return head, head.norm(states).float()
 
 

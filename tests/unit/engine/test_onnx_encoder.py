@@ -67,7 +67,7 @@ def test_int8_computes_what_the_maps_say(tmp_path: Path, family: str) -> None:
     for rows in (ROWS, ROWS[3:4], ROWS[-1:]):
         packed = pack(rows, CPU)
         tokens, end = packed.tokens, packed.offsets[-1]
-        computed = encoder(tokens, packed.layout)
+        computed = encoder(tokens, packed.layout, None)
         with torch.inference_mode():
             attend = prepare_sdpa(packed.layout, CPU, torch.float32)
             by_torch = encode(weights, checkpoint.shape, tokens, attend)[:end]
