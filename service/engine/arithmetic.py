@@ -160,7 +160,8 @@ def _next_best(wanted: Arithmetic, device: torch.device) -> Iterator[Arithmetic]
     if wanted.runtime != "torch":
         yield wanted
     precision = wanted.precision
-    for each, quantized in dict.fromkeys(((precision, wanted.quantization), (precision, "none"), ("float32", "none"))):
+    steps: list[tuple[str, Quantization]] = [(precision, wanted.quantization), (precision, "none"), ("float32", "none")]
+    for each, quantized in dict.fromkeys(steps):
         by_torch = of_torch(device, each, quantized)
         yield by_torch
         if quantized == "none" and by_torch.linear_class is not Plain:

@@ -35,6 +35,14 @@ class Device:
 
         return run
 
+    def slowed(self, seconds: float, factor: float, until: float) -> Callable[[], None]:
+        """As `taking`, after a time in which something else slows the device down."""
+
+        def run() -> None:
+            self.now += seconds * (factor if self.now < until else 1)
+
+        return run
+
 
 def failing() -> None:
     raise RuntimeError("no kernel image is available")
@@ -71,6 +79,12 @@ def test_the_fastest_is_chosen_unless_it_gains_too_little(seconds: dict[Arithmet
     found = choose({each: device.taking(time) for each, time in seconds.items()}, clock=lambda: device.now)
     assert replace(found, times=()) == chosen
     assert dict(found.times) == pytest.approx({each.form: time for each, time in seconds.items()})
+
+
+def test_a_slow_moment_of_the_machine_changes_nothing() -> None:
+    device = Device()
+    runs = {TORCH: device.taking(0.003), ONNX: device.slowed(0.002, factor=2, until=0.1)}
+    assert choose(runs, clock=lambda: device.now).runtime == "onnxruntime"
 
 
 @pytest.mark.parametrize(("onnx", "chosen"), [(0.6, "onnxruntime"), (0.8, "torch")])
