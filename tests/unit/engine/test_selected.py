@@ -37,6 +37,8 @@ SELECTED: list[tuple[Readout, list[int]]] = [
 ]
 """Of a row of 5 tokens."""
 
+NOTHING = plain_row(4, TokenScores((), (5,)))
+
 ROWS = [
     *(plain_row(length, readout) for length, readout in ((5, Cls()), (9, Mean()), (30, TopTokens((3, 29), 2)))),
     choice_row((2, 3), 9),
@@ -67,7 +69,7 @@ def test_on_a_gpu_their_number_is_padded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[-1:], [*ROWS, ROWS[1]]], ids=len)
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[-1:], [*ROWS, ROWS[1], NOTHING], [NOTHING]], ids=len)
 def test_the_states_are_those_of_a_whole_last_layer(tmp_path: Path, family: str, rows: list[Encoding]) -> None:
     checkpoint = describe(make_checkpoint(tmp_path, family=family, num_layers=2), "test")
     weights, _ = read_weights(checkpoint, WeightFormat(CPU, torch.float32, Plain), lambda done, total: None)
