@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from safetensors import safe_open
@@ -192,11 +191,14 @@ def require_checksums(files: Sequence[Path]) -> None:
                     raise CheckpointError(f"{file}: {reason}; fetch the file again") from error
 
 
-def read_ahead(files: Sequence[Path]) -> Thread:
-    """Starts a thread that reads the files into the system's page cache, in this order. It need not be joined."""
-    thread = Thread(target=_read_all, args=(files,), daemon=True, name="read-ahead")
-    thread.start()
-    return thread
+def read_ahead(files: Sequence[Path]) -> None:
+    """Reads the files into the system's page cache, in this order, up to the first that cannot be read."""
+    with Path(os.devnull).open("wb") as devnull, suppress(OSError):  # the loader reports what is wrong
+        for file in files:
+            with file.open("rb", buffering=0) as stream:
+                # sendfile to /dev/null does not copy the pages; read would.
+                while os.sendfile(devnull.fileno(), stream.fileno(), None, _READ_BYTES):
+                    pass
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -234,15 +236,6 @@ def _read_json(file: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON ({error}){_why_no_json(file, error)}") from error
     return content
-
-
-def _read_all(files: Sequence[Path]) -> None:
-    with Path(os.devnull).open("wb") as devnull, suppress(OSError):  # the loader reports what is wrong
-        for file in files:
-            with file.open("rb", buffering=0) as stream:
-                # sendfile to /dev/null does not copy the pages; read would.
-                while os.sendfile(devnull.fileno(), stream.fileno(), None, _READ_BYTES):
-                    pass
 
 
 def _why_no_json(file: Path, error: ValueError | RecursionError) -> str:

@@ -11,11 +11,11 @@ import shlex
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
-from itertools import chain, product
-from typing import Any, get_args
+from itertools import chain
+from typing import Any
 
 from service import host, logs
 from service.api.label_set_versions import LabelSetVersions
@@ -25,12 +25,10 @@ from service.batching.batcher import Batcher
 from service.batching.fair_threads import FairThreads
 from service.batching.latency_model import LatencyModels
 from service.batching.result_cache import ResultCache
-from service.checkpoints.checkpoint import Checkpoint, source_files
-from service.checkpoints.converted import files_to_read, form_of
-from service.checkpoints.files import read_ahead
+from service.checkpoints.checkpoint import Checkpoint
+from service.commands.announcements import first_request, make_progress
 from service.commands.launching import devices_of, threads_of
-from service.commands.models import fetch_checkpoint, first_request, make_progress, parse_specs
-from service.domain import Quantization, Runtime
+from service.commands.models import fetch_checkpoint, parse_specs
 from service.errors import ServiceError, SettingError, StartupError
 from service.label_preparation import LabelPreparation
 from service.metrics import Metrics, new_registry
@@ -210,7 +208,6 @@ class Application:
             self._declare_predictions(self._models[spec.name])
         pair(self._models.values())
         self._calibrate()
-        self._read_ahead()
 
     def _calibrate(self) -> None:
         """Gives the models the temperatures in their folders and those of the setting, which count first."""
@@ -227,21 +224,6 @@ class Application:
         for name in tasks_of(model):
             if TASKS[name].predict is not None and TASKS[name].decides(model):
                 self.metrics.declare_predictions(name, model.name, TASKS[name].own_labels(model))
-
-    def _read_ahead(self) -> None:
-        """Reads weights into the page cache while the worker processes import torch."""
-        wanted = self._settings.replicas
-        device = self._devices[0].partition(":")[0]
-        precisions = ("bfloat16", "float32") if wanted.precision == "auto" else (wanted.precision,)
-        quantizations = get_args(Quantization) if wanted.quantization == "auto" else (wanted.quantization,)
-        runtimes = get_args(Runtime) if wanted.runtime == "auto" else (wanted.runtime,)
-        forms = [form_of(device, *each) for each in product(precisions, quantizations, runtimes)]
-        with suppress(OSError):  # loading the files reports errors
-            files = [
-                files_to_read(self._weight_cache, checkpoint.origin, source_files(checkpoint), forms)
-                for checkpoint in self._checkpoints
-            ]
-            read_ahead(list(chain.from_iterable(files)))
 
     def _make_cache(self) -> ResultCache | None:
         batching = self._settings.batching

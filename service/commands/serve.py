@@ -1,7 +1,7 @@
 """`python -m service serve`: runs the HTTP server.
 
-Imports only what reads the settings and starts processes: the rest of the server is imported while the worker processes
-import torch, which takes longer.
+Imports only what reads the settings, finds weights and starts processes: the rest of the server is imported while the
+worker processes import torch, which takes longer, and the weights are read from the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from service import logs
 from service.cli_args import add_setting_flags, settings_from
-from service.commands.launching import launch_workers
+from service.commands.launching import launch_workers, read_weights
 
 
 def run(argv: Sequence[str]) -> int:
@@ -24,6 +24,7 @@ def run(argv: Sequence[str]) -> int:
         workers = launch_workers(settings)
         for worker in workers:
             stack.callback(worker.discard)
+        read_weights(settings)
         from service.commands.serving import serve  # now, while the workers import
 
         serve(settings, workers)

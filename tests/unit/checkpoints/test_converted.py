@@ -140,9 +140,7 @@ def test_is_worthwhile_depends_on_format_size_and_device(tmp_path: Path, source:
 
 
 def test_read_ahead_ends_and_ignores_missing_files(tmp_path: Path, source: Path) -> None:
-    reading = read_ahead([source, tmp_path / "not there"])
-    reading.join(60)
-    assert not reading.is_alive()
+    read_ahead([source, tmp_path / "not there", source])
 
 
 @pytest.mark.parametrize(
