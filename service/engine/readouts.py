@@ -112,8 +112,11 @@ def _read_cls(batch: _Batch) -> Pending:
 
 
 def _read_mean(batch: _Batch) -> Pending:
-    means = means_at_once if batch.hidden.is_cuda else means_in_turn
-    return _one_row_each(means(batch.hidden, batch.spans))
+    return _one_row_each(_means(batch.hidden, batch.spans))
+
+
+def _means(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    return (means_at_once if hidden.is_cuda else means_in_turn)(hidden, spans)
 
 
 def means_in_turn(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -165,6 +168,8 @@ def pool(hidden: Tensor, spans: Sequence[Span], mode: PoolingMode, skipped: Sequ
 
     The result of a span does not depend on other spans. Source: `Pooling` of sentence-transformers.
     """
+    if mode == "mean":
+        return _means(hidden, spans)
     starts, ends = np.array(spans).T
     if mode in ("cls", "lasttoken"):
         tokens = starts.copy() if mode == "cls" else ends - 1
@@ -188,8 +193,7 @@ def _weights(mode: PoolingMode, index: IntArray, lengths: IntArray, skipped: Int
         place = (index + np.repeat(skipped, lengths) + 1).astype(np.float64)
         total = np.add.reduceat(place, np.cumsum(lengths) - lengths)
         return np.asarray(place / np.repeat(total, lengths), dtype=np.float32)
-    count = np.repeat(lengths, lengths).astype(np.float64)
-    return np.asarray(1 / (count if mode == "mean" else np.sqrt(count)), dtype=np.float32)
+    return np.asarray(1 / np.sqrt(np.repeat(lengths, lengths)), dtype=np.float32)
 
 
 def _project(vectors: Tensor, layers: Sequence[DenseLayer]) -> Tensor:
