@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Checkpoint, Shape
-from service.domain import Cls, Encoding, Quantization
+from service.domain import Encoding, Mean, Quantization
 from service.engine import arithmetic
 from service.engine.device import DTYPES, resolve_precision
 from service.engine.engine import Engine
@@ -129,7 +129,7 @@ def rows(shape: Shape, lengths: Sequence[int], options: Sequence[int] = ()) -> l
             rng.integers(0, shape.vocab_size, length, dtype=np.int32),
             np.zeros(length, dtype=np.int32),
             np.arange(length, dtype=np.int32),
-            Cls(),
+            Mean(),  # every layer computes all tokens, as what the rate is compared with does
             blocks,
         )
         for length in lengths
