@@ -4,7 +4,7 @@ Times the linear maps of an encoder (query-key-value, attention output, feed-for
 random numbers, in every way to multiply that torch and ONNX Runtime have here, and keeps the quickest. Every layer has
 weights of its own, so that no cache flatters the figure; of a large model some layers stand for the rest. Attention,
 norms, embeddings, heads and the rounding to codes are left out, as are queue and wire: who computes these tokens is not
-faster. The engine's last layer computes only the tokens that are read, so of a classifier it may save most of one layer.
+faster. The last layer of the engine computes only the tokens that are read: of a classifier it saves most of a layer.
 
 Run as a program it reads a question as JSON from its standard input and prints the answers: a fresh process is the only
 way to a number of threads of one's own.
