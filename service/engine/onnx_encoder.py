@@ -66,6 +66,8 @@ class OnnxEncoder:
         num_tokens = layout.offsets[-1]
         hidden = embed(self._tables, tokens[:, :num_tokens])
         chosen = np.arange(num_tokens, dtype=np.int32) if selected is None else selected.numpy()
+        if not len(chosen):
+            return hidden[:0]
         inputs = {"hidden": hidden.numpy(), "selected": chosen, **_lay_out(layout, chosen)}
         try:
             [out] = self._session.run(None, inputs)
@@ -89,7 +91,8 @@ def _lay_out(layout: Layout, selected: Array) -> dict[str, Array]:
         added = _added(rows, rows[0][0])
         return _NO_GROUPS | {"added0": added, "last_added0": added[:, :, selected]}
     inputs = _NO_GROUPS | {"is_single": np.array(False)}
-    last_offsets = np.searchsorted(np.searchsorted(offsets, selected, side="right"), np.arange(1, len(rows) + 2))
+    owners = np.searchsorted(offsets, selected, side="right") - 1
+    last_offsets = np.searchsorted(owners, np.arange(len(rows) + 1))
     places, last_places = _Places(), _Places()
     for group, (start, end) in enumerate(pairwise(group_rows([length for length, _ in rows]))):
         tokens, _ = places.add(offsets[start : end + 1])
@@ -239,7 +242,7 @@ class _Layers:
     """Adds the steps of `encoder` to a graph.
 
     Where the input of an 8-bit map comes from a norm or from the attention, its gains are multiplied into the weights
-    before: see `_norm` and `_qkv`.
+    before: see `_norm` and `_attention`.
     """
 
     def __init__(self, graph: _Graph, shape: Shape) -> None:

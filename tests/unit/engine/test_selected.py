@@ -45,6 +45,8 @@ ROWS = [
     choice_row((4, 4, 2), 30),
 ]
 
+BATCHES = [ROWS, ROWS[:1], ROWS[-1:], [*ROWS, ROWS[1], NOTHING], [NOTHING], [NOTHING] * 2]
+
 
 @pytest.mark.parametrize(("readout", "tokens"), SELECTED)
 def test_a_readout_selects_what_it_reads(readout: Readout, tokens: list[int]) -> None:
@@ -69,7 +71,7 @@ def test_on_a_gpu_their_number_is_padded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[-1:], [*ROWS, ROWS[1], NOTHING], [NOTHING]], ids=len)
+@pytest.mark.parametrize("rows", BATCHES, ids=len)
 def test_the_states_are_those_of_a_whole_last_layer(tmp_path: Path, family: str, rows: list[Encoding]) -> None:
     checkpoint = describe(make_checkpoint(tmp_path, family=family, num_layers=2), "test")
     weights, _ = read_weights(checkpoint, WeightFormat(CPU, torch.float32, Plain), lambda done, total: None)
