@@ -7,6 +7,7 @@ written only where `--json` says so.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from statistics import median
 from typing import Any, NoReturn
 
 from service.cli_args import file_to_write
+from service.replicas.process import environment
 from service.tools.bench.provenance import machine_class, provenance
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +66,16 @@ def auto_precision() -> str:
     from service.engine.device import resolve_precision
 
     return resolve_precision("auto", torch.device("cpu"))
+
+
+def as_worker(threads: int) -> None:
+    """Starts this program again in the environment of a worker process, unless it is in it.
+
+    torch reads it when it is imported: its threads would wait busily, and take the cores from ONNX Runtime's.
+    """
+    wanted = environment(threads)
+    if any(os.environ.get(name) != wanted[name] for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -9,13 +9,14 @@ the CPU has it, and in int8 with static scales by nncf, which leaves the rest in
 Runtime in float32 and in int8 with dynamic scales. Before the clock runs, the outputs of all are compared with the
 engine's in float32.
 
-The same rows for all, lengths lognormal (median 31 tokens, 95 % below 152): one row at a time, and in batches of 16 in
-the order in which they come, which the runtimes pad to the longest row and the engine packs. In every round each one
-computes all rows in turn, in another order than in the round before. Ratios are of one round; their median and the
-interval that holds the true median with at least 95 % probability (order statistics, from 6 rounds on) are shown, by
-the clock and by CPU seconds. On a machine that others use, with one thread, the CPU seconds are the better measure.
-`best` is the better runtime in the same round and precision: for one row at a time of those that do the same, for
-batches of 16 of both ways, as padding makes batches slower than single rows.
+The engine has the environment of a worker process of the server. The same rows for all, lengths lognormal (median 31
+tokens, 95 % below 152): one row at a time, and in batches of 16 in the order in which they come, which the runtimes pad
+to the longest row and the engine packs. In every round each one computes all rows in turn, in another order than in the
+round before. Ratios are of one round; their median and the interval that holds the true median with at least 95 %
+probability (order statistics, from 6 rounds on) are shown, by the clock and by CPU seconds. On a machine that others
+use, with one thread, the CPU seconds are the better measure. `best` is the better runtime in the same round and
+precision: for one row at a time of those that do the same, for batches of 16 of both ways, as padding makes batches
+slower than single rows.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import about, auto_precision, parser_of, save
+from benchmarks.common import about, as_worker, auto_precision, parser_of, save
 from benchmarks.engine.models import LENGTHS, SHAPES
 from benchmarks.peers import processes
 from benchmarks.peers.checkpoint import make_checkpoint
@@ -85,6 +86,7 @@ Round = Mapping[Key, Seconds]
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
+    as_worker(arguments.threads)
     torch.set_num_threads(arguments.threads)
     python = processes.ensure(ENVIRONMENT)
     document = {

@@ -37,6 +37,7 @@ DERIVED = {
     ("docs/batching.md", "Batch size"): "one line is assumed, and units are chosen for each",
     ("docs/batching.md", "Ten times the capacity"): "ratios of two numbers of the result",
     ("docs/operations.md", "Replicas for some loads"): "simulated by `plan` with the speeds of the result",
+    ("docs/performance.md", "From start to ready"): "ratios of two numbers of the result",
     ("docs/performance.md", "What a request costs"): "ratios to the first line",
     ("docs/zh/labels.md", "结果可信吗"): "the answers to the request above the table",
     ("docs/zh/performance.md", "启动有多快"): "ratios of two numbers of the result",
