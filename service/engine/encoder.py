@@ -17,8 +17,7 @@ from service.engine.weights import Layer, Weights
 def encode(weights: Weights, shape: Shape, tokens: Tensor, attend: Attend, selected: Tensor | None = None) -> Tensor:
     """The final hidden states [tokens, hidden] of ids, segment ids and positions, [3, tokens].
 
-    Those of the `selected` tokens, if there are any: the last layer computes the others only as far as their keys and
-    values.
+    Those of the `selected` tokens, where some are: of the others the last layer computes keys and values alone.
     """
     hidden = embed(weights, tokens)
     if weights.final_norm:
