@@ -19,13 +19,13 @@ def encode(weights: Weights, shape: Shape, tokens: Tensor, attend: Attend, selec
 
     Those of the `selected` tokens, where some are: of the others the last layer computes keys and values alone.
     """
-    hidden = embed(weights, tokens)
+    hidden = _embed(weights, tokens)
     if weights.final_norm:
         return _pre_norm_layers(hidden, weights.layers, weights.final_norm, shape, attend, selected)
     return _post_norm_layers(hidden, weights.layers, shape, attend, selected)
 
 
-def embed(weights: Weights, tokens: Tensor) -> Tensor:
+def _embed(weights: Weights, tokens: Tensor) -> Tensor:
     """The input of the first layer, [tokens, hidden]."""
     ids, segment_ids, positions = tokens
     hidden = F.embedding(ids, weights.words)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
 from service.engine.attention_backends import block_mask
-from service.engine.encoder import embed, gelu_of
+from service.engine.encoder import gelu_of
 from service.engine.linear import Int8Codes, Linear, Plain
 from service.engine.ops import UINT8_ZERO, Norm
 from service.engine.packing import Layout, Row
@@ -46,16 +46,22 @@ _MIN_EXTERNAL_BYTES = 4096
 """Larger arrays are not in the serialized graph, which has at most 2 GB, and are not copied into it."""
 
 
+_TABLES = {"ids": "words", "segment_ids": "segments", "token_positions": "positions"}
+"""The inputs of the embeddings: the numbers of the tokens, and the table in which each is looked up."""
+
+
 class OnnxEncoder:
     """One model. Keeps a packed copy of the layers' weights, so those that they were made of may go.
 
-    The embeddings are torch's: ONNX Runtime would copy their tables, which are most of a multilingual model.
+    The tables of the embeddings are inputs: ONNX Runtime would copy constants, and they are most of a multilingual
+    model.
     """
 
     def __init__(self, weights: Weights, shape: Shape, num_threads: int) -> None:
         graph = _Graph()
         self._session = graph.open(_Layers(graph, shape).add(weights), num_threads)
-        self._tables = replace(weights, layers=())
+        tables = (weights.words, weights.segments, weights.positions)
+        self._tables = {name: table.numpy() for name, table in zip(_TABLES.values(), tables, strict=True)}
 
     def __call__(self, tokens: Tensor, layout: Layout, selected: Tensor | None) -> Tensor:
         """As `encode`: ids, segment ids and positions [3, tokens], to hidden states of all tokens but the padding, or
@@ -64,11 +70,11 @@ class OnnxEncoder:
         Raises RuntimeError with ONNX Runtime's message when the rows cannot be computed, as without memory.
         """
         num_tokens = layout.offsets[-1]
-        hidden = embed(self._tables, tokens[:, :num_tokens])
         chosen = np.arange(num_tokens, dtype=np.int32) if selected is None else selected.numpy()
         if not len(chosen):
-            return hidden[:0]
-        inputs = {"hidden": hidden.numpy(), "selected": chosen, **_lay_out(layout, chosen)}
+            return torch.empty(0, self._tables["words"].shape[1])
+        inputs = {"selected": chosen, **self._tables, **_lay_out(layout, chosen)}
+        inputs |= dict(zip(_TABLES, tokens.numpy()[:, :num_tokens], strict=True))
         try:
             [out] = self._session.run(None, inputs)
         except Exception as error:
@@ -255,7 +261,7 @@ class _Layers:
         The inputs of an attention are, for each group of rows, their `tokens` and what is `added` to their scores, and
         the `places` of all tokens in these groups. The `last` layer has some of its own, of the selected tokens.
         """
-        hidden = self._graph.input("hidden", TensorProto.FLOAT, "tokens", self._shape.hidden_size)
+        hidden = self._embed(weights.embedding_norm)
         self._graph.input("selected", TensorProto.INT32, "selected")
         self._graph.input("is_single", TensorProto.BOOL)
         for queries in ("", "last_"):
@@ -267,6 +273,15 @@ class _Layers:
         if weights.final_norm:
             return self._pre_norm_layers(hidden, weights.layers, weights.final_norm)
         return self._post_norm_layers(hidden, weights.layers)
+
+    def _embed(self, norm: Norm | None) -> str:
+        hidden = ""
+        for name, table in _TABLES.items():
+            self._graph.input(name, TensorProto.INT32, "tokens")
+            self._graph.input(table, TensorProto.FLOAT, f"number of {table}", self._shape.hidden_size)
+            rows = self._graph.node("Gather", table, name)
+            hidden = self._graph.node("Add", hidden, rows) if hidden else rows
+        return self._norm(hidden, norm) if norm else hidden
 
     def _pre_norm_layers(self, hidden: str, layers: Sequence[Layer], final_norm: Norm) -> str:
         following = [*((layer.attention_norm, layer.qkv) for layer in layers[1:]), (final_norm, None)]
