@@ -25,8 +25,7 @@ from tests.adapters import make_adapter
 from tests.checkpoints import make_checkpoint
 from tests.sentence_folders import make_embedding_model
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
