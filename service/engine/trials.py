@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from service.engine.self_test import first_line
@@ -26,23 +26,19 @@ def time_each(
 
     They are measured in turn, so that a slow moment is one of all.
     """
-    seconds: dict[Name, float] = {}
-
-    def measure(names: Iterable[Name]) -> None:
-        for name in names:
-            try:
-                seconds[name] = min(seconds.get(name, math.inf), _seconds(runs[name], clock))
-            except Exception as error:  # noqa: BLE001 - a missing compiler or kernel must not stop the service
-                seconds.pop(name, None)
-                on_failure(name, first_line(error))
-
-    measure(runs)
-    seconds = dict.fromkeys(seconds, math.inf)  # the first time compiles kernels, which does not count
+    seconds = dict.fromkeys(runs, math.inf)
     started = clock()
-    for trial in range(MAX_TRIALS):
-        if trial >= NUM_TRIALS and clock() - started >= SECONDS:
+    for trial in range(1 + MAX_TRIALS):
+        if trial == 1:  # the first time compiles kernels, which does not count
+            seconds, started = dict.fromkeys(seconds, math.inf), clock()
+        if trial > NUM_TRIALS and clock() - started >= SECONDS:
             break
-        measure(list(seconds))
+        for name in list(seconds):
+            try:
+                seconds[name] = min(seconds[name], _seconds(runs[name], clock))
+            except Exception as error:  # noqa: BLE001 - a missing compiler or kernel must not stop the service
+                del seconds[name]
+                on_failure(name, first_line(error))
     return seconds
 
 
