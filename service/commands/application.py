@@ -9,7 +9,7 @@ import logging
 import platform
 import shlex
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -20,15 +20,15 @@ from typing import Any
 from service import host, logs
 from service.api.label_set_versions import LabelSetVersions
 from service.api.memory import MemoryBudget, default_budget
+from service.api.openapi import EXAMPLES
 from service.api.schemas import EmbeddingInfo, HeadInfo, LabelSetBody, ModelInfo, ModelsReply, ReplicaInfo
 from service.batching.batcher import Batcher
 from service.batching.fair_threads import FairThreads
 from service.batching.latency_model import LatencyModels
 from service.batching.result_cache import ResultCache
 from service.checkpoints.checkpoint import Checkpoint
-from service.commands.announcements import first_request, make_progress
 from service.commands.launching import devices_of, threads_of
-from service.commands.models import fetch_checkpoint, parse_specs
+from service.commands.models import fetch_checkpoint, make_progress, parse_specs
 from service.errors import ServiceError, SettingError, StartupError
 from service.label_preparation import LabelPreparation
 from service.metrics import Metrics, new_registry
@@ -429,6 +429,19 @@ def open_batches(settings: Settings) -> BatchStore | None:
         expiry_s=storage.file_expiry_s,
     )
     return BatchStore(FileStore(records, quotas))
+
+
+def first_request(models: Iterable[TextModel]) -> tuple[str, dict[str, Any]]:
+    """A task and a request body that one of these models can answer, as an example to start with."""
+    body = next(iter(EXAMPLES["classify"].requests.values()))
+    for model in models:
+        if model.can_choose:
+            return "classify", body
+        if model.kind == "sequence-classification":
+            return "classify", {"inputs": body["inputs"]}
+        if model.kind == "question-answering":
+            return "mrc", EXAMPLES["mrc"].requests["span"]
+    return "embed", {"inputs": body["inputs"]}
 
 
 async def run_in_daemon_thread(call: Callable[[], None]) -> None:

@@ -1,16 +1,23 @@
-"""The models to serve: parses their settings and fetches their checkpoints."""
+"""The models to serve: parses their settings, fetches their checkpoints, and shows the progress of loading."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+
+from tqdm import tqdm
 
 from service.checkpoints.checkpoint import Checkpoint, resolve
 from service.checkpoints.folders import SHIPPED, is_folder
 from service.checkpoints.folders import locate_shipped as shipped_folder
 from service.checkpoints.spec import ModelSpec, parse_spec
 from service.errors import SettingError
+from service.replicas.protocol import Loading
 from service.settings import Models
+
+logger = logging.getLogger(__name__)
 
 
 def parse_specs(models: Models) -> list[ModelSpec]:
@@ -66,3 +73,43 @@ def fetch_checkpoint(spec: ModelSpec, models: Models) -> Checkpoint:
 def locate_shipped(spec: ModelSpec) -> ModelSpec:
     """Replaces the source of a model that ships, such as `mini`, by its folder in the package."""
     return replace(spec, source=shipped_folder(spec.source))
+
+
+STEPS = 4
+"""Number of log lines while a replica loads a model."""
+
+
+class LoadingBars:
+    """Shows a progress bar for each model on each replica."""
+
+    def __init__(self) -> None:
+        self._bars: dict[tuple[str, str], tqdm[None]] = {}
+
+    def __call__(self, replica: str, loading: Loading) -> None:
+        bar = self._bars.get((replica, loading.model))
+        if bar is None:
+            title = f"loading {loading.model} on {replica}"
+            bar = tqdm(total=loading.total, desc=title, unit="B", unit_scale=True, leave=False)
+            self._bars[replica, loading.model] = bar
+        bar.update(loading.done - bar.n)
+        if loading.done >= loading.total:
+            bar.close()
+            del self._bars[replica, loading.model]
+
+
+class LoadingLines:
+    """Logs a line per quarter of each model on each replica, again for a second pass (converting, then reading)."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[str, str], int] = {}
+
+    def __call__(self, replica: str, loading: Loading) -> None:
+        step = STEPS * loading.done // max(loading.total, 1)
+        if step != self._steps.get((replica, loading.model)):
+            self._steps[replica, loading.model] = step
+            percent = 100 * loading.done // max(loading.total, 1)
+            logger.info("loading model", extra={"model": loading.model, "replica": replica, "percent": percent})
+
+
+def make_progress() -> LoadingBars | LoadingLines:
+    return LoadingBars() if sys.stderr.isatty() else LoadingLines()

@@ -11,9 +11,8 @@ import pytest
 
 import service
 from service.api.schemas import ClassifyRequest, EmbedRequest, MrcRequest
-from service.commands.announcements import LoadingBars, LoadingLines, first_request
-from service.commands.application import run_in_daemon_thread
-from service.commands.models import locate_shipped, parse_specs
+from service.commands.application import first_request, run_in_daemon_thread
+from service.commands.models import LoadingBars, LoadingLines, locate_shipped, parse_specs
 from service.errors import CheckpointError, SettingError
 from service.replicas.protocol import Loading
 from service.server.listener import bind, url_of
