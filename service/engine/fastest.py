@@ -32,7 +32,6 @@ change the choice from one start to the next."""
 WORTHWHILE_COPY = 1.1
 """How many times as fast as torch ONNX Runtime must be: its weights are copies of each process."""
 
-
 WORTHWHILE_CONVERSION = 1.25
 """How many times as fast as one whose weights are cached another one must be: noise should not have them converted, and
 measured where they have fixed scales, at every other start."""

@@ -10,33 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from service.checkpoints.checkpoint import Shape
-from service.engine.attention_backends import block_mask
 from service.engine.encoder import gelu_of
 from service.engine.linear import Int8Codes, Linear, Plain
 from service.engine.ops import UINT8_ZERO, Norm
-from service.engine.packing import Layout, Row
-from service.engine.self_test import CPU
+from service.engine.packing import Layout
+from service.engine.row_groups import NUM_GROUPS, Array, lay_out
 from service.engine.weights import Layer, Weights
 
 onnxruntime.set_default_logger_severity(4)  # its log is no JSON, and its errors are raised
-
-Array = NDArray[Any]
-
-NUM_GROUPS = 4
-"""Of rows that are laid out to the same length for the attention. With 8 groups a batch of 16 rows is no faster."""
-_PLACE_COST = 64
-"""What a place in a group costs apart from its scores, in scores."""
 
 _CONTRIB = "com.microsoft"
 _OPSETS = {"": 20, _CONTRIB: 1}
@@ -44,7 +34,6 @@ _IR_VERSION = 10
 """Of ONNX Runtime 1.18 and later."""
 _MIN_EXTERNAL_BYTES = 4096
 """Larger arrays are not in the serialized graph, which has at most 2 GB, and are not copied into it."""
-
 
 _TABLES = {"ids": "words", "segment_ids": "segments", "token_positions": "positions"}
 """The inputs of the embeddings: the numbers of the tokens, and the table in which each is looked up."""
@@ -73,7 +62,7 @@ class OnnxEncoder:
         chosen = np.arange(num_tokens, dtype=np.int32) if selected is None else selected.numpy()
         if not len(chosen):
             return torch.empty(0, self._tables["words"].shape[1])
-        inputs = {"selected": chosen, **self._tables, **_lay_out(layout, chosen)}
+        inputs = {"selected": chosen, **self._tables, **lay_out(layout, chosen)}
         inputs |= dict(zip(_TABLES, tokens.numpy()[:, :num_tokens], strict=True))
         try:
             [out] = self._session.run(None, inputs)
@@ -88,92 +77,6 @@ def multiply(made: Linear, num_threads: int) -> Callable[[Tensor], Tensor]:
     hidden = graph.input("hidden", TensorProto.FLOAT, "tokens", made.weight.shape[1])
     session = graph.open(_product(graph, _codes(graph, hidden, made), made), num_threads)
     return lambda hidden: torch.from_numpy(session.run(None, {"hidden": hidden.numpy()})[0])
-
-
-def _lay_out(layout: Layout, selected: Array) -> dict[str, Array]:
-    """The inputs of the attention: see `_Layers.add`."""
-    rows, offsets = layout.rows, np.array(layout.offsets)
-    if len(rows) == 1:
-        added = _added(rows, rows[0][0])
-        return _NO_GROUPS | {"added0": added, "last_added0": added[:, :, selected]}
-    inputs = _NO_GROUPS | {"is_single": np.array(False)}
-    owners = np.searchsorted(offsets, selected, side="right") - 1
-    last_offsets = np.searchsorted(owners, np.arange(len(rows) + 1))
-    places, last_places = _Places(), _Places()
-    for group, (start, end) in enumerate(pairwise(group_rows([length for length, _ in rows]))):
-        tokens, _ = places.add(offsets[start : end + 1])
-        last_tokens, is_token = last_places.add(last_offsets[start : end + 1])
-        added = _added(rows[start:end], tokens.shape[1])
-        queries = np.where(is_token, selected[last_tokens] - offsets[start:end, None], 0)
-        inputs |= {f"tokens{group}": tokens, f"last_tokens{group}": last_tokens}
-        last_added = np.take_along_axis(added, queries[:, None, :, None], 2)
-        inputs |= {f"added{group}": added, f"last_added{group}": last_added}
-    return inputs | {"places": places.of_tokens, "last_places": last_places.of_tokens}
-
-
-class _Places:
-    """Where the tokens are when rows are laid out in groups."""
-
-    def __init__(self) -> None:
-        self._found: list[Array] = []
-        self._num_places = 0
-
-    def add(self, offsets: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """The tokens of the next group [rows, longest], from the bounds of its rows, and which of them are no padding.
-
-        The padding is the first token of the batch.
-        """
-        index = np.arange(max(1, np.diff(offsets).max()))
-        is_token = index < np.diff(offsets)[:, None]
-        self._found.append(self._num_places + np.flatnonzero(is_token))
-        self._num_places += is_token.size
-        return np.where(is_token, offsets[:-1, None] + index, 0).astype(np.int32), is_token
-
-    @property
-    def of_tokens(self) -> Array:
-        return np.concatenate(self._found).astype(np.int32)
-
-
-_NO_GROUPS: dict[str, Array] = {
-    "is_single": np.array(True),
-    "places": np.zeros(1, dtype=np.int32),
-    **{f"tokens{group}": np.zeros((1, 1), dtype=np.int32) for group in range(NUM_GROUPS)},
-    **{f"added{group}": np.zeros((1, 1, 1, 1), dtype=np.float32) for group in range(NUM_GROUPS)},
-}
-_NO_GROUPS |= {f"last_{name}": array for name, array in _NO_GROUPS.items() if name != "is_single"}
-"""The inputs of groups that have no rows: they have one place all the same, behind those of the rows."""
-
-
-def _added(rows: Sequence[Row], longest: int) -> Array:
-    """Added to the scores [rows, 1, longest, longest]: masks the places behind a row, and blocks from each other."""
-    added = np.zeros((len(rows), 1, longest, longest), dtype=np.float32)
-    for [scores], (length, blocks) in zip(added, rows, strict=True):
-        scores[:, length:] = -np.inf
-        if (mask := block_mask(length, blocks, CPU, torch.float32)) is not None:
-            scores[:length, :length] = mask
-    return added
-
-
-def group_rows(lengths: Sequence[int]) -> list[int]:
-    """The bounds of the groups: of at most NUM_GROUPS runs of rows, those that cost least, each padded to its longest.
-
-    A group of rows from `bounds[i]` to `bounds[i + 1]`. There are fewer groups where more would save nothing.
-    """
-    num_rows = len(lengths)
-    costs = np.full((num_rows + 1, num_rows + 1), np.inf)  # of the group from a row to another
-    np.fill_diagonal(costs, 0)
-    for start in range(num_rows):
-        longest = np.maximum.accumulate(lengths[start:])
-        costs[start, start + 1 :] = np.arange(1, num_rows - start + 1) * longest * (longest + _PLACE_COST)
-    total, starts = costs[0], []
-    for _ in range(NUM_GROUPS - 1):
-        with_last = total[:, None] + costs
-        starts.append(with_last.argmin(axis=0))
-        total = with_last.min(axis=0)
-    bounds = [num_rows]
-    for start in reversed(starts):
-        bounds.append(int(start[bounds[-1]]))
-    return sorted({0, *bounds})
 
 
 class _Graph:
@@ -258,8 +161,7 @@ class _Layers:
     def add(self, weights: Weights) -> str:
         """The final hidden states of the `selected` tokens.
 
-        The inputs of an attention are, for each group of rows, their `tokens` and what is `added` to their scores, and
-        the `places` of all tokens in these groups. The `last` layer has some of its own, of the selected tokens.
+        Its inputs are those of the embeddings, and what `lay_out` makes of the rows.
         """
         hidden = self._embed(weights.embedding_norm)
         self._graph.input("selected", TensorProto.INT32, "selected")

@@ -24,8 +24,9 @@ from service.engine.encoder import encode
 from service.engine.engine import Engine
 from service.engine.input_ranges import measure_ranges
 from service.engine.linear import Int8Codes, Plain
-from service.engine.onnx_encoder import NUM_GROUPS, OnnxEncoder, group_rows
+from service.engine.onnx_encoder import OnnxEncoder
 from service.engine.packing import pack
+from service.engine.row_groups import NUM_GROUPS, group_rows
 from service.engine.self_test import CPU, distance
 from service.engine.weights import WeightFormat, read_weights
 from service.errors import OutOfMemory
