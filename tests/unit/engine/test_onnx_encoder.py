@@ -1,4 +1,4 @@
-"""ONNX Runtime: 8-bit maps, groups of rows, memory and faults.
+"""ONNX Runtime: 8-bit maps, rows of a batch, memory and faults.
 
 The tests of parity compare its float32 with transformers' own classes.
 """
@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Output
@@ -26,7 +23,6 @@ from service.engine.input_ranges import measure_ranges
 from service.engine.linear import Int8Codes, Plain
 from service.engine.onnx_encoder import OnnxEncoder
 from service.engine.packing import pack
-from service.engine.row_groups import NUM_GROUPS, group_rows
 from service.engine.self_test import CPU, distance
 from service.engine.weights import WeightFormat, read_weights
 from service.errors import OutOfMemory
@@ -85,23 +81,7 @@ def test_the_scales_of_int8_are_kept_with_the_weights(path: Path, tmp_path: Path
     assert file.stat().st_size > 0
 
 
-# rows side by side
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=9))
-def test_the_groups_are_those_that_pad_least(lengths: list[int]) -> None:
-    def cost(bounds: Sequence[int]) -> int:
-        groups = [lengths[start:end] for start, end in pairwise(bounds)]
-        return sum(len(group) * max(group) * (max(group) + 64) for group in groups)
-
-    num_rows = len(lengths)
-    bounds = group_rows(lengths)
-    assert bounds == sorted(set(bounds))
-    assert (bounds[0], bounds[-1]) == (0, num_rows)
-    assert len(bounds) - 1 <= NUM_GROUPS
-    inner = range(1, num_rows)
-    every = [(0, *cuts, num_rows) for count in range(NUM_GROUPS) for cuts in combinations(inner, count)]
-    assert cost(bounds) == min(map(cost, every))
+# rows of a batch
 
 
 def test_a_row_does_not_depend_on_the_others(path: Path) -> None:
@@ -110,6 +90,16 @@ def test_a_row_does_not_depend_on_the_others(path: Path) -> None:
     for row, output in zip(ROWS, together, strict=True):
         [alone] = scores(engine.run([row]))
         np.testing.assert_allclose(output, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("selected", [[0, 3, 4, 60], [5], [380], []])
+def test_a_row_of_which_nothing_is_read_changes_no_other(path: Path, selected: list[int]) -> None:
+    checkpoint = describe(path, "test")
+    weights, _ = read_weights(checkpoint, WeightFormat(CPU, torch.float32, Plain), lambda done, total: None)
+    encoder, packed = OnnxEncoder(weights, checkpoint.shape, 1), pack(ROWS, CPU)
+    every = encoder(packed.tokens, packed.layout, None)
+    some = encoder(packed.tokens, packed.layout, torch.tensor(selected, dtype=torch.int32))
+    np.testing.assert_allclose(some, every[selected], atol=1e-5)
 
 
 # memory
