@@ -73,7 +73,7 @@ class Arithmetic:
         return self.precision if self.quantization == "none" else self.quantization
 
     @property
-    def form(self) -> str:
+    def short_name(self) -> str:
         """Names the arithmetic among those that a device has."""
         return f"{self.runtime} {self.result}"
 
@@ -185,7 +185,7 @@ def check_onnx(each: Arithmetic, shape: Shape) -> Check:
             for selected in (None, torch.arange(0, len(wanted), 3, dtype=torch.int32)):
                 yield compute(tokens, layout, selected), wanted if selected is None else wanted[selected]
 
-    return compare("runtime", each.form, pairs, _limit(each))
+    return compare("runtime", each.short_name, pairs, _limit(each))
 
 
 def _limit(each: Arithmetic) -> float:

@@ -63,8 +63,8 @@ def choose(
     def warn(name: str, reason: str) -> None:
         logger.warning("arithmetic failed", extra={"arithmetic": name, "reason": reason})
 
-    by_name = {each.form: each for each in runs}
-    seconds = time_each({each.form: run for each, run in runs.items()}, warn, clock)
+    by_name = {each.short_name: each for each in runs}
+    seconds = time_each({each.short_name: run for each, run in runs.items()}, warn, clock)
 
     def score(name: str) -> float:
         """Its seconds, times what the gain over one without its costs must be."""

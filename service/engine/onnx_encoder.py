@@ -66,7 +66,7 @@ class OnnxEncoder:
         chosen = np.arange(num_tokens, dtype=np.int32) if selected is None else selected.numpy()
         if not len(chosen):
             return torch.empty(0, self._tables["words"].shape[1])
-        inputs = {"selected": chosen, **self._tables, **_bounds(layout, chosen)}
+        inputs = {"selected": chosen, **self._tables, **_row_inputs(layout, chosen)}
         inputs |= dict(zip(_TABLES, tokens.numpy()[:, :num_tokens], strict=True))
         try:
             [out] = self._session.run(None, inputs)
@@ -193,7 +193,7 @@ class _Layers:
     def add(self, weights: Weights) -> str:
         """The final hidden states of the `selected` tokens.
 
-        Its inputs are those of the embeddings, and what `_bounds` makes of the rows.
+        Its inputs are those of the embeddings, and what `_row_inputs` makes of the rows.
         """
         hidden = self._embed(weights.embedding_norm)
         self._graph.input("selected", TensorProto.INT32, "selected")
@@ -321,7 +321,7 @@ class _Layers:
         return graph.node("Squeeze", contexts, first)
 
 
-def _bounds(layout: Layout, selected: Array) -> dict[str, Any]:
+def _row_inputs(layout: Layout, selected: Array) -> dict[str, Any]:
     """The inputs of the attention: for each row, the `starts` and `ends` of its tokens, and what is `added` to its
     scores if it has blocks. The last layer has its own, of the queries that are selected."""
     offsets = np.array(layout.offsets, dtype=np.int32)

@@ -78,7 +78,7 @@ def test_the_fastest_is_chosen_unless_it_gains_too_little(seconds: dict[Arithmet
     device = Device()
     found = choose({each: device.taking(time) for each, time in seconds.items()}, clock=lambda: device.now)
     assert replace(found, times=()) == chosen
-    assert dict(found.times) == pytest.approx({each.form: time for each, time in seconds.items()})
+    assert dict(found.times) == pytest.approx({each.short_name: time for each, time in seconds.items()})
 
 
 def test_a_slow_moment_of_the_machine_changes_nothing() -> None:
@@ -101,8 +101,8 @@ def test_the_weights_that_are_cached_are_those_that_were_loaded(
     seen: list[list[str]] = []
 
     def pick(found: list[Arithmetic], shape: Shape, device: torch.device, cached: list[Arithmetic]) -> Arithmetic:
-        seen.append([each.form for each in cached])
-        return next(each for each in found if each.form == "onnxruntime int8")
+        seen.append([each.short_name for each in cached])
+        return next(each for each in found if each.short_name == "onnxruntime int8")
 
     monkeypatch.setattr(engine, "fastest", pick)
     checkpoint = describe(make_checkpoint(tmp_path / "model", num_layers=1), "test")
@@ -129,7 +129,7 @@ def test_a_cpu_is_measured_without_fp8_and_the_choice_is_logged(shape: Shape, ca
     with caplog.at_level(logging.INFO):
         chosen = fastest(candidates(shape, CPU, "float32", "auto", "auto"), shape, CPU)
     [record] = [record for record in caplog.records if record.getMessage() == "arithmetic measured"]
-    assert record.__dict__["chosen"] == chosen.form
+    assert record.__dict__["chosen"] == chosen.short_name
     assert {name for name in record.__dict__ if name.endswith("_ms")} == {
         "torch_float32_ms",
         "onnxruntime_float32_ms",
