@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Output
@@ -22,7 +23,7 @@ from service.engine.engine import Engine
 from service.engine.input_ranges import measure_ranges
 from service.engine.linear import Int8Codes, Plain
 from service.engine.onnx_encoder import OnnxEncoder
-from service.engine.packing import pack
+from service.engine.packing import Layout, pack
 from service.engine.self_test import CPU, distance
 from service.engine.weights import WeightFormat, read_weights
 from service.errors import OutOfMemory
@@ -155,3 +156,18 @@ def test_a_wrong_runtime_is_replaced_by_torch(
         ("runtime", f"onnxruntime {'float32' if quantization == 'none' else 'int8'}")
     ]
     assert all(map(np.array_equal, scores(engine.run(ROWS)), expected))
+
+
+@pytest.mark.parametrize(("is_single", "is_plain"), [(True, True), (True, False), (False, False)])
+def test_each_way_through_the_attention_is_checked(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_single: bool, is_plain: bool
+) -> None:
+    sound = OnnxEncoder.__call__
+
+    def wrong(self: OnnxEncoder, tokens: Tensor, layout: Layout, selected: Tensor | None) -> Tensor:
+        num_rows = len(layout.rows)
+        is_meant = (num_rows == 1, layout.num_plain == num_rows) == (is_single, is_plain)
+        return sound(self, tokens, layout, selected) * (0.5 if is_meant else 1)
+
+    monkeypatch.setattr(OnnxEncoder, "__call__", wrong)
+    assert load(path).arithmetic.runtime == "torch"
