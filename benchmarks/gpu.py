@@ -4,11 +4,11 @@
     python -m benchmarks.gpu --device cpu --tiny   # checks that all parts run; the numbers mean nothing
     make gpu OUT=DIR                               # ten minutes at most; a file for each part as soon as it is there
 
-Parts: parity (every backend, graphs and quantised maps against our own float32 on the CPU), attention (backends side by
-side), full batches (128-token rows of the 1.3B shape against a bare bf16 product; memory), latency (32 tokens, with and
-without graphs), quantised maps, overlap (the next batch given while one runs), over HTTP (the share of the engine's
-rate that the whole service reaches), restart (a second process with the kernels that the first compiled). A part that
-fails reports its error, and the others go on.
+Parts: parity (every backend, graphs and quantised maps against our own float32 on the CPU), full batches (128-token
+rows of the 1.3B shape against a bare bf16 product; memory), latency (32 tokens, with and without graphs), mix (rows of
+real lengths, beside transformers' padded forward), overlap (the next batch given while one runs), quantised maps, over
+HTTP (the share of the engine's rate that the whole service reaches), restart (a second process with the kernels that
+the first compiled), attention (backends side by side). A part that fails reports its error, and the others go on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +35,17 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, about, parser_of
-from benchmarks.engine.models import LARGE, SHAPES, TINY, engine_rows_per_s, make_engine, rows
+from benchmarks.engine.models import (
+    LARGE,
+    SHAPES,
+    TINY,
+    Forward,
+    draw_lengths,
+    engine_rows_per_s,
+    make_eager,
+    make_engine,
+    rows,
+)
 from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
 from service.engine.attention import BACKENDS, TYPICAL, AttentionConfig, Backend, trial
@@ -51,6 +62,10 @@ NO_GPU = 3
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
 PARITY_LENGTHS = (1, 2, 17, 17, 64, 100, 255, 512)
 ROW_TOKENS = 128
+MIX_ROWS, MIX_BATCHES = 1024, (1, 16, 256)
+"""Rows of real lengths, and how many of them a batch has."""
+PEER_ROWS = 32
+"""The largest batch of the peer: it sorts the rows of a larger one by length, so that little is padding."""
 
 Figures = dict[str, Any]
 
@@ -72,8 +87,13 @@ class Setting:
     @property
     def flop_per_token(self) -> int:
         """Of the matrix products and, for rows of 128 tokens, of the attention."""
+        return self.flop([ROW_TOKENS]) // ROW_TOKENS
+
+    def flop(self, lengths: Sequence[int]) -> int:
+        """Of the matrix products and the attention of rows of these lengths."""
         hidden, ffn = self.shape.hidden_size, self.shape.ffn_size
-        return 2 * self.shape.num_layers * (4 * hidden**2 + 2 * hidden * ffn + 2 * ROW_TOKENS * hidden)
+        products = 4 * hidden**2 + 2 * hidden * ffn
+        return 2 * self.shape.num_layers * sum(each * (products + 2 * each * hidden) for each in lengths)
 
 
 def seconds(run: Callable[[], object], times: int) -> list[float]:
@@ -223,6 +243,49 @@ def latency(setting: Setting) -> Figures:
     return figures
 
 
+def mix(setting: Setting) -> Figures:
+    """Rows per second of real lengths: ours, and those of transformers' forward, eager and compiled, in turns.
+
+    It gets the same batches: larger ones sorted by length and cut into smaller ones, each padded to its longest row.
+    """
+    engine = make_engine(setting.shape, setting.device)
+    engine.warm_up()
+    peers = {
+        "transformers": make_eager(setting.shape, setting.device, engine.precision, is_compiled=False),
+        "compiled": make_eager(setting.shape, setting.device, engine.precision, is_compiled=True),
+    }
+    batch, bare_rate = rows(setting.shape, draw_lengths(MIX_ROWS)), matmul_rate(setting)
+    flop_per_row = setting.flop([row.num_tokens for row in batch]) / MIX_ROWS
+    figures: Figures = {"mean_tokens": sum(row.num_tokens for row in batch) / MIX_ROWS}
+    for num_rows in MIX_BATCHES:
+        runs = {"ours": partial(engine_rows_per_s, engine, batch, num_rows, setting.times / 20)}
+        runs |= {
+            name: partial(peer_rows_per_s, peer, batch, num_rows, setting.times / 20) for name, peer in peers.items()
+        }
+        for run in runs.values():
+            run()  # compiles
+        rates = [{name: run() for name, run in runs.items()} for _ in range(3)]
+        found = {name: median(turn[name] for turn in rates) for name in runs}
+        figures[f"{num_rows} rows"] = {
+            **{f"{name}_rows_per_s": rate for name, rate in found.items()},
+            "over_the_better": median(turn["ours"] / max(turn[name] for name in peers) for turn in rates),
+            "share_of_bare_matmul": found["ours"] * flop_per_row / bare_rate,
+        }
+    return figures
+
+
+def peer_rows_per_s(peer: Forward, batch: Sequence[Encoding], num_rows: int, seconds: float) -> float:
+    starts = cycle(range(0, len(batch), num_rows))
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        start = next(starts)
+        some = sorted(batch[start : start + num_rows], key=lambda row: row.num_tokens)
+        for first in range(0, len(some), PEER_ROWS):
+            peer(some[first : first + PEER_ROWS])
+        done += len(some)
+    return done / (time.perf_counter() - started)
+
+
 def quantized(setting: Setting) -> Figures:
     """Tokens per second of full batches and milliseconds of 32 tokens, and how near the outputs are to bf16's."""
     wanted = make_engine(setting.shape, setting.device).run(setting.full_batch)
@@ -285,6 +348,7 @@ PARTS: dict[str, Callable[[Setting], Figures]] = {
     "parity": parity,
     "full_batches": full_batches,
     "latency": latency,
+    "mix": mix,
     "overlap": overlap,
     "quantized": quantized,
     "over_http": over_http,

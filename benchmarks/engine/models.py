@@ -163,8 +163,22 @@ def load_eager(folder: Path, precision: str) -> Forward:
 
     model = MegatronBertModel.from_pretrained(
         folder, dtype=DTYPES[precision], attn_implementation="eager", add_pooling_layer=False
-    ).eval()
+    )
+    return padded(model.eval(), torch.device("cpu"))
 
+
+def make_eager(shape: Shape, device: torch.device, precision: str, *, is_compiled: bool) -> Forward:
+    """The same with random weights, on any device. `is_compiled`: each layer by torch.compile, for every size."""
+    from transformers import MegatronBertModel
+
+    with device:
+        model = MegatronBertModel(_config(shape), add_pooling_layer=False).to(DTYPES[precision]).eval()
+    for layer in model.encoder.layer if is_compiled else ():
+        layer.compile(dynamic=True)
+    return padded(model, device)
+
+
+def padded(model: Any, device: torch.device) -> Forward:
     @torch.inference_mode()
     def forward(batch: Sequence[Encoding]) -> np.ndarray[Any, Any]:
         ids = torch.zeros(len(batch), max(row.num_tokens for row in batch), dtype=torch.int64)
@@ -172,7 +186,8 @@ def load_eager(folder: Path, precision: str) -> Forward:
         for index, row in enumerate(batch):
             ids[index, : row.num_tokens] = torch.from_numpy(row.ids)
             mask[index, : row.num_tokens] = 1
-        return np.asarray(model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0].float())
+        states = model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+        return np.asarray(states[:, 0].float().cpu())
 
     return forward
 
@@ -180,17 +195,9 @@ def load_eager(folder: Path, precision: str) -> Forward:
 def write_checkpoint(folder: Path, shape: Shape, file_format: FileFormat = "bin") -> Path:
     """A float32 masked-LM checkpoint with its vocabulary, made in memory; returns the weights file."""
     from safetensors.torch import save_file
-    from transformers import MegatronBertConfig, MegatronBertForMaskedLM
+    from transformers import MegatronBertForMaskedLM
 
-    config = MegatronBertConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        intermediate_size=shape.ffn_size,
-        hidden_act="gelu_new",
-        architectures=["MegatronBertForMaskedLM"],
-    )
+    config = _config(shape)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
     (folder / "vocab.txt").write_text("\n".join(vocabulary(VOCAB_SIZE)) + "\n", encoding="utf-8")
@@ -209,6 +216,21 @@ def write_checkpoint(folder: Path, shape: Shape, file_format: FileFormat = "bin"
     else:
         save_file(tensors, file)
     return file
+
+
+def _config(shape: Shape) -> Any:
+    """That of a masked-LM checkpoint of this shape, with the vocabulary of the tests' tokenizer."""
+    from transformers import MegatronBertConfig
+
+    return MegatronBertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.ffn_size,
+        hidden_act="gelu_new",
+        architectures=["MegatronBertForMaskedLM"],
+    )
 
 
 def engine_rows_per_s(engine: Engine, rows: Sequence[Encoding], batch_rows: int, seconds: float) -> float:

@@ -95,13 +95,8 @@ MAX_VARIANTS = 64
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """The function, compiled at its first call; `options` are those of torch.compile.
-
-    The limit of variants is an argument, because torch's global setting applies only to the thread that sets it, and
-    batches are launched by another thread than the warm-up.
-    """
-    make: Any = torch.compile  # the declared types lack recompile_limit
-    return make(function, recompile_limit=MAX_VARIANTS, **options)
+    """The function, compiled at its first call; `options` are those of torch.compile."""
+    return torch_private.compile_variants(function, MAX_VARIANTS, **options)
 
 
 P = ParamSpec("P")

@@ -14,6 +14,7 @@ import ctypes
 import errno
 from collections.abc import Callable, Sequence
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -183,6 +184,19 @@ def scaled_mm(codes: Tensor, weight: Tensor, scales: Tensor, weight_scales: Tens
     return torch._scaled_mm(
         codes, weight.t(), scales, weight_scales, bias, out_dtype=torch.bfloat16, use_fast_accum=True
     )
+
+
+def compile_variants(function: Callable[..., Any], limit: int, **options: Any) -> Any:
+    """torch.compile with room for `limit` variants of the function; beyond them torch stops to compile it.
+
+    The limit is an argument where torch has it (from 2.12 on): its setting applies only to the thread that sets it
+    there, and batches are launched by another thread than the warm-up. Before, the setting is one of all threads.
+    """
+    make: Any = torch.compile
+    if "recompile_limit" in signature(make).parameters:
+        return make(function, recompile_limit=limit, **options)
+    torch._dynamo.config.recompile_limit = limit
+    return make(function, **options)
 
 
 def mark_static(tensor: Tensor, dimension: int) -> None:
