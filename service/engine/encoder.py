@@ -46,15 +46,20 @@ def _pre_norm_layers(
     attend: Attend,
     selected: Tensor | None,
 ) -> Tensor:
-    """Each residual sum is normalized for its consumer: the next layer, or for the last layer the readouts."""
+    """Each residual sum is normalized for its consumer: the next layer, or for the last layer the readouts.
+
+    A name is used again as soon as its tensor is not needed: of a full batch, each one takes as much as a layer's maps.
+    """
     following = (*(layer.attention_norm for layer in layers[1:]), final_norm)
     normed = layers[0].attention_norm(hidden)
     for layer, next_norm in zip(layers, following, strict=True):
         context = _attention(normed, layer, shape, attend)
         if selected is not None and layer is layers[-1]:
             context, hidden = context[selected], hidden[selected]
-        hidden, normed = layer.attention_out.add_norm(context, hidden, layer.ffn_norm)
-        inner = layer.ffn_in.gelu(normed, gelu_of(shape))
+        del normed
+        hidden, inner = layer.attention_out.add_norm(context, hidden, layer.ffn_norm)
+        del context
+        inner = layer.ffn_in.gelu(inner, gelu_of(shape))
         hidden, normed = layer.ffn_out.add_norm(inner, hidden, next_norm)
     return normed
 

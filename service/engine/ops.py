@@ -130,8 +130,8 @@ def is_compiled_for(tensor: Tensor) -> bool:
 
 
 def add_norm(product: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The sum, and the layer norm of the sum."""
-    return add_norm_fused(product, residual, norm.weight, norm.bias, norm.eps)
+    """The sum, in the memory of the product, and the layer norm of the sum."""
+    return product, add_norm_fused(product, residual, norm.weight, norm.bias, norm.eps)
 
 
 def rescale_add_norm(
@@ -159,11 +159,9 @@ def rescale_gelu(sums: Tensor, tokens: Tensor, channels: Tensor, bias: Tensor, g
 
 
 @Fused
-def add_norm_fused(
-    product: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    total = product + residual
-    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+def add_norm_fused(product: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Adds the residual to the product; returns the layer norm of the sum."""
+    return F.layer_norm(product.add_(residual), weight.shape, weight, bias, eps)
 
 
 @Fused
