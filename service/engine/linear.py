@@ -243,8 +243,18 @@ class Cuda(Plain):
         return ops.add_norm(self(hidden), residual, norm)
 
 
-MIN_INT_MM_TOKENS = 17
-"""The fewest rows that `torch._int_mm` takes on a GPU."""
+MIN_INT_MM_TOKENS = 24
+"""`torch._int_mm` takes more than 16 rows on a GPU, and of those multiples of 8, as the number of tokens is."""
+
+FP8_TOKENS = 16
+"""cuBLAS multiplies float8 matrices whose sides are multiples of this. On an H200 the product of 24 rows failed with
+CUBLAS_STATUS_NOT_SUPPORTED, in torch 2.11 with CUDA 13.0."""
+
+
+def _pad(hidden: Tensor, num_tokens: int) -> Tensor:
+    """With rows of zeros up to this number of tokens."""
+    missing = num_tokens - len(hidden)
+    return F.pad(hidden, (0, 0, 0, missing)) if missing > 0 else hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +281,8 @@ class CudaInt8(Linear):
 
     def _multiply(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The product of the codes, int32 [tokens, out], and the scales of the tokens [tokens, 1]."""
-        codes, scales = ops.quantize_fused(hidden, torch.int8)
-        missing = max(0, MIN_INT_MM_TOKENS - len(codes))
-        # The number of tokens is a multiple of 8, and `torch._int_mm` takes 24 but not 17 rows.
-        sums = torch_private.int_mm(F.pad(codes, (0, 0, 0, missing)) if missing else codes, self.weight)
-        return sums[: len(codes)], scales
+        codes, scales = ops.quantize_fused(_pad(hidden, MIN_INT_MM_TOKENS), torch.int8)
+        return torch_private.int_mm(codes, self.weight)[: len(hidden)], scales[: len(hidden)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +303,10 @@ class CudaFp8(Linear):
         return cls(codes, scales[None], bias.to(torch.bfloat16))
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        codes, scales = ops.quantize_fused(hidden, torch.float8_e4m3fn)
-        return torch_private.scaled_mm(codes, self.weight, scales, self.scales, self.bias).to(hidden.dtype)
+        padded = _pad(hidden, -(-len(hidden) // FP8_TOKENS) * FP8_TOKENS)
+        codes, scales = ops.quantize_fused(padded, torch.float8_e4m3fn)
+        product = torch_private.scaled_mm(codes, self.weight, scales, self.scales, self.bias)
+        return product[: len(hidden)].to(hidden.dtype)
 
     def add_norm(self, hidden: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         return ops.add_norm(self(hidden), residual, norm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Quantization
-from service.engine import ops
+from service.engine import ops, torch_private
 from service.engine.device import DTYPES, check_capability
 from service.engine.engine import Engine
 from service.engine.linear import Cuda, CudaFp8, CudaInt8, Linear, choose
@@ -83,6 +84,19 @@ def test_the_output_of_a_token_does_not_depend_on_the_other_tokens() -> None:
     for make, _ in KINDS.values():
         made: Linear = make(weight, bias)
         torch.testing.assert_close(made(hidden)[:8], made(hidden[:8]), atol=1e-6, rtol=0)
+
+
+def test_a_product_of_float8_has_a_multiple_of_16_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(codes: torch.Tensor, *others: Any) -> torch.Tensor:
+        rows.append(len(codes))
+        return scaled_mm(codes, *others)
+
+    rows: list[int] = []
+    scaled_mm = torch_private.scaled_mm
+    monkeypatch.setattr("service.engine.torch_private.scaled_mm", multiply)
+    made = CudaFp8.of(random(16, 32), random(16))
+    assert [len(made(random(tokens, 32))) for tokens in (8, 16, 24, 136)] == [8, 16, 24, 136]
+    assert rows == [16, 16, 32, 144]
 
 
 def test_fused_compiles_only_for_tensors_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
