@@ -71,10 +71,10 @@ AUTO, PLAIN = "auto", "plain"
 BACKENDS: dict[str, Backend] = {
     PLAIN: Backend(attention_backends.prepare_plain, runs_on=lambda config: True),
     "sdpa": Backend(attention_backends.prepare_sdpa, runs_on=lambda config: True),
-    "flex": Backend(attention_backends.prepare_flex, runs_on=lambda config: True),
+    "flex": Backend(attention_backends.FLEX.prepare, runs_on=lambda config: True),
     "varlen": Backend(split_by_mask(attention_backends.prepare_varlen, attention_backends.prepare_sdpa), _has_varlen),
     "varlen+flex": Backend(
-        split_by_mask(attention_backends.prepare_varlen, attention_backends.prepare_flex), _has_varlen
+        split_by_mask(attention_backends.prepare_varlen, attention_backends.FLEX.prepare), _has_varlen
     ),
 }
 

@@ -2,16 +2,16 @@
 
 - plain: two products and a softmax in float32 per group of rows. The reference, and the last resort. Runs anywhere.
 - sdpa: torch's scaled dot product, one call per group of rows with one length and one mask. Runs anywhere.
-- dense: all rows in one call under one mask; for CUDA graphs.
 - flex: FlexAttention, all rows in one compiled kernel with a block mask. On a CPU, a reference of it.
 - varlen: FlashAttention over rows of different lengths, without blocks. Runs on GPUs from Ampere on.
 
-Each `prepare_` function computes once for a batch what its layers share.
+Each `prepare` function computes once for a batch what its layers share. CUDA graphs repeat FLEX, and for few tokens
+DENSE: all rows in one call under one mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby, pairwise
@@ -125,11 +125,28 @@ def _are_apart(blocks: Any) -> Any:
     return is_inside[:, None] & is_inside & (blocks[:, None] != blocks)
 
 
-def dense(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """All rows in one call under one mask [tokens, tokens].
+@dataclass(frozen=True, slots=True)
+class Recordable:
+    """An attention over all rows at once, whose work depends on the number of tokens alone.
 
-    The work grows with the square of the tokens, so it is for few tokens, but its shapes depend only on their number.
+    All that it needs of the rows of a batch is in int32 `arrays`, whose sizes depend on the number of tokens, too.
+    `attend` is the attention by these arrays on its device. So a CUDA graph can repeat it with other arrays.
     """
+
+    arrays: Callable[[Layout], tuple[IdArray, ...]]
+    attend: Callable[[Sequence[Tensor], torch.dtype], Callable[[Tensor], Tensor]]
+
+    def prepare(self, layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        return self.attend([to_device(torch.from_numpy(each), device) for each in self.arrays(layout)], dtype)
+
+
+def _owners(layout: Layout) -> tuple[IdArray]:
+    return (layout.owners(layout.num_tokens),)
+
+
+def _dense(arrays: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    [owners] = arrays
+    mask = added_mask(owners, dtype)
 
     def attend(qkv: Tensor) -> Tensor:
         query, key, value = qkv.permute(1, 2, 0, 3)[:, None]
@@ -137,6 +154,10 @@ def dense(mask: Tensor) -> Callable[[Tensor], Tensor]:
         return out[0].transpose(0, 1).flatten(1)
 
     return attend
+
+
+DENSE = Recordable(_owners, _dense)
+"""One call under one mask [tokens, tokens]. The work grows with the square of the tokens, so it is for few tokens."""
 
 
 FLEX_BLOCK = 128
@@ -147,20 +168,24 @@ FLEX_OPTIONS = {
 }
 
 
-def prepare_flex(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _flex_arrays(layout: Layout) -> tuple[IdArray, ...]:
+    return (*_owners(layout), *flex_blocks(layout))
+
+
+def _flex(arrays: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     from torch.nn.attention.flex_attention import BlockMask  # imports the compiler, which is slow
 
-    owners = to_device(torch.from_numpy(layout.owners(layout.num_tokens)), device)
-    counts, indices = (to_device(torch.from_numpy(each), device) for each in flex_blocks(layout))
+    owners, counts, indices = arrays
+    num_tokens = owners.shape[1]
     mask = BlockMask.from_kv_blocks(
         counts[None, None],
         indices[None, None],
         BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=flex_visible(owners[0], owners[1]),
-        seq_lengths=(layout.num_tokens, layout.num_tokens),
+        seq_lengths=(num_tokens, num_tokens),
         compute_q_blocks=False,  # only the backward pass needs them
     )
-    kernel = _flex_kernel(device.type)
+    kernel = _flex_kernel(owners.device.type)
 
     def attend(qkv: Tensor) -> Tensor:
         query, key, value = qkv.permute(1, 2, 0, 3)[:, None]
@@ -168,6 +193,10 @@ def prepare_flex(layout: Layout, device: torch.device, dtype: torch.dtype) -> Ca
         return out[0].transpose(0, 1).flatten(1)
 
     return attend
+
+
+FLEX = Recordable(_flex_arrays, _flex)
+"""FlexAttention: the work grows with the rows that share a block of 128 tokens."""
 
 
 def flex_visible(rows: Tensor, blocks: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

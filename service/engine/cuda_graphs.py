@@ -1,51 +1,64 @@
-"""CUDA graphs for small batches: the forward is recorded once for each of a few numbers of tokens, then replayed.
+"""CUDA graphs: the forward is recorded once for each of some numbers of tokens, then replayed.
 
-Launching the kernels of a small forward one by one takes the host longer than the GPU needs to run them. The work of a
-graph depends on its bucket alone: ids and owners of the tokens are in buffers of that size, and all rows go through one
-dense attention under a mask that is computed from the owners inside the graph. Its quadratic cost is small for so few
-tokens. The recorder is a parameter, so that everything else runs without a GPU.
+Launching the kernels of a forward one by one takes the host longer than a GPU needs to run them, up to a number of
+tokens that depends on the model and on both: graphs are recorded as far as that. The work of a graph depends on its
+bucket alone: what it needs of a batch, ids and whose token is whose, is in buffers that every replay fills. Up to
+DENSE_TOKENS the attention is dense, as its quadratic cost is small for so few tokens, and FlexAttention from there on.
+The recorder is a parameter, so that everything else runs without a GPU.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
-from service.domain import Check
+from service.domain import Check, IdArray
 from service.engine.arithmetic import Compute
-from service.engine.attention_backends import added_mask, dense
-from service.engine.device import to_device
-from service.engine.encoder import encode
+from service.engine.attention import Attend
+from service.engine.attention_backends import DENSE, FLEX, Recordable
+from service.engine.device import to_device, wait_event
 from service.engine.packing import Layout
 from service.engine.self_test import compare
-from service.engine.weights import Weights
 
-Forward = Callable[[Tensor, Tensor], Tensor]
-"""From ids, segment ids and positions [3, tokens] and owners [2, tokens] to hidden states [tokens, hidden]."""
+Forward = Callable[[Tensor, Attend], Tensor]
+"""From ids, segment ids and positions [3, tokens] to hidden states [tokens, hidden]."""
+
+MakeBatch = Callable[[int], tuple[Tensor, Layout]]
+"""A batch of a number of tokens."""
 
 Call = Callable[[], Tensor]
 Record = Callable[[Call], Call]
 """Records a call; the returned function repeats its work on the same buffers."""
 
-BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
+DENSE_TOKENS = 512
+BUCKETS = (
+    *(32, 64, 96, 128, 192, 256, 384, DENSE_TOKENS),
+    *range(640, 1024, 128),
+    *range(1024, 2048, 128),
+    *range(2048, 4096, 256),
+    *range(4096, 8192, 512),
+    *range(8192, 16_384 + 1, 1024),
+)
+"""Beyond the first ones multiples of 128, for which FlexAttention has its fastest kernel, and an eighth to a quarter
+apart: with its padding a batch is 3 to 11 % larger on average."""
 
-
-def dense_forward(weights: Weights, shape: Shape) -> Forward:
-    def forward(tokens: Tensor, owners: Tensor) -> Tensor:
-        return encode(weights, shape, tokens, dense(added_mask(owners, weights.words.dtype)))
-
-    return forward
+_LAUNCH_SHARE = 0.9
+"""Of the time of a forward. Where launching takes less, the device is the slower one, and a graph gains nothing."""
+_NUM_TIMES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    tokens: Tensor
-    owners: Tensor
+    tokens: Tensor  # [3, bucket]
+    arrays: Tensor  # those of the attention one behind the other, int32
+    attention: Recordable
     replay: Call
 
 
@@ -53,11 +66,17 @@ class Graphs:
     """No graphs until `record`; from then on a batch goes through the smallest bucket that holds it."""
 
     def __init__(
-        self, forward: Forward, record: Record, device: torch.device, buckets: Sequence[int] = BUCKETS
+        self,
+        forward: Forward,
+        record: Record,
+        device: torch.device,
+        dtype: torch.dtype,
+        buckets: Sequence[int] = BUCKETS,
     ) -> None:
         self._forward = forward
         self._record = record
         self._device = device
+        self._dtype = dtype
         self._buckets = sorted(buckets)
         self._graphs: dict[int, _Graph] = {}
         self._failures: dict[int, Exception] = {}
@@ -65,6 +84,23 @@ class Graphs:
     @property
     def is_wanted(self) -> bool:
         return bool(self._buckets)
+
+    def limit(self, compute: Compute, make_batch: MakeBatch) -> None:
+        """Drops the buckets from that power of two of tokens on for which the device takes longer than the launches."""
+        tokens = 2 * DENSE_TOKENS
+        while tokens <= self._buckets[-1] and self._is_slow_to_launch(compute, *make_batch(tokens)):
+            tokens *= 2
+        self._buckets = [bucket for bucket in self._buckets if bucket <= DENSE_TOKENS or bucket < tokens]
+
+    def _is_slow_to_launch(self, compute: Compute, tokens: Tensor, layout: Layout) -> bool:
+        shares = []
+        for _ in range(_NUM_TIMES):
+            started = time.perf_counter()
+            compute(tokens, layout, None)
+            launched = time.perf_counter()
+            wait_event(self._device)()
+            shares.append((launched - started) / (time.perf_counter() - started))
+        return min(shares) > _LAUNCH_SHARE
 
     def record(self) -> None:
         """Records the graphs that are missing. Nothing else may use the GPU meanwhile.
@@ -75,10 +111,10 @@ class Graphs:
             if bucket not in self._graphs and bucket not in self._failures:
                 try:
                     self._graphs[bucket] = self._record_bucket(bucket)
-                except Exception as error:  # noqa: BLE001 - larger batches are computed without graphs, too
+                except Exception as error:  # noqa: BLE001 - the batches are computed without graphs, too
                     self._failures[bucket] = error
 
-    def check(self, compute: Compute, make_batch: Callable[[int], tuple[Tensor, Layout]], limit: float) -> list[Check]:
+    def check(self, compute: Compute, make_batch: MakeBatch, limit: float) -> list[Check]:
         """Compares each graph with `compute` on the batch that `make_batch` makes of a number of tokens.
 
         A graph that differs by more than `limit` is left out: its batches are computed without one.
@@ -89,9 +125,7 @@ class Graphs:
                 self._graphs.pop(bucket, None)
         return checks
 
-    def _check_bucket(
-        self, bucket: int, compute: Compute, make_batch: Callable[[int], tuple[Tensor, Layout]], limit: float
-    ) -> Check:
+    def _check_bucket(self, bucket: int, compute: Compute, make_batch: MakeBatch, limit: float) -> Check:
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             if bucket in self._failures:
                 raise self._failures[bucket]
@@ -105,50 +139,56 @@ class Graphs:
 
     def run(self, tokens: Tensor, layout: Layout) -> Tensor | None:
         """The hidden states [bucket, hidden], valid until the next run; None when the batch is too large."""
-        graph = self._fitting(layout.num_tokens)
+        bucket = next((each for each in self._buckets if each >= layout.num_tokens), None)
+        graph = None if bucket is None else self._graphs.get(bucket)
         if graph is None:
             return None
         # Tokens of an earlier batch that remain behind these are a row of their own, which is never read.
         graph.tokens[:, : layout.num_tokens].copy_(tokens)
-        owners = torch.from_numpy(layout.owners(graph.owners.shape[1]))
-        graph.owners.copy_(to_device(owners, self._device))
+        arrays = graph.attention.arrays(Layout(layout.rows, graph.tokens.shape[1]))
+        graph.arrays.copy_(to_device(torch.from_numpy(_joined(arrays)), self._device))
         return graph.replay()
 
-    def _fitting(self, num_tokens: int) -> _Graph | None:
-        bucket = next((each for each in self._buckets if each >= num_tokens), None)
-        return None if bucket is None else self._graphs.get(bucket)
-
     def _record_bucket(self, bucket: int) -> _Graph:
-        tokens, owners = (torch.zeros(lines, bucket, dtype=torch.int32, device=self._device) for lines in (3, 2))
-        return _Graph(tokens, owners, self._record(lambda: self._forward(tokens, owners)))
+        attention = DENSE if bucket <= DENSE_TOKENS else FLEX
+        tokens = torch.zeros(3, bucket, dtype=torch.int32, device=self._device)
+        blank = attention.arrays(Layout((), bucket))
+        arrays = to_device(torch.from_numpy(_joined(blank)), self._device)
+        offsets = accumulate((each.size for each in blank), initial=0)
+        views = [
+            arrays[start:end].view(each.shape) for each, (start, end) in zip(blank, pairwise(offsets), strict=True)
+        ]
+        replay = self._record(lambda: self._forward(tokens, attention.attend(views, self._dtype)))
+        return _Graph(tokens, arrays, attention, replay)
+
+
+def _joined(arrays: Sequence[IdArray]) -> IdArray:
+    return np.concatenate([each.ravel() for each in arrays])
 
 
 class CudaRecorder:
-    """Records all graphs into one memory pool, because they are replayed one after the other on one stream."""
+    """Records all graphs into one memory pool, because they are replayed one after the other on one stream.
 
-    _NUM_WARM_UPS = 3
-    """These calls compile kernels and set up libraries, which must not happen while a graph is recorded."""
+    And on one stream: libraries keep a workspace of megabytes for each that they have worked on.
+    """
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._stream: Any = None
 
     def __call__(self, call: Call) -> Call:
-        self._warm_up(call)
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            call()  # compiles kernels and sets up libraries, which must not happen while a graph is recorded
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             out = call()
         self._pool = self._pool or graph.pool()
+        torch.cuda.current_stream().wait_stream(self._stream)
 
         def replay() -> Tensor:
             graph.replay()
             return out
 
         return replay
-
-    def _warm_up(self, call: Call) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(self._NUM_WARM_UPS):
-                call()
-        torch.cuda.current_stream().wait_stream(stream)

@@ -37,8 +37,9 @@ from service.domain import (
 from service.engine import arithmetic, attention, calibration, device, packing, readouts
 from service.engine.arithmetic import Arithmetic
 from service.engine.attention_backends import prepare_plain
-from service.engine.cuda_graphs import BUCKETS, CudaRecorder, Graphs, dense_forward
+from service.engine.cuda_graphs import BUCKETS, DENSE_TOKENS, CudaRecorder, Graphs
 from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
+from service.engine.encoder import encode
 from service.engine.fastest import fastest
 from service.engine.tensor_files import Progress
 from service.engine.weight_cache import SampleRows, WeightLoader, is_cached
@@ -96,8 +97,16 @@ class Engine:
         self._compute = self.arithmetic.bind(weights, self.shape, self._attention.prepare)
         # ONNX Runtime has copied the maps of the layers, which are most of the memory.
         self.weights = replace(weights, layers=()) if self.arithmetic.runtime == "onnxruntime" else weights
-        buckets = BUCKETS if self.device.type == "cuda" else ()
-        self._graphs = Graphs(dense_forward(self.weights, self.shape), CudaRecorder(), self.device, buckets)
+        self._graphs = Graphs(
+            partial(encode, self.weights, self.shape), CudaRecorder(), self.device, weights.words.dtype, self._buckets()
+        )
+
+    def _buckets(self) -> Sequence[int]:
+        """The numbers of tokens of CUDA graphs: only small ones where FlexAttention was not found sound."""
+        if self.device.type != "cuda":
+            return ()
+        has_flex = any(check.name == "flex" and check.is_sound for check in self._attention.checks)
+        return BUCKETS if has_flex else tuple(bucket for bucket in BUCKETS if bucket <= DENSE_TOKENS)
 
     @classmethod
     def load(
@@ -275,9 +284,12 @@ class Engine:
             blank = [_blank_row(self.checkpoint.name, min(each, self.shape.max_positions), Cls()) for each in lengths]
             outputs += self.run([replace(row, blocks=_WARM_UP_BLOCKS) for row in blank])
         with device_guard(self.device):
+            self._graphs.limit(self._compute, self._graph_batch)
             self._graphs.record()
             self._graph_checks = self._graphs.check(self._compute, self._graph_batch, _GRAPH_LIMITS[self.precision])
-        return outputs + self.run(rows)
+            outputs += self.run(rows)
+            torch.cuda.empty_cache()  # of what loading took: other processes may need it
+        return outputs
 
     def _graph_batch(self, num_tokens: int) -> tuple[Tensor, packing.Layout]:
         """Rows with known ids, the last ones with blocks, of `num_tokens` in all."""

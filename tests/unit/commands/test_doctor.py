@@ -124,6 +124,17 @@ def test_a_kernel_that_fails_the_self_test_is_reported(
     assert any("linear OneDnn float32 failed the self-test" in each for each in report["advice"])
 
 
+def test_sound_graphs_share_a_line_of_the_text() -> None:
+    def graph(name: str, reason: str = "") -> Report:
+        return {"kind": "graph", "name": name, "is_used": not reason, "ms": 1.0, "reason": reason}
+
+    lines = list(doctor._format_tried([graph("32"), graph("64", "differs"), graph("96")]))
+    assert [" ".join(line.split()) for line in lines] == [
+        "tried graph 64 1.00 ms LEFT OUT: differs",
+        "tried graphs of 32, 96 tokens ok",
+    ]
+
+
 def test_the_text_shows_what_was_tried_and_chosen(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--devices", "cpu", "--precision", "float32", "--model", str(path)]
     assert cli.main(["doctor", "--runtime", "torch", *flags]) == 0

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from service.domain import Check
 from service.engine import attention_backends
 from service.engine.attention import TYPICAL, AttentionConfig, choose, measure, split_by_mask, trial
-from service.engine.attention_backends import added_mask, dense, prepare_sdpa
+from service.engine.attention_backends import DENSE, added_mask, prepare_sdpa
 from service.engine.packing import Layout
 from service.errors import SettingError
 from tests.fakes import FakeClock
@@ -31,8 +31,7 @@ def random_qkv(layout: Layout) -> torch.Tensor:
 
 
 def wanted(qkv: torch.Tensor, layout: Layout) -> torch.Tensor:
-    owners = torch.from_numpy(layout.owners(layout.num_tokens))
-    return dense(added_mask(owners, torch.float32))(qkv)
+    return DENSE.prepare(layout, CPU, torch.float32)(qkv)
 
 
 def test_owners_number_rows_and_blocks_of_each_token() -> None:
@@ -72,7 +71,7 @@ def test_flex_blocks_cover_every_pair_of_tokens_that_attend(layout: Layout) -> N
 @pytest.mark.parametrize("layout", [MIXED, LONG])
 def test_flex_matches_the_dense_mask(layout: Layout) -> None:
     qkv = random_qkv(layout)
-    out = attention_backends.prepare_flex(layout, CPU, torch.float32)(qkv)
+    out = attention_backends.FLEX.prepare(layout, CPU, torch.float32)(qkv)
     torch.testing.assert_close(out, wanted(qkv, layout), atol=1e-6, rtol=0)
 
 
@@ -83,7 +82,7 @@ def test_flex_matches_torchs_flex_attention(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(attention_backends, "_flex_kernel", lambda device_type: flex_attention)
     qkv = random_qkv(MIXED)
     with torch.inference_mode():
-        out = attention_backends.prepare_flex(MIXED, CPU, torch.float32)(qkv)
+        out = attention_backends.FLEX.prepare(MIXED, CPU, torch.float32)(qkv)
     torch.testing.assert_close(out, wanted(qkv, MIXED), atol=1e-6, rtol=0)
 
 
@@ -106,7 +105,7 @@ def packed_reference(
     return torch.cat([row.transpose(0, 1) for row in rows])
 
 
-@pytest.mark.parametrize("masked", [prepare_sdpa, attention_backends.prepare_flex])
+@pytest.mark.parametrize("masked", [prepare_sdpa, attention_backends.FLEX.prepare])
 @pytest.mark.parametrize("rows", [MIXED.rows, MIXED.rows[:2], MIXED.rows[2:], LONG.rows])
 def test_split_by_mask_matches_the_dense_mask(
     monkeypatch: pytest.MonkeyPatch, rows: tuple[object, ...], masked: Callable[..., object]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Mean
-from service.engine.cuda_graphs import Call, Graphs, dense_forward
+from service.engine import cuda_graphs
+from service.engine.attention import Attend
+from service.engine.cuda_graphs import BUCKETS, Call, Graphs
+from service.engine.encoder import encode
 from service.engine.engine import Engine
 from service.engine.packing import Layout, Packed, pack
 from tests.checkpoints import make_checkpoint
@@ -37,9 +42,11 @@ class Recorder:
         return replay
 
 
-def echo(tokens: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-    """A forward that returns its inputs."""
-    return torch.cat([tokens, owners]).T.clone()
+def echo(tokens: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """A forward that returns its inputs, and the mean of the ids that each token attends to."""
+    qkv = torch.zeros(tokens.shape[1], 3, 1, 1)
+    qkv[:, 2, 0, 0] = tokens[0]
+    return torch.cat([tokens.T.float(), attend(qkv)], dim=1)
 
 
 def packed_of(*encodings: Encoding) -> Packed:
@@ -48,7 +55,7 @@ def packed_of(*encodings: Encoding) -> Packed:
 
 def make(*buckets: int) -> tuple[Graphs, Recorder]:
     recorder = Recorder()
-    return Graphs(echo, recorder, CPU, buckets), recorder
+    return Graphs(echo, recorder, CPU, torch.float32, buckets), recorder
 
 
 def test_run_returns_none_before_record() -> None:
@@ -76,6 +83,36 @@ def test_run_uses_the_smallest_bucket_that_fits(num_tokens: int, bucket: int | N
     assert (None if out is None else len(out)) == bucket
 
 
+@pytest.mark.parametrize(("bound", "last"), [(0, 896), (1024, 1920), (4096, 7680), (1 << 20, 16_384)])
+def test_no_graph_is_recorded_where_the_device_takes_longer_than_the_launches(
+    monkeypatch: pytest.MonkeyPatch, bound: int, last: int
+) -> None:
+    clock = [0.0]
+
+    def launch(tokens: torch.Tensor, layout: Layout, selected: torch.Tensor | None) -> torch.Tensor:
+        clock[0] += 1.0
+        return tokens if layout.num_tokens <= bound else computing(tokens)
+
+    def computing(tokens: torch.Tensor) -> torch.Tensor:
+        pending.append(0.2)
+        return tokens
+
+    pending: list[float] = []
+
+    def wait() -> None:
+        clock[0] += sum(pending)
+        pending.clear()
+
+    monkeypatch.setattr(cuda_graphs, "wait_event", lambda device: wait)
+    monkeypatch.setattr(cuda_graphs, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    recorder = Recorder()
+    graphs = Graphs(echo, recorder, CPU, torch.float32)
+    graphs.limit(launch, lambda tokens: (torch.zeros(3, tokens, dtype=torch.int32), Layout(((tokens, ()),), tokens)))
+    graphs.record()
+    assert len(recorder.calls[0]()) == last
+    assert len(recorder.calls) == sum(bucket <= last for bucket in BUCKETS)
+
+
 def test_graphs_without_buckets_do_nothing() -> None:
     graphs, recorder = make()
     graphs.record()
@@ -92,20 +129,21 @@ def test_tokens_of_an_earlier_pack_are_a_separate_row() -> None:
     assert graphs.run(long.tokens, long.layout) is not None
     out = graphs.run(short.tokens, short.layout)
     assert out is not None
-    assert torch.equal(out[:8, :3].T, short.tokens)
-    assert torch.equal(out[8:, :3].T, long.tokens[:, 8:])
-    assert out[:, 3].tolist() == [0] * 5 + [1] * 27
-    assert out[:, 4].tolist() == [0] * 32
+    assert torch.equal(out[:8, :3].T, short.tokens.float())
+    assert torch.equal(out[8:, :3].T, long.tokens[:, 8:].float())
+    for row in (out[:5], out[5:]):
+        torch.testing.assert_close(row[:, 3], row[:, 0].mean().expand(len(row)))
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
 def test_the_forward_of_a_graph_matches_the_engine(tmp_path: Path, family: str) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path, family=family), "test"), precision="float32")
     recorder = Recorder()
-    graphs = Graphs(dense_forward(engine.weights, engine.shape), recorder, CPU, (64, 128))
+    graphs = Graphs(partial(encode, engine.weights, engine.shape), recorder, CPU, torch.float32, (64, 128, 640))
+    many = [plain_row(130, Mean(), seed=2), choice_row((20, 130, 7), 100), plain_row(200, Mean())]
     with torch.inference_mode():
         graphs.record()
-        for packed in (packed_of(*ROWS), packed_of(plain_row(100, Mean())), packed_of(*ROWS[::-1])):
+        for packed in (packed_of(*ROWS), packed_of(plain_row(100, Mean())), packed_of(*many), packed_of(*ROWS[::-1])):
             end = packed.offsets[-1]
             ours = graphs.run(packed.tokens, packed.layout)
             assert ours is not None
@@ -117,7 +155,7 @@ def test_the_forward_of_a_graph_matches_the_engine(tmp_path: Path, family: str) 
 def test_after_warm_up_small_batches_replay_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision="float32")
     recorder = Recorder()
-    graphs = Graphs(dense_forward(engine.weights, engine.shape), recorder, CPU, (32, 64))
+    graphs = Graphs(partial(encode, engine.weights, engine.shape), recorder, CPU, torch.float32, (32, 64))
     monkeypatch.setattr(engine, "_graphs", graphs)
     cold = engine.run(ROWS)
     engine.warm_up()

@@ -123,12 +123,20 @@ def test_every_backend_computes_every_batch_on_the_gpu_alone(path: Path, backend
     assert [check.reason for check in loaded.checks] == ["", ""]
 
 
-def test_small_batches_go_through_graphs_with_buffers_on_the_gpu(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "buckets"), [("sdpa", ("32", "96")), ("flex", ("32", "96", "640"))], ids=["small", "large"]
+)
+def test_batches_go_through_graphs_with_buffers_on_the_gpu(
+    path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, buckets: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(engine, "BUCKETS", (*BUCKETS, 640))
     with fake_gpu() as operations:
-        loaded = load(path, precision="bfloat16", backend="sdpa")
+        loaded = load(path, precision="bfloat16", backend=backend)
         loaded.warm_up()
-        run(loaded, BATCHES["mixed"], operations)
-    assert [check.reason for check in loaded.checks if check.kind == "graph"] == [""] * len(BUCKETS)
+        for rows in (BATCHES["mixed"], BATCHES["plain"] * 4):
+            run(loaded, rows, operations)
+    graphs = [check for check in loaded.checks if check.kind == "graph"]
+    assert [(check.name, check.reason) for check in graphs] == [(name, "") for name in buckets]
 
 
 def test_auto_measures_the_backends_that_pass_and_chooses_one(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, KernelKind
 from service.engine import arithmetic, attention, linear, ops
 from service.engine.attention import BACKENDS, AttentionConfig, Backend
-from service.engine.cuda_graphs import Call, Graphs, dense_forward
+from service.engine.cuda_graphs import Call, Graphs
+from service.engine.encoder import encode
 from service.engine.engine import Engine
 from service.engine.linear import Linear, OneDnn, Plain, choose
 from service.engine.ops import Fused
@@ -284,7 +286,7 @@ def graphs_of(engine: Engine, fault: Fault, *buckets: int, faulty: int) -> Graph
             fault(call())
         return lambda: fault(call())
 
-    return Graphs(dense_forward(engine.weights, engine.shape), record, CPU, buckets)
+    return Graphs(partial(encode, engine.weights, engine.shape), record, CPU, torch.float32, buckets)
 
 
 @each_fault
