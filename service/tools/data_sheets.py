@@ -38,6 +38,7 @@ DATA_SHEETS = {
     "A800": DataSheet(312e12, 1555e9),
     "H20": DataSheet(148e12, 4000e9),
     "H100": DataSheet(989e12, 3350e9),
+    "H200": DataSheet(989e12, 4800e9),
     "H800": DataSheet(989e12, 3350e9),
 }
 """The variant with 40 GB of A100 and A800, SXM of H100 and H800."""
