@@ -48,8 +48,10 @@ from benchmarks.engine.models import (
 )
 from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
-from service.engine.attention import BACKENDS, TYPICAL, AttentionConfig, Backend, trial
+from service.engine.attention import BACKENDS, TYPICAL, Attend, AttentionConfig, Backend
+from service.engine.cuda_graphs import CudaRecorder
 from service.engine.engine import Engine
+from service.engine.packing import Layout, bucket
 
 METHOD = (
     "median of `times` runs after two that do not count (latency: ten times as many); a run ends when the outputs are "
@@ -155,15 +157,55 @@ def tried(measure: Callable[[], Any]) -> Any:
 
 
 def attention(setting: Setting) -> Figures:
-    """Milliseconds of the attention of all layers of one batch, what is made once for a batch included."""
+    """Milliseconds of the attention of all layers of one batch, launched one by one and replayed as a graph.
+
+    Launched: what is made once for a batch included, as the choice of a backend measures it. The graph has the kernels
+    alone. In two batches: the typical one, with rows that have options, and its plain rows.
+    """
     shape, dtype = setting.shape, torch.bfloat16
-    sizes = (TYPICAL.num_tokens, 3, shape.num_heads, shape.head_size)
-    qkv = torch.randn(sizes, device=setting.device, dtype=dtype)
-    figures: Figures = {"tokens": TYPICAL.num_tokens}
-    for name, backend in fitting(setting, shape, dtype).items():
-        run = partial(trial, backend.prepare, qkv, shape.num_layers)
-        figures[f"{name} ms"] = tried(partial(median_ms, run, setting.times))
+    plain, _ = TYPICAL.split()
+    figures: Figures = {}
+    for name, layout in {"typical": TYPICAL, "plain rows": Layout(plain.rows, bucket(plain.num_tokens))}.items():
+        qkv = torch.randn(layout.num_tokens, 3, shape.num_heads, shape.head_size, device=setting.device, dtype=dtype)
+        for kind, backend in fitting(setting, shape, dtype).items():
+            make = partial(backend.prepare, layout, setting.device, dtype)
+            figures[f"{name}, {kind}"] = {
+                "tokens": layout.num_tokens,
+                "launched_ms": tried(partial(_launched_ms, make, qkv, setting)),
+                "graph_ms": tried(partial(_graph_ms, make, qkv, setting)),
+            }
     return figures
+
+
+def _launched_ms(make: Callable[[], Attend], qkv: torch.Tensor, setting: Setting) -> float:
+    def run() -> None:
+        attend_in_layers(make(), qkv, setting.shape.num_layers)
+        synchronize(setting.device)
+
+    return median_ms(run, setting.times)
+
+
+def _graph_ms(make: Callable[[], Attend], qkv: torch.Tensor, setting: Setting) -> float:
+    call = partial(attend_in_layers, make(), qkv, setting.shape.num_layers)
+    replay = CudaRecorder()(call) if setting.device.type == "cuda" else call
+
+    def run() -> None:
+        replay()
+        synchronize(setting.device)
+
+    return median_ms(run, setting.times)
+
+
+@torch.inference_mode()
+def attend_in_layers(attend: Attend, qkv: torch.Tensor, num_layers: int) -> torch.Tensor:
+    for _ in range(num_layers):
+        out = attend(qkv)
+    return out
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def median_ms(run: Callable[[], object], times: int) -> float:
@@ -202,8 +244,7 @@ def matmul_rate(setting: Setting) -> float:
         def multiply() -> None:
             for _ in range(10):
                 a @ b
-            if setting.device.type == "cuda":
-                torch.cuda.synchronize(setting.device)
+            synchronize(setting.device)
 
         return 10 * 2 * size**3 / median(seconds(multiply, setting.times))
 
