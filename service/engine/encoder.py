@@ -48,7 +48,7 @@ def _pre_norm_layers(
 ) -> Tensor:
     """Each residual sum is normalized for its consumer: the next layer, or for the last layer the readouts.
 
-    A name is used again as soon as its tensor is not needed: of a full batch, each one takes as much as a layer's maps.
+    Tensors end with their last use: of a full batch, each is nearly as large as the maps of a layer.
     """
     following = (*(layer.attention_norm for layer in layers[1:]), final_norm)
     normed = layers[0].attention_norm(hidden)

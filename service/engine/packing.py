@@ -66,9 +66,10 @@ class Layout:
         `num_tokens` may exceed that of the layout. The padding is a row of its own.
         """
         owners = np.zeros((2, num_tokens), dtype=np.int32)
-        owners[0] = len(self.rows)
-        for index, (start, (length, blocks)) in enumerate(zip(self.offsets, self.rows, strict=False)):
-            owners[0, start : start + length] = index
+        offsets = self.offsets
+        owners[0, : offsets[-1]] = np.repeat(np.arange(len(self.rows)), np.diff(offsets))
+        owners[0, offsets[-1] :] = len(self.rows)
+        for start, (_, blocks) in zip(offsets, self.rows, strict=False):
             for number, (first, end) in enumerate(blocks, start=1):
                 owners[1, start + first : start + end] = number
         return owners
