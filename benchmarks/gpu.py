@@ -48,8 +48,9 @@ from benchmarks.engine.models import (
 )
 from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
-from service.engine.attention import BACKENDS, TYPICAL, Attend, AttentionConfig, Backend
-from service.engine.cuda_graphs import CudaRecorder
+from service.engine.attention import BACKENDS, TYPICAL, AttentionConfig, Backend
+from service.engine.attention_backends import Attend
+from service.engine.device import CudaRecorder
 from service.engine.engine import Engine
 from service.engine.packing import Layout, bucket
 
@@ -123,10 +124,11 @@ def parity(setting: Setting) -> Figures:
     def found(precision: str, **how: Any) -> Figures:
         return difference(make(setting.device, precision, **how).run(batch), wanted)
 
-    def by_graphs() -> Figures:
-        engine = make(setting.device, "bfloat16")
+    def by_graphs(*batches: slice, backend: str = "auto") -> Figures:
+        engine = make(setting.device, "bfloat16", backend=backend)
         engine.warm_up()
-        return difference([engine.run([row])[0] for row in batch], wanted)
+        outputs = [output for some in batches for output in engine.run(batch[some])]
+        return difference(outputs, wanted)
 
     figures: Figures = {}
     for precision in ("float32", "bfloat16"):
@@ -134,7 +136,13 @@ def parity(setting: Setting) -> Figures:
             figures[f"{name} {precision}"] = tried(partial(found, precision, backend=name))
     for quantization in QUANTIZATIONS:
         figures[quantization] = tried(partial(found, "bfloat16", quantization=quantization))
-    return figures | {"graphs, rows alone": tried(by_graphs)}
+    alone, plain = [slice(row, row + 1) for row in range(len(batch))], len(PARITY_LENGTHS)
+    figures["graphs, rows alone"] = tried(partial(by_graphs, *alone))
+    for name in fitting(setting, setting.small, torch.bfloat16):
+        if BACKENDS[name].recorded:
+            halves = partial(by_graphs, slice(plain), slice(plain, None), backend=name)
+            figures[f"graphs, {name}, plain rows and choices"] = tried(halves)
+    return figures
 
 
 def difference(outputs: Sequence[Output], wanted: Sequence[Output]) -> Figures:

@@ -272,11 +272,14 @@ def _format_model(model: Report) -> Iterator[str]:
 
 
 def _format_tried(tried: Sequence[Report]) -> Iterator[str]:
-    """A line for each kernel, and one for all sound CUDA graphs, of which there are many."""
-    graphs = [each for each in tried if each["kind"] == "graph" and each["is_used"]]
+    """A line for each kernel, but for the sound CUDA graphs, which are many: one for all with the same attention."""
+    graphs: dict[str, list[str]] = {}
     for each in tried:
-        if each not in graphs:
+        if each["kind"] == "graph" and each["is_used"]:
+            attention, _, num_tokens = each["name"].partition(" ")
+            graphs.setdefault(attention, []).append(num_tokens)
+        else:
             found = "ok" if each["is_used"] else f"LEFT OUT: {each['reason']}"
             yield f"  tried    {each['kind'] + ' ' + each['name']:28} {each['ms']:9.2f} ms  {found}"
-    if graphs:
-        yield f"  tried    graphs of {', '.join(each['name'] for each in graphs)} tokens  ok"
+    for attention, sizes in graphs.items():
+        yield f"  tried    graphs with {attention} attention, of {', '.join(sizes)} tokens  ok"

@@ -15,8 +15,7 @@ from torch import Tensor
 from service.checkpoints.checkpoint import Shape
 from service.domain import Check, Quantization, Runtime, WantedQuantization, WantedRuntime
 from service.engine import linear
-from service.engine.attention import Prepare
-from service.engine.attention_backends import prepare_plain
+from service.engine.attention_backends import Prepare, prepare_plain
 from service.engine.device import DTYPES, device_guard
 from service.engine.encoder import encode, gelu_of
 from service.engine.input_ranges import measure_ranges, random_rows

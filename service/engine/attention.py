@@ -9,25 +9,32 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from service.domain import Check
-from service.engine import attention_backends
+from service.engine.attention_backends import (
+    FLEX,
+    VARLEN,
+    Attend,
+    Prepare,
+    Recordable,
+    disable_cudnn,
+    prepare_flex,
+    prepare_plain,
+    prepare_sdpa,
+    prepare_varlen,
+    varlen_runs_on,
+)
+from service.engine.device import Call, CudaRecorder
 from service.engine.packing import Layout, bucket
-from service.engine.self_test import check_attention
+from service.engine.self_test import check_attention, first_line
 from service.engine.trials import time_each
 from service.errors import SettingError
 
 logger = logging.getLogger(__name__)
-
-Attend = Callable[[Tensor], Tensor]
-"""The attention of one layer: fused queries, keys and values [tokens, 3, heads, head size] to [tokens, hidden]."""
-
-Prepare = Callable[[Layout, torch.device, torch.dtype], Attend]
-"""Computes once for a batch what all layers need, such as masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +49,11 @@ class AttentionConfig:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
+    """`recorded` is what CUDA graphs repeat of it: empty where its kernels depend on the rows."""
+
     prepare: Prepare
     runs_on: Callable[[AttentionConfig], bool]
+    recorded: tuple[Recordable, ...] = ()
 
 
 def split_by_mask(plain: Prepare, masked: Prepare) -> Prepare:
@@ -63,19 +73,17 @@ def split_by_mask(plain: Prepare, masked: Prepare) -> Prepare:
 
 
 def _has_varlen(config: AttentionConfig) -> bool:
-    return attention_backends.varlen_runs_on(config.device, config.dtype, config.head_size)
+    return varlen_runs_on(config.device, config.dtype, config.head_size)
 
 
 AUTO, PLAIN = "auto", "plain"
 
 BACKENDS: dict[str, Backend] = {
-    PLAIN: Backend(attention_backends.prepare_plain, runs_on=lambda config: True),
-    "sdpa": Backend(attention_backends.prepare_sdpa, runs_on=lambda config: True),
-    "flex": Backend(attention_backends.FLEX.prepare, runs_on=lambda config: True),
-    "varlen": Backend(split_by_mask(attention_backends.prepare_varlen, attention_backends.prepare_sdpa), _has_varlen),
-    "varlen+flex": Backend(
-        split_by_mask(attention_backends.prepare_varlen, attention_backends.FLEX.prepare), _has_varlen
-    ),
+    PLAIN: Backend(prepare_plain, runs_on=lambda config: True),
+    "sdpa": Backend(prepare_sdpa, runs_on=lambda config: True),
+    "flex": Backend(prepare_flex, runs_on=lambda config: True, recorded=(FLEX,)),
+    "varlen": Backend(split_by_mask(prepare_varlen, prepare_sdpa), _has_varlen),
+    "varlen+flex": Backend(split_by_mask(prepare_varlen, prepare_flex), _has_varlen, recorded=(VARLEN, FLEX)),
 }
 
 
@@ -84,18 +92,19 @@ class Choice:
     """The backend that serves, and what was found of every one that could have."""
 
     name: str
-    prepare: Prepare
+    backend: Backend
     checks: tuple[Check, ...]
 
 
 def choose(name: str, config: AttentionConfig, num_layers: int = 1) -> Choice:
-    """The backend of this name. `auto` is the fastest one on a GPU, by measurement, and sdpa on a CPU.
+    """The backend of this name. `auto` is the fastest one on a GPU, by measurement, and sdpa on a CPU. On a GPU, those
+    that graphs can repeat come before the others: most batches are computed by graphs.
 
     Each is first compared with the plain one. Those that differ or fail are left out, and the plain one serves where
     none is left. Raises SettingError when the backend that is named does not support the configuration or is left out,
     or when the plain one differs.
     """
-    attention_backends.disable_cudnn()
+    disable_cudnn()
     fitting = {each: backend for each, backend in BACKENDS.items() if backend.runs_on(config)}
     if name not in (AUTO, *fitting):
         wanted = ", ".join(fitting)
@@ -109,13 +118,15 @@ def choose(name: str, config: AttentionConfig, num_layers: int = 1) -> Choice:
     if not sound:
         last = checks[-1]
         raise SettingError(f"{config.device} computes attention wrongly, also in {last.name}: {last.reason}")
+    if any(backend.recorded for backend in sound.values()):
+        sound = {each: backend for each, backend in sound.items() if backend.recorded}
     if len(sound) > 1:
         seconds = _measure(config, sound, num_layers)
         checks = [_with_time(check, seconds) if check.is_sound else check for check in checks]
         name = min(seconds, key=seconds.__getitem__)
     else:
         [name] = sound
-    return Choice(name, sound[name].prepare, tuple(checks))
+    return Choice(name, sound[name], tuple(checks))
 
 
 def _candidates(config: AttentionConfig, fitting: Mapping[str, Backend]) -> list[str]:
@@ -146,18 +157,39 @@ Repeated lengths would favour the backend that computes them together, and in tr
 def _measure(config: AttentionConfig, fitting: Mapping[str, Backend], num_layers: int) -> dict[str, float]:
     sizes = (TYPICAL.num_tokens, 3, config.num_heads, config.head_size)
     qkv = torch.randn(sizes, device=config.device, dtype=config.dtype)
-    runs = {name: partial(trial, backend.prepare, qkv, num_layers) for name, backend in fitting.items()}
-    return measure(runs)
+    return measure({name: make_trial(backend, qkv, num_layers) for name, backend in fitting.items()})
 
 
-@torch.inference_mode()
-def trial(prepare: Prepare, qkv: Tensor, num_layers: int) -> None:
-    """The attention of the typical batch, from the preparation to the last layer."""
-    attend = prepare(TYPICAL, qkv.device, qkv.dtype)
+def make_trial(backend: Backend, qkv: Tensor, num_layers: int) -> Callable[[], None]:
+    """The attention of the typical batch in all layers. Where graphs repeat it on a GPU, the kernels alone: they are
+    recorded in the first call. Else they are launched one by one, after what is prepared once for a batch."""
+
+    def prepare() -> Call:
+        return partial(_attend, backend.prepare(TYPICAL, qkv.device, qkv.dtype), qkv, num_layers)
+
+    call = cache(lambda: _recorded(prepare())) if backend.recorded and qkv.is_cuda else prepare
+
+    @torch.inference_mode()
+    def run() -> None:
+        call()()
+        if qkv.is_cuda:
+            torch.cuda.synchronize(qkv.device)
+
+    return run
+
+
+def _attend(attend: Attend, qkv: Tensor, num_layers: int) -> Tensor:
     for _ in range(num_layers):
-        attend(qkv)
-    if qkv.is_cuda:
-        torch.cuda.synchronize(qkv.device)
+        out = attend(qkv)
+    return out
+
+
+def _recorded(call: Call) -> Call:
+    try:
+        return CudaRecorder()(call)
+    except Exception as error:  # noqa: BLE001 - what cannot be recorded is launched
+        logger.warning("attention cannot be recorded", extra={"reason": first_line(error)})
+        return call
 
 
 def measure(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:

@@ -5,8 +5,8 @@
 - flex: FlexAttention, all rows in one compiled kernel with a block mask. On a CPU, a reference of it.
 - varlen: FlashAttention over rows of different lengths, without blocks. Runs on GPUs from Ampere on.
 
-Each `prepare` function computes once for a batch what its layers share. CUDA graphs repeat FLEX, and for few tokens
-DENSE: all rows in one call under one mask.
+Each `prepare` function computes once for a batch what its layers share. CUDA graphs repeat FLEX and VARLEN, and for few
+tokens DENSE: all rows in one call under one mask.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from service.domain import IdArray
 from service.engine.device import to_device
 from service.engine.ops import compiled
 from service.engine.packing import Blocks, Layout
+
+Attend = Callable[[Tensor], Tensor]
+"""The attention of one layer: fused queries, keys and values [tokens, 3, heads, head size] to [tokens, hidden]."""
+
+Prepare = Callable[[Layout, torch.device, torch.dtype], Attend]
+"""Computes once for a batch what all layers need, such as masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ def disable_cudnn() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def prepare_plain(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def prepare_plain(layout: Layout, device: torch.device, dtype: torch.dtype) -> Attend:
     groups = make_groups(layout, device, torch.float32)
 
     def attend(qkv: Tensor) -> Tensor:
@@ -71,7 +77,7 @@ def prepare_plain(layout: Layout, device: torch.device, dtype: torch.dtype) -> C
     return attend
 
 
-def prepare_sdpa(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def prepare_sdpa(layout: Layout, device: torch.device, dtype: torch.dtype) -> Attend:
     groups = make_groups(layout, device, dtype)
 
     def attend(qkv: Tensor) -> Tensor:
@@ -129,22 +135,21 @@ def _are_apart(blocks: Any) -> Any:
 class Recordable:
     """An attention over all rows at once, whose work depends on the number of tokens alone.
 
-    All that it needs of the rows of a batch is in int32 `arrays`, whose sizes depend on the number of tokens, too.
-    `attend` is the attention by these arrays on its device. So a CUDA graph can repeat it with other arrays.
+    All that it needs of the rows of a batch is in int32 `arrays`, whose sizes depend on the number of tokens, too; None
+    where it cannot compute these rows. `attend` is the attention by these arrays on its device. So a CUDA graph can
+    repeat it with other arrays.
     """
 
-    arrays: Callable[[Layout], tuple[IdArray, ...]]
-    attend: Callable[[Sequence[Tensor], torch.dtype], Callable[[Tensor], Tensor]]
-
-    def prepare(self, layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        return self.attend([to_device(torch.from_numpy(each), device) for each in self.arrays(layout)], dtype)
+    name: str
+    arrays: Callable[[Layout], tuple[IdArray, ...] | None]
+    attend: Callable[[Sequence[Tensor], torch.dtype], Attend]
 
 
 def _owners(layout: Layout) -> tuple[IdArray]:
     return (layout.owners(layout.num_tokens),)
 
 
-def _dense(arrays: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _attend_dense(arrays: Sequence[Tensor], dtype: torch.dtype) -> Attend:
     [owners] = arrays
     mask = added_mask(owners, dtype)
 
@@ -156,7 +161,7 @@ def _dense(arrays: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], T
     return attend
 
 
-DENSE = Recordable(_owners, _dense)
+DENSE = Recordable("dense", _owners, _attend_dense)
 """One call under one mask [tokens, tokens]. The work grows with the square of the tokens, so it is for few tokens."""
 
 
@@ -168,11 +173,15 @@ FLEX_OPTIONS = {
 }
 
 
+def prepare_flex(layout: Layout, device: torch.device, dtype: torch.dtype) -> Attend:
+    return _attend_flex([to_device(torch.from_numpy(each), device) for each in _flex_arrays(layout)], dtype)
+
+
 def _flex_arrays(layout: Layout) -> tuple[IdArray, ...]:
     return (*_owners(layout), *flex_blocks(layout))
 
 
-def _flex(arrays: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _attend_flex(arrays: Sequence[Tensor], dtype: torch.dtype) -> Attend:
     from torch.nn.attention.flex_attention import BlockMask  # imports the compiler, which is slow
 
     owners, counts, indices = arrays
@@ -195,7 +204,7 @@ def _flex(arrays: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Te
     return attend
 
 
-FLEX = Recordable(_flex_arrays, _flex)
+FLEX = Recordable("flex", _flex_arrays, _attend_flex)
 """FlexAttention: the work grows with the rows that share a block of 128 tokens."""
 
 
@@ -251,12 +260,14 @@ def varlen_runs_on(device: torch.device, dtype: torch.dtype, head_size: int) -> 
     )
 
 
-def prepare_varlen(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    from torch.nn.attention.varlen import varlen_attn  # registers kernels, which a CPU does not need
-
+def prepare_varlen(layout: Layout, device: torch.device, dtype: torch.dtype) -> Attend:
     ends = layout.ends  # the padding is a row like the others, so it is written and finite
-    offsets = to_device(torch.tensor(ends, dtype=torch.int32), device)
     longest = max(end - start for start, end in pairwise(ends))
+    return _attend_varlen(to_device(torch.tensor(ends, dtype=torch.int32), device), longest)
+
+
+def _attend_varlen(offsets: Tensor, longest: int) -> Attend:
+    from torch.nn.attention.varlen import varlen_attn  # registers kernels, which a CPU does not need
 
     def attend(qkv: Tensor) -> Tensor:
         query, key, value = qkv.unbind(1)
@@ -265,3 +276,28 @@ def prepare_varlen(layout: Layout, device: torch.device, dtype: torch.dtype) -> 
         return out.flatten(1)
 
     return attend
+
+
+MAX_VARLEN_ROW = 512
+MIN_VARLEN_ROW = 32
+"""The longest row of VARLEN, and the least mean length: its kernel starts a block for each part of as many rows of the
+longest length, and most of them have nothing to do."""
+
+
+def _varlen_arrays(layout: Layout) -> tuple[IdArray] | None:
+    offsets, num_tokens = layout.offsets, layout.num_tokens
+    starts = [*offsets, *range(offsets[-1] + MAX_VARLEN_ROW, num_tokens, MAX_VARLEN_ROW)]  # the padding, as rows
+    num_rows = num_tokens // MIN_VARLEN_ROW
+    if (
+        layout.num_plain < len(layout.rows)
+        or len(starts) > num_rows
+        or max(np.diff(offsets), default=0) > MAX_VARLEN_ROW
+    ):
+        return None
+    ends = np.full(num_rows + 1, num_tokens, dtype=np.int32)  # the rows that are missing are empty
+    ends[: len(starts)] = starts
+    return (ends,)
+
+
+VARLEN = Recordable("varlen", _varlen_arrays, lambda arrays, dtype: _attend_varlen(arrays[0], MAX_VARLEN_ROW))
+"""FlashAttention, for plain rows alone."""

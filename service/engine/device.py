@@ -1,10 +1,10 @@
-"""The device: its name and precision from the settings, its capabilities, its memory, and copies to and from it."""
+"""The device: its name and precision from the settings, its capabilities and memory, copies, and recorded work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -185,3 +185,36 @@ def wait_event(device: torch.device) -> Callable[[], None]:
     event.record(torch.cuda.current_stream(device))
     wait: Callable[[], None] = event.synchronize
     return wait
+
+
+Call = Callable[[], Tensor]
+Record = Callable[[Call], Call]
+"""Records a call; the returned function repeats its work on the same buffers."""
+
+
+class CudaRecorder:
+    """Records all graphs into one memory pool, because they are replayed one after the other on one stream.
+
+    And on one stream: libraries keep a workspace of megabytes for each that they have worked on.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._stream: Any = None
+
+    def __call__(self, call: Call) -> Call:
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            call()  # compiles kernels and sets up libraries, which must not happen while a graph is recorded
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            out = call()
+        self._pool = self._pool or graph.pool()
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay

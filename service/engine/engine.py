@@ -36,9 +36,9 @@ from service.domain import (
 )
 from service.engine import arithmetic, attention, calibration, device, packing, readouts
 from service.engine.arithmetic import Arithmetic
-from service.engine.attention_backends import prepare_plain
-from service.engine.cuda_graphs import BUCKETS, DENSE_TOKENS, CudaRecorder, Graphs
-from service.engine.device import DTYPES, device_guard, resolve_device, resolve_precision, wait_event
+from service.engine.attention_backends import MIN_VARLEN_ROW
+from service.engine.cuda_graphs import BUCKETS, Graphs
+from service.engine.device import DTYPES, CudaRecorder, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.encoder import encode
 from service.engine.fastest import fastest
 from service.engine.tensor_files import Progress
@@ -88,25 +88,24 @@ class Engine:
 
     def _choose_attention(self, backend: str, dtype: torch.dtype) -> attention.Choice:
         if self.arithmetic.runtime == "onnxruntime":
-            return attention.Choice("onnxruntime", prepare_plain, ())  # has its own, which is checked with its layers
+            plain = attention.BACKENDS[attention.PLAIN]
+            return attention.Choice("onnxruntime", plain, ())  # has its own, which is checked with its layers
         config = attention.AttentionConfig(self.device, dtype, self.shape.num_heads, self.shape.head_size)
         with device_guard(self.device):
             return attention.choose(backend, config, self.shape.num_layers)
 
     def _use(self, weights: Weights) -> None:
-        self._compute = self.arithmetic.bind(weights, self.shape, self._attention.prepare)
+        self._compute = self.arithmetic.bind(weights, self.shape, self._attention.backend.prepare)
         # ONNX Runtime has copied the maps of the layers, which are most of the memory.
         self.weights = replace(weights, layers=()) if self.arithmetic.runtime == "onnxruntime" else weights
         self._graphs = Graphs(
-            partial(encode, self.weights, self.shape), CudaRecorder(), self.device, weights.words.dtype, self._buckets()
+            partial(encode, self.weights, self.shape),
+            CudaRecorder(),
+            self.device,
+            weights.words.dtype,
+            self._attention.backend.recorded,
+            BUCKETS if self.device.type == "cuda" else (),
         )
-
-    def _buckets(self) -> Sequence[int]:
-        """The numbers of tokens of CUDA graphs: only small ones where FlexAttention was not found sound."""
-        if self.device.type != "cuda":
-            return ()
-        has_flex = any(check.name == "flex" and check.is_sound for check in self._attention.checks)
-        return BUCKETS if has_flex else tuple(bucket for bucket in BUCKETS if bucket <= DENSE_TOKENS)
 
     @classmethod
     def load(
@@ -291,14 +290,14 @@ class Engine:
             torch.cuda.empty_cache()  # of what loading took: other processes may need it
         return outputs
 
-    def _graph_batch(self, num_tokens: int) -> tuple[Tensor, packing.Layout]:
-        """Rows with known ids, the last ones with blocks, of `num_tokens` in all."""
-        length = min(16, self.shape.max_positions)
+    def _graph_batch(self, num_tokens: int, has_blocks: bool) -> tuple[Tensor, packing.Layout]:
+        """Rows with known ids, of `num_tokens` in all; the last ones may have blocks."""
+        length = min(16 if has_blocks else 2 * MIN_VARLEN_ROW, self.shape.max_positions)
         ids = np.linspace(0, self.shape.vocab_size - 1, length).astype(np.int32)
         blank = replace(_blank_row(self.checkpoint.name, length, Cls()), ids=ids)
         masked = replace(blank, blocks=_WARM_UP_BLOCKS)
         num_rows = num_tokens // length
-        packed = packing.pack([masked if row % 2 else blank for row in range(num_rows)], self.device)
+        packed = packing.pack([masked if has_blocks and row % 2 else blank for row in range(num_rows)], self.device)
         return packed.tokens, packed.layout
 
     def _warm_up_rows(self) -> list[Encoding]:

@@ -128,10 +128,10 @@ def test_sound_graphs_share_a_line_of_the_text() -> None:
     def graph(name: str, reason: str = "") -> Report:
         return {"kind": "graph", "name": name, "is_used": not reason, "ms": 1.0, "reason": reason}
 
-    lines = list(doctor._format_tried([graph("32"), graph("64", "differs"), graph("96")]))
+    lines = list(doctor._format_tried([graph("dense 32"), graph("dense 64", "differs"), graph("dense 96")]))
     assert [" ".join(line.split()) for line in lines] == [
-        "tried graph 64 1.00 ms LEFT OUT: differs",
-        "tried graphs of 32, 96 tokens ok",
+        "tried graph dense 64 1.00 ms LEFT OUT: differs",
+        "tried graphs with dense attention, of 32, 96 tokens ok",
     ]
 
 

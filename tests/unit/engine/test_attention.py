@@ -5,17 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from service.domain import Check
 from service.engine import attention_backends
-from service.engine.attention import TYPICAL, AttentionConfig, choose, measure, split_by_mask, trial
-from service.engine.attention_backends import DENSE, added_mask, prepare_sdpa
-from service.engine.packing import Layout
+from service.engine.attention import TYPICAL, AttentionConfig, Backend, choose, make_trial, measure, split_by_mask
+from service.engine.attention_backends import (
+    DENSE,
+    FLEX,
+    VARLEN,
+    Attend,
+    added_mask,
+    prepare_flex,
+    prepare_sdpa,
+    prepare_varlen,
+)
+from service.engine.device import Call, CudaRecorder
+from service.engine.packing import Layout, Row
 from service.errors import SettingError
 from tests.fakes import FakeClock
+from tests.unit.engine.attentions import packed_reference
 
 CPU = torch.device("cpu")
 CONFIG = AttentionConfig(CPU, torch.float32, num_heads=2, head_size=8)
@@ -31,7 +42,8 @@ def random_qkv(layout: Layout) -> torch.Tensor:
 
 
 def wanted(qkv: torch.Tensor, layout: Layout) -> torch.Tensor:
-    return DENSE.prepare(layout, CPU, torch.float32)(qkv)
+    [owners] = DENSE.arrays(layout) or ()
+    return DENSE.attend([torch.from_numpy(owners)], torch.float32)(qkv)
 
 
 def test_owners_number_rows_and_blocks_of_each_token() -> None:
@@ -71,7 +83,7 @@ def test_flex_blocks_cover_every_pair_of_tokens_that_attend(layout: Layout) -> N
 @pytest.mark.parametrize("layout", [MIXED, LONG])
 def test_flex_matches_the_dense_mask(layout: Layout) -> None:
     qkv = random_qkv(layout)
-    out = attention_backends.FLEX.prepare(layout, CPU, torch.float32)(qkv)
+    out = prepare_flex(layout, CPU, torch.float32)(qkv)
     torch.testing.assert_close(out, wanted(qkv, layout), atol=1e-6, rtol=0)
 
 
@@ -82,30 +94,11 @@ def test_flex_matches_torchs_flex_attention(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(attention_backends, "_flex_kernel", lambda device_type: flex_attention)
     qkv = random_qkv(MIXED)
     with torch.inference_mode():
-        out = attention_backends.FLEX.prepare(MIXED, CPU, torch.float32)(qkv)
+        out = prepare_flex(MIXED, CPU, torch.float32)(qkv)
     torch.testing.assert_close(out, wanted(qkv, MIXED), atol=1e-6, rtol=0)
 
 
-def packed_reference(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_ends: torch.Tensor,
-    key_ends: torch.Tensor,
-    longest_query: int,
-    longest_key: int,
-) -> torch.Tensor:
-    """The documented result of torch's varlen_attn, computed row by row."""
-    assert query_ends.dtype == torch.int32
-    assert query_ends is key_ends
-    lengths = query_ends.diff().tolist()
-    assert max(lengths) <= longest_query == longest_key
-    parts = [each.split(lengths) for each in (query, key, value)]
-    rows = [F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in row)) for row in zip(*parts, strict=True)]
-    return torch.cat([row.transpose(0, 1) for row in rows])
-
-
-@pytest.mark.parametrize("masked", [prepare_sdpa, attention_backends.FLEX.prepare])
+@pytest.mark.parametrize("masked", [prepare_sdpa, prepare_flex])
 @pytest.mark.parametrize("rows", [MIXED.rows, MIXED.rows[:2], MIXED.rows[2:], LONG.rows])
 def test_split_by_mask_matches_the_dense_mask(
     monkeypatch: pytest.MonkeyPatch, rows: tuple[object, ...], masked: Callable[..., object]
@@ -113,7 +106,7 @@ def test_split_by_mask_matches_the_dense_mask(
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_reference)
     layout = Layout(rows, 8 * (sum(length for length, _ in rows) // 8 + 1))  # type: ignore[misc, arg-type]
     qkv = random_qkv(layout)
-    out = split_by_mask(attention_backends.prepare_varlen, masked)(layout, CPU, torch.float32)(qkv)  # type: ignore[arg-type]
+    out = split_by_mask(prepare_varlen, masked)(layout, CPU, torch.float32)(qkv)  # type: ignore[arg-type]
     end = layout.offsets[-1]
     torch.testing.assert_close(out[:end], wanted(qkv, layout)[:end], atol=1e-6, rtol=0)
     assert torch.isfinite(out).all()
@@ -178,17 +171,77 @@ def test_measure_skips_and_logs_a_backend_that_fails(caplog: pytest.LogCaptureFi
         measure({"broken": fail}, clock)
 
 
-def test_trial_runs_every_layer_of_a_typical_batch() -> None:
+def test_a_trial_runs_every_layer_of_a_typical_batch() -> None:
     seen: list[tuple[int, ...]] = []
 
-    def prepare_counting(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[torch.Tensor], object]:
+    def prepare_counting(layout: Layout, device: torch.device, dtype: torch.dtype) -> Attend:
         assert layout is TYPICAL
-        return lambda qkv: seen.append(tuple(qkv.shape))
 
-    trial(prepare_counting, random_qkv(TYPICAL), num_layers=3)  # type: ignore[arg-type]
+        def attend(qkv: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(qkv.shape))
+            return qkv
+
+        return attend
+
+    make_trial(Backend(prepare_counting, lambda config: True), random_qkv(TYPICAL), num_layers=3)()
     assert seen == [(TYPICAL.num_tokens, 3, 2, 8)] * 3
     assert TYPICAL.num_plain < len(TYPICAL.rows)
     assert TYPICAL.offsets[-1] <= TYPICAL.num_tokens
+
+
+class OnGpu:
+    """Numbers that say that they are on a GPU."""
+
+    is_cuda, device, dtype = True, GPU, torch.bfloat16
+
+
+@pytest.mark.parametrize("can_record", [True, False])
+def test_the_trial_of_a_backend_that_graphs_repeat_times_its_kernels_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, can_record: bool
+) -> None:
+    prepared: list[Layout] = []
+    calls: list[str] = []
+
+    def record(self: CudaRecorder, call: Call) -> Call:
+        if not can_record:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        call()
+        return lambda: calls.append("replayed")  # type: ignore[func-returns-value, return-value]
+
+    def prepare(layout: Layout, *_: object) -> Attend:
+        prepared.append(layout)
+        return lambda qkv: calls.append("launched")  # type: ignore[func-returns-value, return-value]
+
+    monkeypatch.setattr(CudaRecorder, "__call__", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    run = make_trial(Backend(prepare, lambda config: True, (FLEX,)), OnGpu(), num_layers=1)  # type: ignore[arg-type]
+    run()
+    run()
+    assert prepared == [TYPICAL]
+    assert calls == (["launched", "replayed", "replayed"] if can_record else ["launched", "launched"])
+    assert ("cannot be recorded" in caplog.text) is not can_record
+
+
+@pytest.mark.parametrize(
+    ("rows", "ends"),
+    [
+        (((5, ()), (40, ())), [0, 5, 45, 128, 128]),
+        (((30, ()), (98, ())), [0, 30, 128, 128, 128]),
+        ((), [0, 128, 128, 128, 128]),
+        (((5, ()),) * 4, None),  # with the padding more rows than the array has room for
+        (((8, BLOCKS),), None),
+    ],
+)
+def test_the_rows_of_varlen_fill_an_array_of_one_size(rows: tuple[Row, ...], ends: list[int] | None) -> None:
+    arrays = VARLEN.arrays(Layout(rows, 128))
+    assert (None if arrays is None else arrays[0].tolist()) == ends
+
+
+def test_varlen_divides_a_long_padding_and_refuses_a_long_row() -> None:
+    [ends] = VARLEN.arrays(Layout(((600 - 88, ()),), 2048)) or ()
+    assert ends[:5].tolist() == [0, 512, 1024, 1536, 2048]
+    assert max(np.diff(ends)) == 512
+    assert VARLEN.arrays(Layout(((513, ()),), 2048)) is None
 
 
 def test_a_cpu_uses_sdpa_and_refuses_varlen() -> None:
@@ -218,8 +271,8 @@ def test_a_gpu_uses_the_fastest_backend_that_supports_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: torch.empty(0))
     chosen = choose("auto", AttentionConfig(GPU, torch.bfloat16, 8, 256))
     assert chosen.name == "varlen+flex"
-    assert {check.name: check.seconds for check in chosen.checks}["flex"] == 0.5
-    assert seen == ["sdpa", "flex", "varlen", "varlen+flex"]
+    assert {check.name: check.seconds for check in chosen.checks}["flex"] == 1.0
+    assert seen == ["flex", "varlen+flex"]  # a graph cannot repeat the others
     seen.clear()
-    choose("auto", AttentionConfig(GPU, torch.float32, 8, 256))
-    assert seen == ["sdpa", "flex"]
+    assert choose("auto", AttentionConfig(GPU, torch.float32, 8, 256)).name == "flex"
+    assert seen == []

@@ -13,12 +13,14 @@ import torch
 from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, Mean
 from service.engine import cuda_graphs
-from service.engine.attention import Attend
-from service.engine.cuda_graphs import BUCKETS, Call, Graphs
+from service.engine.attention_backends import FLEX, VARLEN, Attend, prepare_plain
+from service.engine.cuda_graphs import BUCKETS, Graphs
+from service.engine.device import Call
 from service.engine.encoder import encode
 from service.engine.engine import Engine
 from service.engine.packing import Layout, Packed, pack
 from tests.checkpoints import make_checkpoint
+from tests.unit.engine.attentions import packed_reference
 from tests.unit.engine.rows import choice_row, plain_row
 
 CPU = torch.device("cpu")
@@ -30,13 +32,18 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.num_replays = 0
+        self.replayed: list[int] = []
+
+    @property
+    def num_replays(self) -> int:
+        return len(self.replayed)
 
     def __call__(self, call: Call) -> Call:
+        number = len(self.calls)
         self.calls.append(call)
 
         def replay() -> torch.Tensor:
-            self.num_replays += 1
+            self.replayed.append(number)
             return call()
 
         return replay
@@ -55,7 +62,7 @@ def packed_of(*encodings: Encoding) -> Packed:
 
 def make(*buckets: int) -> tuple[Graphs, Recorder]:
     recorder = Recorder()
-    return Graphs(echo, recorder, CPU, torch.float32, buckets), recorder
+    return Graphs(echo, recorder, CPU, torch.float32, (FLEX,), buckets), recorder
 
 
 def test_run_returns_none_before_record() -> None:
@@ -106,11 +113,43 @@ def test_no_graph_is_recorded_where_the_device_takes_longer_than_the_launches(
     monkeypatch.setattr(cuda_graphs, "wait_event", lambda device: wait)
     monkeypatch.setattr(cuda_graphs, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     recorder = Recorder()
-    graphs = Graphs(echo, recorder, CPU, torch.float32)
-    graphs.limit(launch, lambda tokens: (torch.zeros(3, tokens, dtype=torch.int32), Layout(((tokens, ()),), tokens)))
+    graphs = Graphs(echo, recorder, CPU, torch.float32, (FLEX,))
+    graphs.limit(launch, lambda tokens, _: (torch.zeros(3, tokens, dtype=torch.int32), Layout(((tokens, ()),), tokens)))
     graphs.record()
     assert len(recorder.calls[0]()) == last
     assert len(recorder.calls) == sum(bucket <= last for bucket in BUCKETS)
+
+
+def test_without_an_attention_for_many_tokens_there_are_graphs_for_few_alone() -> None:
+    recorder = Recorder()
+    graphs = Graphs(echo, recorder, CPU, torch.float32)
+    graphs.record()
+    assert [len(call()) for call in recorder.calls] == [512, 384, 256, 192, 128, 96, 64, 32]
+
+
+@pytest.mark.parametrize(
+    ("rows", "attention"),
+    [
+        ((plain_row(300, Mean()), plain_row(290, Mean())), "varlen"),
+        ((plain_row(300, Mean()), choice_row((100, 90), 90)), "flex"),
+        ((plain_row(5, Mean()),) * 120, "flex"),  # too many rows
+    ],
+)
+def test_a_batch_takes_the_first_attention_that_can_compute_it(
+    monkeypatch: pytest.MonkeyPatch, rows: tuple[Encoding, ...], attention: str
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_reference)
+    recorder = Recorder()
+    graphs = Graphs(echo, recorder, CPU, torch.float32, (VARLEN, FLEX), (640,))
+    graphs.record()
+    packed = packed_of(*rows)
+    end = packed.offsets[-1]
+    out = graphs.run(packed.tokens, packed.layout)
+    assert out is not None
+    torch.testing.assert_close(
+        out[:end, 3:], echo(packed.tokens, prepare_plain(packed.layout, CPU, torch.float32))[:end, 3:]
+    )
+    assert recorder.replayed == [{"varlen": 0, "flex": 1}[attention]]
 
 
 def test_graphs_without_buckets_do_nothing() -> None:
@@ -139,7 +178,9 @@ def test_tokens_of_an_earlier_pack_are_a_separate_row() -> None:
 def test_the_forward_of_a_graph_matches_the_engine(tmp_path: Path, family: str) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path, family=family), "test"), precision="float32")
     recorder = Recorder()
-    graphs = Graphs(partial(encode, engine.weights, engine.shape), recorder, CPU, torch.float32, (64, 128, 640))
+    graphs = Graphs(
+        partial(encode, engine.weights, engine.shape), recorder, CPU, torch.float32, (FLEX,), (64, 128, 640)
+    )
     many = [plain_row(130, Mean(), seed=2), choice_row((20, 130, 7), 100), plain_row(200, Mean())]
     with torch.inference_mode():
         graphs.record()
@@ -155,7 +196,7 @@ def test_the_forward_of_a_graph_matches_the_engine(tmp_path: Path, family: str) 
 def test_after_warm_up_small_batches_replay_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine.load(describe(make_checkpoint(tmp_path), "test"), precision="float32")
     recorder = Recorder()
-    graphs = Graphs(partial(encode, engine.weights, engine.shape), recorder, CPU, torch.float32, (32, 64))
+    graphs = Graphs(partial(encode, engine.weights, engine.shape), recorder, CPU, torch.float32, (FLEX,), (32, 64))
     monkeypatch.setattr(engine, "_graphs", graphs)
     cold = engine.run(ROWS)
     engine.warm_up()

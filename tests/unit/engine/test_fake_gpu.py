@@ -12,9 +12,9 @@ import torch
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Mean, Quantization, TokenScores, TopTokens
-from service.engine import attention_backends, engine, ops
+from service.engine import attention, attention_backends, engine, ops
 from service.engine.attention import BACKENDS
-from service.engine.cuda_graphs import Call
+from service.engine.device import Call
 from service.engine.engine import Engine
 from service.engine.self_test import LAYOUTS
 from tests.checkpoints import make_checkpoint
@@ -46,6 +46,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.torch_private.mark_static", lambda tensor, dimension: None)
     monkeypatch.setattr(attention_backends, "_flex_kernel", lambda device_type: flex_shapes)
     monkeypatch.setattr(engine, "CudaRecorder", Replaying)
+    monkeypatch.setattr(attention, "CudaRecorder", Replaying)
     monkeypatch.setattr(engine, "BUCKETS", BUCKETS)
     monkeypatch.setattr(engine, "_GPU_WARM_UP_LENGTHS", ((32,), (100, 64)))
     monkeypatch.setattr("service.engine.trials.NUM_TRIALS", 1)
@@ -124,10 +125,15 @@ def test_every_backend_computes_every_batch_on_the_gpu_alone(path: Path, backend
 
 
 @pytest.mark.parametrize(
-    ("backend", "buckets"), [("sdpa", ("32", "96")), ("flex", ("32", "96", "640"))], ids=["small", "large"]
+    ("backend", "names"),
+    [
+        ("sdpa", ["dense 32", "dense 96"]),
+        ("flex", ["dense 32", "dense 96", "flex 640"]),
+        ("varlen+flex", ["dense 32", "dense 96", "flex 640", "varlen 640"]),
+    ],
 )
 def test_batches_go_through_graphs_with_buffers_on_the_gpu(
-    path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, buckets: tuple[str, ...]
+    path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, names: list[str]
 ) -> None:
     monkeypatch.setattr(engine, "BUCKETS", (*BUCKETS, 640))
     with fake_gpu() as operations:
@@ -136,7 +142,7 @@ def test_batches_go_through_graphs_with_buffers_on_the_gpu(
         for rows in (BATCHES["mixed"], BATCHES["plain"] * 4):
             run(loaded, rows, operations)
     graphs = [check for check in loaded.checks if check.kind == "graph"]
-    assert [(check.name, check.reason) for check in graphs] == [(name, "") for name in buckets]
+    assert [(check.name, check.reason) for check in graphs] == [(name, "") for name in names]
 
 
 def test_auto_measures_the_backends_that_pass_and_chooses_one(path: Path) -> None:

@@ -17,7 +17,8 @@ from service.checkpoints.checkpoint import describe
 from service.domain import Encoding, KernelKind
 from service.engine import arithmetic, attention, linear, ops
 from service.engine.attention import BACKENDS, AttentionConfig, Backend
-from service.engine.cuda_graphs import Call, Graphs
+from service.engine.cuda_graphs import Graphs
+from service.engine.device import Call
 from service.engine.encoder import encode
 from service.engine.engine import Engine
 from service.engine.linear import Linear, OneDnn, Plain, choose
@@ -286,7 +287,7 @@ def graphs_of(engine: Engine, fault: Fault, *buckets: int, faulty: int) -> Graph
             fault(call())
         return lambda: fault(call())
 
-    return Graphs(partial(encode, engine.weights, engine.shape), record, CPU, torch.float32, buckets)
+    return Graphs(partial(encode, engine.weights, engine.shape), record, CPU, torch.float32, (), buckets)
 
 
 @each_fault
@@ -297,8 +298,8 @@ def test_a_broken_graph_is_left_out_and_the_others_serve(
     monkeypatch.setattr(engine, "_graphs", graphs_of(engine, fault, 32, 64, 96, faulty=64))
     with torch.inference_mode():
         engine.warm_up()
-    assert left_out(engine) == [("graph", "64")]
-    assert [check.name for check in engine.checks if check.kind == "graph"] == ["32", "64", "96"]
+    assert left_out(engine) == [("graph", "dense 64")]
+    assert [check.name for check in engine.checks if check.kind == "graph"] == ["dense 32", "dense 64", "dense 96"]
     assert are_close(answers(engine), wanted, 1e-5)
 
 
