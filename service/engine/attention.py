@@ -122,7 +122,7 @@ def choose(name: str, config: AttentionConfig, num_layers: int = 1) -> Choice:
         sound = {each: backend for each, backend in sound.items() if backend.recorded}
     if len(sound) > 1:
         seconds = _measure(config, sound, num_layers)
-        checks = [_with_time(check, seconds) if check.is_sound else check for check in checks]
+        checks = [_with_time(check, seconds) if check.name in sound else check for check in checks]
         name = min(seconds, key=seconds.__getitem__)
     else:
         [name] = sound

@@ -158,8 +158,11 @@ class Graphs:
 
     def _replay(self, key: _Key, tokens: Tensor, layout: Layout) -> Tensor | None:
         bucket, attention = key
-        graph, arrays = self._graphs.get(key), attention.arrays(Layout(layout.rows, bucket))
-        if graph is None or arrays is None:
+        graph = self._graphs.get(key)
+        if graph is None:
+            return None
+        arrays = attention.arrays(Layout(layout.rows, bucket))
+        if arrays is None:
             return None
         # Tokens of an earlier batch that remain behind these are a row of their own, which is never read.
         graph.tokens[:, : layout.num_tokens].copy_(tokens)

@@ -273,6 +273,7 @@ def test_a_gpu_uses_the_fastest_backend_that_supports_it(monkeypatch: pytest.Mon
     assert chosen.name == "varlen+flex"
     assert {check.name: check.seconds for check in chosen.checks}["flex"] == 1.0
     assert seen == ["flex", "varlen+flex"]  # a graph cannot repeat the others
+    assert all(check.is_sound for check in chosen.checks)
     seen.clear()
     assert choose("auto", AttentionConfig(GPU, torch.float32, 8, 256)).name == "flex"
     assert seen == []

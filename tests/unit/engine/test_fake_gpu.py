@@ -149,6 +149,7 @@ def test_auto_measures_the_backends_that_pass_and_chooses_one(path: Path) -> Non
     with fake_gpu():
         loaded = load(path)
     assert loaded.precision == "bfloat16"
+    assert [check.reason for check in loaded.checks if not check.is_sound] == []
     assert [check.name for check in loaded.checks if check.kind == "attention"] == [
         "sdpa",
         "flex",
