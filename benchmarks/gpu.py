@@ -94,9 +94,8 @@ class Setting:
 
     def flop(self, lengths: Sequence[int]) -> int:
         """Of the matrix products and the attention of rows of these lengths."""
-        hidden, ffn = self.shape.hidden_size, self.shape.ffn_size
-        products = 4 * hidden**2 + 2 * hidden * ffn
-        return 2 * self.shape.num_layers * sum(each * (products + 2 * each * hidden) for each in lengths)
+        weights, hidden = self.shape.num_layer_weights, self.shape.hidden_size
+        return 2 * self.shape.num_layers * sum(each * (weights + 2 * each * hidden) for each in lengths)
 
 
 def seconds(run: Callable[[], object], times: int) -> list[float]:

@@ -75,14 +75,14 @@ class Draw:
         return Norm(1 + self.normal(size) / 10, self.normal(size) / 10, 1e-12)
 
     def layer(self, shape: Shape) -> Layer:
-        hidden, ffn = shape.hidden_size, shape.ffn_size
+        hidden, maps = shape.hidden_size, shape.maps
         return Layer(
             attention_norm=self.norm(hidden),
-            qkv=self.map(3 * hidden, hidden),
-            attention_out=self.map(hidden, hidden),
+            qkv=self.map(*maps["qkv"]),
+            attention_out=self.map(*maps["attention_out"]),
             ffn_norm=self.norm(hidden),
-            ffn_in=self.map(ffn, hidden),
-            ffn_out=self.map(hidden, ffn),
+            ffn_in=self.map(*maps["ffn_in"]),
+            ffn_out=self.map(*maps["ffn_out"]),
         )
 
     def weights(self, shape: Shape) -> Weights:

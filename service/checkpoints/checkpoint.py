@@ -114,11 +114,28 @@ class Shape:
         return self.hidden_size // self.num_heads
 
     @property
+    def maps(self) -> dict[str, tuple[int, int]]:
+        """Output and input size of the linear maps of a layer. Queries, keys and values are one."""
+        hidden, ffn = self.hidden_size, self.ffn_size
+        return {
+            "qkv": (3 * hidden, hidden),
+            "attention_out": (hidden, hidden),
+            "ffn_in": (ffn, hidden),
+            "ffn_out": (hidden, ffn),
+        }
+
+    @property
+    def num_layer_weights(self) -> int:
+        """The weights of the linear maps of a layer, without biases."""
+        return sum(num_out * num_in for num_out, num_in in self.maps.values())
+
+    @property
     def num_parameters(self) -> int:
         """The parameters of embeddings and encoder, without the heads."""
-        hidden, ffn = self.hidden_size, self.ffn_size
+        hidden = self.hidden_size
         tables = (self.vocab_size + self.first_position + self.max_positions + self.num_segments) * hidden
-        layer = 4 * (hidden + 1) * hidden + 2 * hidden * ffn + ffn + hidden + 4 * hidden
+        biases = sum(num_out for num_out, _ in self.maps.values())
+        layer = self.num_layer_weights + biases + 4 * hidden
         return tables + self.num_layers * layer + 2 * hidden
 
 

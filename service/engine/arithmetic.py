@@ -135,8 +135,7 @@ def _has_onnx(device: torch.device, precision: str, quantization: Quantization) 
 
 
 def _suits_onnx(shape: Shape, device: torch.device, precision: str, quantization: Quantization) -> bool:
-    hidden, ffn = shape.hidden_size, shape.ffn_size
-    num_bytes = shape.num_layers * (4 * hidden * hidden + 2 * hidden * ffn) * (4 if quantization == "none" else 1)
+    num_bytes = shape.num_layers * shape.num_layer_weights * (4 if quantization == "none" else 1)
     return _has_onnx(device, precision, quantization) and num_bytes <= MAX_ONNX_BYTES
 
 
@@ -242,15 +241,9 @@ def check_linear(each: Arithmetic, shape: Shape, device: torch.device) -> Check:
 
 def _maps(shape: Shape, device: torch.device) -> dict[tuple[int, int], set[str]]:
     """How the encoder calls its maps, by their output and input width: others would be compiled for nothing."""
-    hidden, ffn = shape.hidden_size, shape.ffn_size
-    layer = [
-        (3 * hidden, hidden, "alone"),
-        (hidden, hidden, "add_norm"),
-        (ffn, hidden, "gelu"),
-        (hidden, ffn, "add_norm"),
-    ]
     maps: dict[tuple[int, int], set[str]] = {}
-    for num_out, num_in, call in layer:
+    for field, (num_out, num_in) in shape.maps.items():
+        call = {"qkv": "alone", "ffn_in": "gelu"}.get(field, "add_norm")
         width = min(num_out, MAX_CPU_OUT) if device.type == "cpu" else num_out
         maps.setdefault((width, num_in), set()).add(call)
     return maps

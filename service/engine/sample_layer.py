@@ -34,21 +34,21 @@ def sample_tokens(sample: Shape, layout: Layout) -> Tensor:
 
 def make_sample(shape: Shape, fill: Fill, make_map: MakeMap) -> Weights:
     """The weights of a pre-norm encoder of `sample_shape`. The other kind has the same steps in another order."""
-    hidden, ffn = shape.hidden_size, shape.ffn_size
-    shape = sample_shape(shape)
+    hidden, shape = shape.hidden_size, sample_shape(shape)
 
-    def make(field: str, num_out: int, num_in: int) -> Linear:
+    def make(field: str) -> Linear:
+        num_out, num_in = shape.maps[field]
         name = f"{layer_name(0)}.{MAPS[field]}"
         return make_map(name, fill(num_out, num_in) / math.sqrt(num_in), fill(num_out))
 
     norm = Norm(torch.ones_like(fill(hidden)), fill(hidden), shape.norm_eps)
     layer = Layer(
         attention_norm=norm,
-        qkv=make("qkv", 3 * hidden, hidden),
-        attention_out=make("attention_out", hidden, hidden),
+        qkv=make("qkv"),
+        attention_out=make("attention_out"),
         ffn_norm=norm,
-        ffn_in=make("ffn_in", ffn, hidden),
-        ffn_out=make("ffn_out", hidden, ffn),
+        ffn_in=make("ffn_in"),
+        ffn_out=make("ffn_out"),
     )
     return Weights(
         words=fill(shape.vocab_size, hidden),

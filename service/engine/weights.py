@@ -195,16 +195,14 @@ class _Builder:
         return tuple(layers[name] for name in names)
 
     def _layer(self, name: str, is_megatron: bool) -> Layer:
-        hidden, ffn = self._shape.hidden_size, self._shape.ffn_size
-        attention = f"{name}.attention.self"
-        parts = [f"{attention}.{part}" for part in ("query", "key", "value")]
+        parts = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
         return Layer(
             attention_norm=self._norm(f"{name}.attention.ln" if is_megatron else f"{name}.attention.output.LayerNorm"),
-            qkv=self._reader.linear(f"{name}.{MAPS['qkv']}", parts, 3 * hidden, hidden),
-            attention_out=self._linear(f"{name}.{MAPS['attention_out']}", hidden, hidden),
+            qkv=self._map(name, "qkv", parts),
+            attention_out=self._map(name, "attention_out"),
             ffn_norm=self._norm(f"{name}.ln" if is_megatron else f"{name}.output.LayerNorm"),
-            ffn_in=self._linear(f"{name}.{MAPS['ffn_in']}", ffn, hidden),
-            ffn_out=self._linear(f"{name}.{MAPS['ffn_out']}", hidden, ffn),
+            ffn_in=self._map(name, "ffn_in"),
+            ffn_out=self._map(name, "ffn_out"),
         )
 
     def _mlm_head(self, words: Tensor) -> MlmHead:
@@ -229,8 +227,10 @@ class _Builder:
             pooler=self._plain(names.pooler, size, size), classifier=self._plain(names.classifier, num_classes, size)
         )
 
-    def _linear(self, name: str, num_out: int, num_in: int) -> Linear:
-        return self._reader.linear(name, [name], num_out, num_in)
+    def _map(self, layer: str, field: str, parts: Sequence[str] = ()) -> Linear:
+        """A map of a layer, which may be in several parts of the file."""
+        name = f"{layer}.{MAPS[field]}"
+        return self._reader.linear(name, parts or [name], *self._shape.maps[field])
 
     def _plain(self, name: str, num_out: int, num_in: int) -> Plain:
         read = self._reader.tensor

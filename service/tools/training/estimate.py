@@ -90,7 +90,7 @@ def flops(load: Load, rows: int) -> float:
     """Of forward and backward of `rows` rows: 2 and 4 operations a parameter of the layers and token, 2 more where the
     forward is computed again; a frozen encoder has no backward, LoRA's leaves out the gradients of the weights."""
     shape = load.shape
-    layers = shape.num_layers * (4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.ffn_size)
+    layers = shape.num_layers * shape.num_layer_weights
     pairs = shape.num_layers * 2 * load.length * shape.hidden_size
     factor = 2 if load.is_frozen else 6
     if load.use_checkpointing:

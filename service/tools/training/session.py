@@ -311,8 +311,7 @@ def num_trained(start: Checkpoint, problem: Problem, values: Hyperparameters) ->
     total = estimate.total_parameters(shape, problem.form)
     if values.freeze is None:
         return total
-    layer = 4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.ffn_size
-    return total - shape.vocab_size * shape.hidden_size - values.freeze * layer
+    return total - shape.vocab_size * shape.hidden_size - values.freeze * shape.num_layer_weights
 
 
 def _fit(
