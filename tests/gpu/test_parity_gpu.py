@@ -179,6 +179,21 @@ def test_outputs_are_equal_with_and_without_cuda_graphs(tmp_path: Path) -> None:
         assert np.abs(ours.scores - wanted[0].scores).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("backend", ["flex", "varlen+flex"])
+def test_graphs_of_many_tokens_compute_what_the_kernels_do(tmp_path: Path, backend: str) -> None:
+    engine = load(large_heads(tmp_path), "bfloat16", backend)
+    choices = [replace(choice_row((30,) * 4, 250, seed=seed), readout=Mean()) for seed in range(3)]
+    batches = [mean_rows([100, 200, 300, 400]), choices, [*mean_rows([300, 50]), *choices], mean_rows([9] * 200)]
+    before = [[output.scores[0] for output in engine.run(batch)] for batch in batches]
+    engine.warm_up()
+    graphs = [check for check in engine.checks if check.kind == "graph"]
+    assert [check.reason for check in graphs if not check.is_sound] == []
+    attentions = {check.name.partition(" ")[0] for check in graphs}
+    assert attentions == {"dense", "flex"} | ({"varlen"} if backend == "varlen+flex" else set())
+    for batch, wanted in zip(batches, before, strict=True):
+        assert have_cosine_above(engine.run(batch), wanted)
+
+
 def test_batches_prepared_ahead_keep_their_outputs(tmp_path: Path) -> None:
     engine = load(large_heads(tmp_path), "bfloat16")
     engine.warm_up()
