@@ -172,7 +172,7 @@ def make_eager(shape: Shape, device: torch.device, precision: str, *, is_compile
     from transformers import MegatronBertModel
 
     with device:
-        model = MegatronBertModel(_config(shape), add_pooling_layer=False).to(DTYPES[precision]).eval()
+        model = MegatronBertModel(config_of(shape), add_pooling_layer=False).to(DTYPES[precision]).eval()
     for layer in model.encoder.layer if is_compiled else ():
         layer.compile(dynamic=True)
     return padded(model, device)
@@ -197,7 +197,7 @@ def write_checkpoint(folder: Path, shape: Shape, file_format: FileFormat = "bin"
     from safetensors.torch import save_file
     from transformers import MegatronBertForMaskedLM
 
-    config = _config(shape)
+    config = config_of(shape, architectures=["MegatronBertForMaskedLM"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
     (folder / "vocab.txt").write_text("\n".join(vocabulary(VOCAB_SIZE)) + "\n", encoding="utf-8")
@@ -218,18 +218,18 @@ def write_checkpoint(folder: Path, shape: Shape, file_format: FileFormat = "bin"
     return file
 
 
-def _config(shape: Shape) -> Any:
-    """That of a masked-LM checkpoint of this shape, with the vocabulary of the tests' tokenizer."""
+def config_of(shape: Shape, vocab_size: int = VOCAB_SIZE, **others: Any) -> Any:
+    """transformers' config of a MegatronBert of this shape."""
     from transformers import MegatronBertConfig
 
     return MegatronBertConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
         intermediate_size=shape.ffn_size,
         hidden_act="gelu_new",
-        architectures=["MegatronBertForMaskedLM"],
+        **others,
     )
 
 

@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import MegatronBertConfig, MegatronBertForSequenceClassification
+from transformers import MegatronBertForSequenceClassification
 
-from benchmarks.engine.models import SHAPES, vocabulary
+from benchmarks.engine.models import SHAPES, config_of, vocabulary
 from service.checkpoints.checkpoint import Shape
 
 VOCAB_SIZE = 21_128
@@ -27,7 +27,14 @@ def make_checkpoint(folder: Path, shape: Shape = SHAPES["small"]) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    model = MegatronBertForSequenceClassification(_config(shape))
+    config = config_of(
+        shape,
+        VOCAB_SIZE,
+        initializer_range=0.05,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
+    )
+    model = MegatronBertForSequenceClassification(config)
     with torch.no_grad():
         model.classifier.weight.mul_(8)  # scores that differ: by rights, all labels would be about as likely
     model.save_pretrained(folder)
@@ -36,17 +43,3 @@ def make_checkpoint(folder: Path, shape: Shape = SHAPES["small"]) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     (folder / "done").touch()
     return folder
-
-
-def _config(shape: Shape) -> MegatronBertConfig:
-    return MegatronBertConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        intermediate_size=shape.ffn_size,
-        hidden_act="gelu_new",
-        initializer_range=0.05,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: index for index, label in enumerate(LABELS)},
-    )
