@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,10 +28,10 @@ from service.engine.attention_backends import (
     prepare_varlen,
     varlen_runs_on,
 )
-from service.engine.device import Call, CudaRecorder
+from service.engine.device import Call
 from service.engine.packing import Layout, bucket
-from service.engine.self_test import check_attention, first_line
-from service.engine.trials import time_each
+from service.engine.self_test import check_attention
+from service.engine.trials import as_served, launched, time_each
 from service.errors import SettingError
 
 logger = logging.getLogger(__name__)
@@ -161,35 +161,19 @@ def _measure(config: AttentionConfig, fitting: Mapping[str, Backend], num_layers
 
 
 def make_trial(backend: Backend, qkv: Tensor, num_layers: int) -> Callable[[], None]:
-    """The attention of the typical batch in all layers. Where graphs repeat it on a GPU, the kernels alone: they are
-    recorded in the first call. Else they are launched one by one, after what is prepared once for a batch."""
+    """The attention of the typical batch in all layers: as it is served where a graph can repeat it, else with what is
+    prepared once for a batch."""
 
-    def prepare() -> Call:
+    def make() -> Call:
         return partial(_attend, backend.prepare(TYPICAL, qkv.device, qkv.dtype), qkv, num_layers)
 
-    call = cache(lambda: _recorded(prepare())) if backend.recorded and qkv.is_cuda else prepare
-
-    @torch.inference_mode()
-    def run() -> None:
-        call()()
-        if qkv.is_cuda:
-            torch.cuda.synchronize(qkv.device)
-
-    return run
+    return (as_served if backend.recorded else launched)(make, qkv.device)
 
 
 def _attend(attend: Attend, qkv: Tensor, num_layers: int) -> Tensor:
     for _ in range(num_layers):
         out = attend(qkv)
     return out
-
-
-def _recorded(call: Call) -> Call:
-    try:
-        return CudaRecorder()(call)
-    except Exception as error:  # noqa: BLE001 - what cannot be recorded is launched
-        logger.warning("attention cannot be recorded", extra={"reason": first_line(error)})
-        return call
 
 
 def measure(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ from torch import Tensor
 from service.checkpoints.checkpoint import Shape
 from service.engine.arithmetic import Arithmetic
 from service.engine.attention_backends import prepare_sdpa
-from service.engine.device import DTYPES, device_guard
+from service.engine.device import DTYPES, Call, device_guard
 from service.engine.linear import InputRange, Linear
 from service.engine.packing import Layout
 from service.engine.sample_layer import make_sample, sample_shape, sample_tokens
-from service.engine.trials import time_each
+from service.engine.trials import as_served, time_each
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def fastest(
     if len(candidates) == 1:
         return candidates[0]
     with device_guard(device):
-        return choose({each: _make_trial(each, shape, device) for each in candidates}, cached)
+        return choose({each: as_served(partial(_bind, each, shape, device), device) for each in candidates}, cached)
 
 
 def choose(
@@ -80,21 +80,8 @@ def choose(
     return replace(by_name[name], times=tuple(seconds.items()))
 
 
-def _make_trial(each: Arithmetic, shape: Shape, device: torch.device) -> Callable[[], None]:
-    """Runs a layer, which is made in the first run: what cannot be made fails there."""
-    bind = cache(lambda: _bind(each, shape, device))
-
-    @torch.inference_mode()
-    def run() -> None:
-        bind()()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return run
-
-
-def _bind(each: Arithmetic, shape: Shape, device: torch.device) -> Callable[[], Tensor]:
-    """The time does not depend on the numbers, and these take least to make."""
+def _bind(each: Arithmetic, shape: Shape, device: torch.device) -> Call:
+    """A layer. The time does not depend on the numbers, and these take least to make."""
     dtype = DTYPES[each.precision]
 
     def fill(*sizes: int) -> Tensor:

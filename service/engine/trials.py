@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TypeVar
 
+import torch
+
+from service.engine.device import Call, CudaRecorder
 from service.engine.self_test import first_line
+
+logger = logging.getLogger(__name__)
 
 Name = TypeVar("Name", bound=str)
 
@@ -46,3 +53,29 @@ def _seconds(run: Callable[[], None], clock: Callable[[], float]) -> float:
     started = clock()
     run()
     return clock() - started
+
+
+def as_served(make: Callable[[], Call], device: torch.device) -> Callable[[], None]:
+    """A run of what `make` makes in the first one. On a GPU it repeats a graph of it, as most batches are computed: how
+    long the host takes to launch its kernels does not count, unless they cannot be recorded."""
+    return launched(cache(lambda: _recorded(make()) if device.type == "cuda" else make()), device)
+
+
+def launched(make: Callable[[], Call], device: torch.device) -> Callable[[], None]:
+    """A run that makes a call, calls it, and waits for the device, which is the current one."""
+
+    @torch.inference_mode()
+    def run() -> None:
+        make()()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def _recorded(call: Call) -> Call:
+    try:
+        return CudaRecorder()(call)
+    except Exception as error:  # noqa: BLE001 - what cannot be recorded is launched
+        logger.warning("a trial cannot be recorded", extra={"reason": first_line(error)})
+        return call

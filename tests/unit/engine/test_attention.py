@@ -192,7 +192,7 @@ def test_a_trial_runs_every_layer_of_a_typical_batch() -> None:
 class OnGpu:
     """Numbers that say that they are on a GPU."""
 
-    is_cuda, device, dtype = True, GPU, torch.bfloat16
+    device, dtype = GPU, torch.bfloat16
 
 
 @pytest.mark.parametrize("can_record", [True, False])

@@ -12,7 +12,7 @@ import torch
 
 from service.checkpoints.checkpoint import describe
 from service.domain import Cls, Encoding, Mean, Quantization, TokenScores, TopTokens
-from service.engine import attention, attention_backends, engine, ops
+from service.engine import attention_backends, engine, ops, trials
 from service.engine.attention import BACKENDS
 from service.engine.device import Call
 from service.engine.engine import Engine
@@ -46,7 +46,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.torch_private.mark_static", lambda tensor, dimension: None)
     monkeypatch.setattr(attention_backends, "_flex_kernel", lambda device_type: flex_shapes)
     monkeypatch.setattr(engine, "CudaRecorder", Replaying)
-    monkeypatch.setattr(attention, "CudaRecorder", Replaying)
+    monkeypatch.setattr(trials, "CudaRecorder", Replaying)
     monkeypatch.setattr(engine, "BUCKETS", BUCKETS)
     monkeypatch.setattr(engine, "_GPU_WARM_UP_LENGTHS", ((32,), (100, 64)))
     monkeypatch.setattr("service.engine.trials.NUM_TRIALS", 1)
