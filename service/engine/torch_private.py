@@ -189,8 +189,8 @@ def scaled_mm(codes: Tensor, weight: Tensor, scales: Tensor, weight_scales: Tens
 def compile_variants(function: Callable[..., Any], limit: int, **options: Any) -> Any:
     """torch.compile with room for `limit` variants of the function; beyond them torch stops to compile it.
 
-    The limit is an argument where torch has it (from 2.12 on): its setting applies only to the thread that sets it
-    there, and batches are launched by another thread than the warm-up. Before, the setting is one of all threads.
+    The limit is an argument where torch has it (2.13 has, 2.11 has not): its setting applies only to the thread that
+    sets it there, and batches are launched by another thread than the warm-up. Before, it is one of all threads.
     """
     make: Any = torch.compile
     if "recompile_limit" in signature(make).parameters:
