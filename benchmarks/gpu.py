@@ -48,11 +48,11 @@ from benchmarks.engine.models import (
 )
 from service.checkpoints.checkpoint import Shape
 from service.domain import Encoding, Output, Quantization
-from service.engine.attention import BACKENDS, TYPICAL, AttentionConfig, Backend
-from service.engine.attention_backends import Attend
-from service.engine.device import CudaRecorder
+from service.engine.attention import BACKENDS, TYPICAL, AttentionConfig, Backend, attend_in_layers
+from service.engine.device import Call, CudaRecorder
 from service.engine.engine import Engine
 from service.engine.packing import Layout, bucket
+from service.engine.trials import launched
 
 METHOD = (
     "median of `times` runs after two that do not count (latency: ten times as many); a run ends when the outputs are "
@@ -175,44 +175,24 @@ def attention(setting: Setting) -> Figures:
     for name, layout in {"typical": TYPICAL, "plain rows": Layout(plain.rows, bucket(plain.num_tokens))}.items():
         qkv = torch.randn(layout.num_tokens, 3, shape.num_heads, shape.head_size, device=setting.device, dtype=dtype)
         for kind, backend in fitting(setting, shape, dtype).items():
-            make = partial(backend.prepare, layout, setting.device, dtype)
+            make = partial(_make_attention, backend, layout, qkv, shape.num_layers)
             figures[f"{name}, {kind}"] = {
                 "tokens": layout.num_tokens,
-                "launched_ms": tried(partial(_launched_ms, make, qkv, setting)),
-                "graph_ms": tried(partial(_graph_ms, make, qkv, setting)),
+                "launched_ms": tried(partial(median_ms, launched(make, setting.device), setting.times)),
+                "graph_ms": tried(partial(_graph_ms, make, setting)),
             }
     return figures
 
 
-def _launched_ms(make: Callable[[], Attend], qkv: torch.Tensor, setting: Setting) -> float:
-    def run() -> None:
-        attend_in_layers(make(), qkv, setting.shape.num_layers)
-        synchronize(setting.device)
-
-    return median_ms(run, setting.times)
-
-
-def _graph_ms(make: Callable[[], Attend], qkv: torch.Tensor, setting: Setting) -> float:
-    call = partial(attend_in_layers, make(), qkv, setting.shape.num_layers)
-    replay = CudaRecorder()(call) if setting.device.type == "cuda" else call
-
-    def run() -> None:
-        replay()
-        synchronize(setting.device)
-
-    return median_ms(run, setting.times)
+def _make_attention(backend: Backend, layout: Layout, qkv: torch.Tensor, num_layers: int) -> Call:
+    return partial(attend_in_layers, backend.prepare(layout, qkv.device, qkv.dtype), qkv, num_layers)
 
 
 @torch.inference_mode()
-def attend_in_layers(attend: Attend, qkv: torch.Tensor, num_layers: int) -> torch.Tensor:
-    for _ in range(num_layers):
-        out = attend(qkv)
-    return out
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _graph_ms(make: Callable[[], Call], setting: Setting) -> float:
+    """Of the call that `make` makes. Raises what recording raises: a time of launches would say nothing here."""
+    replay = CudaRecorder()(make()) if setting.device.type == "cuda" else make()
+    return median_ms(launched(lambda: replay, setting.device), setting.times)
 
 
 def median_ms(run: Callable[[], object], times: int) -> float:
@@ -251,7 +231,8 @@ def matmul_rate(setting: Setting) -> float:
         def multiply() -> None:
             for _ in range(10):
                 a @ b
-            synchronize(setting.device)
+            if setting.device.type == "cuda":
+                torch.cuda.synchronize(setting.device)
 
         return 10 * 2 * size**3 / median(seconds(multiply, setting.times))
 

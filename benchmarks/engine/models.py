@@ -179,6 +179,8 @@ def make_eager(shape: Shape, device: torch.device, precision: str, *, is_compile
 
 
 def padded(model: Any, device: torch.device) -> Forward:
+    """The forward of a model of transformers, on batches that are padded to their longest row."""
+
     @torch.inference_mode()
     def forward(batch: Sequence[Encoding]) -> np.ndarray[Any, Any]:
         ids = torch.zeros(len(batch), max(row.num_tokens for row in batch), dtype=torch.int64)

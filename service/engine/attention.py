@@ -118,8 +118,7 @@ def choose(name: str, config: AttentionConfig, num_layers: int = 1) -> Choice:
     if not sound:
         last = checks[-1]
         raise SettingError(f"{config.device} computes attention wrongly, also in {last.name}: {last.reason}")
-    if any(backend.recorded for backend in sound.values()):
-        sound = {each: backend for each, backend in sound.items() if backend.recorded}
+    sound = {each: backend for each, backend in sound.items() if backend.recorded} or sound
     if len(sound) > 1:
         seconds = _measure(config, sound, num_layers)
         checks = [_with_time(check, seconds) if check.name in sound else check for check in checks]
@@ -165,12 +164,13 @@ def make_trial(backend: Backend, qkv: Tensor, num_layers: int) -> Callable[[], N
     prepared once for a batch."""
 
     def make() -> Call:
-        return partial(_attend, backend.prepare(TYPICAL, qkv.device, qkv.dtype), qkv, num_layers)
+        return partial(attend_in_layers, backend.prepare(TYPICAL, qkv.device, qkv.dtype), qkv, num_layers)
 
     return (as_served if backend.recorded else launched)(make, qkv.device)
 
 
-def _attend(attend: Attend, qkv: Tensor, num_layers: int) -> Tensor:
+def attend_in_layers(attend: Attend, qkv: Tensor, num_layers: int) -> Tensor:
+    """The attention of the same numbers in each layer."""
     for _ in range(num_layers):
         out = attend(qkv)
     return out
