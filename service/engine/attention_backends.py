@@ -285,14 +285,12 @@ longest length, and most of them have nothing to do."""
 
 
 def _varlen_arrays(layout: Layout) -> tuple[IdArray] | None:
+    if layout.num_plain < len(layout.rows):
+        return None
     offsets, num_tokens = layout.offsets, layout.num_tokens
     starts = [*offsets, *range(offsets[-1] + MAX_VARLEN_ROW, num_tokens, MAX_VARLEN_ROW)]  # the padding, as rows
     num_rows = num_tokens // MIN_VARLEN_ROW
-    if (
-        layout.num_plain < len(layout.rows)
-        or len(starts) > num_rows
-        or max(np.diff(offsets), default=0) > MAX_VARLEN_ROW
-    ):
+    if len(starts) > num_rows or any(length > MAX_VARLEN_ROW for length, _ in layout.rows):
         return None
     ends = np.full(num_rows + 1, num_tokens, dtype=np.int32)  # the rows that are missing are empty
     ends[: len(starts)] = starts
