@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.common import parser_of
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.host import num_cuda_devices
 from service.tools.suites import suites
 from service.tools.training.estimate import (

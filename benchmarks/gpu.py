@@ -46,7 +46,7 @@ from benchmarks.engine.models import (
     make_engine,
     rows,
 )
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.domain import Encoding, Output, Quantization
 from service.engine.attention import BACKENDS, TYPICAL, AttentionConfig, Backend, attend_in_layers
 from service.engine.device import Call, CudaRecorder

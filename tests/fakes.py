@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from service.checkpoints.checkpoint import Checkpoint, Shape
+from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.shape import Shape
 from service.domain import Check, Cls, Encoding, Memory, Output, Step
 from service.errors import CheckpointError, OutOfMemory
 from service.metrics import Metrics

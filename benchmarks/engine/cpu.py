@@ -25,7 +25,8 @@ import torch
 
 from benchmarks.common import about, auto_precision, parser_of, save
 from benchmarks.engine.models import SHAPES, Forward, draw_lengths, load_eager, rows, write_checkpoint
-from service.checkpoints.checkpoint import Shape, describe
+from service.checkpoints.checkpoint import describe
+from service.checkpoints.shape import Shape
 from service.domain import Encoding
 from service.engine.engine import Engine
 from service.tools import roofline

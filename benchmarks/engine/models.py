@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Checkpoint, Shape
+from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.shape import Shape
 from service.domain import Encoding, Mean, Quantization
 from service.engine import arithmetic
 from service.engine.device import DTYPES, resolve_precision

@@ -14,7 +14,7 @@ import torch
 from transformers import MegatronBertForSequenceClassification
 
 from benchmarks.engine.models import SHAPES, config_of, vocabulary
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 
 VOCAB_SIZE = 21_128
 LABELS = ("财经", "体育", "娱乐", "科技")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from service.checkpoints import folders
 from service.checkpoints.adapter import (
@@ -26,12 +26,10 @@ from service.checkpoints.adapter import (
 from service.checkpoints.files import config_file, has_config, read_json, tensor_names, weight_files
 from service.checkpoints.heads import Head, count_classes, describe_head
 from service.checkpoints.sentence_modules import EmbeddingSpec, Modules, describe_embedding, read_modules
+from service.checkpoints.shape import Family, Kind, Shape, read_shape, wrong
 from service.checkpoints.spec import BASE_MARK, COMMIT, MODELSCOPE, ModelSpec, parse_spec
 from service.errors import CheckpointError, SettingError
 from service.host import service_command
-
-Family = Literal["megatron-bert", "bert", "xlm-roberta", "roberta"]
-Kind = Literal["masked-lm", "sequence-classification", "question-answering", "encoder"]
 
 _CLASS_PREFIXES: dict[str, Family] = {
     "MegatronBert": "megatron-bert",
@@ -39,8 +37,6 @@ _CLASS_PREFIXES: dict[str, Family] = {
     "XLMRoberta": "xlm-roberta",
     "Roberta": "roberta",
 }
-ROBERTA: tuple[Family, ...] = ("xlm-roberta", "roberta")
-"""BERT's encoder with heads of other names; positions start after the id of the padding token."""
 _CLASS_KINDS: dict[str, Kind] = {
     "ForMaskedLM": "masked-lm",
     "ForPreTraining": "masked-lm",
@@ -48,20 +44,6 @@ _CLASS_KINDS: dict[str, Kind] = {
     "ForQuestionAnswering": "question-answering",
     "Model": "encoder",
 }
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
-
-# The smallest and largest valid value of each size; the largest are about ten times those of any published model.
-_LIMITS = {
-    "num_hidden_layers": (1, 256),
-    "hidden_size": (1, 65_536),
-    "num_attention_heads": (1, 1_024),
-    "intermediate_size": (1, 262_144),
-    "vocab_size": (1, 2_000_000),
-    "max_position_embeddings": (1, 131_072),
-    "type_vocab_size": (1, 1_024),
-}
-_ROBERTA_PADDING = 1
-"""What RoBERTa's classes take for a `pad_token_id` that config.json leaves out."""
 
 # The fine-tuned repositories of upstream have no useful id2label; their model cards say what the labels mean.
 _KNOWN_LABELS = {
@@ -78,8 +60,6 @@ _TASKS_OF_LABELS: dict[frozenset[str], tuple[str, ...]] = {
 }
 """The tasks of a copy in a folder of any name, by its labels."""
 
-"""Lists what sentence-transformers puts after an encoder, such as its pooling."""
-
 BLOCKS, BLOCK_SIZE = "blocks-4bit", 32
 """`quant_method` and `block_size` of `quantization_config` where weights are packed (see `engine.blocks`)."""
 
@@ -89,54 +69,6 @@ _PURPOSES = {"similarity", "nli"}
 
 CHOICE_KEY = "erlangshen_choice"
 """The key in config.json for the labels that a choice model was fine-tuned for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of an encoder; `activation` is "gelu" (erf) or "gelu_new" (its tanh approximation).
-
-    Positions run from 0 to `max_positions` - 1. Their embeddings start at row `first_position` of the table.
-    """
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    ffn_size: int
-    vocab_size: int
-    max_positions: int
-    num_segments: int
-    norm_eps: float
-    activation: str
-    first_position: int = 0
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def maps(self) -> dict[str, tuple[int, int]]:
-        """Output and input size of the linear maps of a layer. Queries, keys and values are one."""
-        hidden, ffn = self.hidden_size, self.ffn_size
-        return {
-            "qkv": (3 * hidden, hidden),
-            "attention_out": (hidden, hidden),
-            "ffn_in": (ffn, hidden),
-            "ffn_out": (hidden, ffn),
-        }
-
-    @property
-    def num_layer_weights(self) -> int:
-        """The weights of the linear maps of a layer, without biases."""
-        return sum(num_out * num_in for num_out, num_in in self.maps.values())
-
-    @property
-    def num_parameters(self) -> int:
-        """The parameters of embeddings and encoder, without the heads."""
-        hidden = self.hidden_size
-        tables = (self.vocab_size + self.first_position + self.max_positions + self.num_segments) * hidden
-        biases = sum(num_out for num_out, _ in self.maps.values())
-        layer = self.num_layer_weights + biases + 4 * hidden
-        return tables + self.num_layers * layer + 2 * hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +223,7 @@ def describe(
     purpose = _purpose(source or str(root), root) if kind == "sequence-classification" else ""
     head, labels = _head(file, config, kind, name, labels, _KNOWN_LABELS.get(purpose, ()), num_classes)
     by_labels = _TASKS_OF_LABELS.get(frozenset(map(str.lower, labels)), ())
-    shape = _shape(file, config, family, kind)
+    shape = read_shape(file, config, family, kind)
     embedding = describe_embedding(modules, shape.hidden_size, shape.max_positions) if modules else None
     return Checkpoint(
         name=name,
@@ -317,14 +249,14 @@ def _adapt(
 ) -> tuple[Path, dict[str, Any], Kind, Modules | None]:
     """The config of an adapted model: that in the folder of its adapter, if there is one, else that of its base."""
     family, _ = _family_and_kind(file, config)
-    shape = _shape(file, config, family, kind)
+    shape = read_shape(file, config, family, kind)
     check_targets(adapter, shape.num_layers)
     adapted_kind: Kind = adapter.kind or kind
     if has_config(adapter.folder):
         own_file = config_file(adapter.folder)
         own = read_json(own_file)
         own_family, own_kind = _family_and_kind(own_file, own) if own.get("architectures") else (family, adapted_kind)
-        own_shape = _shape(own_file, own, own_family, own_kind)
+        own_shape = read_shape(own_file, own, own_family, own_kind)
         for field in fields(Shape):
             found, wanted = getattr(own_shape, field.name), getattr(shape, field.name)
             if found != wanted:
@@ -347,7 +279,7 @@ def _purpose(source: str, path: Path) -> str:
 def _family_and_kind(file: Path, config: dict[str, Any]) -> tuple[Family, Kind]:
     classes = config.get("architectures") or []
     if not isinstance(classes, list):
-        raise _wrong(file, "architectures", classes, "a list")
+        raise wrong(file, "architectures", classes, "a list")
     found = {_split_class(file, name) for name in classes}
     families = {family for family, _ in found}
     if "model_type" in config:
@@ -355,7 +287,7 @@ def _family_and_kind(file: Path, config: dict[str, Any]) -> tuple[Family, Kind]:
     if not families:
         families.add(_family_by_tensors(file, config))
     if len(families) != 1 or not families <= set(get_args(Family)):
-        raise _wrong(file, "model_type", config.get("model_type"), f"{_either(get_args(Family))}, as in architectures")
+        raise wrong(file, "model_type", config.get("model_type"), f"{_either(get_args(Family))}, as in architectures")
     kinds = {kind for _, kind in found}
     kind = kinds.pop() if len(kinds) == 1 else _kind_by_tensors(file.parent)
     return cast("Family", families.pop()), kind
@@ -381,7 +313,7 @@ def _split_class(file: Path, name: object) -> tuple[str, Kind]:
         kind = _CLASS_KINDS.get(str(name).removeprefix(prefix))
         if str(name).startswith(prefix) and kind:
             return family, kind
-    raise _wrong(file, "architectures", name, f"{_either(_CLASS_PREFIXES)}, then " + ", ".join(_CLASS_KINDS))
+    raise wrong(file, "architectures", name, f"{_either(_CLASS_PREFIXES)}, then " + ", ".join(_CLASS_KINDS))
 
 
 def _kind_by_tensors(folder: Path) -> Kind:
@@ -394,64 +326,12 @@ def _kind_by_tensors(folder: Path) -> Kind:
     return "sequence-classification" if is_classifier else "encoder"
 
 
-def _shape(file: Path, config: dict[str, Any], family: Family, kind: Kind) -> Shape:
-    sizes = {key: _size(file, config, key) for key in _LIMITS}
-    hidden_size, num_heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    if hidden_size % num_heads:
-        raise _wrong(file, "num_attention_heads", num_heads, f"a divisor of hidden_size = {hidden_size}")
-    eps = config.get("layer_norm_eps", 1e-12)
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise _wrong(file, "layer_norm_eps", eps, "a number from 0 to 1")
-    activation = config.get("hidden_act", "gelu")
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise _wrong(file, "hidden_act", activation, "one of " + ", ".join(_ACTIVATIONS))
-    if family in ROBERTA and kind == "masked-lm" and activation != "gelu":
-        raise _wrong(file, "hidden_act", activation, "gelu, as in the masked-LM head of RoBERTa")
-    _refuse_variants(file, config)
-    first_position = _first_position(file, config, sizes) if family in ROBERTA else 0
-    return Shape(
-        num_layers=sizes["num_hidden_layers"],
-        hidden_size=hidden_size,
-        num_heads=num_heads,
-        ffn_size=sizes["intermediate_size"],
-        vocab_size=sizes["vocab_size"],
-        max_positions=sizes["max_position_embeddings"] - first_position,
-        num_segments=sizes["type_vocab_size"],
-        norm_eps=float(eps),
-        activation=_ACTIVATIONS[activation],
-        first_position=first_position,
-    )
-
-
-def _first_position(file: Path, config: dict[str, Any], sizes: dict[str, int]) -> int:
-    """RoBERTa numbers its positions from the id of the padding token + 1; the rows before are never used."""
-    padding, limit = config.get("pad_token_id", _ROBERTA_PADDING), sizes["max_position_embeddings"] - 2
-    if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding <= limit:
-        raise _wrong(file, "pad_token_id", padding, f"a whole number from 0 to max_position_embeddings - 2 = {limit}")
-    return padding + 1
-
-
-def _size(file: Path, config: dict[str, Any], key: str) -> int:
-    least, most = _LIMITS[key]
-    value = config.get(key, 2 if key == "type_vocab_size" else None)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise _wrong(file, key, value, f"a whole number from {least} to {most}")
-    return value
-
-
-def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
-    """Refuses variants of the architecture that would load, but compute wrong answers."""
-    for key, plain in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
-        if config.get(key, plain) != plain:
-            raise _wrong(file, key, config[key], str(plain))
-
-
 def _are_packed(file: Path, config: dict[str, Any]) -> bool:
     """Whether `quantization_config` says so; every other one is refused: its numbers would be taken for weights."""
     found, ours = config.get("quantization_config"), {"quant_method": BLOCKS, "block_size": BLOCK_SIZE}
     if found and found != ours:
         wanted = f"{json.dumps(ours)}, or the model before it was quantized"
-        raise _wrong(file, "quantization_config", json.dumps(found, ensure_ascii=False), wanted)
+        raise wrong(file, "quantization_config", json.dumps(found, ensure_ascii=False), wanted)
     return bool(found)
 
 
@@ -459,7 +339,7 @@ def _tasks(file: Path, config: dict[str, Any]) -> tuple[str, ...]:
     """The tasks of a classifier, as `finetune` writes them."""
     value = config.get(TASKS_KEY, [])
     if not isinstance(value, list) or not set(value) <= _PURPOSES:
-        raise _wrong(file, TASKS_KEY, value, "a list of " + ", ".join(sorted(_PURPOSES)))
+        raise wrong(file, TASKS_KEY, value, "a list of " + ", ".join(sorted(_PURPOSES)))
     return tuple(value)
 
 
@@ -477,7 +357,7 @@ def _choice(file: Path, config: dict[str, Any]) -> OwnChoice | None:
             return OwnChoice(tuple(labels), tuple(options), question or None, multi_label)
     except (AttributeError, KeyError, TypeError):
         pass
-    raise _wrong(file, CHOICE_KEY, value, "an object of labels, as many options, question and multi_label")
+    raise wrong(file, CHOICE_KEY, value, "an object of labels, as many options, question and multi_label")
 
 
 def _head(
@@ -502,8 +382,3 @@ def _head(
 def _either(names: Iterable[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} or {last}"
-
-
-def _wrong(file: Path, key: str, value: object, wanted: str) -> CheckpointError:
-    found = "is missing" if value is None else f"is {str(value)[:200]!r}"
-    return CheckpointError(f"{file}: {key} {found}; wanted {wanted}")

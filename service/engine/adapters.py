@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from service.checkpoints.adapter import Adapter, LowRank
-from service.checkpoints.checkpoint import ROBERTA, Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import ADAPTER_CONFIG
+from service.checkpoints.shape import ROBERTA
 from service.engine.tensor_files import DECODERS, WORDS, Source, TensorFiles
 from service.errors import CheckpointError
 

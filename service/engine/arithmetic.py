@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.domain import Check, Quantization, Runtime, WantedQuantization, WantedRuntime
 from service.engine import linear
 from service.engine.attention_backends import Prepare, prepare_plain

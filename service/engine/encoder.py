@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.engine.attention_backends import Attend
 from service.engine.ops import Gelu, Norm
 from service.engine.weights import Layer, Weights

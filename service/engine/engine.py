@@ -15,8 +15,9 @@ from torch import Tensor
 
 from service import host
 from service.checkpoints.checked_file import DamagedFile
-from service.checkpoints.checkpoint import Checkpoint, Shape
+from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.converted import form_of
+from service.checkpoints.shape import Shape
 from service.domain import (
     Check,
     Cls,

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.engine.arithmetic import Arithmetic
 from service.engine.attention_backends import prepare_sdpa
 from service.engine.device import DTYPES, Call, device_guard

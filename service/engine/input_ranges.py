@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.domain import Cls, Encoding
 from service.engine.attention_backends import prepare_sdpa
 from service.engine.encoder import encode

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.engine.attention_backends import block_mask
 from service.engine.encoder import gelu_of
 from service.engine.linear import Int8Codes, Linear, Plain

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.domain import Encoding, IdArray
 from service.engine.device import to_device
 from service.errors import InferenceFailed

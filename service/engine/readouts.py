@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.domain import (
     Cls,
     Encoding,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.engine.linear import Linear
 from service.engine.ops import Norm
 from service.engine.packing import Layout

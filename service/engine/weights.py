@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from service.checkpoints.checkpoint import ROBERTA, Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import weight_files
 from service.checkpoints.heads import class_count_error
 from service.checkpoints.sentence_modules import Dense, DenseActivation
+from service.checkpoints.shape import ROBERTA
 from service.engine.adapters import merge_adapter
 from service.engine.linear import InputRange, Linear, Plain
 from service.engine.ops import Norm

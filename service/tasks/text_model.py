@@ -17,9 +17,10 @@ from itertools import zip_longest
 import numpy as np
 from tokenizers import Tokenizer
 
-from service.checkpoints.checkpoint import Checkpoint, Kind, OwnChoice
+from service.checkpoints.checkpoint import Checkpoint, OwnChoice
 from service.checkpoints.heads import Head
 from service.checkpoints.sentence_modules import EmbeddingSpec
+from service.checkpoints.shape import Kind
 from service.domain import IdArray
 from service.slices import between_slices
 from service.tasks.blend import Blend

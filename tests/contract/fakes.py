@@ -22,9 +22,9 @@ from service.api.memory import MemoryBudget
 from service.api.schemas import LabelSetBody, ModelsReply, ReplicaInfo
 from service.batching.fair_threads import FairThreads
 from service.batching.jobs import RequestResult
-from service.checkpoints.checkpoint import Kind
 from service.checkpoints.heads import Activation, Head
 from service.checkpoints.sentence_modules import EmbeddingSpec
+from service.checkpoints.shape import Kind
 from service.domain import (
     DEFAULT_OPTIONS,
     Cls,

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from service.checkpoints.adapter import BASE_KEY
-from service.checkpoints.checkpoint import ROBERTA, Checkpoint, Family, Kind
+from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import CONFIG_FILES, SAFETENSORS_FILES, config_file, has_config, read_json
 from service.checkpoints.sentence_modules import MODULES_FILE, SETTINGS_FILE, TRANSFORMER_FILES, list_modules
+from service.checkpoints.shape import ROBERTA, Family, Kind
 from service.engine.tensor_files import DECODERS, TensorFiles
 from service.engine.weights import count_numbers, open_tensors
 from service.errors import SettingError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.tools.training.recipe import Form
 
 Method = Literal["full", "checkpointed", "lora"]

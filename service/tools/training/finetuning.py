@@ -28,7 +28,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from service.checkpoints.checkpoint import ROBERTA, Checkpoint
+from service.checkpoints.checkpoint import Checkpoint
+from service.checkpoints.shape import ROBERTA
 from service.domain import FloatArray
 from service.errors import SettingError
 from service.tasks.text_model import TextModel

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from service.checkpoints.checkpoint import ROBERTA, TASKS_KEY, Checkpoint, describe
+from service.checkpoints.checkpoint import TASKS_KEY, Checkpoint, describe
+from service.checkpoints.shape import ROBERTA
 from service.errors import SettingError
 from service.tasks.text_model import TextModel
 from service.tasks.tokenizer import NO, YES

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.checkpoints.checkpoint import CHOICE_KEY, Family, Kind, OwnChoice, Shape, describe, resolve
+from service.checkpoints.checkpoint import CHOICE_KEY, OwnChoice, describe, resolve
 from service.checkpoints.files import weight_files
+from service.checkpoints.shape import Family, Kind, Shape
 from service.checkpoints.spec import ModelSpec, parse_spec
 from service.errors import CheckpointError, SettingError
 from tests.checkpoints import FileFormat, make_checkpoint, vocabulary, write_weights

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.checkpoints.checkpoint import BLOCK_SIZE, BLOCKS, Kind, describe
+from service.checkpoints.checkpoint import BLOCK_SIZE, BLOCKS, describe
+from service.checkpoints.shape import Kind
 from service.domain import Mean
 from service.engine import blocks as packed_blocks
 from service.engine.blocks import BLOCK_BYTES, expand_into

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.checkpoints.checkpoint import Shape, describe
+from service.checkpoints.checkpoint import describe
+from service.checkpoints.shape import Shape
 from service.domain import Quantization, Runtime, WantedQuantization, WantedRuntime
 from service.engine import engine
 from service.engine.arithmetic import Arithmetic, candidates

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from service.checkpoints.checkpoint import Kind
 from service.checkpoints.heads import Activation, Head
 from service.checkpoints.sentence_modules import EmbeddingSpec
+from service.checkpoints.shape import Kind
 from service.domain import Encoding, Output
 from service.tasks.blend import Blend, Logistic, Logistics
 from service.tasks.text_model import TextModel

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from service.checkpoints.checkpoint import Checkpoint, Kind, Shape, describe
+from service.checkpoints.checkpoint import Checkpoint, describe
+from service.checkpoints.shape import Kind, Shape
 from service.errors import CheckpointError
 from service.tasks import text_model
 from service.tasks.text_model import TextModel

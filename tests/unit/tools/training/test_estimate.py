@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.checkpoints.checkpoint import Shape
+from service.checkpoints.shape import Shape
 from service.tools.training.estimate import (
     Load,
     activations,
