@@ -120,8 +120,14 @@ def _means(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
 
 
 def means_in_turn(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
-    """The mean of each span of tokens, float32 [spans, hidden]. For a CPU, where a call is cheap and a copy is not."""
-    return torch.stack([hidden[start:end].mean(0, dtype=torch.float32) for start, end in spans])
+    """The mean of each span of tokens, float32 [spans, hidden]. For a CPU, where a call of numpy takes half the time of
+    one of torch."""
+    states = hidden.float().numpy()
+    means = np.empty((len(spans), states.shape[1]), dtype=np.float32)
+    for mean, (start, end) in zip(means, spans, strict=True):
+        np.add.reduce(states[start:end], axis=0, out=mean)
+        mean /= end - start
+    return torch.from_numpy(means)
 
 
 def means_at_once(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -153,7 +159,8 @@ def _read_pooled(batch: _Batch) -> Pending:
     for (modes, is_projected), rows in wanted.items():
         spans = [batch.spans[row] for row in rows]
         skipped = [batch.readouts[row].num_skipped for row in rows]
-        pooled = torch.cat([pool(batch.hidden, spans, mode, skipped) for mode in modes], dim=1)
+        parts = [pool(batch.hidden, spans, mode, skipped) for mode in modes]
+        pooled = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         vectors.append((rows, to_host(_project(pooled, batch.weights.dense) if is_projected else pooled)))
 
     def outputs() -> list[Output]:

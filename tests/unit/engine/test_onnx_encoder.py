@@ -53,7 +53,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert"])
 def test_int8_computes_what_the_maps_say(tmp_path: Path, family: str) -> None:
-    """Gains that are multiplied into norms and values change nothing but the rounding of numbers halfway."""
+    """Gains that are multiplied into norms and values, and GELU by tanh, change nothing but the rounding of numbers
+    that are about halfway."""
     checkpoint = describe(make_checkpoint(tmp_path, family=family, num_layers=2), "test")
     plain = WeightFormat(CPU, torch.float32, Plain)
     exact, _ = read_weights(checkpoint, plain, lambda done, total: None)
@@ -70,7 +71,7 @@ def test_int8_computes_what_the_maps_say(tmp_path: Path, family: str) -> None:
             attend = prepare_sdpa(packed.layout, CPU, torch.float32)
             by_torch = encode(weights, checkpoint.shape, tokens, attend)[:end]
             without = encode(exact, checkpoint.shape, tokens, attend)[:end]
-        assert distance(computed, by_torch) < 0.01
+        assert distance(computed, by_torch) < 0.02
         assert 0.001 < distance(computed, without) < 0.1
 
 
