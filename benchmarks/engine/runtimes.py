@@ -16,7 +16,7 @@ round before. Ratios are of one round; their median and the interval that holds 
 probability (order statistics, from 6 rounds on) are shown, by the clock and by CPU seconds. On a machine that others
 use, with one thread, the CPU seconds are the better measure. `best` is the better runtime in the same round and
 precision: for one row at a time of those that do the same, for batches of 16 of both ways, as padding makes batches
-slower than single rows.
+slower than single rows. Before each turn is a pause, after which no thread of the one before takes a core any more.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": PRECISIONS}
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.25}
 """The largest difference from the engine in float32, as a share of the largest number."""
 CONFIDENCE = 0.95
+_SETTLING_SECONDS = 0.1
+"""ONNX Runtime's threads, if there are several, keep a core busy for some 60 ms after a run."""
 ENGINE = "engine"
 BEST = "best"
 
@@ -229,11 +231,16 @@ def _compare(runtime: Process, checkpoint: Checkpoint, rows: Sequence[Encoding],
 
 def race(contenders: Sequence[Contender], rounds: int) -> Iterator[Round]:
     """A first round warms all up and does not count."""
+
+    def run(contender: Contender, size: int) -> Seconds:
+        time.sleep(_SETTLING_SECONDS)
+        return contender.run(size)
+
     for number in range(rounds + 1):
         print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
         first = number % len(contenders)
         found = {
-            (each.name, each.precision, size): each.run(size)
+            (each.name, each.precision, size): run(each, size)
             for size in BATCH_ROWS
             for each in (*contenders[first:], *contenders[:first])
         }
