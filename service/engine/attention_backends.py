@@ -137,12 +137,13 @@ class Recordable:
 
     All that it needs of the rows of a batch is in int32 `arrays`, whose sizes depend on the number of tokens, too; None
     where it cannot compute these rows. `attend` is the attention by these arrays on its device. So a CUDA graph can
-    repeat it with other arrays.
+    repeat it with other arrays. `takes_blocks` is whether rows may have blocks.
     """
 
     name: str
     arrays: Callable[[Layout], tuple[IdArray, ...] | None]
     attend: Callable[[Sequence[Tensor], torch.dtype], Attend]
+    takes_blocks: bool = True
 
 
 def _owners(layout: Layout) -> tuple[IdArray]:
@@ -297,5 +298,7 @@ def _varlen_arrays(layout: Layout) -> tuple[IdArray] | None:
     return (ends,)
 
 
-VARLEN = Recordable("varlen", _varlen_arrays, lambda arrays, dtype: _attend_varlen(arrays[0], MAX_VARLEN_ROW))
-"""FlashAttention, for plain rows alone."""
+VARLEN = Recordable(
+    "varlen", _varlen_arrays, lambda arrays, dtype: _attend_varlen(arrays[0], MAX_VARLEN_ROW), takes_blocks=False
+)
+"""FlashAttention."""

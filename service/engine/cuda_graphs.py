@@ -21,7 +21,7 @@ from torch import Tensor
 
 from service.domain import Check, IdArray
 from service.engine.arithmetic import Compute
-from service.engine.attention_backends import DENSE, VARLEN, Attend, Recordable
+from service.engine.attention_backends import DENSE, Attend, Recordable
 from service.engine.device import Call, Record, to_device, wait_event
 from service.engine.packing import Layout
 from service.engine.self_test import compare
@@ -140,7 +140,7 @@ class Graphs:
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             if key in self._failures:
                 raise self._failures[key]
-            tokens, layout = make_batch(bucket, attention is not VARLEN)
+            tokens, layout = make_batch(bucket, attention.takes_blocks)
             replayed = self._replay(key, tokens, layout)
             assert replayed is not None, "it was recorded, and can compute these rows"
             end = layout.offsets[-1]  # the padding is never read
