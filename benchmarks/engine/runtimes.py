@@ -111,7 +111,7 @@ def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for size in BATCH_ROWS:
             save_batches(_file(scratch, size), checkpoint, rows, size)
-        precisions = [each for each in PRECISIONS if each != "bfloat16" or auto_precision() == each]
+        precisions = [each for each in arguments.precision if each != "bfloat16" or auto_precision() == each]
         engines = {each: _load(checkpoint, each) for each in precisions}
         contenders = [Contender(ENGINE, each, _ours(engine, rows)) for each, engine in engines.items()]
         differences = {}
@@ -315,6 +315,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=choices,
         default=["small"],
         help="shapes of random numbers, or models that ship (default: small)",
+    )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        default=PRECISIONS,
+        help="without bfloat16 where the CPU has none (default: all). One at a time where all do not fit into memory",
     )
     parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=11, help="(default: %(default)s)")
