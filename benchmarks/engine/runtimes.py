@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint, source = _checkpoint(model)
-    folder = export(checkpoint, source, python, LENGTHS)
+    folder = export(checkpoint, source, python, LENGTHS, has_int8="int8" in arguments.precision)
     rows = encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1))
     left_out: dict[str, str] = {}
     with ExitStack() as stack:

@@ -38,20 +38,30 @@ CALIBRATION_TEXTS, CALIBRATION_SEED = 64, 2
 MAKERS = ("service/tools/export", "service/engine/encoder.py", "benchmarks/peers/servers/runtimes.py")
 
 
-def export(checkpoint: Checkpoint, source: str | Path, python: Path, lengths: str) -> Path:
-    """The folder of model.onnx and its int8 files; `python` has the runtimes. RuntimeError when one cannot be made."""
+def export(checkpoint: Checkpoint, source: str | Path, python: Path, lengths: str, *, has_int8: bool = True) -> Path:
+    """The folder of model.onnx and its int8 files; `python` has the runtimes. RuntimeError when one cannot be made.
+
+    Quantising needs several times the memory of the weights; without `has_int8` it is left out.
+    """
     folder = (FOLDER / "onnx" / checkpoint.name).absolute()
-    stamp, digest = folder / "stamp", _digest(checkpoint)
-    if stamp.is_file() and stamp.read_text() == digest:
-        return folder
-    print(f"{checkpoint.name}: exporting and quantising, a minute or two", file=sys.stderr)
-    _call(sys.executable, "-m", "service", "export", source, "--to", "onnx", "--output", folder, "--overwrite")
-    texts = make_texts(lengths, CALIBRATION_TEXTS, CALIBRATION_SEED)
-    save_batches(folder / "calibration.npz", checkpoint, encode(checkpoint, texts), 1)
-    for runtime in RUNTIMES:
-        _call(python, SERVERS / "runtimes.py", "quantize", runtime, folder)
-    stamp.write_text(digest)
+    digest = _digest(checkpoint)
+    exported, quantised = folder / "exported", folder / "quantised"
+    if not _holds(exported, digest):
+        print(f"{checkpoint.name}: exporting, a minute", file=sys.stderr)
+        _call(sys.executable, "-m", "service", "export", source, "--to", "onnx", "--output", folder, "--overwrite")
+        texts = make_texts(lengths, CALIBRATION_TEXTS, CALIBRATION_SEED)
+        save_batches(folder / "calibration.npz", checkpoint, encode(checkpoint, texts), 1)
+        exported.write_text(digest)
+    if has_int8 and not _holds(quantised, digest):
+        print(f"{checkpoint.name}: quantising, a minute", file=sys.stderr)
+        for runtime in RUNTIMES:
+            _call(python, SERVERS / "runtimes.py", "quantize", runtime, folder)
+        quantised.write_text(digest)
     return folder
+
+
+def _holds(stamp: Path, digest: str) -> bool:
+    return stamp.is_file() and stamp.read_text() == digest
 
 
 def encode(checkpoint: Checkpoint, texts: Sequence[str]) -> list[Encoding]:
