@@ -49,11 +49,11 @@ def export(checkpoint: Checkpoint, source: str | Path, python: Path, lengths: st
     if not _holds(exported, digest):
         print(f"{checkpoint.name}: exporting, a minute", file=sys.stderr)
         _call(sys.executable, "-m", "service", "export", source, "--to", "onnx", "--output", folder, "--overwrite")
-        texts = make_texts(lengths, CALIBRATION_TEXTS, CALIBRATION_SEED)
-        save_batches(folder / "calibration.npz", checkpoint, encode(checkpoint, texts), 1)
         exported.write_text(digest)
     if has_int8 and not _holds(quantised, digest):
         print(f"{checkpoint.name}: quantising, a minute", file=sys.stderr)
+        texts = make_texts(lengths, CALIBRATION_TEXTS, CALIBRATION_SEED)
+        save_batches(folder / "calibration.npz", checkpoint, encode(checkpoint, texts), 1)
         for runtime in RUNTIMES:
             _call(python, SERVERS / "runtimes.py", "quantize", runtime, folder)
         quantised.write_text(digest)

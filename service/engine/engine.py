@@ -241,11 +241,11 @@ class Engine:
         On a GPU the whole batch is launched at once and queues behind earlier ones. On a CPU the batch is only packed,
         and the returned function computes it. Raises InferenceFailed and OutOfMemory as `run` does.
         """
+        for encoding in encodings:
+            packing.check(encoding, self.shape)
+            readouts.check(encoding, self.shape, self.weights)
         if not encodings:
             return list
-        packing.check(encodings, self.shape)
-        for encoding in encodings:
-            readouts.check(encoding, self.shape, self.weights)
         pending = device.or_out_of_memory(partial(self._start, encodings), self.device)
         return lambda: device.or_out_of_memory(pending, self.device)
 

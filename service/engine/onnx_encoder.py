@@ -228,8 +228,7 @@ class _Layers:
             hidden = self._select(hidden) if layer is layers[-1] else hidden
             hidden = self._graph.node("Add", self._linear(context, layer.attention_out), hidden)
             normed = self._norm(hidden, layer.ffn_norm, layer.ffn_in)
-            inner = self._scale(self._gelu(self._linear(normed, layer.ffn_in), layer.ffn_out), layer.ffn_out)
-            hidden = self._graph.node("Add", self._linear(inner, layer.ffn_out), hidden)
+            hidden = self._graph.node("Add", self._feed_forward(normed, layer), hidden)
             normed = self._norm(hidden, next_norm, next_map)
         return normed
 
@@ -239,8 +238,7 @@ class _Layers:
             hidden = self._select(hidden) if layer is layers[-1] else hidden
             total = self._graph.node("Add", self._linear(context, layer.attention_out), hidden)
             hidden = self._norm(total, layer.attention_norm)
-            inner = self._gelu(self._linear(self._scale(hidden, layer.ffn_in), layer.ffn_in), layer.ffn_out)
-            total = self._graph.node("Add", self._linear(self._scale(inner, layer.ffn_out), layer.ffn_out), hidden)
+            total = self._graph.node("Add", self._feed_forward(self._scale(hidden, layer.ffn_in), layer), hidden)
             hidden = self._norm(total, layer.ffn_norm)
         return hidden
 
@@ -279,11 +277,15 @@ class _Layers:
         # Its own fusion of a sum and a norm takes three times as long as the two.
         return self._graph.node("LayerNormalization", hidden, weight, bias, axis=-1, epsilon=norm.eps)
 
-    def _gelu(self, hidden: str, following: Linear) -> str:
-        """By tanh before an 8-bit map, too: the difference is at most 0.0005, and a step of its codes is far larger."""
-        is_by_tanh = gelu_of(self._shape) == "tanh" or isinstance(following, Int8Codes)
+    def _feed_forward(self, hidden: str, layer: Layer) -> str:
+        """Of inputs that are times the gains of the first map.
+
+        GELU is by tanh before an 8-bit map, too: it differs by at most 0.0005, a fraction of a step of the codes.
+        """
+        is_by_tanh = gelu_of(self._shape) == "tanh" or isinstance(layer.ffn_out, Int8Codes)
         kind = "FastGelu" if is_by_tanh else "Gelu"
-        return self._graph.node(kind, hidden, domain=_CONTRIB)
+        inner = self._graph.node(kind, self._linear(hidden, layer.ffn_in), domain=_CONTRIB)
+        return self._linear(self._scale(inner, layer.ffn_out), layer.ffn_out)
 
     def _attend(self, query: str, key: str, value: str, queries: str) -> str:
         """`queries` is the prefix of the inputs that are those of the queries."""

@@ -141,22 +141,17 @@ def bucket(num_tokens: int) -> int:
     return -(-num_tokens // step) * step
 
 
-def check(encodings: Sequence[Encoding], shape: Shape) -> None:
-    """InferenceFailed when one of the rows cannot be computed. Tasks never create such rows; on a GPU, an index out of
-    range would crash the process."""
-    for encoding in encodings:
-        _check_sizes(encoding, shape)
-    _check_range("token id", [each.ids for each in encodings], shape.vocab_size)
-    _check_range("segment id", [each.segment_ids for each in encodings], shape.num_segments)
-    _check_range("position", [each.positions for each in encodings], shape.max_positions)
-
-
-def _check_sizes(encoding: Encoding, shape: Shape) -> None:
+def check(encoding: Encoding, shape: Shape) -> None:
+    """InferenceFailed when the row cannot be computed. Tasks never create such rows; on a GPU, an index out of range
+    would crash the process and fail the whole batch."""
     size = encoding.num_tokens
     if not 0 < size <= shape.max_positions:
         raise InferenceFailed(f"a row of {size} tokens; wanted 1 to {shape.max_positions}")
     if not size == len(encoding.segment_ids) == len(encoding.positions):
         raise InferenceFailed("a row whose ids, segment ids and positions differ in length")
+    _check_range("token id", encoding.ids, shape.vocab_size)
+    _check_range("segment id", encoding.segment_ids, shape.num_segments)
+    _check_range("position", encoding.positions, shape.max_positions)
     end = 0
     for block_start, block_end in encoding.blocks:
         if not end <= block_start < block_end <= size:
@@ -164,8 +159,7 @@ def _check_sizes(encoding: Encoding, shape: Shape) -> None:
         end = block_end
 
 
-def _check_range(what: str, parts: Sequence[IdArray], limit: int) -> None:
-    values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+def _check_range(what: str, values: IdArray, limit: int) -> None:
     if np.maximum.reduce(values.view(np.uint32)) < limit:  # where a negative number is larger than all others
         return
     low, high = int(values.min()), int(values.max())

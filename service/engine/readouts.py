@@ -158,8 +158,7 @@ def _read_pooled(batch: _Batch) -> Pending:
     for (modes, is_projected), rows in wanted.items():
         spans = [batch.spans[row] for row in rows]
         skipped = [batch.readouts[row].num_skipped for row in rows]
-        parts = [pool(batch.hidden, spans, mode, skipped) for mode in modes]
-        pooled = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        pooled = torch.cat([pool(batch.hidden, spans, mode, skipped) for mode in modes], dim=1)
         vectors.append((rows, to_host(_project(pooled, batch.weights.dense) if is_projected else pooled)))
 
     def outputs() -> list[Output]:
