@@ -23,7 +23,7 @@ from service.domain import Quantization, Runtime
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 6
+FORMAT = 7
 """Increases when files of earlier versions must not be read any more."""
 
 SPARE_BYTES = 1 << 28

@@ -99,7 +99,7 @@ class Plain(Linear):
         return F.linear(hidden, self.weight, self.bias)
 
 
-FUSES = torch.backends.cpu.get_cpu_capability() != "AVX2"
+FUSES = not torch_private.HAS_AVX2_ONLY
 """Whether oneDNN computes GELU and residual with the product in less time than torch does afterwards. With AVX2 alone
 an encoder of 384 channels is 1.08 to 1.1 times as fast without."""
 

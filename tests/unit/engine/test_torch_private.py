@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -82,6 +83,33 @@ def test_a_packed_weight_survives_a_round_trip_through_plain_tensors(dtype: torc
     mapped = torch_private.map_packed(values, layout, weight.shape)
     assert torch_private.packed_values(mapped).data_ptr() == values.data_ptr()
     assert torch.equal(torch_private.linear(hidden, mapped, bias), torch_private.linear(hidden, packed, bias))
+
+
+@pytest.mark.parametrize("sizes", [(1, 48), (3, 70), (64, 48), (100, 70), (384, 1536)])
+def test_narrow_blocks_hold_the_same_weight(sizes: tuple[int, int], capfd: pytest.CaptureFixture[str]) -> None:
+    if not torch_private.has_onednn(torch.float32):
+        pytest.skip("oneDNN packs no weights on this CPU")
+    weight, bias = torch.randn(sizes) / math.sqrt(sizes[1]), torch.randn(sizes[0])
+    wide = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    narrow = torch_private._narrow(wide)
+    is_blocked = torch_private._WIDE in torch_private.packed_layout(wide).numpy().tobytes()
+    assert (torch_private._NARROW in torch_private.packed_layout(narrow).numpy().tobytes()) == is_blocked
+    for num_tokens in (1, 5, 40, 300):
+        hidden = torch.randn(num_tokens, sizes[1])
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            product = torch_private.linear(hidden, narrow, bias)
+        assert torch.allclose(product, torch.nn.functional.linear(hidden, weight, bias), atol=1e-4)
+    calls = [line for line in capfd.readouterr().out.splitlines() if "inner_product" in line]
+    assert len(calls) == 4
+    assert not any("ref:any" in call for call in calls), "the layout has no fast implementation"
+
+
+def test_a_layout_that_is_not_known_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch_private.has_onednn(torch.float32):
+        pytest.skip("oneDNN packs no weights on this CPU")
+    packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(64, 48), None)
+    monkeypatch.setattr(torch_private, "_WIDE", b"another description")
+    assert torch_private._narrow(packed) is packed
 
 
 def test_private_names_of_torch_are_used_in_no_other_file() -> None:
