@@ -71,12 +71,14 @@ def _narrow(packed: Tensor) -> Tensor:
     description[start : start + _BLOCKS.size] = _NARROW
     strides = _STRIDES.unpack_from(layout, start - _STRIDES_BEFORE)
     _STRIDES.pack_into(description, start - _STRIDES_BEFORE, *(stride // 2 for stride in strides))
-    blocks = packed_values(packed).view(-1, strides[0] // strides[1], 16, 2, 32)  # out, in, in, out, out
-    values = blocks.permute(0, 3, 1, 2, 4).reshape(-1)
+    values = packed_values(packed)
     try:
-        return map_packed(values, torch.frombuffer(description, dtype=torch.uint8), packed.shape)
+        narrow = map_packed(values, torch.frombuffer(description, dtype=torch.uint8), packed.shape)
     except OSError:  # another torch
         return packed
+    for block in values.view(-1, strides[0] // strides[1], 16, 2, 32):  # in place: new memory takes longer
+        block.copy_(block.permute(2, 0, 1, 3).reshape(block.shape))
+    return narrow
 
 
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -146,8 +148,9 @@ def int8_result(dtype: torch.dtype) -> torch.dtype:
 
 
 def packed_values(packed: Tensor) -> Tensor:
-    """The content of a packed weight, 1-D in its number format, as it lies in memory. Valid while `packed` exists."""
+    """The content of a packed weight, 1-D in its number format, as it lies in memory."""
     buffer = (ctypes.c_byte * torch.ops.mkldnn._nbytes(packed)).from_address(torch.ops.mkldnn.data_ptr(packed))
+    buffer.packed = packed  # keeps it in memory
     return torch.frombuffer(buffer, dtype=packed.dtype)
 
 
