@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from math import comb
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,11 +47,11 @@ from benchmarks.peers.rounds import make_texts
 from service.checkpoints.checkpoint import Checkpoint, describe, resolve
 from service.checkpoints.spec import parse_spec
 from service.commands.models import SHIPPED, locate_shipped
-from service.domain import Encoding
+from service.domain import Encoding, FloatArray
 from service.engine.engine import Engine
 from service.tasks.sample_rows import sample_rows
 from service.tasks.text_model import TextModel
-from service.tools.export.onnx_file import largest_difference
+from service.tools.export.onnx_file import largest_difference, run_engine
 
 RANDOM = ("small", "110M", "330M", "1.3B")
 BATCH_ROWS = (1, 16)
@@ -106,6 +106,8 @@ def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str
     checkpoint, source = _checkpoint(model)
     folder = export(checkpoint, source, python, LENGTHS, has_int8="int8" in arguments.precision)
     rows = encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1))
+    compared = rows[: BATCH_ROWS[-1]]
+    expected = run_engine(checkpoint, compared)
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -121,7 +123,8 @@ def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str
                 command = [python, SERVERS / "runtime_engine.py", runtime, folder, precision, str(arguments.threads)]
                 try:
                     theirs = stack.enter_context(process(command, name, arguments.threads))
-                    differences[name] = _compare(theirs, checkpoint, rows, precision, scratch)
+                    difference = largest_difference(checkpoint, compared, _save(theirs, scratch), expected)
+                    differences[name] = _require_equal(difference, precision)
                 except RuntimeError as error:
                     left_out[name] = str(error)
                 else:
@@ -219,11 +222,15 @@ def _theirs(runtime: Process, folder: Path) -> Callable[[int], Seconds]:
     return run
 
 
-def _compare(runtime: Process, checkpoint: Checkpoint, rows: Sequence[Encoding], precision: str, folder: Path) -> float:
-    """The largest difference of a batch from the engine in float32. RuntimeError where it is another model's."""
+def _save(runtime: Process, folder: Path) -> FloatArray:
+    """What it computes of the first batch."""
     output = folder / "output.npy"
     runtime.ask("save", _file(folder, BATCH_ROWS[-1]), output)
-    difference = largest_difference(checkpoint, rows[: BATCH_ROWS[-1]], np.load(output))
+    return cast("FloatArray", np.load(output))
+
+
+def _require_equal(difference: float, precision: str) -> float:
+    """RuntimeError where the outputs are another model's."""
     if not difference <= LIMITS[precision]:
         raise RuntimeError(f"differs from the engine by {difference:.2g}; wanted at most {LIMITS[precision]}")
     return round(difference, 6)

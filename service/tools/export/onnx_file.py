@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.checkpoints.checkpoint import Checkpoint
 from service.checkpoints.files import CONFIG_FILES
-from service.domain import Encoding, FloatArray, Labels, Mean, Pooled, Readout, Spans, TokenScores
+from service.domain import Encoding, FloatArray, Labels, Mean, Output, Pooled, Readout, Spans, TokenScores
 from service.engine.engine import Engine
 from service.engine.linear import Plain
 from service.engine.weights import WeightFormat, read_dense, read_weights
@@ -64,7 +64,8 @@ def export_onnx(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> flo
         write_config(checkpoint, encoder / CONFIG_FILES[0], "float32")
         _write(checkpoint, yes_no, encoder / ONNX_FILE)
         rows = rows_to_compare(checkpoint, yes_no)
-        difference = largest_difference(checkpoint, rows, run(encoder / ONNX_FILE, rows, inputs_of(checkpoint)))
+        found = run(encoder / ONNX_FILE, rows, inputs_of(checkpoint))
+        difference = largest_difference(checkpoint, rows, found, run_engine(checkpoint, rows))
         if not difference <= LIMIT:
             raise CheckpointError(
                 f"{ONNX_FILE} of {checkpoint.name} differs from the engine by {difference:.2g}; wanted at most "
@@ -158,10 +159,16 @@ def _block_ids(encoding: Encoding) -> NDArray[np.int64]:
     return numbers
 
 
-def largest_difference(checkpoint: Checkpoint, rows: Sequence[Encoding], found: FloatArray) -> float:
+def run_engine(checkpoint: Checkpoint, rows: Sequence[Encoding]) -> list[Output]:
+    """What the engine computes for the rows in float32."""
+    return Engine.load(checkpoint, precision="float32").run(rows)
+
+
+def largest_difference(
+    checkpoint: Checkpoint, rows: Sequence[Encoding], found: FloatArray, expected: Sequence[Output]
+) -> float:
     """Between the outputs of the graph for a batch of rows and those of the engine in float32; of large numbers their
     share."""
-    expected = Engine.load(checkpoint, precision="float32").run(rows)
     is_unit = checkpoint.embedding is not None and checkpoint.embedding.normalize
     worst = 0.0
     for output, row, of_engine in zip(found, rows, expected, strict=True):

@@ -20,6 +20,7 @@ from service.tools.export.onnx_file import (
     find_yes_no,
     largest_difference,
     rows_to_compare,
+    run_engine,
 )
 from tests.adapters import make_adapter
 from tests.checkpoints import Family, Kind, make_checkpoint
@@ -34,7 +35,8 @@ def difference(checkpoint: Checkpoint) -> float:
     rows = rows_to_compare(checkpoint, yes_no)
     inputs = {name: torch.from_numpy(array) for name, array in feed(rows, inputs_of(checkpoint)).items()}
     with torch.no_grad():
-        return largest_difference(checkpoint, rows, build_graph(checkpoint, yes_no)(**inputs).numpy())
+        found = build_graph(checkpoint, yes_no)(**inputs).numpy()
+    return largest_difference(checkpoint, rows, found, run_engine(checkpoint, rows))
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "bert", "xlm-roberta"])
