@@ -184,6 +184,7 @@ def map_packed(values: Tensor, layout: Tensor, shape: Sequence[int]) -> Tensor:
     if failed:
         raise OSError(errno.EINVAL, "torch refuses to map packed weights")
     packed = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(handle.value, None, None))
+    _c_function("delete_tensor_object")(handle)  # the name promises it, but what it returns is another reference
     packed.mapped_values = values  # type: ignore[attr-defined]  # keeps them in memory
     return packed
 

@@ -6,6 +6,7 @@ import ast
 import inspect
 import math
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def test_operators_have_the_schemas_they_were_checked_with(name: str) -> None:
 def test_functions_have_the_parameters_they_were_checked_with() -> None:
     assert list(inspect.signature(torch._dynamo.mark_static).parameters) == ["t", "index"]
     assert callable(torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr)
-    for name in ("create_tensor_from_blob_v2", "device_type_cpu", "layout__mkldnn", "dtype_float32", "dtype_bfloat16"):
+    functions = ("create_tensor_from_blob_v2", "delete_tensor_object", "device_type_cpu", "layout__mkldnn")
+    for name in (*functions, "dtype_float32", "dtype_bfloat16"):
         assert torch_private._c_function(name)
 
 
@@ -83,6 +85,19 @@ def test_a_packed_weight_survives_a_round_trip_through_plain_tensors(dtype: torc
     mapped = torch_private.map_packed(values, layout, weight.shape)
     assert torch_private.packed_values(mapped).data_ptr() == values.data_ptr()
     assert torch.equal(torch_private.linear(hidden, mapped, bias), torch_private.linear(hidden, packed, bias))
+
+
+def test_the_memory_of_a_mapped_weight_is_given_back_with_it() -> None:
+    if not torch_private.has_onednn(torch.float32):
+        pytest.skip("oneDNN packs no weights on this CPU")
+    packed = torch_private.pack(torch.randn(32, 48))
+    values = torch_private.packed_values(packed).clone()
+    mapped = torch_private.map_packed(values, torch_private.packed_layout(packed), (32, 48))
+    is_there = weakref.ref(values)
+    del values
+    assert is_there() is not None, "the weight reads it"
+    del mapped
+    assert is_there() is None
 
 
 @pytest.mark.parametrize("sizes", [(1, 48), (3, 70), (64, 48), (100, 70), (384, 1536)])
