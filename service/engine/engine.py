@@ -251,7 +251,8 @@ class Engine:
 
     def _start(self, encodings: Sequence[Encoding]) -> readouts.Pending:
         with device_guard(self.device):
-            packed = packing.pack(encodings, self.device)
+            is_padded = packing.needs_padding(self.shape, self.device)
+            packed = packing.pack(encodings, self.device, is_padded=is_padded)
             if self.device.type == "cuda":
                 return self._launch(packed)
         return lambda: self._launch(packed)()

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
+from service.checkpoints.shape import Shape
 from service.domain import Cls, Encoding, Labels, Mean, Spans, TokenScores, TopTokens
+from service.engine import packing
 from service.engine.attention_backends import block_mask, make_groups
 from service.engine.device import resolve_precision
 from service.engine.engine import Engine
@@ -137,6 +139,28 @@ def test_pack_groups_rows_of_equal_length() -> None:
     groups = make_groups(packed.layout, CPU, torch.float32)
     assert [(group.start, group.num_rows, group.length) for group in groups] == [(0, 1, 2), (2, 2, 5), (12, 1, 8)]
     assert [group.mask is None for group in groups] == [True, True, False]
+
+
+def test_batches_of_wide_models_are_not_padded_on_a_cpu(masked_lm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = Shape(24, 2048, 8, 8192, 21128, 512, 2, 1e-12, "gelu_new")
+    assert [packing.needs_padding(wide, torch.device(each)) for each in ("cpu", "cuda")] == [False, True]
+    assert packing.needs_padding(replace(wide, hidden_size=1024), CPU)
+
+    rows = [plain_row(5, Mean()), choice_row((2, 4), 3), plain_row(2, Mean())]
+    padded = masked_lm.run(rows)
+    seen: list[int] = []
+    compute = masked_lm.hidden_states
+
+    def observe(packed: packing.Packed) -> torch.Tensor:
+        seen.append(packed.layout.num_tokens)
+        return compute(packed)
+
+    monkeypatch.setattr(packing, "LARGE_HIDDEN_SIZE", masked_lm.shape.hidden_size)
+    monkeypatch.setattr(masked_lm, "hidden_states", observe)
+    exact = masked_lm.run(rows)
+    assert seen == [sum(row.num_tokens for row in rows)]
+    for one, other in zip(padded, exact, strict=True):
+        assert np.allclose(one.scores, other.scores, atol=1e-5)
 
 
 def test_rows_share_a_group_only_with_equal_blocks() -> None:
