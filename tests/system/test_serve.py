@@ -155,7 +155,7 @@ def test_operations_routes_are_answered(server: Running) -> None:
 @pytest.mark.slow
 def test_bench_measures_the_server_and_its_limit(server: Running, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    flags = ["--duration", "0.5", "--warm-up", "0", "--concurrency", "4", "--limit", "--json", str(file)]
+    flags = ["--duration", "3", "--warm-up", "0", "--concurrency", "4", "--limit", "--json", str(file)]
     command = [
         sys.executable,
         "-m",
