@@ -107,7 +107,7 @@ def needs_padding(shape: Shape, device: torch.device) -> bool:
 
 
 def pack(encodings: Sequence[Encoding], device: torch.device, *, is_padded: bool = True) -> Packed:
-    """Packs at least one row."""
+    """Packs at least one row. `is_padded` is what `needs_padding` says of the model."""
     layouts = [row_of(encoding) for encoding in encodings]
     rows = sorted(range(len(encodings)), key=lambda row: (bool(layouts[row][1]), layouts[row]))
     ordered = tuple(encodings[row] for row in rows)

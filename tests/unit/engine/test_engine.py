@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
-from service.checkpoints.shape import Shape
 from service.domain import Cls, Encoding, Labels, Mean, Spans, TokenScores, TopTokens
 from service.engine import packing
 from service.engine.attention_backends import block_mask, make_groups
@@ -142,7 +141,7 @@ def test_pack_groups_rows_of_equal_length() -> None:
 
 
 def test_batches_of_wide_models_are_not_padded_on_a_cpu(masked_lm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = Shape(24, 2048, 8, 8192, 21128, 512, 2, 1e-12, "gelu_new")
+    wide = replace(masked_lm.shape, hidden_size=2048)
     assert [packing.needs_padding(wide, torch.device(each)) for each in ("cpu", "cuda")] == [False, True]
     assert packing.needs_padding(replace(wide, hidden_size=1024), CPU)
 

@@ -18,6 +18,10 @@ from service.engine import torch_private
 CHECKED = "2.13.0"
 ROOT = Path(service.__file__).parent
 
+needs_onednn = pytest.mark.skipif(
+    not torch_private.has_onednn(torch.float32), reason="oneDNN packs no weights on this CPU"
+)
+
 PACKED_LINEAR = "__torch__.torch.classes.quantized.LinearPackedParamsBase"
 
 SCHEMAS = {
@@ -87,9 +91,8 @@ def test_a_packed_weight_survives_a_round_trip_through_plain_tensors(dtype: torc
     assert torch.equal(torch_private.linear(hidden, mapped, bias), torch_private.linear(hidden, packed, bias))
 
 
+@needs_onednn
 def test_the_memory_of_a_mapped_weight_is_given_back_with_it() -> None:
-    if not torch_private.has_onednn(torch.float32):
-        pytest.skip("oneDNN packs no weights on this CPU")
     packed = torch_private.pack(torch.randn(32, 48))
     values = torch_private.packed_values(packed).clone()
     mapped = torch_private.map_packed(values, torch_private.packed_layout(packed), (32, 48))
@@ -100,10 +103,9 @@ def test_the_memory_of_a_mapped_weight_is_given_back_with_it() -> None:
     assert is_there() is None
 
 
+@needs_onednn
 @pytest.mark.parametrize("sizes", [(1, 48), (3, 70), (64, 48), (100, 70), (384, 1536)])
 def test_narrow_blocks_hold_the_same_weight(sizes: tuple[int, int], capfd: pytest.CaptureFixture[str]) -> None:
-    if not torch_private.has_onednn(torch.float32):
-        pytest.skip("oneDNN packs no weights on this CPU")
     weight, bias = torch.randn(sizes) / math.sqrt(sizes[1]), torch.randn(sizes[0])
     wide = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     narrow = torch_private._narrow(wide)
@@ -119,9 +121,8 @@ def test_narrow_blocks_hold_the_same_weight(sizes: tuple[int, int], capfd: pytes
     assert not any("ref:any" in call for call in calls), "the layout has no fast implementation"
 
 
+@needs_onednn
 def test_a_layout_that_is_not_known_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch_private.has_onednn(torch.float32):
-        pytest.skip("oneDNN packs no weights on this CPU")
     packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(64, 48), None)
     monkeypatch.setattr(torch_private, "_WIDE", b"another description")
     assert torch_private._narrow(packed) is packed
