@@ -72,9 +72,9 @@ unit: $(VENV)/dev.stamp ## run the tests without linting: make unit ARGS="-k sim
 
 mini: $(VENV)/train.stamp ## train the model that ships: make mini DATA=FOLDER OUT=runs/mini
 	@test -n "$(DATA)" || { echo 'Set DATA to the folder of the data sets: make mini DATA=FOLDER' >&2; exit 2; }
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
+	$(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
 		--recipe service/tools/training/recipes/mini.toml --output "$(OUT)/first"
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
+	$(BIN)/python -m service finetune --data "$(DATA)" $(ARGS) \
 		--recipe service/tools/training/recipes/mini-polish.toml --model "$(OUT)/first" --output "$(OUT)"
 
 claims: $(VENV)/train.stamp ## reproduce the model cards on a GPU; elsewhere print the commands: make claims DATA=FOLDER

@@ -71,11 +71,11 @@ def auto_precision() -> str:
 def as_worker(threads: int) -> None:
     """Starts this program again in the environment of a worker process, unless it is in it.
 
-    torch reads it when it is imported: its threads would wait busily, and take the cores from ONNX Runtime's. The
-    search path stays this program's own: the environments of peers are not to find its packages.
+    torch reads it when it is imported: its threads would wait busily for longer, and take the cores from ONNX
+    Runtime's. The search path stays this program's own: the environments of peers are not to find its packages.
     """
     wanted = environment(threads) | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    if any(os.environ.get(name) != wanted[name] for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")):
+    if any(os.environ.get(name) != wanted[name] for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
 
 

@@ -116,6 +116,18 @@ def process_memory(root: Path = Path("/")) -> Memory:
     return Memory(allocated=held, total=min([machine, *_memory_limits(root)]))
 
 
+THREAD_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
+"""Variables that OpenMP reads when torch is imported. Its threads wait for the next step busily, but for a fraction of
+a millisecond only: where they sleep at once, small batches take up to 1.7 times as long and a step of training 1.3
+times; where they wait for longer, they take the cores from requests."""
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment of a process that computes with so many threads."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return {**THREAD_WAITING, **os.environ, **counts}
+
+
 def return_freed_memory() -> None:
     """Gives memory that was freed back to the system. glibc keeps blocks of less than 32 MB; elsewhere a no-op."""
     with suppress(AttributeError):

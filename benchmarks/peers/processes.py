@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.peers.peers import Place, Server
+from service.host import thread_variables
 from service.tools.bench.client import Client, Response
 
 FOLDER = Path(".peers")
@@ -60,10 +60,7 @@ def versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
 def environment(threads: int) -> dict[str, str]:
     """The variables of a process that computes with so many threads."""
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("ERLANGSHEN_")},
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **{name: value for name, value in thread_variables(threads).items() if not name.startswith("ERLANGSHEN_")},
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }

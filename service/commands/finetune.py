@@ -20,7 +20,7 @@ from service.checkpoints.files import ADAPTER_WEIGHTS, SAFETENSORS_FILES
 from service.commands.data_flags import print_data, source_arguments
 from service.commands.finetune_flags import add_arguments, values_from
 from service.errors import SettingError, StartupError
-from service.host import install_command, service_command
+from service.host import THREAD_WAITING, install_command, service_command
 from service.settings import Models
 from service.settings_sources import load
 
@@ -47,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     require_training_packages()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in THREAD_WAITING.items():
+        os.environ.setdefault(name, value)
     if args.recipe:
         return _train_by_recipe(args)
     if args.suite:

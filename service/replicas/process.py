@@ -20,6 +20,7 @@ from functools import partial
 from itertools import count
 from typing import TypeVar
 
+from service import host
 from service.batching.batch import Batch, BatchNotStarted, BatchResult
 from service.errors import ReplicaLost, StartupError
 from service.host import OomKills
@@ -139,12 +140,8 @@ def environment(threads: int) -> dict[str, str]:
     """The parent's environment, and what must be set before the first import of a library that computes."""
     return {
         **KERNEL_CACHES,
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
+        **host.thread_variables(threads),
         "OPENBLAS_NUM_THREADS": "1",
-        # Threads that spin while they wait take the cores from those that compute.
-        "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": os.pathsep.join(_SEARCH_PATH),
     }
 

@@ -4,7 +4,6 @@ limit, and the plot."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from service.host import install_command
+from service.host import install_command, thread_variables
 
 QUANTILES = (50, 90, 95, 99)
 
@@ -204,9 +203,7 @@ def measure_limits(question: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     Raises:
         ValueError: it fails, or takes longer than LIMIT_TIMEOUT_S.
     """
-    threads = str(question["threads"])
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-m", "service.tools.roofline"]
+    command, environment = [sys.executable, "-m", "service.tools.roofline"], thread_variables(question["threads"])
     options: dict[str, Any] = {"env": environment, "capture_output": True, "text": True, "timeout": LIMIT_TIMEOUT_S}
     try:
         done = subprocess.run(command, input=json.dumps(question), **options)

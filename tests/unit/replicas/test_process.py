@@ -43,9 +43,13 @@ def test_one_oom_kill_explains_one_loss() -> None:
     assert reasons == ["oom", "oom", "killed"]
 
 
-def test_the_environment_sets_threads_that_do_not_spin() -> None:
+def test_the_environment_sets_threads_that_wait_busily_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     child = environment(threads=3)
     assert (child["OMP_NUM_THREADS"], child["MKL_NUM_THREADS"], child["OMP_WAIT_POLICY"]) == ("3", "3", "PASSIVE")
+    assert 0 < int(child["GOMP_SPINCOUNT"]) < 300_000, "what GNU's OpenMP takes where it is left to itself"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment(threads=3)["GOMP_SPINCOUNT"] == "7"
 
 
 def test_the_environment_limits_cached_kernels_unless_it_is_set(
