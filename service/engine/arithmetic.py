@@ -4,16 +4,16 @@ that pass the self-test on this device."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.checkpoints.shape import Shape
-from service.domain import Check, Quantization, Runtime, WantedQuantization, WantedRuntime
+from service.domain import Check, Labels, Quantization, Runtime, TokenScores, WantedQuantization, WantedRuntime
 from service.engine import linear
 from service.engine.attention_backends import Prepare, prepare_plain
 from service.engine.device import DTYPES, device_guard
@@ -44,9 +44,21 @@ MAX_ONNX_BYTES = 1 << 31
 """Of the maps' weights: `auto` takes ONNX Runtime up to this size. Each worker process has a copy of its own of them,
 where those of torch are mapped from one file."""
 
-Compute = Callable[[Tensor, Layout, Tensor | None], Tensor]
-"""From ids, segment ids and positions [3, tokens], their rows and the selected tokens, to their final hidden states
-[at least selected tokens, hidden]. None selects all."""
+
+class Compute(Protocol):
+    def __call__(self, tokens: Tensor, layout: Layout, selected: Tensor | None, /) -> Tensor:
+        """From ids, segment ids and positions [3, tokens], their rows and the selected tokens, to their final hidden
+        states [at least selected tokens, hidden]. None selects all."""
+        ...
+
+
+@runtime_checkable
+class ComputesHeads(Compute, Protocol):
+    """An encoder that can do more."""
+
+    def logits(self, tokens: Tensor, layout: Layout, selected: Tensor | None, head: Labels | TokenScores) -> Tensor:
+        """What the head makes of the hidden states: [selected tokens, labels], or [selected tokens, token ids]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

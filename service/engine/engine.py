@@ -36,7 +36,7 @@ from service.domain import (
     WantedRuntime,
 )
 from service.engine import arithmetic, attention, calibration, device, packing, readouts
-from service.engine.arithmetic import Arithmetic
+from service.engine.arithmetic import Arithmetic, ComputesHeads
 from service.engine.attention_backends import MIN_VARLEN_ROW
 from service.engine.cuda_graphs import BUCKETS, Graphs
 from service.engine.device import DTYPES, CudaRecorder, device_guard, resolve_device, resolve_precision, wait_event
@@ -97,6 +97,7 @@ class Engine:
 
     def _use(self, weights: Weights) -> None:
         self._compute = self.arithmetic.bind(weights, self.shape, self._attention.backend.prepare)
+        self._heads = self._compute if isinstance(self._compute, ComputesHeads) else None
         # ONNX Runtime has copied the maps of the layers, which are most of the memory.
         self.weights = replace(weights, layers=()) if self.arithmetic.runtime == "onnxruntime" else weights
         self._graphs = Graphs(
@@ -186,7 +187,7 @@ class Engine:
             self.require_sound_weights()
         except DamagedFile:
             assert self._loader, "it has found the damage"
-            del self.weights, self._compute, self._graphs  # a GPU may not have the memory for both
+            del self.weights, self._compute, self._heads, self._graphs  # a GPU may not have the memory for both
             self._use(self._loader.load(in_full=True))
             return True
         return False
@@ -261,7 +262,7 @@ class Engine:
     def _launch(self, packed: packing.Packed) -> readouts.Pending:
         # CUDA graphs share one set of buffers, and the halves of a failed batch are launched by another thread.
         with self._launching:
-            outputs = readouts.read(self.weights, self.shape, self.hidden_states(packed), packed)
+            outputs = self._read(packed)
             wait = wait_event(self.device)
 
         def finish() -> list[Output]:
@@ -269,6 +270,12 @@ class Engine:
             return outputs()
 
         return finish
+
+    def _read(self, packed: packing.Packed) -> readouts.Pending:
+        if self._heads and (head := readouts.shared_head(packed.encodings)):
+            logits = self._heads.logits(packed.tokens, packed.layout, packed.selected, head)
+            return partial(readouts.read_logits, logits, packed)
+        return readouts.read(self.weights, self.shape, self.hidden_states(packed), packed)
 
     @torch.inference_mode()
     def hidden_states(self, packed: packing.Packed) -> Tensor:

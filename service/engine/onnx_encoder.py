@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from service.checkpoints.shape import Shape
+from service.domain import Labels, TokenScores
 from service.engine.attention_backends import block_mask
 from service.engine.encoder import gelu_of
 from service.engine.linear import Int8Codes, Linear, Plain
@@ -39,22 +40,29 @@ _IR_VERSION = 11
 _MIN_EXTERNAL_BYTES = 4096
 """Larger arrays are not in the serialized graph, which has at most 2 GB, and are not copied into it."""
 
+_ONLY_WHAT_IS_ASKED_FOR = onnxruntime.RunOptions()
+_ONLY_WHAT_IS_ASKED_FOR.only_execute_path_to_fetches = True
+
 _TABLES = {"ids": "words", "segment_ids": "segments", "token_positions": "positions"}
 """The inputs of the embeddings: the numbers of the tokens, and the table in which each is looked up."""
 
 
 class OnnxEncoder:
-    """One model. Keeps a packed copy of the layers' weights, so those that they were made of may go.
+    """One model, with the heads whose outputs it can be asked for. Keeps a packed copy of the layers' weights, so those
+    that they were made of may go.
 
-    The tables of the embeddings are inputs: ONNX Runtime would copy constants, and they are most of a multilingual
-    model.
+    The tables are inputs: ONNX Runtime would copy constants, and they are most of a multilingual model.
     """
 
     def __init__(self, weights: Weights, shape: Shape, num_threads: int) -> None:
         graph = _Graph()
-        self._session = graph.open(_Layers(graph, shape).add(weights), num_threads)
+        hidden = _Layers(graph, shape).add(weights)
+        self._outputs = {"hidden": hidden, **_heads(graph, hidden, weights, shape)}
+        self._session = graph.open(list(self._outputs.values()), num_threads)
         tables = (weights.words, weights.segments, weights.positions)
         self._tables = {name: table.numpy() for name, table in zip(_TABLES.values(), tables, strict=True)}
+        if weights.mlm:
+            self._tables["decoder"] = weights.mlm.decoder.weight.numpy()
 
     def __call__(self, tokens: Tensor, layout: Layout, selected: Tensor | None) -> Tensor:
         """As `encode`: ids, segment ids and positions [3, tokens], to hidden states of all tokens but the padding, or
@@ -62,16 +70,32 @@ class OnnxEncoder:
 
         Raises RuntimeError with ONNX Runtime's message when the rows cannot be computed, as without memory.
         """
+        return self._run("hidden", tokens, layout, selected)
+
+    def logits(self, tokens: Tensor, layout: Layout, selected: Tensor | None, head: Labels | TokenScores) -> Tensor:
+        """See `ComputesHeads`. A forward empties the caches of the CPU: torch's calls for a head would take 0.25 ms.
+
+        Raises RuntimeError as above.
+        """
+        if isinstance(head, Labels):
+            return self._run("labels", tokens, layout, selected)
+        return self._run("token_scores", tokens, layout, selected, head.token_ids)
+
+    def _run(
+        self, output: str, tokens: Tensor, layout: Layout, selected: Tensor | None, token_ids: Sequence[int] = ()
+    ) -> Tensor:
         offsets = np.array(layout.offsets, dtype=np.int32)
         num_tokens = int(offsets[-1])
         chosen = np.arange(num_tokens, dtype=np.int32) if selected is None else selected.numpy()
         last_offsets = np.searchsorted(chosen, offsets).astype(np.int32)
         if selected is not None and (last_offsets[1:] == last_offsets[:-1]).any():
-            return self(tokens, layout, None)[selected]  # the attention needs a query of every row
+            return self._run(output, tokens, layout, None, token_ids)[selected]  # attention needs a query of every row
         inputs = {"selected": chosen, **self._tables, **_row_inputs(layout, offsets, chosen, last_offsets)}
         inputs |= dict(zip(_TABLES, tokens.numpy()[:, :num_tokens], strict=True))
+        if "decoder" in self._tables:
+            inputs["token_ids"] = np.array(token_ids, dtype=np.int32)
         try:
-            [out] = self._session.run(None, inputs)
+            [out] = self._session.run([self._outputs[output]], inputs, _ONLY_WHAT_IS_ASKED_FOR)
         except Exception as error:
             raise RuntimeError(str(error)) from error  # its own errors are no RuntimeErrors
         return torch.from_numpy(out)
@@ -81,7 +105,7 @@ def multiply(made: Linear, num_threads: int) -> Callable[[Tensor], Tensor]:
     """A linear map alone, from hidden states [tokens, in] to [tokens, out]: for measurements."""
     graph = _Graph()
     hidden = graph.input("hidden", TensorProto.FLOAT, "tokens", made.weight.shape[1])
-    session = graph.open(_product(graph, _codes(graph, hidden, made), made), num_threads)
+    session = graph.open([_product(graph, _codes(graph, hidden, made), made)], num_threads)
     return lambda hidden: torch.from_numpy(session.run(None, {"hidden": hidden.numpy()})[0])
 
 
@@ -145,14 +169,14 @@ class _Graph:
         inner, self._nodes = self._nodes, outer
         return helper.make_graph(inner, result, inputs, [declare(result)])
 
-    def open(self, result: str, num_threads: int) -> Any:
-        """A session that computes `result`."""
+    def open(self, results: Sequence[str], num_threads: int) -> Any:
+        """A session that computes `results`."""
         external = {name: array for name, array in self._arrays.items() if array.nbytes >= _MIN_EXTERNAL_BYTES}
         constants = [
             _declare_external(name, array) if name in external else numpy_helper.from_array(array, name)
             for name, array in self._arrays.items()
         ]
-        graph = helper.make_graph(self._nodes, "graph", self._inputs, [_declare(result)], constants)
+        graph = helper.make_graph(self._nodes, "graph", self._inputs, list(map(_declare, results)), constants)
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
         options = onnxruntime.SessionOptions()
@@ -272,10 +296,7 @@ class _Layers:
 
     def _norm(self, hidden: str, norm: Norm, following: Linear | None = None) -> str:
         """The norm, times the gains of the map that alone needs it."""
-        gain = following.gain if isinstance(following, Int8Codes) else torch.ones_like(norm.weight)
-        weight, bias = self._graph.array(norm.weight * gain), self._graph.array(norm.bias * gain)
-        # Its own fusion of a sum and a norm takes three times as long as the two.
-        return self._graph.node("LayerNormalization", hidden, weight, bias, axis=-1, epsilon=norm.eps)
+        return _normalize(self._graph, hidden, norm, following.gain if isinstance(following, Int8Codes) else 1.0)
 
     def _feed_forward(self, hidden: str, layer: Layer) -> str:
         """Of inputs that are times the gains of the first map.
@@ -326,6 +347,30 @@ class _Layers:
             lambda: graph.choose("is_masked_row", attend_single_masked_row, attend_rows),
         )
         return graph.node("Squeeze", contexts, first)
+
+
+def _heads(graph: _Graph, hidden: str, weights: Weights, shape: Shape) -> dict[str, str]:
+    """The outputs of the model's heads, by name: what `readouts` makes of hidden states [tokens, hidden] by torch."""
+    outputs = {}
+    if head := weights.labels:
+        pooled = graph.node("Tanh", _product(graph, hidden, head.pooler))
+        outputs["labels"] = _product(graph, pooled, head.classifier)
+    if mlm := weights.mlm:
+        kind = "FastGelu" if gelu_of(shape) == "tanh" else "Gelu"
+        states = graph.node(kind, _product(graph, hidden, mlm.transform), domain=_CONTRIB)
+        states = _normalize(graph, states, mlm.norm)
+        graph.input("token_ids", TensorProto.INT32, "token ids")
+        graph.input("decoder", TensorProto.FLOAT, "number of words", shape.hidden_size)
+        weight, bias = (graph.node("Gather", each, "token_ids") for each in ("decoder", graph.array(mlm.decoder.bias)))
+        outputs["token_scores"] = graph.node("Gemm", states, weight, bias, transB=1)
+    return outputs
+
+
+def _normalize(graph: _Graph, hidden: str, norm: Norm, gain: float | Tensor = 1.0) -> str:
+    """The norm, times a gain."""
+    weight, bias = graph.array(norm.weight * gain), graph.array(norm.bias * gain)
+    # Its own fusion of a sum and a norm takes three times as long as the two.
+    return graph.node("LayerNormalization", hidden, weight, bias, axis=-1, epsilon=norm.eps)
 
 
 def _row_inputs(layout: Layout, offsets: Array, selected: Array, last_offsets: Array) -> dict[str, Any]:

@@ -86,6 +86,26 @@ def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> Pend
     return outputs
 
 
+def shared_head(encodings: Sequence[Encoding]) -> Labels | TokenScores | None:
+    """The readout of a batch whose logits one product computes: each row has a label head, or reads the same tokens."""
+    first = encodings[0].readout
+    if isinstance(first, Labels):
+        return first if all(isinstance(each.readout, Labels) for each in encodings) else None
+    if not isinstance(first, TokenScores):
+        return None
+    is_shared = all(
+        isinstance(each.readout, TokenScores) and each.readout.token_ids == first.token_ids for each in encodings
+    )
+    return first if is_shared else None
+
+
+def read_logits(logits: Tensor, packed: Packed) -> list[Output]:
+    """The outputs of all rows in the order of the encodings, of the logits of their selected tokens on the host."""
+    scores = logits.numpy()
+    by_row = {row: Output(scores[start:end]) for row, (start, end) in zip(packed.rows, packed.spans, strict=True)}
+    return [by_row[row] for row in range(len(packed.rows))]
+
+
 def check(encoding: Encoding, shape: Shape, weights: Weights) -> None:
     """InferenceFailed when the checkpoint has no head for the readout, or the readout is out of range."""
     readout = encoding.readout

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from service.checkpoints.checkpoint import describe
-from service.domain import Encoding, Output
+from service.domain import Encoding, Labels, Output, Readout, TokenScores
+from service.engine import readouts
 from service.engine.attention_backends import prepare_sdpa
 from service.engine.encoder import encode
 from service.engine.engine import Engine
@@ -27,7 +28,7 @@ from service.engine.packing import Layout, pack
 from service.engine.self_test import CPU, distance
 from service.engine.weights import WeightFormat, read_weights
 from service.errors import OutOfMemory
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import Kind, make_checkpoint
 from tests.unit.engine.rows import choice_row, mean_rows
 from tests.unit.engine.test_device import memory_limit
 from tests.unit.engine.test_self_test import Fault, each_fault
@@ -102,6 +103,30 @@ def test_a_row_of_which_nothing_is_read_changes_no_other(path: Path, selected: l
     every = encoder(packed.tokens, packed.layout, None)
     some = encoder(packed.tokens, packed.layout, torch.tensor(selected, dtype=torch.int32))
     np.testing.assert_allclose(some, every[selected], atol=1e-5)
+
+
+# heads
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation"),
+    [("sequence-classification", "gelu"), ("masked-lm", "gelu"), ("masked-lm", "gelu_new")],
+)
+def test_heads_in_the_graph_are_those_of_torch(
+    tmp_path: Path, kind: Kind, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(make_checkpoint(tmp_path, kind=kind, num_layers=2, activation=activation))
+    readout: Readout = Labels() if kind == "sequence-classification" else TokenScores((0, 2), (5, 9, 6))
+    rows = [replace(row, readout=readout) for row in ROWS[1:]]
+    if isinstance(readout, TokenScores):
+        rows.append(replace(rows[3], readout=replace(readout, positions=())))
+    batches = [rows, rows[:1], rows[-2:-1]]
+    by_graph = [score for batch in batches for score in scores(engine.run(batch))]
+    monkeypatch.setattr(readouts, "shared_head", lambda encodings: None)
+    by_torch = [score for batch in batches for score in scores(engine.run(batch))]
+    assert not all(map(np.array_equal, by_graph, by_torch)), "both are by torch"
+    for one, other in zip(by_graph, by_torch, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 # memory

@@ -1,4 +1,4 @@
-"""Readouts: means of many rows in one kernel, as on a GPU, and rows with different readouts in one batch."""
+"""Readouts: means of many rows in one kernel, as on a GPU, rows with different readouts in one batch, shared heads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
-from service.domain import TokenScores
+from service.domain import Cls, Labels, Readout, TokenScores
 from service.engine.engine import Engine
-from service.engine.readouts import means_at_once, means_in_turn
+from service.engine.readouts import means_at_once, means_in_turn, shared_head
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
 
@@ -52,3 +52,24 @@ def test_rows_with_different_token_scores_share_a_batch(tmp_path: Path) -> None:
     assert [output.scores.shape for output in together] == [(2, 1), (1, 2), (1, 1), (0, 1)]
     for row, output in zip(rows, together, strict=True):
         np.testing.assert_allclose(output.scores, engine.run([row])[0].scores, atol=2e-5, rtol=0)
+
+
+SAME, OTHER = TokenScores((0, 1), (5, 6)), TokenScores((0,), (6, 5))
+
+
+@pytest.mark.parametrize(
+    ("readouts", "shared"),
+    [
+        ([Labels()], Labels()),
+        ([Labels(), Labels()], Labels()),
+        ([SAME, TokenScores((), (5, 6))], SAME),
+        ([SAME, OTHER], None),
+        ([SAME, Labels()], None),
+        ([Labels(), SAME], None),
+        ([Cls()], None),
+        ([Labels(), Cls()], None),
+    ],
+)
+def test_a_head_is_shared_where_one_product_computes_all_rows(readouts: list[Readout], shared: Readout | None) -> None:
+    rows = mean_rows((4,) * len(readouts))
+    assert shared_head([replace(row, readout=each) for row, each in zip(rows, readouts, strict=True)]) == shared
