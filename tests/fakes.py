@@ -94,8 +94,8 @@ class FakeEngine:
         """0.1 s per token: so slow that the batch budget is the smallest."""
         yield from (Step(10, 1, 1.0), Step(20, 1, 2.0), Step(40, 2, 4.0))
 
-    def canary(self) -> list[Encoding]:
-        return [row(3, 4)]
+    def canary(self) -> list[list[Encoding]]:
+        return [[row(3, 4)]]
 
     has_found_damage = False
     checks: tuple[Check, ...] = ()

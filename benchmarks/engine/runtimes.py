@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    checkpoint, source = _checkpoint(model)
+    checkpoint, source = find_checkpoint(model)
     folder = export(checkpoint, source, python, LENGTHS, has_int8="int8" in arguments.precision)
     rows = encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1))
     compared = rows[: BATCH_ROWS[-1]]
@@ -143,7 +143,7 @@ def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str
     return result
 
 
-def _checkpoint(model: str) -> tuple[Checkpoint, str | Path]:
+def find_checkpoint(model: str) -> tuple[Checkpoint, str | Path]:
     if model in RANDOM:
         name = "checkpoint" if model == "small" else f"checkpoint-{model}"  # the small one is what the servers serve
         folder = make_checkpoint(processes.FOLDER.absolute() / name, SHAPES[model])

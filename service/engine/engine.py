@@ -42,6 +42,7 @@ from service.engine.cuda_graphs import BUCKETS, Graphs
 from service.engine.device import DTYPES, CudaRecorder, device_guard, resolve_device, resolve_precision, wait_event
 from service.engine.encoder import encode
 from service.engine.fastest import fastest
+from service.engine.self_test import compare
 from service.engine.tensor_files import Progress
 from service.engine.weight_cache import SampleRows, WeightLoader, is_cached
 from service.engine.weights import WeightFormat, Weights
@@ -60,6 +61,9 @@ _GPU_WARM_UP_LENGTHS = ((32,), (128,), (128, 128), (128, 128, 64))
 _GRAPH_LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.2, "fp8": 0.2}
 """Largest distances between a graph and the same rows without one, by precision: their attention kernels round
 differently, and all layers add to it."""
+
+_HEAD_LIMIT = 1e-3
+"""Largest distance between a head of the runtime and torch's: both compute in float32."""
 
 _CANARY_TOKENS = 4
 """Few are enough: every weight of the encoder contributes to each token."""
@@ -82,7 +86,7 @@ class Engine:
         self.device = device
         self.arithmetic = arithmetic
         self._attention = self._choose_attention(backend, weights.words.dtype)
-        self._graph_checks: Sequence[Check] = ()
+        self._kernel_checks: Sequence[Check] = ()
         self._loader = loader
         self._use(weights)
         self._launching = Lock()
@@ -165,7 +169,7 @@ class Engine:
     @property
     def checks(self) -> tuple[Check, ...]:
         """What the self-test found; those of CUDA graphs are there after `warm_up`."""
-        return (*self.arithmetic.checks, *self._attention.checks, *self._graph_checks)
+        return (*self.arithmetic.checks, *self._attention.checks, *self._kernel_checks)
 
     @property
     def has_found_damage(self) -> bool:
@@ -201,6 +205,8 @@ class Engine:
         outputs = self.run(rows)
         if self._graphs.is_wanted:
             outputs += self._warm_up_gpu(rows)
+        if self._heads:
+            self._check_heads(self._heads)
         if not all(np.isfinite(output.scores).all() for output in outputs):
             if self.replace_damaged_weights():
                 self.warm_up()
@@ -217,12 +223,15 @@ class Engine:
         name = self.checkpoint.name
         return calibration.measure(self.run, lambda length: _blank_row(name, length, Mean()), self.shape.max_positions)
 
-    def canary(self) -> list[Encoding]:
-        """One row for each readout, with ids spread over the vocabulary."""
+    def canary(self) -> list[list[Encoding]]:
+        """A row for each readout, with ids spread over the vocabulary. Those of a head that the runtime may compute are
+        batches of their own, as they are served."""
         length = min(_CANARY_TOKENS, self.shape.max_positions)
         ids = np.linspace(0, self.shape.vocab_size - 1, length).astype(np.int32)
         blank = _blank_row(self.checkpoint.name, length, Cls())
-        return [replace(blank, ids=ids, readout=readout) for readout in self._readouts()]
+        rows = [replace(blank, ids=ids, readout=readout) for readout in self._readouts()]
+        together = [row for row in rows if not readouts.shared_head([row])]
+        return [together, *([row] for row in rows if readouts.shared_head([row]))]
 
     def device_memory(self) -> Memory | None:
         """The memory of the GPU; None for a CPU, which has only the memory of the process."""
@@ -294,10 +303,27 @@ class Engine:
         with device_guard(self.device):
             self._graphs.limit(self._compute, self._graph_batch)
             self._graphs.record()
-            self._graph_checks = self._graphs.check(self._compute, self._graph_batch, _GRAPH_LIMITS[self.precision])
+            self._kernel_checks = self._graphs.check(self._compute, self._graph_batch, _GRAPH_LIMITS[self.precision])
             outputs += self.run(rows)
             torch.cuda.empty_cache()  # of what loading took: other processes may need it
         return outputs
+
+    def _check_heads(self, heads: ComputesHeads) -> None:
+        """Compares the heads of the runtime with those of torch, which take their place where they differ."""
+        _, *batches = self.canary()
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in batches:
+                packed = packing.pack(batch, self.device)
+                arguments, head = (packed.tokens, packed.layout, packed.selected), readouts.shared_head(batch)
+                [known] = readouts.read(self.weights, self.shape, self._compute(*arguments), packed)()
+                assert head, "these batches have one"
+                yield heads.logits(*arguments, head), torch.from_numpy(known.scores)
+
+        if batches:
+            check = compare("runtime", f"{self.arithmetic.runtime} heads", pairs, _HEAD_LIMIT)
+            self._kernel_checks = (check,)
+            self._heads = heads if check.is_sound else None
 
     def _graph_batch(self, num_tokens: int, has_blocks: bool) -> tuple[Tensor, packing.Layout]:
         """Rows with known ids, of `num_tokens` in all; the last ones may have blocks."""

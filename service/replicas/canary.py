@@ -93,4 +93,5 @@ def distance(found: FloatArray, known: FloatArray) -> float:
 
 
 def _answer(engine: Runner) -> FloatArray:
-    return np.concatenate([output.scores for output in engine.prepare(engine.canary())()], axis=None, dtype=np.float32)
+    outputs = [output for batch in engine.canary() for output in engine.prepare(batch)()]
+    return np.concatenate([output.scores for output in outputs], axis=None, dtype=np.float32)

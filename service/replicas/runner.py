@@ -37,8 +37,8 @@ class Runner(Protocol):
         """Measures forwards of many sizes, one per step; OutOfMemory when one does not fit."""
         ...
 
-    def canary(self) -> list[Encoding]:
-        """Rows whose outputs are the same each time."""
+    def canary(self) -> list[list[Encoding]]:
+        """Batches whose outputs are the same each time."""
         ...
 
     @property

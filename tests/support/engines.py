@@ -101,9 +101,9 @@ class NullEngine:
     def profile(self) -> Iterator[Step]:
         return iter(())
 
-    def canary(self) -> list[Encoding]:
+    def canary(self) -> list[list[Encoding]]:
         nothing = np.zeros(1, dtype=np.int32)
-        return [Encoding("", nothing, nothing, nothing, TokenScores((0,), (0,)))]
+        return [[Encoding("", nothing, nothing, nothing, TokenScores((0,), (0,)))]]
 
     has_found_damage = False
     checks: tuple[Check, ...] = ()

@@ -1,13 +1,14 @@
-"""The engine benchmarks: measured speeds are what `python -m service plan` reads."""
+"""The engine benchmarks: measured speeds are what `python -m service plan` reads; the race of waiting threads."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.engine import speed
+from benchmarks.engine import speed, waiting
 from service.tools.capacity import read_speeds
 
 
@@ -20,3 +21,33 @@ def test_speeds_are_read_by_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.cost.token > 0
     report = json.loads(file.read_text())
     assert report["command"].startswith("python -m benchmarks.engine speed --shapes tiny")
+
+
+class Computes:
+    """Takes so many seconds for single rows, and half of them for a batch."""
+
+    def __init__(self, seconds: float, asked: list[tuple[float, str]]) -> None:
+        self._seconds = seconds
+        self._asked = asked
+
+    def read(self) -> dict[str, Any]:
+        return {"loaded": True}
+
+    def ask(self, batch_rows: str) -> dict[str, Any]:
+        self._asked.append((self._seconds, batch_rows))
+        return {"clock": self._seconds / (2 if batch_rows == "16" else 1), "cpu": 2.0}
+
+
+def test_processes_that_wait_for_different_times_take_turns() -> None:
+    asked: list[tuple[float, str]] = []
+    arguments = waiting._parse(["--turns", "0", "5000", "--rounds", "2", "--rows", "10"])
+    processes: Any = {0: Computes(0.6, asked), 5000: Computes(0.4, asked)}
+    rounds = list(waiting._race(processes, arguments))
+    assert len(asked) == (1 + 2) * 2 * 2, "a round that does not count, then two, of two processes in two ways"
+    assert asked[0] != asked[4], "in another order"
+    assert [waiting._summary(key, rounds, arguments) for key in rounds[0]] == [
+        {"turns": 0, "batch_rows": 1, "ms_of_a_row": 60, "cpu_ms_of_a_row": 200, "times_as_fast": [1, 1, 1]},
+        {"turns": 5000, "batch_rows": 1, "ms_of_a_row": 40, "cpu_ms_of_a_row": 200, "times_as_fast": [1.5, 1.5, 1.5]},
+        {"turns": 0, "batch_rows": 16, "ms_of_a_row": 30, "cpu_ms_of_a_row": 200, "times_as_fast": [1, 1, 1]},
+        {"turns": 5000, "batch_rows": 16, "ms_of_a_row": 20, "cpu_ms_of_a_row": 200, "times_as_fast": [1.5, 1.5, 1.5]},
+    ]

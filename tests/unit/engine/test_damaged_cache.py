@@ -211,8 +211,8 @@ def test_a_sound_cache_that_cannot_be_written_is_used(
 
 
 def canary(engine: Engine) -> list[Tensor]:
-    rows: list[Encoding] = engine.canary()
-    return [torch.from_numpy(output.scores) for output in engine.run(rows)]
+    batches: list[list[Encoding]] = engine.canary()
+    return [torch.from_numpy(output.scores) for batch in batches for output in engine.run(batch)]
 
 
 @pytest.mark.usefixtures("map_at_once")

@@ -31,7 +31,7 @@ from service.errors import OutOfMemory
 from tests.checkpoints import Kind, make_checkpoint
 from tests.unit.engine.rows import choice_row, mean_rows
 from tests.unit.engine.test_device import memory_limit
-from tests.unit.engine.test_self_test import Fault, each_fault
+from tests.unit.engine.test_self_test import Fault, each_fault, failing, not_a_number, one_wrong_column
 
 ROWS: list[Encoding] = [*mean_rows((1, 5, 5, 17, 40, 90, 91, 200)), choice_row((2, 3), 9), choice_row((4, 4, 2), 30)]
 
@@ -126,6 +126,19 @@ def test_heads_in_the_graph_are_those_of_torch(
     by_torch = [score for batch in batches for score in scores(engine.run(batch))]
     assert not all(map(np.array_equal, by_graph, by_torch)), "both are by torch"
     for one, other in zip(by_graph, by_torch, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("fault", [one_wrong_column, not_a_number, failing])
+def test_wrong_heads_are_replaced_by_those_of_torch(path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+    expected = scores(load(path).run(ROWS[-2:]))
+    sound = OnnxEncoder.logits
+    monkeypatch.setattr(OnnxEncoder, "logits", lambda self, *args: fault(sound(self, *args)))
+    engine = load(path)
+    engine.warm_up()
+    left_out = [(check.kind, check.name) for check in engine.checks if not check.is_sound]
+    assert left_out == [("runtime", "onnxruntime heads")]
+    for one, other in zip(scores(engine.run(ROWS[-2:])), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
