@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from service.checkpoints.shape import Shape
-from service.domain import Check, Labels, Quantization, Runtime, TokenScores, WantedQuantization, WantedRuntime
+from service.domain import Check, Quantization, Runtime, WantedQuantization, WantedRuntime
 from service.engine import linear
 from service.engine.attention_backends import Prepare, prepare_plain
 from service.engine.device import DTYPES, device_guard
@@ -22,6 +22,7 @@ from service.engine.input_ranges import measure_ranges, random_rows
 from service.engine.linear import InputRange, Int8Codes, Linear, Plain
 from service.engine.ops import Norm
 from service.engine.packing import Layout
+from service.engine.readouts import Shared
 from service.engine.sample_layer import make_sample, sample_shape, sample_tokens
 from service.engine.self_test import CPU, LAYOUTS, compare, numbers
 from service.engine.weights import Weights
@@ -53,11 +54,11 @@ class Compute(Protocol):
 
 
 @runtime_checkable
-class ComputesHeads(Compute, Protocol):
+class ComputesReadouts(Compute, Protocol):
     """An encoder that can do more."""
 
-    def logits(self, tokens: Tensor, layout: Layout, selected: Tensor | None, head: Labels | TokenScores) -> Tensor:
-        """What the head makes of the hidden states: [selected tokens, labels], or [selected tokens, token ids]."""
+    def read(self, tokens: Tensor, layout: Layout, selected: Tensor | None, readout: Shared) -> Tensor:
+        """What is read from hidden states: [selected tokens, labels or token ids], or a mean [1, hidden]."""
         ...
 
 

@@ -36,7 +36,7 @@ from service.domain import (
     WantedRuntime,
 )
 from service.engine import arithmetic, attention, calibration, device, packing, readouts
-from service.engine.arithmetic import Arithmetic, ComputesHeads
+from service.engine.arithmetic import Arithmetic, ComputesReadouts
 from service.engine.attention_backends import MIN_VARLEN_ROW
 from service.engine.cuda_graphs import BUCKETS, Graphs
 from service.engine.device import DTYPES, CudaRecorder, device_guard, resolve_device, resolve_precision, wait_event
@@ -62,8 +62,8 @@ _GRAPH_LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.2, "fp8": 0.2}
 """Largest distances between a graph and the same rows without one, by precision: their attention kernels round
 differently, and all layers add to it."""
 
-_HEAD_LIMIT = 1e-3
-"""Largest distance between a head of the runtime and torch's: both compute in float32."""
+_READOUT_LIMIT = 1e-3
+"""Largest distance between a readout of the runtime and torch's: both compute in float32."""
 
 _CANARY_TOKENS = 4
 """Few are enough: every weight of the encoder contributes to each token."""
@@ -101,7 +101,7 @@ class Engine:
 
     def _use(self, weights: Weights) -> None:
         self._compute = self.arithmetic.bind(weights, self.shape, self._attention.backend.prepare)
-        self._heads = self._compute if isinstance(self._compute, ComputesHeads) else None
+        self._reader = self._compute if isinstance(self._compute, ComputesReadouts) else None
         # ONNX Runtime has copied the maps of the layers, which are most of the memory.
         self.weights = replace(weights, layers=()) if self.arithmetic.runtime == "onnxruntime" else weights
         self._graphs = Graphs(
@@ -191,7 +191,7 @@ class Engine:
             self.require_sound_weights()
         except DamagedFile:
             assert self._loader, "it has found the damage"
-            del self.weights, self._compute, self._heads, self._graphs  # a GPU may not have the memory for both
+            del self.weights, self._compute, self._reader, self._graphs  # a GPU may not have the memory for both
             self._use(self._loader.load(in_full=True))
             return True
         return False
@@ -205,8 +205,8 @@ class Engine:
         outputs = self.run(rows)
         if self._graphs.is_wanted:
             outputs += self._warm_up_gpu(rows)
-        if self._heads:
-            self._check_heads(self._heads)
+        if self._reader:
+            self._check_readouts(self._reader)
         if not all(np.isfinite(output.scores).all() for output in outputs):
             if self.replace_damaged_weights():
                 self.warm_up()
@@ -224,14 +224,14 @@ class Engine:
         return calibration.measure(self.run, lambda length: _blank_row(name, length, Mean()), self.shape.max_positions)
 
     def canary(self) -> list[list[Encoding]]:
-        """A row for each readout, with ids spread over the vocabulary. Those of a head that the runtime may compute are
-        batches of their own, as they are served."""
+        """A row for each readout, with ids spread over the vocabulary. Those that the runtime may compute are batches
+        of their own, as they are served."""
         length = min(_CANARY_TOKENS, self.shape.max_positions)
         ids = np.linspace(0, self.shape.vocab_size - 1, length).astype(np.int32)
         blank = _blank_row(self.checkpoint.name, length, Cls())
         rows = [replace(blank, ids=ids, readout=readout) for readout in self._readouts()]
-        together = [row for row in rows if not readouts.shared_head([row])]
-        return [together, *([row] for row in rows if readouts.shared_head([row]))]
+        together = [row for row in rows if not readouts.shared_readout([row])]
+        return [together, *([row] for row in rows if readouts.shared_readout([row]))]
 
     def device_memory(self) -> Memory | None:
         """The memory of the GPU; None for a CPU, which has only the memory of the process."""
@@ -281,9 +281,9 @@ class Engine:
         return finish
 
     def _read(self, packed: packing.Packed) -> readouts.Pending:
-        if self._heads and (head := readouts.shared_head(packed.encodings)):
-            logits = self._heads.logits(packed.tokens, packed.layout, packed.selected, head)
-            return partial(readouts.read_logits, logits, packed)
+        if self._reader and (shared := readouts.shared_readout(packed.encodings)):
+            scores = self._reader.read(packed.tokens, packed.layout, packed.selected, shared)
+            return partial(readouts.cut, scores, packed)
         return readouts.read(self.weights, self.shape, self.hidden_states(packed), packed)
 
     @torch.inference_mode()
@@ -308,22 +308,21 @@ class Engine:
             torch.cuda.empty_cache()  # of what loading took: other processes may need it
         return outputs
 
-    def _check_heads(self, heads: ComputesHeads) -> None:
-        """Compares the heads of the runtime with those of torch, which take their place where they differ."""
+    def _check_readouts(self, reader: ComputesReadouts) -> None:
+        """Compares the readouts of the runtime with those of torch, which take their place where they differ."""
         _, *batches = self.canary()
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in batches:
                 packed = packing.pack(batch, self.device)
-                arguments, head = (packed.tokens, packed.layout, packed.selected), readouts.shared_head(batch)
+                arguments, shared = (packed.tokens, packed.layout, packed.selected), readouts.shared_readout(batch)
                 [known] = readouts.read(self.weights, self.shape, self._compute(*arguments), packed)()
-                assert head, "these batches have one"
-                yield heads.logits(*arguments, head), torch.from_numpy(known.scores)
+                assert shared, "these batches have one"
+                yield reader.read(*arguments, shared), torch.from_numpy(known.scores)
 
-        if batches:
-            check = compare("runtime", f"{self.arithmetic.runtime} heads", pairs, _HEAD_LIMIT)
-            self._kernel_checks = (check,)
-            self._heads = heads if check.is_sound else None
+        check = compare("runtime", f"{self.arithmetic.runtime} readouts", pairs, _READOUT_LIMIT)
+        self._kernel_checks = (check,)
+        self._reader = reader if check.is_sound else None
 
     def _graph_batch(self, num_tokens: int, has_blocks: bool) -> tuple[Tensor, packing.Layout]:
         """Rows with known ids, of `num_tokens` in all; the last ones may have blocks."""

@@ -20,12 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from service.checkpoints.shape import Shape
-from service.domain import Labels, TokenScores
+from service.domain import Labels, Mean, TokenScores
 from service.engine.attention_backends import block_mask
 from service.engine.encoder import gelu_of
 from service.engine.linear import Int8Codes, Linear, Plain
 from service.engine.ops import UINT8_ZERO, Norm
 from service.engine.packing import Layout
+from service.engine.readouts import Shared
 from service.engine.self_test import CPU
 from service.engine.weights import Layer, Weights
 
@@ -43,13 +44,16 @@ _MIN_EXTERNAL_BYTES = 4096
 _ONLY_WHAT_IS_ASKED_FOR = onnxruntime.RunOptions()
 _ONLY_WHAT_IS_ASKED_FOR.only_execute_path_to_fetches = True
 
+_HIDDEN = "hidden"
+"""The output without a readout."""
+
 _TABLES = {"ids": "words", "segment_ids": "segments", "token_positions": "positions"}
 """The inputs of the embeddings: the numbers of the tokens, and the table in which each is looked up."""
 
 
 class OnnxEncoder:
-    """One model, with the heads whose outputs it can be asked for. Keeps a packed copy of the layers' weights, so those
-    that they were made of may go.
+    """One model, and the readouts that are part of its graph. Keeps a packed copy of the layers' weights, so those that
+    they were made of may go.
 
     The tables are inputs: ONNX Runtime would copy constants, and they are most of a multilingual model.
     """
@@ -57,7 +61,7 @@ class OnnxEncoder:
     def __init__(self, weights: Weights, shape: Shape, num_threads: int) -> None:
         graph = _Graph()
         hidden = _Layers(graph, shape).add(weights)
-        self._outputs = {"hidden": hidden, **_heads(graph, hidden, weights, shape)}
+        self._outputs = {_HIDDEN: hidden, **_readouts(graph, hidden, weights, shape)}
         self._session = graph.open(list(self._outputs.values()), num_threads)
         tables = (weights.words, weights.segments, weights.positions)
         self._tables = {name: table.numpy() for name, table in zip(_TABLES.values(), tables, strict=True)}
@@ -70,16 +74,15 @@ class OnnxEncoder:
 
         Raises RuntimeError with ONNX Runtime's message when the rows cannot be computed, as without memory.
         """
-        return self._run("hidden", tokens, layout, selected)
+        return self._run(_HIDDEN, tokens, layout, selected)
 
-    def logits(self, tokens: Tensor, layout: Layout, selected: Tensor | None, head: Labels | TokenScores) -> Tensor:
-        """See `ComputesHeads`. A forward empties the caches of the CPU: torch's calls for a head would take 0.25 ms.
+    def read(self, tokens: Tensor, layout: Layout, selected: Tensor | None, readout: Shared) -> Tensor:
+        """See `ComputesReadouts`. A forward empties the caches of the CPU: torch's calls would take 0.25 ms.
 
         Raises RuntimeError as above.
         """
-        if isinstance(head, Labels):
-            return self._run("labels", tokens, layout, selected)
-        return self._run("token_scores", tokens, layout, selected, head.token_ids)
+        token_ids = readout.token_ids if isinstance(readout, TokenScores) else ()
+        return self._run(type(readout).__name__, tokens, layout, selected, token_ids)
 
     def _run(
         self, output: str, tokens: Tensor, layout: Layout, selected: Tensor | None, token_ids: Sequence[int] = ()
@@ -349,12 +352,12 @@ class _Layers:
         return graph.node("Squeeze", contexts, first)
 
 
-def _heads(graph: _Graph, hidden: str, weights: Weights, shape: Shape) -> dict[str, str]:
-    """The outputs of the model's heads, by name: what `readouts` makes of hidden states [tokens, hidden] by torch."""
-    outputs = {}
+def _readouts(graph: _Graph, hidden: str, weights: Weights, shape: Shape) -> dict[str, str]:
+    """By the names of readouts, what `readouts` makes by torch of the hidden states [tokens, hidden]."""
+    outputs = {Mean.__name__: graph.node("ReduceMean", hidden, graph.array(np.array([0])))}
     if head := weights.labels:
         pooled = graph.node("Tanh", _product(graph, hidden, head.pooler))
-        outputs["labels"] = _product(graph, pooled, head.classifier)
+        outputs[Labels.__name__] = _product(graph, pooled, head.classifier)
     if mlm := weights.mlm:
         kind = "FastGelu" if gelu_of(shape) == "tanh" else "Gelu"
         states = graph.node(kind, _product(graph, hidden, mlm.transform), domain=_CONTRIB)
@@ -362,7 +365,7 @@ def _heads(graph: _Graph, hidden: str, weights: Weights, shape: Shape) -> dict[s
         graph.input("token_ids", TensorProto.INT32, "token ids")
         graph.input("decoder", TensorProto.FLOAT, "number of words", shape.hidden_size)
         weight, bias = (graph.node("Gather", each, "token_ids") for each in ("decoder", graph.array(mlm.decoder.bias)))
-        outputs["token_scores"] = graph.node("Gemm", states, weight, bias, transB=1)
+        outputs[TokenScores.__name__] = graph.node("Gemm", states, weight, bias, transB=1)
     return outputs
 
 

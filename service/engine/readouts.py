@@ -27,6 +27,7 @@ from service.domain import (
     Output,
     Pooled,
     PoolingMode,
+    Readout,
     Spans,
     TokenScores,
     TopTokens,
@@ -86,23 +87,32 @@ def read(weights: Weights, shape: Shape, hidden: Tensor, packed: Packed) -> Pend
     return outputs
 
 
-def shared_head(encodings: Sequence[Encoding]) -> Labels | TokenScores | None:
-    """The readout of a batch whose logits one product computes: each row has a label head, or reads the same tokens."""
+Shared = Labels | Mean | TokenScores
+"""Readouts that some encoders compute beside the hidden states."""
+
+
+def shared_readout(encodings: Sequence[Encoding]) -> Shared | None:
+    """The readout that is computed for a whole batch at once: of a label head, of the same tokens for every row, or the
+    mean of its only row."""
     first = encodings[0].readout
-    if isinstance(first, Labels):
-        return first if all(isinstance(each.readout, Labels) for each in encodings) else None
-    if not isinstance(first, TokenScores):
-        return None
-    is_shared = all(
-        isinstance(each.readout, TokenScores) and each.readout.token_ids == first.token_ids for each in encodings
+    if isinstance(first, Labels) and all(isinstance(each.readout, Labels) for each in encodings):
+        return first
+    if isinstance(first, TokenScores) and all(_reads(each.readout, first.token_ids) for each in encodings):
+        return first
+    is_mean = isinstance(first, Mean) or (
+        isinstance(first, Pooled) and first.modes == ("mean",) and not first.is_projected
     )
-    return first if is_shared else None
+    return Mean() if is_mean and len(encodings) == 1 else None
 
 
-def read_logits(logits: Tensor, packed: Packed) -> list[Output]:
-    """The outputs of all rows in the order of the encodings, of the logits of their selected tokens on the host."""
-    scores = logits.numpy()
-    by_row = {row: Output(scores[start:end]) for row, (start, end) in zip(packed.rows, packed.spans, strict=True)}
+def _reads(readout: Readout, token_ids: Sequence[int]) -> bool:
+    return isinstance(readout, TokenScores) and readout.token_ids == token_ids
+
+
+def cut(scores: Tensor, packed: Packed) -> list[Output]:
+    """The outputs of all rows in the order of the encodings, of what a shared readout gives, on the host."""
+    array = scores.numpy()
+    by_row = {row: Output(array[start:end]) for row, (start, end) in zip(packed.rows, packed.spans, strict=True)}
     return [by_row[row] for row in range(len(packed.rows))]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from service.checkpoints.checkpoint import describe
-from service.domain import Encoding, Labels, Output, Readout, TokenScores
+from service.domain import Encoding, Labels, Output, Pooled, Readout, TokenScores
 from service.engine import readouts
 from service.engine.attention_backends import prepare_sdpa
 from service.engine.encoder import encode
@@ -105,39 +105,46 @@ def test_a_row_of_which_nothing_is_read_changes_no_other(path: Path, selected: l
     np.testing.assert_allclose(some, every[selected], atol=1e-5)
 
 
-# heads
+# readouts
 
 
 @pytest.mark.parametrize(
     ("kind", "activation"),
     [("sequence-classification", "gelu"), ("masked-lm", "gelu"), ("masked-lm", "gelu_new")],
 )
-def test_heads_in_the_graph_are_those_of_torch(
-    tmp_path: Path, kind: Kind, activation: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_mean", [False, True])
+def test_readouts_of_the_graph_are_those_of_torch(
+    tmp_path: Path, kind: Kind, activation: str, is_mean: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load(make_checkpoint(tmp_path, kind=kind, num_layers=2, activation=activation))
-    readout: Readout = Labels() if kind == "sequence-classification" else TokenScores((0, 2), (5, 9, 6))
+    head: Readout = Labels() if kind == "sequence-classification" else TokenScores((0, 2), (5, 9, 6))
+    readout = Pooled(("mean",), num_skipped=2) if is_mean else head
     rows = [replace(row, readout=readout) for row in ROWS[1:]]
     if isinstance(readout, TokenScores):
         rows.append(replace(rows[3], readout=replace(readout, positions=())))
     batches = [rows, rows[:1], rows[-2:-1]]
+    read, asked = OnnxEncoder.read, []
+    monkeypatch.setattr(OnnxEncoder, "read", lambda self, *args: asked.append(args) or read(self, *args))
     by_graph = [score for batch in batches for score in scores(engine.run(batch))]
-    monkeypatch.setattr(readouts, "shared_head", lambda encodings: None)
+    assert len(asked) == (2 if is_mean else 3)
+    monkeypatch.setattr(readouts, "shared_readout", lambda encodings: None)
     by_torch = [score for batch in batches for score in scores(engine.run(batch))]
-    assert not all(map(np.array_equal, by_graph, by_torch)), "both are by torch"
+    assert len(asked) == (2 if is_mean else 3), "the others are by torch"
     for one, other in zip(by_graph, by_torch, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("fault", [one_wrong_column, not_a_number, failing])
-def test_wrong_heads_are_replaced_by_those_of_torch(path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+def test_wrong_readouts_are_replaced_by_those_of_torch(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
     expected = scores(load(path).run(ROWS[-2:]))
-    sound = OnnxEncoder.logits
-    monkeypatch.setattr(OnnxEncoder, "logits", lambda self, *args: fault(sound(self, *args)))
+    sound = OnnxEncoder.read
+    monkeypatch.setattr(OnnxEncoder, "read", lambda self, *args: fault(sound(self, *args)))
     engine = load(path)
     engine.warm_up()
     left_out = [(check.kind, check.name) for check in engine.checks if not check.is_sound]
-    assert left_out == [("runtime", "onnxruntime heads")]
+    assert left_out == [("runtime", "onnxruntime readouts")]
     for one, other in zip(scores(engine.run(ROWS[-2:])), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 

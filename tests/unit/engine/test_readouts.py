@@ -1,4 +1,4 @@
-"""Readouts: means of many rows in one kernel, as on a GPU, rows with different readouts in one batch, shared heads."""
+"""Readouts: means of many rows in one kernel, as on a GPU, rows with different readouts in one batch, shared ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from service.checkpoints.checkpoint import describe
-from service.domain import Cls, Labels, Readout, TokenScores
+from service.domain import Cls, Labels, Mean, Pooled, Readout, TokenScores
 from service.engine.engine import Engine
-from service.engine.readouts import means_at_once, means_in_turn, shared_head
+from service.engine.readouts import means_at_once, means_in_turn, shared_readout
 from tests.checkpoints import make_checkpoint
 from tests.unit.engine.rows import mean_rows
 
@@ -67,9 +67,14 @@ SAME, OTHER = TokenScores((0, 1), (5, 6)), TokenScores((0,), (6, 5))
         ([SAME, Labels()], None),
         ([Labels(), SAME], None),
         ([Cls()], None),
+        ([Mean()], Mean()),
+        ([Mean(), Mean()], None),
+        ([Pooled(("mean",), num_skipped=1)], Mean()),
+        ([Pooled(("mean",), is_projected=True)], None),
+        ([Pooled(("mean", "max"))], None),
         ([Labels(), Cls()], None),
     ],
 )
-def test_a_head_is_shared_where_one_product_computes_all_rows(readouts: list[Readout], shared: Readout | None) -> None:
+def test_a_readout_is_shared_where_the_batch_is_read_at_once(readouts: list[Readout], shared: Readout | None) -> None:
     rows = mean_rows((4,) * len(readouts))
-    assert shared_head([replace(row, readout=each) for row, each in zip(rows, readouts, strict=True)]) == shared
+    assert shared_readout([replace(row, readout=each) for row, each in zip(rows, readouts, strict=True)]) == shared
