@@ -168,7 +168,7 @@ class Engine:
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """What the self-test found; those of CUDA graphs are there after `warm_up`."""
+        """What the self-test found; those of CUDA graphs and readouts are there after `warm_up`."""
         return (*self.arithmetic.checks, *self._attention.checks, *self._kernel_checks)
 
     @property
@@ -205,8 +205,6 @@ class Engine:
         outputs = self.run(rows)
         if self._graphs.is_wanted:
             outputs += self._warm_up_gpu(rows)
-        if self._reader:
-            self._check_readouts(self._reader)
         if not all(np.isfinite(output.scores).all() for output in outputs):
             if self.replace_damaged_weights():
                 self.warm_up()
@@ -214,6 +212,8 @@ class Engine:
             raise CheckpointError(
                 f"{self.checkpoint.path}: the outputs of the model are not finite; its weights are damaged"
             )
+        if self._reader:
+            self._check_readouts(self._reader)
 
     def profile(self) -> Iterator[Step]:
         """Measures forwards of many sizes, one for each step of the iterator. Call `warm_up` first.

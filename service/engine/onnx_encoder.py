@@ -41,8 +41,8 @@ _IR_VERSION = 11
 _MIN_EXTERNAL_BYTES = 4096
 """Larger arrays are not in the serialized graph, which has at most 2 GB, and are not copied into it."""
 
-_ONLY_WHAT_IS_ASKED_FOR = onnxruntime.RunOptions()
-_ONLY_WHAT_IS_ASKED_FOR.only_execute_path_to_fetches = True
+_RUN_OPTIONS = onnxruntime.RunOptions()
+_RUN_OPTIONS.only_execute_path_to_fetches = True  # else each run would compute all readouts
 
 _HIDDEN = "hidden"
 """The output without a readout."""
@@ -98,7 +98,7 @@ class OnnxEncoder:
         if "decoder" in self._tables:
             inputs["token_ids"] = np.array(token_ids, dtype=np.int32)
         try:
-            [out] = self._session.run([self._outputs[output]], inputs, _ONLY_WHAT_IS_ASKED_FOR)
+            [out] = self._session.run([self._outputs[output]], inputs, _RUN_OPTIONS)
         except Exception as error:
             raise RuntimeError(str(error)) from error  # its own errors are no RuntimeErrors
         return torch.from_numpy(out)
