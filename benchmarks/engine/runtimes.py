@@ -115,7 +115,7 @@ def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str
             save_batches(_file(scratch, size), checkpoint, rows, size)
         precisions = [each for each in arguments.precision if each != "bfloat16" or auto_precision() == each]
         engines = {each: _load(checkpoint, each) for each in precisions}
-        contenders = [Contender(ENGINE, each, _ours(engine, rows)) for each, engine in engines.items()]
+        contenders = [Contender(ENGINE, each, time_rows(engine, rows)) for each, engine in engines.items()]
         differences = {}
         for runtime, supported in RUNTIMES.items():
             for precision in (each for each in supported if each in precisions):
@@ -169,7 +169,7 @@ def _load(checkpoint: Checkpoint, precision: str) -> Engine:
     return engine
 
 
-def _ours(engine: Engine, rows: Sequence[Encoding]) -> Callable[[int], Seconds]:
+def time_rows(engine: Engine, rows: Sequence[Encoding]) -> Callable[[int], Seconds]:
     def run(batch_rows: int) -> Seconds:
         clock, cpu = time.perf_counter(), time.process_time()
         for start in range(0, len(rows), batch_rows):
@@ -202,9 +202,9 @@ class Process:
 
 
 @contextmanager
-def process(command: Sequence[str | Path], name: str, threads: int) -> Iterator[Process]:
+def process(command: Sequence[str | Path], name: str, threads: int, **variables: str) -> Iterator[Process]:
     """RuntimeError when it does not load the model."""
-    environment, pipe = processes.environment(threads), subprocess.PIPE
+    environment, pipe = processes.environment(threads) | variables, subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as started:
         try:
             found = Process(started, name)

@@ -4,8 +4,8 @@
 
 One process for each number of turns, with the encoder computed by torch in float32; all compute the same rows in turn,
 one at a time and in batches of 16, in another order in every round. Ratios are of one round, over the first of --turns;
-their median and interval are those of the benchmark of the runtimes. What a thread takes from the cores while it waits
-for the next batch, which it may never get, is in the CPU milliseconds of a row.
+their median, their interval and the pause before each turn are those of the benchmark of the runtimes. What a thread
+takes from the cores while it waits for the next batch, which it may never get, is in the CPU milliseconds of a row.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -25,14 +24,24 @@ import torch
 
 from benchmarks.common import about, parser_of, save
 from benchmarks.engine.models import LENGTHS
-from benchmarks.engine.runtimes import BATCH_ROWS, RANDOM, Process, find_checkpoint, interval
+from benchmarks.engine.runtimes import (
+    BATCH_ROWS,
+    RANDOM,
+    Contender,
+    Process,
+    Round,
+    Seconds,
+    find_checkpoint,
+    interval,
+    process,
+    race,
+    time_rows,
+)
 from benchmarks.peers.exported import encode
 from benchmarks.peers.rounds import make_texts
 from service.engine.engine import Engine
-from service.host import thread_variables
 
-Key = tuple[int, int]
-"""Turns, and rows of a batch."""
+PRECISION = "float32"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,13 +50,13 @@ def main(argv: Sequence[str]) -> int:
         _answer(arguments)
         return 0
     with ExitStack() as stack:
-        processes = {turns: stack.enter_context(_process(turns, arguments)) for turns in arguments.turns}
-        rounds = list(_race({turns: Process(each, f"{turns} turns") for turns, each in processes.items()}, arguments))
+        contenders = [contender(turns, stack.enter_context(_process(turns, arguments))) for turns in arguments.turns]
+        rounds = list(race(contenders, arguments.rounds))
     document = {
         "what": "milliseconds of a row by torch in float32, by the turns for which its threads wait busily",
         **about(arguments, argv, "torch"),
         **{name: getattr(arguments, name) for name in ("model", "threads", "rounds", "rows")},
-        "results": [_summary(key, rounds, arguments) for key in rounds[0]],
+        "results": summarize(rounds, arguments.turns, arguments.rows),
     }
     save(document, arguments.json)
     for each in document["results"]:
@@ -55,11 +64,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _process(turns: int, arguments: argparse.Namespace) -> subprocess.Popen[str]:
+def _process(turns: int, arguments: argparse.Namespace) -> AbstractContextManager[Process]:
     command = [sys.executable, "-m", "benchmarks.engine", "waiting", "--answer", "--model", arguments.model]
     command += ["--threads", str(arguments.threads), "--rows", str(arguments.rows)]
-    variables = thread_variables(arguments.threads) | {"GOMP_SPINCOUNT": str(turns)}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+    return process(command, f"{turns} turns", arguments.threads, GOMP_SPINCOUNT=str(turns))
+
+
+def contender(turns: int, asked: Process) -> Contender:
+    return Contender(str(turns), PRECISION, lambda batch_rows: Seconds(**asked.ask(str(batch_rows))))
 
 
 def _answer(arguments: argparse.Namespace) -> None:
@@ -68,42 +80,28 @@ def _answer(arguments: argparse.Namespace) -> None:
     os.dup2(2, 1)
     torch.set_num_threads(arguments.threads)
     checkpoint, _ = find_checkpoint(arguments.model)
-    rows = encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1))
-    engine = Engine.load(checkpoint, precision="float32", runtime="torch")
+    engine = Engine.load(checkpoint, precision=PRECISION, runtime="torch")
     engine.warm_up()
+    run = time_rows(engine, encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1)))
     print(json.dumps({"loaded": True}), file=answers)
     for line in sys.stdin:
-        size = int(line)
-        clock, cpu = time.perf_counter(), time.process_time()
-        for start in range(0, len(rows), size):
-            engine.run(rows[start : start + size])
-        print(json.dumps({"clock": time.perf_counter() - clock, "cpu": time.process_time() - cpu}), file=answers)
+        print(json.dumps(asdict(run(int(line)))), file=answers)
 
 
-def _race(processes: Mapping[int, Process], arguments: argparse.Namespace) -> Iterator[dict[Key, dict[str, float]]]:
-    """A first round warms all up and does not count."""
-    for process in processes.values():
-        process.read()
-    order = list(processes)
-    for number in range(arguments.rounds + 1):
-        print(f"round {number} of {arguments.rounds}", file=sys.stderr, flush=True)
-        order = [*order[1:], order[0]]
-        found = {(turns, size): processes[turns].ask(str(size)) for size in BATCH_ROWS for turns in order}
-        if number:
-            yield {(turns, size): found[turns, size] for size in BATCH_ROWS for turns in processes}
+def summarize(rounds: Sequence[Round], turns: Sequence[int], num_rows: int) -> list[dict[str, Any]]:
+    """Milliseconds of a row, and the ratios over the first of `turns`."""
 
+    def summary(each: int, size: int) -> dict[str, Any]:
+        own, first = ([found[str(number), PRECISION, size] for found in rounds] for number in (each, turns[0]))
+        return {
+            "turns": each,
+            "batch_rows": size,
+            "ms_of_a_row": round(1000 * median(seconds.clock for seconds in own) / num_rows, 3),
+            "cpu_ms_of_a_row": round(1000 * median(seconds.cpu for seconds in own) / num_rows, 3),
+            "times_as_fast": interval([theirs.clock / ours.clock for theirs, ours in zip(first, own, strict=True)]),
+        }
 
-def _summary(
-    key: Key, rounds: Sequence[Mapping[Key, Mapping[str, float]]], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    first = (arguments.turns[0], key[1])
-    return {
-        "turns": key[0],
-        "batch_rows": key[1],
-        "ms_of_a_row": round(1000 * median(each[key]["clock"] for each in rounds) / arguments.rows, 3),
-        "cpu_ms_of_a_row": round(1000 * median(each[key]["cpu"] for each in rounds) / arguments.rows, 3),
-        "times_as_fast": interval([each[first]["clock"] / each[key]["clock"] for each in rounds]),
-    }
+    return [summary(each, size) for size in BATCH_ROWS for each in turns]
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

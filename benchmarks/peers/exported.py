@@ -21,6 +21,7 @@ from benchmarks.peers.processes import FOLDER, REQUIREMENTS
 from benchmarks.peers.rounds import make_texts
 from service.checkpoints.checkpoint import Checkpoint
 from service.domain import Encoding, Pooled
+from service.host import THREAD_WAITING
 from service.tasks.classification import CLASSIFY
 from service.tasks.classify_query import ClassifyQuery, Text
 from service.tasks.embedding import EMBED, EmbedQuery
@@ -95,6 +96,6 @@ def _digest(checkpoint: Checkpoint) -> str:
 
 
 def _call(*command: str | Path) -> None:
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**THREAD_WAITING, **os.environ}
     if (status := subprocess.run(list(map(str, command)), env=environment, stdout=sys.stderr).returncode) != 0:
         raise RuntimeError(f"{' '.join(map(str, command[1:5]))} ends with {status}")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.engine import speed, waiting
+from benchmarks.engine.runtimes import race
 from service.tools.capacity import read_speeds
 
 
@@ -30,9 +31,6 @@ class Computes:
         self._seconds = seconds
         self._asked = asked
 
-    def read(self) -> dict[str, Any]:
-        return {"loaded": True}
-
     def ask(self, batch_rows: str) -> dict[str, Any]:
         self._asked.append((self._seconds, batch_rows))
         return {"clock": self._seconds / (2 if batch_rows == "16" else 1), "cpu": 2.0}
@@ -40,12 +38,11 @@ class Computes:
 
 def test_processes_that_wait_for_different_times_take_turns() -> None:
     asked: list[tuple[float, str]] = []
-    arguments = waiting._parse(["--turns", "0", "5000", "--rounds", "2", "--rows", "10"])
     processes: Any = {0: Computes(0.6, asked), 5000: Computes(0.4, asked)}
-    rounds = list(waiting._race(processes, arguments))
+    rounds = list(race([waiting.contender(turns, each) for turns, each in processes.items()], 2))
     assert len(asked) == (1 + 2) * 2 * 2, "a round that does not count, then two, of two processes in two ways"
     assert asked[0] != asked[4], "in another order"
-    assert [waiting._summary(key, rounds, arguments) for key in rounds[0]] == [
+    assert waiting.summarize(rounds, list(processes), num_rows=10) == [
         {"turns": 0, "batch_rows": 1, "ms_of_a_row": 60, "cpu_ms_of_a_row": 200, "times_as_fast": [1, 1, 1]},
         {"turns": 5000, "batch_rows": 1, "ms_of_a_row": 40, "cpu_ms_of_a_row": 200, "times_as_fast": [1.5, 1.5, 1.5]},
         {"turns": 0, "batch_rows": 16, "ms_of_a_row": 30, "cpu_ms_of_a_row": 200, "times_as_fast": [1, 1, 1]},
