@@ -3,7 +3,7 @@
 The graph is made of the engine's weights and has a node for each step of `encoder`. Rows are packed in it, not padded:
 the attention computes one row after the other.
 
-Imported only where it is used: it takes 0.15 s to import onnx and onnxruntime.
+Imported only where it is used, as `onnx_graph` is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from service.checkpoints.shape import Shape
@@ -24,25 +21,12 @@ from service.domain import Labels, Mean, TokenScores
 from service.engine.attention_backends import block_mask
 from service.engine.encoder import gelu_of
 from service.engine.linear import Int8Codes, Linear, Plain
+from service.engine.onnx_graph import BOOL, CONTRIB, FLOAT, INT32, INT64, Array, Graph
 from service.engine.ops import UINT8_ZERO, Norm
 from service.engine.packing import Layout
 from service.engine.readouts import Shared
 from service.engine.self_test import CPU
 from service.engine.weights import Layer, Weights
-
-Array = NDArray[Any]
-
-onnxruntime.set_default_logger_severity(4)  # its log is no JSON, and its errors are raised
-
-_CONTRIB = "com.microsoft"
-_OPSETS = {"": 23, _CONTRIB: 1}
-_IR_VERSION = 11
-"""Those of the operator Attention."""
-_MIN_EXTERNAL_BYTES = 4096
-"""Larger arrays are not in the serialized graph, which has at most 2 GB, and are not copied into it."""
-
-_RUN_OPTIONS = onnxruntime.RunOptions()
-_RUN_OPTIONS.only_execute_path_to_fetches = True  # else each run would compute all readouts
 
 _HIDDEN = "hidden"
 """The output without a readout."""
@@ -59,10 +43,10 @@ class OnnxEncoder:
     """
 
     def __init__(self, weights: Weights, shape: Shape, num_threads: int) -> None:
-        graph = _Graph()
+        graph = Graph()
         hidden = _Layers(graph, shape).add(weights)
         self._outputs = {_HIDDEN: hidden, **_readouts(graph, hidden, weights, shape)}
-        self._session = graph.open(list(self._outputs.values()), num_threads)
+        self._compute = graph.open(list(self._outputs.values()), num_threads)
         tables = (weights.words, weights.segments, weights.positions)
         self._tables = {name: table.numpy() for name, table in zip(_TABLES.values(), tables, strict=True)}
         if weights.mlm:
@@ -97,115 +81,16 @@ class OnnxEncoder:
         inputs |= dict(zip(_TABLES, tokens.numpy()[:, :num_tokens], strict=True))
         if "decoder" in self._tables:
             inputs["token_ids"] = np.array(token_ids, dtype=np.int32)
-        try:
-            [out] = self._session.run([self._outputs[output]], inputs, _RUN_OPTIONS)
-        except Exception as error:
-            raise RuntimeError(str(error)) from error  # its own errors are no RuntimeErrors
-        return torch.from_numpy(out)
+        return torch.from_numpy(self._compute(self._outputs[output], inputs))
 
 
 def multiply(made: Linear, num_threads: int) -> Callable[[Tensor], Tensor]:
     """A linear map alone, from hidden states [tokens, in] to [tokens, out]: for measurements."""
-    graph = _Graph()
-    hidden = graph.input("hidden", TensorProto.FLOAT, "tokens", made.weight.shape[1])
-    session = graph.open([_product(graph, _codes(graph, hidden, made), made)], num_threads)
-    return lambda hidden: torch.from_numpy(session.run(None, {"hidden": hidden.numpy()})[0])
-
-
-class _Graph:
-    """The inputs, nodes and arrays of a graph. Nodes run in the order in which they are added; values have numbers."""
-
-    def __init__(self) -> None:
-        self._inputs: list[Any] = []
-        self._nodes: list[Any] = []
-        self._arrays: dict[str, Array] = {}
-        self._num_values = 0
-
-    def input(self, name: str, element_type: int, *sizes: int | str) -> str:
-        self._inputs.append(helper.make_tensor_value_info(name, element_type, sizes))
-        return name
-
-    def sequence(self, name: str) -> str:
-        """An input that is a list of arrays."""
-        self._inputs.append(_declare_sequence(name))
-        return name
-
-    def array(self, array: Array | Tensor) -> str:
-        name = f"array{len(self._arrays)}"
-        self._arrays[name] = array.numpy() if isinstance(array, Tensor) else array
-        return name
-
-    def node(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """Adds an operator and returns the name of its result; "" stands for an input that is left out."""
-        result = self._name_values(1)[0]
-        self._nodes.append(helper.make_node(kind, inputs, [result], domain=domain, **attributes))
-        return result
-
-    def _name_values(self, count: int) -> list[str]:
-        self._num_values += count
-        return [f"value{self._num_values - number}" for number in range(count)]
-
-    def choose(self, condition: str, if_true: Callable[[], str], if_false: Callable[[], str]) -> str:
-        """What one of two functions computes. They may use all values before it."""
-        then_branch, else_branch = (self._subgraph([], each, _declare) for each in (if_true, if_false))
-        return self.node("If", condition, then_branch=then_branch, else_branch=else_branch)
-
-    def extend(self, sequence: str, count: str, compute: Callable[[str], str]) -> str:
-        """The sequence, followed by what `compute` makes of each number from 0 to `count`."""
-        number, goes_on, before = self._name_values(3)
-
-        def insert() -> str:
-            return self.node("SequenceInsert", before, compute(number))
-
-        inputs = [
-            helper.make_tensor_value_info(number, TensorProto.INT64, ()),
-            helper.make_tensor_value_info(goes_on, TensorProto.BOOL, ()),
-            _declare_sequence(before),
-        ]
-        body = self._subgraph(inputs, insert, _declare_sequence)
-        body.output.insert(0, inputs[1])
-        return self.node("Loop", count, "", sequence, body=body)
-
-    def _subgraph(self, inputs: Sequence[Any], compute: Callable[[], str], declare: Callable[[str], Any]) -> Any:
-        outer, self._nodes = self._nodes, []
-        result = compute()
-        inner, self._nodes = self._nodes, outer
-        return helper.make_graph(inner, result, inputs, [declare(result)])
-
-    def open(self, results: Sequence[str], num_threads: int) -> Any:
-        """A session that computes `results`."""
-        external = {name: array for name, array in self._arrays.items() if array.nbytes >= _MIN_EXTERNAL_BYTES}
-        constants = [
-            _declare_external(name, array) if name in external else numpy_helper.from_array(array, name)
-            for name, array in self._arrays.items()
-        ]
-        graph = helper.make_graph(self._nodes, "graph", self._inputs, list(map(_declare, results)), constants)
-        opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.enable_cpu_mem_arena = False  # an arena keeps the memory of the largest batch, and saves no time
-        # Threads wait for each other busily, but not for the next batch: that would take the cores from requests.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in external.values()]
-        options.add_external_initializers(list(external), values)
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _declare(name: str) -> Any:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-
-
-def _declare_sequence(name: str) -> Any:
-    return helper.make_tensor_sequence_value_info(name, TensorProto.FLOAT, None)
-
-
-def _declare_external(name: str, array: Array) -> Any:
-    """An array without its content, which the session gets by its name."""
-    element_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-    tensor = TensorProto(name=name, dims=array.shape, data_type=element_type, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="memory")
-    return tensor
+    graph = Graph()
+    hidden = graph.input("hidden", FLOAT, "tokens", made.weight.shape[1])
+    product = _product(graph, _codes(graph, hidden, made), made)
+    compute = graph.open([product], num_threads)
+    return lambda hidden: torch.from_numpy(compute(product, {"hidden": hidden.numpy()}))
 
 
 class _Layers:
@@ -215,7 +100,7 @@ class _Layers:
     before: see `_norm` and `_attention`.
     """
 
-    def __init__(self, graph: _Graph, shape: Shape) -> None:
+    def __init__(self, graph: Graph, shape: Shape) -> None:
         self._graph = graph
         self._shape = shape
 
@@ -225,14 +110,14 @@ class _Layers:
         Its inputs are those of the embeddings, and what `_row_inputs` makes of the rows.
         """
         hidden = self._embed(weights.embedding_norm)
-        self._graph.input("selected", TensorProto.INT32, "selected")
-        self._graph.input("is_plain_row", TensorProto.BOOL)
-        self._graph.input("is_masked_row", TensorProto.BOOL)
-        self._graph.input("num_plain", TensorProto.INT64)
-        self._graph.input("num_masked", TensorProto.INT64)
+        self._graph.input("selected", INT32, "selected")
+        self._graph.input("is_plain_row", BOOL)
+        self._graph.input("is_masked_row", BOOL)
+        self._graph.input("num_plain", INT64)
+        self._graph.input("num_masked", INT64)
         for queries in ("", "last_"):
-            self._graph.input(f"{queries}starts", TensorProto.INT32, "rows", 1)
-            self._graph.input(f"{queries}ends", TensorProto.INT32, "rows", 1)
+            self._graph.input(f"{queries}starts", INT32, "rows", 1)
+            self._graph.input(f"{queries}ends", INT32, "rows", 1)
             self._graph.sequence(f"{queries}added")
         if weights.final_norm:
             return self._pre_norm_layers(hidden, weights.layers, weights.final_norm)
@@ -241,8 +126,8 @@ class _Layers:
     def _embed(self, norm: Norm | None) -> str:
         hidden = ""
         for name, table in _TABLES.items():
-            self._graph.input(name, TensorProto.INT32, "tokens")
-            self._graph.input(table, TensorProto.FLOAT, f"number of {table}", self._shape.hidden_size)
+            self._graph.input(name, INT32, "tokens")
+            self._graph.input(table, FLOAT, f"number of {table}", self._shape.hidden_size)
             rows = self._graph.node("Gather", table, name)
             hidden = self._graph.node("Add", hidden, rows) if hidden else rows
         return self._norm(hidden, norm) if norm else hidden
@@ -308,7 +193,7 @@ class _Layers:
         """
         is_by_tanh = gelu_of(self._shape) == "tanh" or isinstance(layer.ffn_out, Int8Codes)
         kind = "FastGelu" if is_by_tanh else "Gelu"
-        inner = self._graph.node(kind, self._linear(hidden, layer.ffn_in), domain=_CONTRIB)
+        inner = self._graph.node(kind, self._linear(hidden, layer.ffn_in), domain=CONTRIB)
         return self._linear(self._scale(inner, layer.ffn_out), layer.ffn_out)
 
     def _attend(self, query: str, key: str, value: str, queries: str) -> str:
@@ -352,7 +237,7 @@ class _Layers:
         return graph.node("Squeeze", contexts, first)
 
 
-def _readouts(graph: _Graph, hidden: str, weights: Weights, shape: Shape) -> dict[str, str]:
+def _readouts(graph: Graph, hidden: str, weights: Weights, shape: Shape) -> dict[str, str]:
     """By the names of readouts, what `readouts` makes by torch of the hidden states [tokens, hidden]."""
     outputs = {Mean.__name__: graph.node("ReduceMean", hidden, graph.array(np.array([0])))}
     if head := weights.labels:
@@ -360,16 +245,16 @@ def _readouts(graph: _Graph, hidden: str, weights: Weights, shape: Shape) -> dic
         outputs[Labels.__name__] = _product(graph, pooled, head.classifier)
     if mlm := weights.mlm:
         kind = "FastGelu" if gelu_of(shape) == "tanh" else "Gelu"
-        states = graph.node(kind, _product(graph, hidden, mlm.transform), domain=_CONTRIB)
+        states = graph.node(kind, _product(graph, hidden, mlm.transform), domain=CONTRIB)
         states = _normalize(graph, states, mlm.norm)
-        graph.input("token_ids", TensorProto.INT32, "token ids")
-        graph.input("decoder", TensorProto.FLOAT, "number of words", shape.hidden_size)
+        graph.input("token_ids", INT32, "token ids")
+        graph.input("decoder", FLOAT, "number of words", shape.hidden_size)
         weight, bias = (graph.node("Gather", each, "token_ids") for each in ("decoder", graph.array(mlm.decoder.bias)))
         outputs[TokenScores.__name__] = graph.node("Gemm", states, weight, bias, transB=1)
     return outputs
 
 
-def _normalize(graph: _Graph, hidden: str, norm: Norm, gain: float | Tensor = 1.0) -> str:
+def _normalize(graph: Graph, hidden: str, norm: Norm, gain: float | Tensor = 1.0) -> str:
     """The norm, times a gain."""
     weight, bias = graph.array(norm.weight * gain), graph.array(norm.bias * gain)
     # Its own fusion of a sum and a norm takes three times as long as the two.
@@ -409,7 +294,7 @@ def _parts(made: Linear, count: int) -> list[Linear]:
     return [replace(made, weight=weight, scales=scales, bias=bias) for weight, scales, bias in outputs]
 
 
-def _codes(graph: _Graph, hidden: str, made: Linear) -> str:
+def _codes(graph: Graph, hidden: str, made: Linear) -> str:
     """What the map multiplies: hidden states; of 8 bits, the codes of hidden states that are times its gains."""
     if not isinstance(made, Int8Codes):
         return hidden
@@ -417,10 +302,10 @@ def _codes(graph: _Graph, hidden: str, made: Linear) -> str:
     return graph.node("QuantizeLinear", hidden, graph.array(np.ones((), dtype=np.float32)), zero)
 
 
-def _product(graph: _Graph, codes: str, made: Linear) -> str:
+def _product(graph: Graph, codes: str, made: Linear) -> str:
     if isinstance(made, Plain):
         return graph.node("Gemm", codes, graph.array(made.weight), graph.array(made.bias), transB=1)
     assert isinstance(made, Int8Codes), "the kinds of maps of this runtime"
     one, zero = graph.array(np.ones((), dtype=np.float32)), graph.array(np.full((), UINT8_ZERO, dtype=np.uint8))
     weight, scales, bias = (graph.array(each) for each in (made.weight.t().contiguous(), made.scales, made.bias))
-    return graph.node("MatMulIntegerToFloat", codes, weight, one, scales, zero, "", bias, domain=_CONTRIB)
+    return graph.node("MatMulIntegerToFloat", codes, weight, one, scales, zero, "", bias, domain=CONTRIB)
