@@ -351,7 +351,7 @@ class Replicas(Section):
         "auto",
         description="Library that computes the encoder: torch; or onnxruntime, on a CPU in float32 or int8, with a "
         "copy of the weights in each replica; auto: the faster, measured at the start; onnxruntime if it gains a "
-        "tenth, and for at most 2 GiB of weights.",
+        "twentieth, and for at most 2 GiB of weights.",
     )
     quantization: WantedQuantization = Field(
         "none",
