@@ -11,12 +11,13 @@ engine's in float32.
 
 The engine has the environment of a worker process of the server. The same rows for all, lengths lognormal (median 31
 tokens, 95 % below 152): one row at a time, and in batches of 16 in the order in which they come, which the runtimes pad
-to the longest row and the engine packs. In every round each one computes all rows in turn, in another order than in the
-round before. Ratios are of one round; their median and the interval that holds the true median with at least 95 %
-probability (order statistics, from 6 rounds on) are shown, by the clock and by CPU seconds. On a machine that others
-use, with one thread, the CPU seconds are the better measure. `best` is the better runtime in the same round and
-precision: for one row at a time of those that do the same, for batches of 16 of both ways, as padding makes batches
-slower than single rows. Before each turn is a pause, after which no thread of the one before takes a core any more.
+to the longest row and the engine packs. In every round all compute the rows in turns of 16, in another order each time:
+what slows the machine for a second slows all of them. Ratios are of one round, of the sums of its turns; their median
+and the interval that holds the true median with at least 95 % probability (order statistics, from 6 rounds on) are
+shown, by the clock and by CPU seconds. On a machine that others use, with one thread, the CPU seconds are the better
+measure. `best` is the better runtime in the same round and precision: for one row at a time of those that do the same,
+for batches of 16 of both ways, as padding makes batches slower than single rows. Before each turn is a pause, after
+which no thread of the one before takes a core any more.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from math import comb
 from pathlib import Path
 from statistics import median
@@ -55,6 +57,8 @@ from service.tools.export.onnx_file import largest_difference, run_engine
 
 RANDOM = ("small", "110M", "330M", "1.3B")
 BATCH_ROWS = (1, 16)
+PART_ROWS = BATCH_ROWS[-1]
+"""The rows are computed in parts of so many, so that the contenders take turns of a moment."""
 PRECISIONS = ("float32", "bfloat16", "int8")
 RUNTIMES = {"onnxruntime": ("float32", "int8"), "openvino": PRECISIONS}
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.25}
@@ -68,17 +72,24 @@ BEST = "best"
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    clock: float
-    cpu: float
+    clock: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.clock + other.clock, self.cpu + other.cpu)
+
+
+Run = Callable[[int, int], Seconds]
+"""Computes the rows of a part in batches of so many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """An engine in one precision; `run` computes all rows in batches of so many."""
+    """An engine in one precision."""
 
     name: str
     precision: str
-    run: Callable[[int], Seconds]
+    run: Run
 
 
 Key = tuple[str, str, int]
@@ -105,17 +116,18 @@ def main(argv: Sequence[str]) -> int:
 def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint, source = find_checkpoint(model)
     folder = export(checkpoint, source, python, LENGTHS, has_int8="int8" in arguments.precision)
-    rows = encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1))
-    compared = rows[: BATCH_ROWS[-1]]
+    parts = make_parts(checkpoint, arguments.rows)
+    compared = parts[0]
     expected = run_engine(checkpoint, compared)
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for size in BATCH_ROWS:
-            save_batches(_file(scratch, size), checkpoint, rows, size)
+        for part, rows in enumerate(parts):
+            for size in BATCH_ROWS:
+                save_batches(_file(scratch, part, size), checkpoint, rows, size)
         precisions = [each for each in arguments.precision if each != "bfloat16" or auto_precision() == each]
         engines = {each: _load(checkpoint, each) for each in precisions}
-        contenders = [Contender(ENGINE, each, time_rows(engine, rows)) for each, engine in engines.items()]
+        contenders = [Contender(ENGINE, each, time_rows(engine, parts)) for each, engine in engines.items()]
         differences = {}
         for runtime, supported in RUNTIMES.items():
             for precision in (each for each in supported if each in precisions):
@@ -129,10 +141,10 @@ def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str
                     left_out[name] = str(error)
                 else:
                     contenders.append(Contender(runtime, precision, _theirs(theirs, scratch)))
-        rounds = list(race(contenders, arguments.rounds))
+        rounds = list(race(contenders, arguments.rounds, len(parts)))
     result = {
         "model": model,
-        "rows": len(rows),
+        "rows": arguments.rows,
         "tokens": sum(row.num_tokens for row in rows),
         "runtimes_of_engine": {each: engine.arithmetic.runtime for each, engine in engines.items()},
         "difference_from_engine_in_float32": differences,
@@ -151,8 +163,13 @@ def find_checkpoint(model: str) -> tuple[Checkpoint, str | Path]:
     return resolve(locate_shipped(parse_spec(model))), model
 
 
-def _file(folder: Path, batch_rows: int) -> Path:
-    return folder / f"rows-{batch_rows}.npz"
+def make_parts(checkpoint: Checkpoint, num_rows: int) -> list[Sequence[Encoding]]:
+    rows = encode(checkpoint, make_texts(LENGTHS, num_rows, seed=1))
+    return [rows[start : start + PART_ROWS] for start in range(0, num_rows, PART_ROWS)]
+
+
+def _file(folder: Path, part: int, batch_rows: int) -> Path:
+    return folder / f"part-{part}-batches-of-{batch_rows}.npz"
 
 
 def _load(checkpoint: Checkpoint, precision: str) -> Engine:
@@ -169,8 +186,9 @@ def _load(checkpoint: Checkpoint, precision: str) -> Engine:
     return engine
 
 
-def time_rows(engine: Engine, rows: Sequence[Encoding]) -> Callable[[int], Seconds]:
-    def run(batch_rows: int) -> Seconds:
+def time_rows(engine: Engine, parts: Sequence[Sequence[Encoding]]) -> Run:
+    def run(part: int, batch_rows: int) -> Seconds:
+        rows = parts[part]
         clock, cpu = time.perf_counter(), time.process_time()
         for start in range(0, len(rows), batch_rows):
             engine.run(rows[start : start + batch_rows])
@@ -214,9 +232,9 @@ def process(command: Sequence[str | Path], name: str, threads: int, **variables:
             started.kill()
 
 
-def _theirs(runtime: Process, folder: Path) -> Callable[[int], Seconds]:
-    def run(batch_rows: int) -> Seconds:
-        answer = runtime.ask("run", _file(folder, batch_rows))
+def _theirs(runtime: Process, folder: Path) -> Run:
+    def run(part: int, batch_rows: int) -> Seconds:
+        answer = runtime.ask("run", _file(folder, part, batch_rows))
         return Seconds(answer["seconds"], answer["cpu_seconds"])
 
     return run
@@ -225,7 +243,7 @@ def _theirs(runtime: Process, folder: Path) -> Callable[[int], Seconds]:
 def _save(runtime: Process, folder: Path) -> FloatArray:
     """What it computes of the first batch."""
     output = folder / "output.npy"
-    runtime.ask("save", _file(folder, BATCH_ROWS[-1]), output)
+    runtime.ask("save", _file(folder, 0, BATCH_ROWS[-1]), output)
     return cast("FloatArray", np.load(output))
 
 
@@ -236,21 +254,17 @@ def _require_equal(difference: float, precision: str) -> float:
     return round(difference, 6)
 
 
-def race(contenders: Sequence[Contender], rounds: int) -> Iterator[Round]:
+def race(contenders: Sequence[Contender], rounds: int, num_parts: int) -> Iterator[Round]:
     """A first round warms all up and does not count."""
-
-    def run(contender: Contender, size: int) -> Seconds:
-        time.sleep(_SETTLING_SECONDS)
-        return contender.run(size)
-
     for number in range(rounds + 1):
         print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
-        first = number % len(contenders)
-        found = {
-            (each.name, each.precision, size): run(each, size)
-            for size in BATCH_ROWS
-            for each in (*contenders[first:], *contenders[:first])
-        }
+        found: dict[Key, Seconds] = {}
+        for part, size in product(range(num_parts), BATCH_ROWS):
+            first = (number + part) % len(contenders)
+            for each in (*contenders[first:], *contenders[:first]):
+                time.sleep(_SETTLING_SECONDS)
+                key = each.name, each.precision, size
+                found[key] = found.get(key, Seconds()) + each.run(part, size)
         if number:
             yield found
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.engine waiting --model small --json benchmarks/results/waiting.json
 
-One process for each number of turns, with the encoder computed by torch in float32; all compute the same rows in turn,
-one at a time and in batches of 16, in another order in every round. Ratios are of one round, over the first of --turns;
-their median, their interval and the pause before each turn are those of the benchmark of the runtimes. What a thread
-takes from the cores while it waits for the next batch, which it may never get, is in the CPU milliseconds of a row.
+One process for each number of turns, with the encoder computed by torch in float32; all compute the same rows, one at a
+time and in batches of 16, alternately and with pauses, as in the benchmark of the runtimes, and with its medians and
+intervals. Ratios are of one round, over the first of --turns. What a thread takes from the cores while it waits for the
+next batch, which it may never get, is in the CPU milliseconds of a row.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import about, parser_of, save
-from benchmarks.engine.models import LENGTHS
 from benchmarks.engine.runtimes import (
     BATCH_ROWS,
+    PART_ROWS,
     RANDOM,
     Contender,
     Process,
@@ -33,12 +33,11 @@ from benchmarks.engine.runtimes import (
     Seconds,
     find_checkpoint,
     interval,
+    make_parts,
     process,
     race,
     time_rows,
 )
-from benchmarks.peers.exported import encode
-from benchmarks.peers.rounds import make_texts
 from service.engine.engine import Engine
 
 PRECISION = "float32"
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     with ExitStack() as stack:
         contenders = [contender(turns, stack.enter_context(_process(turns, arguments))) for turns in arguments.turns]
-        rounds = list(race(contenders, arguments.rounds))
+        rounds = list(race(contenders, arguments.rounds, num_parts=-(-arguments.rows // PART_ROWS)))
     document = {
         "what": "milliseconds of a row by torch in float32, by the turns for which its threads wait busily",
         **about(arguments, argv, "torch"),
@@ -71,21 +70,21 @@ def _process(turns: int, arguments: argparse.Namespace) -> AbstractContextManage
 
 
 def contender(turns: int, asked: Process) -> Contender:
-    return Contender(str(turns), PRECISION, lambda batch_rows: Seconds(**asked.ask(str(batch_rows))))
+    return Contender(str(turns), PRECISION, lambda part, size: Seconds(**asked.ask(str(part), str(size))))
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    """Computes all rows for each line of stdin, which is the number of rows of a batch."""
+    """For each line of stdin: which part it is, and the number of rows of a batch."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     torch.set_num_threads(arguments.threads)
     checkpoint, _ = find_checkpoint(arguments.model)
     engine = Engine.load(checkpoint, precision=PRECISION, runtime="torch")
     engine.warm_up()
-    run = time_rows(engine, encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1)))
+    run = time_rows(engine, make_parts(checkpoint, arguments.rows))
     print(json.dumps({"loaded": True}), file=answers)
     for line in sys.stdin:
-        print(json.dumps(asdict(run(int(line)))), file=answers)
+        print(json.dumps(asdict(run(*map(int, line.split())))), file=answers)
 
 
 def summarize(rounds: Sequence[Round], turns: Sequence[int], num_rows: int) -> list[dict[str, Any]]:

@@ -25,23 +25,23 @@ def test_speeds_are_read_by_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 class Computes:
-    """Takes so many seconds for single rows, and half of them for a batch."""
+    """Takes so many seconds for the single rows of two parts, and half of them for batches."""
 
-    def __init__(self, seconds: float, asked: list[tuple[float, str]]) -> None:
+    def __init__(self, seconds: float, asked: list[tuple[float, str, str]]) -> None:
         self._seconds = seconds
         self._asked = asked
 
-    def ask(self, batch_rows: str) -> dict[str, Any]:
-        self._asked.append((self._seconds, batch_rows))
-        return {"clock": self._seconds / (2 if batch_rows == "16" else 1), "cpu": 2.0}
+    def ask(self, part: str, batch_rows: str) -> dict[str, Any]:
+        self._asked.append((self._seconds, part, batch_rows))
+        return {"clock": self._seconds / (2 if batch_rows == "16" else 1) / 2, "cpu": 1.0}
 
 
 def test_processes_that_wait_for_different_times_take_turns() -> None:
-    asked: list[tuple[float, str]] = []
+    asked: list[tuple[float, str, str]] = []
     processes: Any = {0: Computes(0.6, asked), 5000: Computes(0.4, asked)}
-    rounds = list(race([waiting.contender(turns, each) for turns, each in processes.items()], 2))
-    assert len(asked) == (1 + 2) * 2 * 2, "a round that does not count, then two, of two processes in two ways"
-    assert asked[0] != asked[4], "in another order"
+    rounds = list(race([waiting.contender(turns, each) for turns, each in processes.items()], 2, 2))
+    assert len(asked) == (1 + 2) * 2 * 2 * 2, "a round that does not count, then two, of two parts by two in two ways"
+    assert [seconds for seconds, _, size in asked if size == "16"][:4] == [0.6, 0.4, 0.4, 0.6], "in another order"
     assert waiting.summarize(rounds, list(processes), num_rows=10) == [
         {"turns": 0, "batch_rows": 1, "ms_of_a_row": 60, "cpu_ms_of_a_row": 200, "times_as_fast": [1, 1, 1]},
         {"turns": 5000, "batch_rows": 1, "ms_of_a_row": 40, "cpu_ms_of_a_row": 200, "times_as_fast": [1.5, 1.5, 1.5]},
