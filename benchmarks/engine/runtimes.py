@@ -116,15 +116,15 @@ def main(argv: Sequence[str]) -> int:
 def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint, source = find_checkpoint(model)
     folder = export(checkpoint, source, python, LENGTHS, has_int8="int8" in arguments.precision)
-    parts = make_parts(checkpoint, arguments.rows)
+    rows = encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1))
+    parts = in_parts(rows)
     compared = parts[0]
     expected = run_engine(checkpoint, compared)
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for part, rows in enumerate(parts):
-            for size in BATCH_ROWS:
-                save_batches(_file(scratch, part, size), checkpoint, rows, size)
+        for number, size in product(range(len(parts)), BATCH_ROWS):
+            save_batches(_file(scratch, number, size), checkpoint, parts[number], size)
         precisions = [each for each in arguments.precision if each != "bfloat16" or auto_precision() == each]
         engines = {each: _load(checkpoint, each) for each in precisions}
         contenders = [Contender(ENGINE, each, time_rows(engine, parts)) for each, engine in engines.items()]
@@ -144,7 +144,7 @@ def measure(model: str, python: Path, arguments: argparse.Namespace) -> dict[str
         rounds = list(race(contenders, arguments.rounds, len(parts)))
     result = {
         "model": model,
-        "rows": arguments.rows,
+        "rows": len(rows),
         "tokens": sum(row.num_tokens for row in rows),
         "runtimes_of_engine": {each: engine.arithmetic.runtime for each, engine in engines.items()},
         "difference_from_engine_in_float32": differences,
@@ -163,9 +163,8 @@ def find_checkpoint(model: str) -> tuple[Checkpoint, str | Path]:
     return resolve(locate_shipped(parse_spec(model))), model
 
 
-def make_parts(checkpoint: Checkpoint, num_rows: int) -> list[Sequence[Encoding]]:
-    rows = encode(checkpoint, make_texts(LENGTHS, num_rows, seed=1))
-    return [rows[start : start + PART_ROWS] for start in range(0, num_rows, PART_ROWS)]
+def in_parts(rows: Sequence[Encoding]) -> list[Sequence[Encoding]]:
+    return [rows[start : start + PART_ROWS] for start in range(0, len(rows), PART_ROWS)]
 
 
 def _file(folder: Path, part: int, batch_rows: int) -> Path:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import about, parser_of, save
+from benchmarks.engine.models import LENGTHS
 from benchmarks.engine.runtimes import (
     BATCH_ROWS,
     PART_ROWS,
@@ -32,12 +33,14 @@ from benchmarks.engine.runtimes import (
     Round,
     Seconds,
     find_checkpoint,
+    in_parts,
     interval,
-    make_parts,
     process,
     race,
     time_rows,
 )
+from benchmarks.peers.exported import encode
+from benchmarks.peers.rounds import make_texts
 from service.engine.engine import Engine
 
 PRECISION = "float32"
@@ -81,7 +84,8 @@ def _answer(arguments: argparse.Namespace) -> None:
     checkpoint, _ = find_checkpoint(arguments.model)
     engine = Engine.load(checkpoint, precision=PRECISION, runtime="torch")
     engine.warm_up()
-    run = time_rows(engine, make_parts(checkpoint, arguments.rows))
+    rows = encode(checkpoint, make_texts(LENGTHS, arguments.rows, seed=1))
+    run = time_rows(engine, in_parts(rows))
     print(json.dumps({"loaded": True}), file=answers)
     for line in sys.stdin:
         print(json.dumps(asdict(run(*map(int, line.split())))), file=answers)
