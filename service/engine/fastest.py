@@ -30,8 +30,8 @@ WORTHWHILE_GAIN = 1.2
 change the choice from one start to the next."""
 
 WORTHWHILE_COPY = 1.05
-"""How many times as fast as torch ONNX Runtime must be: its weights are copies of each process. One layer shows at
-most half of its gain in a whole model, whose weights do not stay in the caches of the CPU."""
+"""How many times as fast as torch ONNX Runtime must be: its weights are copies of each process. One layer shows about
+half of what single rows gain in a whole model, whose weights do not stay in the caches of the CPU."""
 
 WORTHWHILE_CONVERSION = 1.25
 """How many times as fast as one whose weights are cached another one must be: noise should not have them converted, and
