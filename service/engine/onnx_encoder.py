@@ -192,8 +192,7 @@ class _Layers:
         GELU is by tanh before an 8-bit map, too: it differs by at most 0.0005, a fraction of a step of the codes.
         """
         is_by_tanh = gelu_of(self._shape) == "tanh" or isinstance(layer.ffn_out, Int8Codes)
-        kind = "FastGelu" if is_by_tanh else "Gelu"
-        inner = self._graph.node(kind, self._linear(hidden, layer.ffn_in), domain=CONTRIB)
+        inner = _gelu(self._graph, self._linear(hidden, layer.ffn_in), is_by_tanh=is_by_tanh)
         return self._linear(self._scale(inner, layer.ffn_out), layer.ffn_out)
 
     def _attend(self, query: str, key: str, value: str, queries: str) -> str:
@@ -244,14 +243,17 @@ def _readouts(graph: Graph, hidden: str, weights: Weights, shape: Shape) -> dict
         pooled = graph.node("Tanh", _product(graph, hidden, head.pooler))
         outputs[Labels.__name__] = _product(graph, pooled, head.classifier)
     if mlm := weights.mlm:
-        kind = "FastGelu" if gelu_of(shape) == "tanh" else "Gelu"
-        states = graph.node(kind, _product(graph, hidden, mlm.transform), domain=CONTRIB)
+        states = _gelu(graph, _product(graph, hidden, mlm.transform), is_by_tanh=gelu_of(shape) == "tanh")
         states = _normalize(graph, states, mlm.norm)
         graph.input("token_ids", INT32, "token ids")
         graph.input("decoder", FLOAT, "number of words", shape.hidden_size)
         weight, bias = (graph.node("Gather", each, "token_ids") for each in ("decoder", graph.array(mlm.decoder.bias)))
         outputs[TokenScores.__name__] = graph.node("Gemm", states, weight, bias, transB=1)
     return outputs
+
+
+def _gelu(graph: Graph, hidden: str, *, is_by_tanh: bool) -> str:
+    return graph.node("FastGelu" if is_by_tanh else "Gelu", hidden, domain=CONTRIB)
 
 
 def _normalize(graph: Graph, hidden: str, norm: Norm, gain: float | Tensor = 1.0) -> str:
