@@ -35,7 +35,7 @@ from itertools import product
 from math import comb
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ from service.engine.engine import Engine
 from service.tasks.sample_rows import sample_rows
 from service.tasks.text_model import TextModel
 from service.tools.export.onnx_file import largest_difference, run_engine
+
+T = TypeVar("T")
 
 RANDOM = ("small", "110M", "330M", "1.3B")
 BATCH_ROWS = (1, 16)
@@ -163,7 +165,7 @@ def find_checkpoint(model: str) -> tuple[Checkpoint, str | Path]:
     return resolve(locate_shipped(parse_spec(model))), model
 
 
-def in_parts(rows: Sequence[Encoding]) -> list[Sequence[Encoding]]:
+def in_parts(rows: Sequence[T]) -> list[Sequence[T]]:
     return [rows[start : start + PART_ROWS] for start in range(0, len(rows), PART_ROWS)]
 
 

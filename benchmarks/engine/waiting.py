@@ -26,7 +26,6 @@ from benchmarks.common import about, parser_of, save
 from benchmarks.engine.models import LENGTHS
 from benchmarks.engine.runtimes import (
     BATCH_ROWS,
-    PART_ROWS,
     RANDOM,
     Contender,
     Process,
@@ -53,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     with ExitStack() as stack:
         contenders = [contender(turns, stack.enter_context(_process(turns, arguments))) for turns in arguments.turns]
-        rounds = list(race(contenders, arguments.rounds, num_parts=-(-arguments.rows // PART_ROWS)))
+        rounds = list(race(contenders, arguments.rounds, num_parts=len(in_parts(range(arguments.rows)))))
     document = {
         "what": "milliseconds of a row by torch in float32, by the turns for which its threads wait busily",
         **about(arguments, argv, "torch"),
